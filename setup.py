@@ -23,8 +23,8 @@ def stop(message):
 
 
 if sys.version_info < MINIMUM:
-    found = sys.version.split()[0]
-    stop(f"expected Python >= {MINIMUM[0]}.{MINIMUM[1]}, got {found} ({sys.executable}), try python3.12 -m pip")
+    found = f"{sys.version.split()[0]} ({sys.executable})"
+    stop(f"expected Python >= {MINIMUM[0]}.{MINIMUM[1]}, got {found}, try another python3")
 
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402

@@ -1,0 +1,63 @@
+# make setup      project-local .venv with pip, everything installed, native core built; quick when nothing changed
+# make demo       set-up, then dense against sparse + frozen + sieved training on the embedded data, then the report
+# make test       set-up, then the tests            make test-full  the long matrices as well
+# make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
+#
+# PYTHON=python3.12 make setup chooses the interpreter; a plain `make setup` takes the first that is new enough.
+
+TORCH := torch==2.13.0
+# What pyproject.toml asks of a build, in the environment itself: with it a rebuild compiles only what changed.
+BUILD := setuptools pybind11 cmake ninja
+
+BIN := .venv/bin
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: setup demo test test-full bench lint format
+
+setup: .venv/.installed
+
+demo: setup
+	$(BIN)/spfde train --compare dense --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-full: setup
+	$(BIN)/python -m pytest -m ''
+
+bench: setup
+	@mkdir -p runs
+	$(BIN)/python -m pytest benchmarks --benchmark-json=runs/bench.json
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# Directories count as well: deleting a source changes only its folder.
+.venv/.installed: $(BIN)/python pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
+	$(BIN)/python -m pip install $(BUILD) $(TORCH)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# A candidate is run, not only looked up: version managers leave shims on PATH that exist and fail.
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue; \
+	  new="$$new $$python"; \
+	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
+	  echo "spfde: making .venv with $$python"; \
+	  exec "$$python" -m venv --clear --upgrade-deps .venv; \
+	done; \
+	if [ -n "$$new" ]; then \
+	  echo "spfde: expected Python's venv module, found none in$$new, try: apt install python3-venv" >&2; \
+	else \
+	  echo "spfde: expected Python >= 3.10, found none of $(PYTHONS), try: PYTHON=/path/to/python make setup" >&2; \
+	fi; \
+	exit 1
