@@ -1,0 +1,63 @@
+// Two-dimensional cross-correlation with a sparse weight: forward, input gradient, weight gradient.
+//
+// All activations are contiguous NCHW float32. A stored weight of output channel o in group g has
+// col = (c * kernel_h + i) * kernel_w + j with c the input channel counted inside the group.
+#pragma once
+
+#include <cstdint>
+
+namespace spfde {
+
+struct Conv2dShape {
+  int64_t batch;
+  int64_t in_channels, in_h, in_w;
+  int64_t out_channels, out_h, out_w;  // out_h, out_w >= 0 as given by the usual convolution arithmetic
+  int64_t kernel_h, kernel_w;
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;  // bottom and right padding follow from out_h and out_w
+  int64_t dilation_h, dilation_w;
+  int64_t groups;
+};
+
+struct Conv2dArgs {
+  Conv2dShape shape;
+  const int32_t* row_ptr;  // [out_channels + 1]
+  const int32_t* col;      // [nnz] ascending within a row
+  const float* values;     // [nnz]
+  const float* bias;       // [out_channels] or nullptr
+  const float* x;          // [batch, in_channels, in_h, in_w]
+  float* y;                // [batch, out_channels, out_h, out_w] written
+  int threads;
+};
+
+// The transposed index groups the weights of one input channel by the residue of their tap modulo the stride,
+// because only those reach the same input pixels:
+//   row r = (channel * stride_h + (i * dilation_h) % stride_h) * stride_w + (j * dilation_w) % stride_w
+//   col   = (o * kernel_h + i) * kernel_w + j with o the output channel counted inside the group.
+struct Conv2dInputGradArgs {
+  Conv2dShape shape;
+  const int32_t* row_ptr;  // [in_channels * stride_h * stride_w + 1]
+  const int32_t* col;      // [nnz] ascending within a row
+  const float* values;     // [nnz] in transposed order
+  const float* dy;         // [batch, out_channels, out_h, out_w]
+  float* dx;               // [batch, in_channels, in_h, in_w] written
+  int threads;
+};
+
+struct Conv2dWeightGradArgs {
+  Conv2dShape shape;
+  const int32_t* row_ptr;  // [out_channels + 1]
+  const int32_t* col;      // [nnz] ascending within a row
+  const float* x;          // [batch, in_channels, in_h, in_w]
+  const float* dy;         // [batch, out_channels, out_h, out_w]
+  int64_t capacity;        // slots of dvalues, >= nnz
+  float* dvalues;          // [capacity] written, 0 past nnz
+  float* dbias;            // [out_channels] written, or nullptr
+  int threads;
+};
+
+void conv2d(const Conv2dArgs& args);
+void conv2d_input_grad(const Conv2dInputGradArgs& args);
+void conv2d_weight_grad(const Conv2dWeightGradArgs& args);
+
+}  // namespace spfde

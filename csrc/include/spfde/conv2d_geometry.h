@@ -1,0 +1,73 @@
+// How a convolution becomes shifted streams.
+//
+// Source activations are copied into zero-padded planes, one per channel and stride phase; target activations live in
+// planes of the same row and image pitch. A stored weight then adds (or correlates) a whole plane at one constant
+// offset, whatever the stride, padding and dilation. Padding is shared: a row's right padding is the next row's left
+// padding, an image's bottom padding the next image's top padding. Target positions that fall on padding hold garbage
+// (products) or zero (gradients) and are never copied out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "spfde/conv2d.h"
+#include "spfde/isa.h"
+
+namespace spfde {
+
+// One spatial axis. Element u of source phase p is source index u * source_step + source_first[p]; likewise for the
+// target. Tap t pairs target element m of phase target_phase[t] with source element m + shift[t] of source_phase[t].
+struct Axis {
+  int64_t source_length, source_step, source_phases;
+  int64_t target_length, target_step, target_phases;
+  int64_t taps;
+  int64_t grid;       // target elements per phase, the most of any phase
+  int64_t pitch;      // elements between consecutive rows (or images)
+  int64_t max_shift;
+  const int64_t* source_first;                  // [source_phases]
+  const int64_t* target_first;                  // [target_phases]
+  const int64_t *source_phase, *shift;          // [taps]
+};
+
+struct Conv2dGeometry {
+  Axis h, w;
+  int64_t batch, groups;
+  int64_t source_channels, target_channels;
+  int64_t slots;        // planes per source channel
+  const int64_t* slot;  // [h.source_phases * w.source_phases] plane within the channel, -1 where no tap reads it
+};
+
+// target = sum over stored weights of w * shifted source, plus bias: forward, and the input gradient.
+struct ShiftedProductArgs {
+  const Conv2dGeometry* geometry;
+  const int32_t* row_ptr;  // [target_channels * target phases + 1]
+  const int32_t* col;
+  const float* values;
+  const float* bias;  // [target_channels] or nullptr
+  const float* source;
+  float* target;
+  int threads;
+};
+
+// dvalues = <target, shifted source> per stored weight, dbias = sum of target: the weight gradient.
+struct ShiftedCorrelationArgs {
+  const Conv2dGeometry* geometry;
+  const int32_t* row_ptr;  // [target_channels + 1]
+  const int32_t* col;
+  const float* source;
+  const float* target;
+  int64_t capacity;
+  float* dvalues;  // [capacity]
+  float* dbias;    // [target_channels] or nullptr
+  int threads;
+};
+
+SPFDE_PER_ISA(shifted_product, ShiftedProductArgs)
+SPFDE_PER_ISA(shifted_correlation, ShiftedCorrelationArgs)
+
+// Source x, target y: forward and weight gradient.
+std::shared_ptr<const Conv2dGeometry> forward_geometry(const Conv2dShape& shape);
+// Source dy, target dx.
+std::shared_ptr<const Conv2dGeometry> input_grad_geometry(const Conv2dShape& shape);
+
+}  // namespace spfde

@@ -1,0 +1,25 @@
+// Y = X W^T + bias for a sparse W: forward of a linear layer, and its input gradient through the transposed index.
+#pragma once
+
+#include <cstdint>
+
+#include "spfde/isa.h"
+
+namespace spfde {
+
+struct SpmmArgs {
+  int64_t rows;            // rows of W
+  int64_t cols;            // columns of W
+  int64_t batch;           // rows of X and Y
+  const int32_t* row_ptr;  // [rows + 1] ascending, row_ptr[0] == 0
+  const int32_t* col;      // [nnz] column of each stored weight, ascending within a row
+  const float* values;     // [nnz]
+  const float* bias;       // [rows] or nullptr
+  const float* x;          // [batch, cols] row-major
+  float* y;                // [batch, rows] row-major, every element written
+  int threads;             // >= 1
+};
+
+SPFDE_PER_ISA(spmm, SpmmArgs)
+
+}  // namespace spfde

@@ -1,0 +1,116 @@
+// pybind11 bindings: raw pointers in, GIL released, nothing else. Arguments are checked by spfde/kernels.
+#include <dlfcn.h>
+#include <omp.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "spfde/conv2d.h"
+#include "spfde/isa.h"
+#include "spfde/masked.h"
+#include "spfde/sddmm.h"
+#include "spfde/spmm.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::string path_providing(void* symbol) {
+  Dl_info info;
+  return dladdr(symbol, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
+}
+
+spfde::Conv2dShape conv2d_shape(const std::array<int64_t, 16>& s) {
+  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]};
+}
+
+std::vector<std::string> names(const std::vector<spfde::Isa>& isas) {
+  std::vector<std::string> out;
+  for (spfde::Isa isa : isas) out.emplace_back(spfde::isa_name(isa));
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def("compiled_isas", [] { return names(spfde::compiled_isas()); });
+  m.def("isas", [] { return names(spfde::runnable_isas()); });
+  m.def("isa", [] { return spfde::isa_name(spfde::isa()); });
+  m.def("cuda_archs", [] { return std::vector<std::string>{}; });
+  m.def("openmp_library", [] { return path_providing(reinterpret_cast<void*>(&omp_get_max_threads)); });
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = __VERSION__;
+    info["openmp"] = _OPENMP;
+    info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+    return info;
+  });
+
+  m.def(
+      "spmm",
+      [](int64_t rows, int64_t cols, int64_t batch, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
+         uintptr_t x, uintptr_t y, int threads) {
+        spfde::spmm({rows, cols, batch, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
+                     pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
+      },
+      release());
+  m.def(
+      "sddmm",
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dy,
+         uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int threads) {
+        spfde::sddmm({rows, cols, batch, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(dy),
+                      pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias), threads});
+      },
+      release());
+  m.def(
+      "conv2d",
+      [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
+         uintptr_t x, uintptr_t y, int threads) {
+        spfde::conv2d({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
+                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
+      },
+      release());
+  m.def(
+      "conv2d_input_grad",
+      [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dy,
+         uintptr_t dx, int threads) {
+        spfde::conv2d_input_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
+                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), threads});
+      },
+      release());
+  m.def(
+      "conv2d_weight_grad",
+      [](const std::array<int64_t, 16>& shape, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t x,
+         uintptr_t dy, uintptr_t dvalues, uintptr_t dbias, int threads) {
+        spfde::conv2d_weight_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
+                                   pointer<float>(x), pointer<float>(dy), capacity, pointer<float>(dvalues),
+                                   pointer<float>(dbias), threads});
+      },
+      release());
+
+  m.def(
+      "scatter_values",
+      [](int64_t rows, int64_t cols, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dense, int threads) {
+        spfde::scatter_values(rows, cols, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
+                              pointer<float>(dense), threads);
+      },
+      release());
+  m.def(
+      "gather_values",
+      [](int64_t rows, int64_t cols, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dense,
+         uintptr_t values, int threads) {
+        spfde::gather_values(rows, cols, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col),
+                             pointer<float>(dense), pointer<float>(values), threads);
+      },
+      release());
+}

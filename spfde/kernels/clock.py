@@ -1,0 +1,52 @@
+"""Seconds spent inside spfde's kernels, for reports that attribute a run's time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Clock:
+    """Accumulated kernel time, in seconds."""
+
+    seconds: float = 0.0
+
+
+_running: list[Clock] = []
+
+
+@contextmanager
+def measure() -> Iterator[Clock]:
+    """Counts the kernel time of everything run inside the block; may be nested. Exact on CPU only."""
+    clock = Clock()
+    _running.append(clock)
+    try:
+        yield clock
+    finally:
+        _running.remove(clock)
+
+
+def timed(kernel: Callable[P, R]) -> Callable[P, R]:
+    """Makes a kernel count towards the clocks that run while it does."""
+
+    @wraps(kernel)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _running:
+            return kernel(*args, **kwargs)
+        start = time.perf_counter()
+        try:
+            return kernel(*args, **kwargs)
+        finally:
+            seconds = time.perf_counter() - start
+            for clock in _running:
+                clock.seconds += seconds
+
+    return run
