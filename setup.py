@@ -31,7 +31,9 @@ from setuptools.command.build_ext import build_ext  # noqa: E402
 
 
 def require_compiler():
-    """Checks for what CMake would report in twenty lines: a C++ compiler and Python's headers."""
+    """Checks for what CMake would report in twenty lines: the system, a C++ compiler, Python's headers."""
+    if not sys.platform.startswith("linux"):
+        stop(f"expected Linux, got {sys.platform}, try a container or WSL 2")
     wanted = os.environ.get("CXX")
     names = shlex.split(wanted)[:1] if wanted else ["c++", "g++", "clang++"]
     if not any(shutil.which(name) for name in names):
@@ -106,4 +108,5 @@ class CMakeBuild(build_ext):
         self.copy_file(str(folder / target.name), str(target))
 
 
-setup(ext_modules=[Extension("spfde._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("spfde._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

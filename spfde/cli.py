@@ -1,0 +1,38 @@
+"""The `spfde` command; a subcommand's module is imported when that subcommand is asked for."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+# Subcommand -> module that defines a function of the same name.
+COMMANDS = {"train": "spfde.cli_train", "report": "spfde.cli_report", "env": "spfde.cli_env"}
+
+
+def build(command: str | None) -> typer.Typer:
+    """The application holding `command`, or every command where it is none of them (help, a misspelling)."""
+    app = typer.Typer(
+        help="Sparse training that is faster in seconds.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)  # without it, a single command would take the place of the group
+    for name in [command] if command in COMMANDS else COMMANDS:
+        app.command(name)(getattr(import_module(COMMANDS[name]), name))
+    return app
+
+
+def main() -> None:
+    """Runs the command line; what the user can mend is told in one line."""
+    command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    try:
+        build(command)(prog_name="spfde")
+    except (ValueError, ImportError, OSError) as error:
+        raise SystemExit(f"spfde: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
