@@ -73,12 +73,24 @@ def check_index(index: Index, rows: int, cols: int, capacity: int) -> str | None
 
 
 class Window(NamedTuple):
-    """How a weight [out, in, kernel_h, kernel_w] is applied; a linear layer is the default one-tap window."""
+    """How a weight [out, in, kernel_h, kernel_w] is applied; a linear layer is the default one-tap window.
+
+    padding: zeros added at the top, bottom, left and right.
+    """
 
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output of an image."""
+        top, bottom, left, right = self.padding
+        return (
+            (height + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1,
+            (width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
+        )
 
 
 @dataclass(eq=False)

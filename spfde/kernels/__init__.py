@@ -1,0 +1,8 @@
+"""Ops on sparse weights, one module each: checks, reference, dispatch, torch.library registration."""
+
+from spfde.kernels import clock, conv2d_ops
+from spfde.kernels.conv2d import conv2d
+from spfde.kernels.dispatch import KernelChoice
+from spfde.kernels.spmm import spmm
+
+__all__ = ["KernelChoice", "clock", "conv2d", "conv2d_ops", "spmm"]

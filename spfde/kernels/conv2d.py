@@ -1,0 +1,219 @@
+"""conv2d: cross-correlation with a sparse weight, its input gradient, and its weight gradient at stored positions.
+
+Activations are computed in contiguous NCHW; a channels_last input is copied once, the result is contiguous.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spfde._native import native
+from spfde.kernels import dispatch
+from spfde.kernels.clock import timed
+from spfde.kernels.masked import gather, scatter, to_dense
+from spfde.kernels.precision import (
+    compute_and_result_dtype,
+    refuse_double_backward,
+    through_dispatcher,
+    without_autocast,
+)
+from spfde.kernels.spmm import transposed
+from spfde.pattern import Index, Plan, Window, positions_of
+
+Shape = tuple[int, ...]
+
+
+def conv2d_ref(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """The convolution with a dense weight [out, in / groups, kernel_h, kernel_w] in plain torch."""
+    x, padding = _symmetric(x, window)
+    return F.conv2d(x, weight, bias, window.stride, padding, window.dilation, window.groups)
+
+
+def conv2d(
+    x: Tensor, values: Tensor, plan: Plan, window: Window, bias: Tensor | None = None, kernel: str = "auto"
+) -> Tensor:
+    """The cross-correlation of x with the sparse weight of `plan`, plus bias.
+
+    x: [batch, channels, height, width] or [channels, height, width]. values: [capacity, 1, 1]. bias: [out] or None.
+    Returns [(batch,) out, out_height, out_width] in the precision that `spfde.kernels.precision` states.
+
+    Raises:
+        ValueError: x does not fit, devices differ, or `kernel` names none or one that cannot run here.
+        TypeError: x or values is not floating point.
+    """
+    channels = plan.shape[1] * window.groups
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(f"expected x of shape [batch, {channels}, height, width], got {list(x.shape)}")
+    out_h, out_w = window.output_size(x.shape[-2], x.shape[-1])
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"expected an image at least as large as the kernel {list(window.kernel)} after padding "
+            f"{list(window.padding)}, got {list(x.shape[-2:])}"
+        )
+    if x.dim() == 3:
+        return conv2d(x.unsqueeze(0), values, plan, window, bias, kernel).squeeze(0)
+    dispatch.check_device(x, values)
+    dtype, result = compute_and_result_dtype(x, values)
+    with without_autocast(x.device.type):
+        x, values = x.to(dtype), values.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        if through_dispatcher(x):
+            y = torch.ops.spfde.conv2d(
+                x, values, bias, plan.row_ptr, plan.col, plan.t_row_ptr, plan.t_col, plan.t_perm,
+                plan.shape, window.stride, window.padding, window.dilation, window.groups, kernel,
+            )  # fmt: skip
+        else:
+            choice = dispatch.convolution(kernel, x, plan.shape, window, plan.nnz)
+            if choice.kernel == "reference":
+                y = conv2d_ref(x, to_dense(values, plan.positions, plan.shape), bias, window)
+            else:
+                y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel)
+    return y.to(result)
+
+
+@timed
+def compute(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    row_ptr: Tensor,
+    col: Tensor,
+    shape: Shape,
+    window: Window,
+    kernel: str,
+    buffer: Tensor | None = None,
+) -> Tensor:
+    """Y [batch, out, out_h, out_w] outside autograd; `kernel` names one, "auto" is resolved before."""
+    if kernel == "reference":
+        cols = shape[1] * shape[2] * shape[3]
+        return conv2d_ref(x, to_dense(values, positions_of(Index(row_ptr, col), cols), shape), bias, window)
+    if kernel == "dense":
+        return conv2d_ref(x, scatter(values, row_ptr, col, shape, buffer), bias, window)
+    x = x.contiguous()
+    y = x.new_empty(x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3]))
+    native().conv2d(
+        _native_shape(x.shape, shape, window), row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
+        0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+@timed
+def compute_input_grad(
+    dy: Tensor,
+    values: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    t_row_ptr: Tensor,
+    t_col: Tensor,
+    t_perm: Tensor,
+    size: Shape,
+    shape: Shape,
+    window: Window,
+    kernel: str,
+    buffer: Tensor | None = None,
+) -> Tensor:
+    """dX [batch, channels, *size] outside autograd."""
+    x_shape = (dy.shape[0], shape[1] * window.groups, *size)
+    if kernel != "native":
+        weight = scatter(values, row_ptr, col, shape, buffer)
+        return _dense_backward(dy, dy.new_empty(1).expand(x_shape), weight, window, 0)
+    dy, values = dy.contiguous(), transposed(values, t_perm)
+    dx = dy.new_empty(x_shape)
+    native().conv2d_input_grad(
+        _native_shape(x_shape, shape, window), t_row_ptr.data_ptr(), t_col.data_ptr(), values.data_ptr(),
+        dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx
+
+
+@timed
+def compute_weight_grad(
+    dy: Tensor,
+    x: Tensor,
+    row_ptr: Tensor,
+    col: Tensor,
+    shape: Shape,
+    window: Window,
+    bias: bool,
+    kernel: str,
+) -> tuple[Tensor, Tensor]:
+    """The weight gradient [capacity, 1, 1] and, if `bias`, the bias gradient [out] (else empty)."""
+    capacity = col.numel()
+    if kernel != "native":
+        dense = _dense_backward(dy, x, dy.new_empty(1).expand(shape), window, 1)
+        return gather(dense, row_ptr, col, capacity), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
+    dy, x = dy.contiguous(), x.contiguous()
+    dvalues, dbias = x.new_empty(capacity, 1, 1), x.new_empty(shape[0] if bias else 0)
+    native().conv2d_weight_grad(
+        _native_shape(x.shape, shape, window), capacity, row_ptr.data_ptr(), col.data_ptr(), x.data_ptr(),
+        dy.data_ptr(), dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    return dvalues, dbias
+
+
+def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ...]:
+    """The fields of `Conv2dShape` in csrc/include/spfde/conv2d.h, in order."""
+    batch, channels, height, width = x_shape
+    return (
+        batch, channels, height, width, shape[0], *window.output_size(height, width), *window.kernel, *window.stride,
+        window.padding[0], window.padding[2], *window.dilation, window.groups,
+    )  # fmt: skip
+
+
+def _symmetric(x: Tensor, window: Window) -> tuple[Tensor, tuple[int, int]]:
+    """The input and the padding that torch's convolutions take: unequal sides are padded beforehand."""
+    top, bottom, left, right = window.padding
+    if top == bottom and left == right:
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+
+def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, window: Window, wanted: int) -> Tensor:
+    """The input gradient (wanted = 0) or the weight gradient (1) of the dense convolution."""
+    height, width = x.shape[2:]
+    x, padding = _symmetric(x, window)
+    grads = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, window.stride, padding, window.dilation, False, (0, 0), window.groups,
+        (wanted == 0, wanted == 1, False),
+    )  # fmt: skip
+    grad = grads[wanted]
+    if wanted == 0 and tuple(grad.shape[2:]) != (height, width):
+        top, _, left, _ = window.padding
+        grad = grad[:, :, top : top + height, left : left + width]
+    return grad
+
+
+class _Conv2d(torch.autograd.Function):
+    """The eager route: the same computations as the registered ops, without the dispatcher's overhead."""
+
+    @staticmethod
+    def forward(ctx, x, values, bias, plan, window, kernel):
+        ctx.save_for_backward(x if values.requires_grad else None, values)
+        ctx.plan, ctx.window, ctx.kernel, ctx.size = plan, window, kernel, x.shape[2:]
+        buffer = plan.dense_buffer() if kernel == "dense" else None
+        return compute(x, values, bias, plan.row_ptr, plan.col, plan.shape, window, kernel, buffer)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, values = ctx.saved_tensors
+        plan, window, kernel = ctx.plan, ctx.window, ctx.kernel
+        need_x, need_values, need_bias = ctx.needs_input_grad[:3]
+        dx = dvalues = dbias = None
+        with torch.no_grad():
+            if need_x:
+                buffer = plan.dense_buffer() if kernel == "dense" else None
+                dx = compute_input_grad(
+                    dy, values, plan.row_ptr, plan.col, plan.t_row_ptr, plan.t_col, plan.t_perm, ctx.size,
+                    plan.shape, window, kernel, buffer,
+                )  # fmt: skip
+            if need_values:
+                dvalues, dbias = compute_weight_grad(
+                    dy, x, plan.row_ptr, plan.col, plan.shape, window, need_bias, kernel
+                )
+            elif need_bias:
+                dbias = dy.sum((0, 2, 3))
+        grads = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
+        return *grads, None, None, None

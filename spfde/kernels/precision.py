@@ -1,0 +1,66 @@
+"""Which precision an op computes in, and which paths of torch see it.
+
+Rule: on a CPU the native kernels compute in float32 whatever the input's precision; on a GPU the masked dense product
+computes in autocast's precision, or the input's. float64 takes the reference path. The result has autocast's precision
+where autocast is on, else the input's.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+_NOTHING = nullcontext()
+
+
+def compute_and_result_dtype(x: Tensor, values: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The precision an op computes in and that of its result.
+
+    Raises:
+        TypeError: x or values is not floating point.
+    """
+    for name, tensor in (("x", x), ("values", values)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"expected {name} to be floating point, got {tensor.dtype}, try {name}.float()")
+    device = x.device.type
+    result = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if torch.promote_types(x.dtype, values.dtype) == torch.float64:
+        return torch.float64, torch.float64
+    return (torch.float32 if device == "cpu" else result), result
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Keeps autocast from changing the precision an op has settled."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+def through_dispatcher(x: Tensor) -> bool:
+    """Whether the registered op must run: under torch.compile, fake tensors, subclasses and dispatch modes.
+
+    Otherwise calling the autograd function directly saves the dispatcher's overhead.
+    """
+    return torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *tensors):
+        return tensors
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "expected first derivatives only, got a double backward through a spfde op, try float64 inputs (their "
+            "reference path is differentiable to any order) or spfde.densify(model)"
+        )
+
+
+def refuse_double_backward(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Marks gradients so that differentiating them again raises, if a graph of them is being built."""
+    if not torch.is_grad_enabled():
+        return grads
+    live = [g.detach().requires_grad_() for g in grads if g is not None]
+    marked = iter(_FirstOrderOnly.apply(*live))
+    return [None if g is None else next(marked) for g in grads]
