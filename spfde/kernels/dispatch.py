@@ -1,30 +1,15 @@
-"""Which kernel runs: a pure function of the problem, so that two runs and a resumed run give the same bits.
-
-The rule predicts the native kernel's speed-up over the dense product, forward + backward, as efficiency / density;
-efficiency (design: 1.0 = useful multiply-adds as fast as the dense product does its own) is a small model fitted to
-the timings of `benchmarks/`.
-"""
+"""Which kernel runs: a pure function of the problem, so that two runs and a resumed run give the same bits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spfde.kernels import cost
+from spfde.kernels.choice import KERNELS, KernelChoice
 from spfde.pattern import Window
-
-KERNELS = ("native", "dense", "reference")
-
-
-@dataclass(frozen=True)
-class KernelChoice:
-    """A kernel and why it was taken."""
-
-    kernel: str
-    reason: str
-
 
 def check_kernel(kernel: str) -> str:
     """Returns the name.
@@ -52,48 +37,54 @@ def stored(row_ptr: Tensor) -> int:
 
 def linear(kernel: str, x: Tensor, rows: int, nnz: int) -> KernelChoice:
     """The kernel for a sparse [rows, x.shape[1]] weight applied to x [batch, cols]."""
-    batch, cols = x.shape
-    return choose(kernel, x.device.type, x.dtype, (rows, cols), 1, batch, nnz)
+    return choose_linear(kernel, x.device.type, x.dtype, x.shape[0], (rows, x.shape[1]), nnz)
 
 
 def convolution(kernel: str, x: Tensor, shape: tuple[int, ...], window: Window, nnz: int) -> KernelChoice:
     """The kernel for a sparse weight of dense `shape` applied to x [batch, channels, height, width]."""
-    return _convolution(kernel, x, x.shape[0], window.output_size(x.shape[2], x.shape[3]), shape, window, nnz)
+    size = window.output_size(x.shape[2], x.shape[3])
+    return choose_convolution(kernel, x.device.type, x.dtype, x.shape[0], size, shape, window, nnz)
 
 
 def convolution_grad(kernel: str, dy: Tensor, shape: tuple[int, ...], window: Window, nnz: int) -> KernelChoice:
     """The same choice, seen from the gradient dy [batch, out, out_height, out_width]."""
-    return _convolution(kernel, dy, dy.shape[0], (dy.shape[2], dy.shape[3]), shape, window, nnz)
-
-
-def _convolution(
-    kernel: str, tensor: Tensor, batch: int, size: tuple[int, int], shape: tuple[int, ...], window: Window, nnz: int
-) -> KernelChoice:
-    taps = window.kernel[0] * window.kernel[1]
-    matrix = (shape[0], shape[1] * taps)
-    lanes = batch * size[0] * size[1]
-    return choose(kernel, tensor.device.type, tensor.dtype, matrix, taps, lanes, nnz, window.groups)
+    size = (dy.shape[2], dy.shape[3])
+    return choose_convolution(kernel, dy.device.type, dy.dtype, dy.shape[0], size, shape, window, nnz)
 
 
 @lru_cache(maxsize=4096)
-def choose(
+def choose_linear(
+    kernel: str, device: str, dtype: torch.dtype, batch: int, shape: tuple[int, int], nnz: int
+) -> KernelChoice:
+    """The kernel for a linear layer; `dtype` is the input's.
+
+    Raises:
+        ValueError: `kernel` names a kernel that cannot run on this device or in this precision.
+    """
+    return _settled(kernel, device, dtype) or cost.choose(cost.linear(batch, shape, nnz))
+
+
+@lru_cache(maxsize=4096)
+def choose_convolution(
     kernel: str,
     device: str,
     dtype: torch.dtype,
-    shape: tuple[int, int],
-    taps: int,
-    lanes: int,
+    batch: int,
+    size: tuple[int, int],
+    shape: tuple[int, ...],
+    window: Window,
     nnz: int,
-    groups: int = 1,
 ) -> KernelChoice:
-    """The kernel for one layer and input.
-
-    shape: (output features, weights per output feature if dense). taps: kernel_h * kernel_w. lanes: batch x output
-    positions.
+    """The kernel for a convolution with outputs of `size`; `dtype` is the input's.
 
     Raises:
-        ValueError: `kernel` is "native" where no native kernel can run.
+        ValueError: `kernel` names a kernel that cannot run on this device or in this precision.
     """
+    return _settled(kernel, device, dtype) or cost.choose(cost.convolution(batch, size, shape, window, nnz))
+
+
+def _settled(kernel: str, device: str, dtype: torch.dtype) -> KernelChoice | None:
+    """The choice where there is none to make."""
     if dtype == torch.float64:
         if kernel == "native":
             raise ValueError("expected float32 input for kernel 'native', got float64, try kernel = 'auto'")
@@ -102,6 +93,4 @@ def choose(
         if kernel == "native":
             raise ValueError(f"expected a CPU tensor for kernel 'native', got {device}, try kernel = 'auto'")
         return KernelChoice("dense" if kernel == "auto" else kernel, f"no sparse kernel for {device} in this build")
-    if kernel != "auto":
-        return KernelChoice(kernel, "forced by layer.kernel")
-    return KernelChoice("native", "cost model pending")
+    return None if kernel == "auto" else KernelChoice(kernel, "forced by layer.kernel")

@@ -1,0 +1,116 @@
+"""A two-dimensional convolution with a sparse weight."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spfde.kernels import dispatch
+from spfde.kernels.conv2d import conv2d
+from spfde.kernels.dispatch import KernelChoice
+from spfde.nn.layer import SparseLayer
+from spfde.pattern import Window
+
+
+class SparseConv2d(SparseLayer):
+    """The cross-correlation of x with a sparse weight, plus bias.
+
+    Input [batch, in_channels, height, width], output [batch, out_channels, out_height, out_width]. Any stride, padding,
+    dilation, groups and padding mode of torch.nn.Conv2d.
+    """
+
+    def __init__(self, conv: nn.Conv2d, mask: Tensor | None, pattern: str) -> None:
+        self.padding_mode = conv.padding_mode
+        self.padding = conv.padding
+        sides = _sides(conv)
+        zeros = sides if conv.padding_mode == "zeros" else (0, 0, 0, 0)
+        window = Window(conv.kernel_size, conv.stride, zeros, conv.dilation, conv.groups)
+        super().__init__(conv.weight, conv.bias, mask, pattern, window)
+        self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
+
+    @classmethod
+    def from_dense(
+        cls, conv: nn.Conv2d, mask: Tensor | None = None, pattern: str = "unstructured"
+    ) -> SparseConv2d:
+        """The layer with the weights of `conv` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
+
+        Raises:
+            ValueError: the mask's shape or dtype differs from the weight's, or the pattern has no kernel.
+            TypeError: `conv` is not a torch.nn.Conv2d.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"expected a torch.nn.Conv2d, got {type(conv).__name__}")
+        return cls(conv, mask, pattern).train(conv.training)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.shape[1] * self.window.groups
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Rows and columns of the kernel."""
+        return self.window.kernel
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Steps of the window."""
+        return self.window.stride
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Steps between taps."""
+        return self.window.dilation
+
+    @property
+    def groups(self) -> int:
+        """Number of blocked channel groups."""
+        return self.window.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [(batch,) in_channels, height, width]. Returns [(batch,) out_channels, out_height, out_width]."""
+        if self._pad_before is not None:
+            x = F.pad(x, self._pad_before, mode=self.padding_mode)
+        self._saw(x)
+        return conv2d(x, self.values, self.plan, self.window, self.bias, self._kernel)
+
+    def to_dense(self) -> nn.Conv2d:
+        """A torch.nn.Conv2d with the same outputs, zeros exact, and the same bias Parameter."""
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
+            self.groups, bias=False, padding_mode=self.padding_mode, device="meta",
+        )  # fmt: skip
+        conv.weight = nn.Parameter(self.dense_weight(), self.values.requires_grad)
+        conv.bias = self.bias
+        return conv.train(self.training)
+
+    def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
+        batch = shape[0] if len(shape) == 4 else 1
+        height, width = self.window.output_size(shape[-2], shape[-1])
+        return dispatch.choose_convolution(
+            self._kernel, device, dtype, batch, (height, width), tuple(self.shape), self.window, self.nnz
+        )
+
+    def extra_repr(self) -> str:
+        """What repr() shows."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}, {self._shared_repr()}"
+        )
+
+
+def _sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Padding at the top, bottom, left and right; "same" puts the odd one at the bottom and right, as torch does."""
+    if conv.padding == "valid":
+        return 0, 0, 0, 0
+    if conv.padding == "same":
+        total_h, total_w = (d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+        return total_h // 2, total_h - total_h // 2, total_w // 2, total_w - total_w // 2
+    pad_h, pad_w = conv.padding
+    return pad_h, pad_h, pad_w, pad_w

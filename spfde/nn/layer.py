@@ -1,0 +1,231 @@
+"""What every sparse layer shares: values, index, plan, kernel choice, and how its topology changes."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spfde.kernels.dispatch import KernelChoice, check_kernel
+from spfde.kernels.masked import to_dense
+from spfde.pattern import (
+    Index,
+    Plan,
+    Window,
+    build_plan,
+    check_index,
+    index_from_positions,
+    parse_pattern,
+)
+
+
+class SparseLayer(nn.Module):
+    """A layer whose weight is stored as `values` [capacity, 1, 1] and an index; base of SparseLinear and SparseConv2d.
+
+    The first `nnz` slots of `values` are live, the rest hold 0 and get gradient 0.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    row_ptr: Tensor
+    col: Tensor
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pattern: str, window: Window = Window()
+    ) -> None:
+        super().__init__()
+        self.pattern = parse_pattern(pattern)
+        self.shape = weight.shape
+        self.window = window
+        mask = weight.detach() != 0 if mask is None else _check_mask(mask, weight)
+        positions = mask.reshape(-1).nonzero().view(-1)
+        rows, cols = self._matrix()
+        index = index_from_positions(positions, rows, cols, positions.numel())
+        self.values = nn.Parameter(weight.detach().reshape(-1)[positions].view(-1, 1, 1), weight.requires_grad)
+        self.register_parameter("bias", bias)
+        self.register_buffer("row_ptr", index.row_ptr)
+        self.register_buffer("col", index.col)
+        self._kernel = "auto"
+        self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
+        self._build_plan()
+
+    def _matrix(self) -> tuple[int, int]:
+        return self.shape[0], prod(self.shape[1:])
+
+    def _build_plan(self) -> None:
+        meta = self.row_ptr.is_meta
+        self._plan: Plan | None = None if meta else build_plan(Index(self.row_ptr, self.col), self.shape, self.window)
+
+    @property
+    def plan(self) -> Plan:
+        """What the kernels read; rebuilt after a topology change, never saved."""
+        if self._plan is None:
+            raise ValueError("expected a layer with data, got one on the meta device, try to_empty() and load_state_dict()")
+        return self._plan
+
+    # ---- what is stored -------------------------------------------------------------------------------------------
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored weights."""
+        return self.plan.nnz
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that is not stored, in [0, 1]."""
+        return 1.0 - self.nnz / max(1, prod(self.shape))
+
+    def positions(self) -> Tensor:
+        """Flat positions [nnz] (int64, ascending) of the stored weights in the dense weight."""
+        return self.plan.positions
+
+    def mask(self) -> Tensor:
+        """Bool tensor of the dense shape, true exactly at the stored positions (a stored value may be 0)."""
+        mask = torch.zeros(prod(self.shape), dtype=torch.bool, device=self.values.device)
+        mask[self.plan.positions] = True
+        return mask.view(self.shape)
+
+    def dense_weight(self) -> Tensor:
+        """The dense weight, zeros exact, detached."""
+        return to_dense(self.values.detach(), self.plan.positions, self.shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
+        return to_dense(self.values, self.plan.positions, self.shape)
+
+    # ---- which kernel runs ----------------------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> str:
+        """The kernel in use: the forced one, else the one last chosen ("auto" before the first forward)."""
+        choice = self.choice
+        return self._kernel if choice is None else choice.kernel
+
+    @kernel.setter
+    def kernel(self, name: str) -> None:
+        self._kernel = check_kernel(name)
+
+    @property
+    def choice(self) -> KernelChoice | None:
+        """The kernel for the input last seen, with the reason; None before the first forward."""
+        return None if self._seen is None else self._choose(*self._seen)
+
+    def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
+        raise NotImplementedError
+
+    def _saw(self, x: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            self._seen = (x.device.type, x.dtype, tuple(x.shape))
+
+    # ---- topology -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def move_to(self, positions: Tensor) -> Tensor:
+        """Changes which weights are stored, in place; kept weights keep their value, new ones start at 0.
+
+        positions: flat positions (int64), ascending, unique, at most `capacity` of them. Returns `source` [capacity]:
+        the old slot that each slot of `values` now holds, -1 where it holds a new weight or none. The caller applies
+        it to whatever else is shaped like `values` (see `permute`).
+
+        Raises:
+            ValueError: positions are unsorted, repeated, out of range, or more than the capacity.
+        """
+        capacity, size = self.values.shape[0], prod(self.shape)
+        if positions.dtype != torch.int64 or positions.dim() != 1 or positions.numel() > capacity:
+            raise ValueError(
+                f"expected at most {capacity} int64 positions (the layer's capacity), got {positions.dtype} "
+                f"{list(positions.shape)}"
+            )
+        if positions.numel() and (
+            int(positions[0]) < 0 or int(positions[-1]) >= size or bool((positions.diff() <= 0).any())
+        ):
+            raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
+        old = self.plan.positions
+        source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
+        if old.numel():
+            slot = torch.searchsorted(old, positions).clamp_(max=old.numel() - 1)
+            source[: positions.numel()] = torch.where(old[slot] == positions, slot, -1)
+        index = index_from_positions(positions, *self._matrix(), capacity)
+        self.row_ptr.copy_(index.row_ptr)
+        self.col.copy_(index.col)
+        permute(self.values.data, source)
+        if self.values.grad is not None:
+            permute(self.values.grad, source)
+        self._build_plan()
+        return source
+
+    # ---- torch.nn.Module ------------------------------------------------------------------------------------------
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self._build_plan()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._build_plan()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        dense = state_dict.get(prefix + "weight")
+        if dense is not None and prefix + "values" not in state_dict:
+            state_dict = dict(state_dict)
+            del state_dict[prefix + "weight"]
+            problem = self._index_from_dense(dense, state_dict, prefix)
+        else:
+            problem = self._check_loaded(state_dict, prefix)
+        if problem:
+            errors.append(f"{prefix.rstrip('.') or 'layer'}: {problem}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        self._build_plan()
+
+    def _index_from_dense(self, dense: Tensor, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """Puts values and index of a dense checkpoint's weight into `state_dict`; returns what is wrong, or None."""
+        if dense.shape != self.shape:
+            return f"expected a dense weight of shape {list(self.shape)}, got {list(dense.shape)}"
+        positions = dense.reshape(-1).nonzero().view(-1)
+        if positions.numel() != self.nnz:
+            return (
+                f"expected a dense weight with {self.nnz} nonzeros, got {positions.numel()}, try loading the "
+                f"checkpoint before spfde.sparsify"
+            )
+        capacity = self.values.shape[0]
+        values = dense.new_zeros(capacity, 1, 1)
+        values.view(-1)[: positions.numel()] = dense.reshape(-1)[positions]
+        index = index_from_positions(positions, *self._matrix(), capacity)
+        state_dict.update(
+            {prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col}
+        )
+        return None
+
+    def _check_loaded(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """What is wrong with the index about to be loaded, or None (missing keys are torch's to report)."""
+        row_ptr, col = state_dict.get(prefix + "row_ptr"), state_dict.get(prefix + "col")
+        if row_ptr is None or col is None:
+            return None
+        return check_index(Index(row_ptr, col), *self._matrix(), self.values.shape[0])
+
+    def _shared_repr(self) -> str:
+        bias = self.bias is not None
+        return f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}, kernel={self.kernel}, bias={bias}"
+
+
+def permute(tensor: Tensor, source: Tensor) -> None:
+    """tensor[i] = tensor[source[i]], or 0 where source[i] < 0, in place: a topology change applied to optimizer state."""
+    moved = tensor.index_select(0, source.clamp(min=0))
+    moved[source < 0] = 0
+    tensor.copy_(moved)
+
+
+def _check_mask(mask: Tensor, weight: Tensor) -> Tensor:
+    if mask.shape != weight.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"expected mask to be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}, try mask.bool()"
+        )
+    return mask.to(weight.device)

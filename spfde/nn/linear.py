@@ -1,0 +1,66 @@
+"""A linear layer with a sparse weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spfde.kernels import dispatch
+from spfde.kernels.dispatch import KernelChoice
+from spfde.kernels.spmm import spmm
+from spfde.nn.layer import SparseLayer
+
+
+class SparseLinear(SparseLayer):
+    """y = x W^T + b for a sparse W.
+
+    Input [..., in_features], output [..., out_features].
+    """
+
+    @classmethod
+    def from_dense(
+        cls, linear: nn.Linear, mask: Tensor | None = None, pattern: str = "unstructured"
+    ) -> SparseLinear:
+        """The layer with the weights of `linear` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
+
+        Raises:
+            ValueError: the mask's shape or dtype differs from the weight's, or the pattern has no kernel.
+            TypeError: `linear` is not a torch.nn.Linear.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"expected a torch.nn.Linear, got {type(linear).__name__}")
+        layer = cls(linear.weight, linear.bias, mask, pattern)
+        return layer.train(linear.training)
+
+    @property
+    def in_features(self) -> int:
+        """Size of an input sample."""
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of an output sample."""
+        return self.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in_features]. Returns [..., out_features]."""
+        self._saw(x)
+        return spmm(x, self.values, self.plan, self.bias, self._kernel)
+
+    def to_dense(self) -> nn.Linear:
+        """A torch.nn.Linear with the same outputs, zeros exact, and the same bias Parameter."""
+        weight = self.dense_weight()
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(weight, self.values.requires_grad)
+        linear.bias = self.bias
+        return linear.train(self.training)
+
+    def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
+        batch = 1
+        for size in shape[:-1]:
+            batch *= size
+        return dispatch.choose_linear(self._kernel, device, dtype, batch, tuple(self.shape), self.nnz)
+
+    def extra_repr(self) -> str:
+        """What repr() shows."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self._shared_repr()}"
