@@ -18,7 +18,7 @@ CXX_FILES = $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -n
 setup: .venv/.installed
 
 demo: setup
-	$(BIN)/spfde train --compare dense --out runs/demo
+	$(BIN)/spfde train --compare dense --overwrite --out runs/demo
 
 test: setup
 	$(BIN)/python -m pytest

@@ -62,7 +62,7 @@ class SparseLayer(nn.Module):
     def plan(self) -> Plan:
         """What the kernels read; rebuilt after a topology change, never saved."""
         if self._plan is None:
-            raise ValueError("expected a layer with data, got one on the meta device, try to_empty() and load_state_dict()")
+            raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
         return self._plan
 
     # ---- what is stored -------------------------------------------------------------------------------------------
@@ -123,12 +123,13 @@ class SparseLayer(nn.Module):
     # ---- topology -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def move_to(self, positions: Tensor) -> Tensor:
+    def move_to(self, positions: Tensor, newborn: Tensor | None = None) -> Tensor:
         """Changes which weights are stored, in place; kept weights keep their value, new ones start at 0.
 
-        positions: flat positions (int64), ascending, unique, at most `capacity` of them. Returns `source` [capacity]:
-        the old slot that each slot of `values` now holds, -1 where it holds a new weight or none. The caller applies
-        it to whatever else is shaped like `values` (see `permute`).
+        positions: flat positions (int64), ascending, unique, at most `capacity` of them. newborn: those among them that
+        start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of `values`
+        now holds, -1 where it holds a new weight or none. The caller applies it to whatever else is shaped like
+        `values` (see `permute`).
 
         Raises:
             ValueError: positions are unsorted, repeated, out of range, or more than the capacity.
@@ -148,6 +149,8 @@ class SparseLayer(nn.Module):
         if old.numel():
             slot = torch.searchsorted(old, positions).clamp_(max=old.numel() - 1)
             source[: positions.numel()] = torch.where(old[slot] == positions, slot, -1)
+        if newborn is not None:
+            source[: positions.numel()][torch.isin(positions, newborn)] = -1
         index = index_from_positions(positions, *self._matrix(), capacity)
         self.row_ptr.copy_(index.row_ptr)
         self.col.copy_(index.col)

@@ -1,0 +1,147 @@
+"""`spfde train`: the fields of a recipe as flags, a run or two, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+
+from spfde.train import Diverged, Recipe, Result, fit
+from spfde.train.display import Display, say
+from spfde.train.files import CHECKPOINT, RUN, check_directory, write_json
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+Compare = Annotated[
+    str | None,
+    typer.Option(help="Train a baseline first, then report both; the baseline is: dense.", metavar="dense"),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue from the last checkpoint in --out; flags left out are its own."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")]
+
+
+def _with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag per recipe field, in place of its keyword arguments."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    hints = get_type_hints(Recipe)
+    flags = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=item.default,
+            annotation=Annotated[hints[item.name], typer.Option(help=item.metadata["help"])],
+        )
+        for item in dataclasses.fields(Recipe)
+    ]
+    own = [p.replace(annotation=get_type_hints(command, include_extras=True)[p.name]) for p in own]
+    command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
+    return command
+
+
+@_with_recipe_flags
+def train(
+    context: typer.Context,
+    compare: Compare = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    **fields: Any,
+) -> None:
+    """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare dense)."""
+    console = Console()
+    given = {name: value for name, value in fields.items() if typed(context, name)}
+    try:
+        if resume and overwrite:
+            raise ValueError("expected --resume or --overwrite, got both, try one of them")
+        runs = plan(given, compare, resume)
+        for _, recipe, goes_on in runs:
+            # Before the first of them trains for minutes.
+            if recipe.out is not None:
+                check_directory(Path(recipe.out), resume=goes_on, overwrite=overwrite)
+        if len(runs) > 1:
+            write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
+        for name, recipe, goes_on in runs:
+            result = fit(recipe, resume=goes_on, overwrite=overwrite, progress=Display(console, name))
+            say(console, outcome(name, result))
+        if len(runs) > 1:
+            report(console, Path(given["out"]), [name for name, _, _ in runs])
+    except KeyboardInterrupt:
+        out = given.get("out")
+        hint = f"continue with: spfde train --resume --out {out}" if out else "nothing is kept without --out"
+        say(Console(stderr=True), f"stopped after the last checkpoint; {hint}")
+        raise typer.Exit(INTERRUPTED) from None
+    except (TypeError, Diverged) as error:
+        raise ValueError(str(error)) from error
+
+
+def typed(context: typer.Context, name: str) -> bool:
+    """Tell whether a flag was typed, or only has its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def plan(given: dict[str, Any], compare: str | None, resume: bool) -> list[tuple[str, Recipe, bool]]:
+    """List the runs that flags ask for: name, recipe, whether it goes on from a checkpoint.
+
+    Raises:
+        ValueError: an unknown baseline, no directory where one is needed, or a field out of range.
+    """
+    if compare not in (None, "dense"):
+        raise ValueError(f"expected --compare dense, got --compare {compare}, try dense")
+    if given.get("out") is None and (compare or resume):
+        flag = "--compare" if compare else "--resume"
+        raise ValueError(f"expected a run directory with {flag}, got none, try --out runs/first")
+    kept = kept_run(Path(given["out"])) if resume else {}
+    recipe = Recipe(**{**kept.get("recipe", {}), **given})
+    if not (compare or kept.get("compare")):
+        return [(recipe.method, recipe, resume)]
+    if recipe.method == "dense":
+        raise ValueError("expected a method to compare with dense, got dense itself, try --method spfde")
+    out = Path(given["out"])
+    return [
+        (name, dataclasses.replace(each, out=str(out / name)), resume and (out / name / CHECKPOINT).exists())
+        for name, each in (("dense", recipe.baseline()), (recipe.method, recipe))
+    ]
+
+
+def kept_run(out: Path) -> dict[str, Any]:
+    """Read the run.json of a directory, {} if it has none.
+
+    Raises:
+        ValueError: it is no run's.
+    """
+    path = out / RUN
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": {}}
+        Recipe.from_dict(kept["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"expected a run's recipe in {path}, got {error}, try without --resume") from error
+    return kept
+
+
+def outcome(name: str, result: Result) -> str:
+    """Say in one line what a run came to."""
+    return (
+        f"{name}: test accuracy {result.test_accuracy:.2%}, {result.training_seconds:.1f} s of training"
+        f" ({result.total_seconds:.1f} s with evaluation and checkpoints), {result.flops:.3g} FLOPs"
+    )
+
+
+def report(console: Console, out: Path, names: list[str]) -> None:
+    """Print the table of the runs in `out` and save the page next to them."""
+    from spfde.report import compare
+
+    page = out / "report.html"
+    compared = compare([out / name for name in names])
+    compared.save(page)
+    console.print(compared.table())
+    say(console, f"report: {page}")

@@ -1,0 +1,114 @@
+"""Runs a model once, without a trace left in it, and tells what ran in which order and what depends on what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+@dataclass(eq=False)
+class Call:
+    """One module's execution and, in order, those it caused."""
+
+    name: str
+    module: nn.Module
+    inner: list[Call] = field(default_factory=list)
+
+
+def trace(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> Call:
+    """The tree of module executions of one forward pass."""
+    names = {id(m): name for name, m in model.named_modules()}
+    root = Call("", model)
+    running = [root]
+
+    def enter(module: nn.Module, *_: object) -> None:
+        if module is model:
+            return
+        call = Call(names[id(module)], module)
+        running[-1].inner.append(call)
+        running.append(call)
+
+    def leave(module: nn.Module, *_: object) -> None:
+        if module is not model:
+            running.pop()
+
+    with torch.no_grad(), _hooks(model.modules(), enter, leave):
+        _run(model, example_input)
+    return root
+
+
+def reached(
+    model: nn.Module,
+    example_input: torch.Tensor | tuple[torch.Tensor, ...],
+    parameters: Iterable[nn.Parameter],
+    modules: Iterable[nn.Module],
+) -> list[nn.Module]:
+    """Those of `modules`, in execution order, whose input depends on one of `parameters`."""
+    hit: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if any(t.requires_grad for t in _tensors((args, kwargs))):
+            hit.append(module)
+
+    with torch.enable_grad(), _only_trainable(model, parameters), _hooks(modules, enter):
+        _run(model, example_input)
+    return hit
+
+
+def _run(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+    """One forward pass in eval mode; modes and random state are as before afterwards."""
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    modes = [(m, m.training) for m in model.modules()]
+    devices = {t.device.index for t in (*model.parameters(), *args) if t.device.type == "cuda"}
+    try:
+        for m, _ in modes:
+            m.training = False  # not eval(): a frozen module would take note of it
+        with torch.random.fork_rng(devices=sorted(devices)):
+            model(*(x.detach() for x in args))
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+@contextmanager
+def _hooks(
+    modules: Iterable[nn.Module], enter: Callable[..., None], leave: Callable[..., None] | None = None
+) -> Iterator[None]:
+    handles = []
+    try:
+        for m in modules:
+            handles.append(m.register_forward_pre_hook(enter, with_kwargs=True))
+            if leave is not None:
+                handles.append(m.register_forward_hook(leave, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _only_trainable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in flags:
+            p.requires_grad_(False)
+        for p in parameters:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def _tensors(thing: object) -> Iterator[torch.Tensor]:
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, dict):
+        yield from _tensors(tuple(thing.values()))
+    elif isinstance(thing, list | tuple):
+        for item in thing:
+            yield from _tensors(item)

@@ -1,0 +1,172 @@
+"""The figures of a comparison: one row per figure, one value per run, and what the figure means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spfde.report.run import Run
+from spfde.report.words import NONE, count, duration, percent, ratio, work
+from spfde.train.stopwatch import CATEGORIES
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: its name, one value per run, and its definition in a sentence."""
+
+    name: str
+    values: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures that belong together."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+# What each part of the time is, in the order in which a bar is stacked.
+TIME = {
+    "kernels": "inside spfde's native kernels, forward and backward.",
+    "step": "the rest of forward, backward and optimizer step.",
+    "data": "fetching and shuffling batches.",
+    "levers": "deciding: prune and grow, freezing, sieving.",
+    "evaluation": "test accuracy after every epoch; not training.",
+    "checkpoint": "writing the checkpoint after every epoch; not training.",
+    "other": "everything else between the start and the end of an epoch.",
+}
+
+
+def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
+    """The figures of `runs`; speed-ups and savings are against `baseline`."""
+
+    def row(name: str, value: Callable[[Run], str], meaning: str) -> Row:
+        return Row(name, tuple(value(run) for run in runs), meaning)
+
+    outcome = (
+        row(
+            "test accuracy",
+            lambda run: percent(run.last.test_accuracy, 2),
+            "Share of test images classified correctly after the last epoch.",
+        ),
+        row(
+            "best test accuracy",
+            lambda run: f"{percent(run.best.test_accuracy, 2)} (epoch {run.best.epoch})",
+            "Highest test accuracy of any epoch; picking it looks at the test set, so compare the line above.",
+        ),
+        row(
+            "train accuracy",
+            lambda run: percent(run.last.train_accuracy, 2),
+            "Share right among the samples that the last epoch trained on, as they were seen in training; "
+            "a sieve leaves the easy ones out.",
+        ),
+    )
+    target = min(run.best.test_accuracy for run in runs)
+    time = (
+        row(
+            "training time",
+            lambda run: duration(run.training_seconds),
+            "Wall-clock of all epochs without evaluation and checkpoints. Set-up before the first epoch "
+            "(loading data, building the network) is in no figure.",
+        ),
+        row(
+            "speed-up",
+            lambda run: ratio(baseline.training_seconds / run.training_seconds),
+            f"Training time of {baseline.method} divided by the run's own.",
+        ),
+        row(
+            "total time",
+            lambda run: duration(run.total_seconds),
+            "Wall-clock of all epochs with evaluation and checkpoints.",
+        ),
+        row(
+            f"time to {percent(target, 2)}",
+            lambda run: duration(time_to(run, target)),
+            "Training time up to the first epoch that reached the highest accuracy that every run reached.",
+        ),
+        row(
+            "first epoch",
+            lambda run: duration(run.epochs[0].training_seconds),
+            "Training time of the first epoch.",
+        ),
+        row(
+            "last epoch", lambda run: duration(run.last.training_seconds), "Training time of the last epoch."
+        ),
+    )
+    cost = (
+        row(
+            "training FLOPs",
+            lambda run: work(run.work[-1]),
+            "Floating-point operations of all epochs, 2 per multiply-add, counted for stored weights only: "
+            "forward, weight gradient and input gradient; frozen layers run no backward.",
+        ),
+        row(
+            "FLOPs saved",
+            lambda run: ratio(baseline.work[-1] / run.work[-1]),
+            f"Training FLOPs of {baseline.method} divided by the run's own: what the speed-up would be if "
+            "time were FLOPs.",
+        ),
+        row(
+            "sparsity",
+            lambda run: percent(run.last.sparsity),
+            "Zero weights over all weights of the sparse layers, after the last epoch.",
+        ),
+        row("sparse layers", _sparse_layers, "Layers that really multiply sparse, of all weighted layers."),
+        row(
+            "frozen blocks",
+            _frozen,
+            "Blocks frozen at the end, and the epoch that froze the first one.",
+        ),
+        row(
+            "sieved samples",
+            lambda run: percent(run.last.sieved / run.samples["train"]) if run.last.sieved else NONE,
+            "Share of the training samples that the last epoch left out.",
+        ),
+    )
+    attribution = tuple(
+        row(name, lambda run, name=name: _part(run, run.seconds[name]), f"Seconds {meaning}")
+        for name, meaning in TIME.items()
+    )
+    total = row(
+        "sum", lambda run: _part(run, run.total_seconds), "The total time: the lines above add up to it."
+    )
+    return (
+        Section("Outcome", outcome),
+        Section("Time", time),
+        Section("Work", cost),
+        Section("Where the time went", (*attribution, total)),
+    )
+
+
+def time_to(run: Run, accuracy: float) -> float:
+    """Training seconds up to the end of the first epoch with at least this test accuracy.
+
+    Raises:
+        ValueError: no epoch has it.
+    """
+    for epoch, seconds in zip(run.epochs, run.clock, strict=True):
+        if epoch.test_accuracy >= accuracy:
+            return seconds
+    raise ValueError(
+        f"expected an accuracy that the run reached, got {accuracy}, try at most {run.best.test_accuracy}"
+    )
+
+
+def _sparse_layers(run: Run) -> str:
+    return f"{sum(layer.runs_sparse for layer in run.layers)} of {len(run.layers)}"
+
+
+def _frozen(run: Run) -> str:
+    if not run.last.frozen:
+        return NONE
+    first = next(epoch.epoch for epoch in run.epochs if epoch.frozen)
+    return f"{len(run.last.frozen)} (from epoch {first})"
+
+
+def _part(run: Run, seconds: float) -> str:
+    return f"{seconds:.2f} s ({percent(seconds / run.total_seconds)})"
+
+
+assert tuple(TIME) == CATEGORIES

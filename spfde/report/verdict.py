@@ -1,0 +1,143 @@
+"""What a comparison says, in sentences: also when the news is bad, and how much of it is noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spfde.report.run import Run
+from spfde.report.words import count, duration, percent, points, ratio
+
+SAME_TIME = 0.02  # times closer than this share are called equal
+SAME_ACCURACY = 0.0005  # accuracies closer than this round to the same tenth of a point
+# What has to agree between two runs whose times and accuracies are compared.
+ALIKE = (
+    "dataset",
+    "train_images",
+    "test_images",
+    "model",
+    "width",
+    "epochs",
+    "batch_size",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "seed",
+    "threads",
+)
+MACHINE = ("cpu", "torch")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one run shows against the baseline: a headline, then what qualifies it."""
+
+    headline: str
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join((self.headline, *self.warnings, *self.notes))
+
+
+def judge(run: Run, label: str, baseline: Run, baseline_label: str) -> Verdict:
+    """Compare a run with the baseline."""
+    return Verdict(
+        headline=f"{label} {_speed(run, baseline, baseline_label)}, {_accuracy(run, baseline)}.",
+        notes=(
+            *_noise(run, baseline),
+            *_same_time(run, baseline, baseline_label),
+            *_flops(run, baseline),
+            *_dense_layers(run),
+        ),
+        warnings=_unlike(run, baseline),
+    )
+
+
+def alone(run: Run, label: str) -> Verdict:
+    """What can be said of a single run."""
+    headline = (
+        f"{label} reached {percent(run.last.test_accuracy)} test accuracy after "
+        f"{duration(run.training_seconds)} of training."
+    )
+    return Verdict(headline, ("There is no second run here, so this says nothing about speed.",), ())
+
+
+def _speed(run: Run, baseline: Run, label: str) -> str:
+    factor = baseline.training_seconds / run.training_seconds
+    times = f"({duration(run.training_seconds)} against {duration(baseline.training_seconds)})"
+    if abs(factor - 1) <= SAME_TIME:
+        return f"trained no faster than {label} {times}"
+    if factor < 1:
+        return f"was slower than {label}: training took {ratio(1 / factor)} as long {times}"
+    return f"trained {ratio(factor)} as fast as {label} {times}"
+
+
+def _accuracy(run: Run, baseline: Run) -> str:
+    ours, theirs = run.last.test_accuracy, baseline.last.test_accuracy
+    values = f"({percent(ours)} against {percent(theirs)})"
+    if abs(ours - theirs) < SAME_ACCURACY:
+        return f"with the same test accuracy {values}"
+    word = "higher" if ours > theirs else "lower"
+    return f"with a test accuracy {points(ours - theirs)} {word} {values}"
+
+
+def _noise(run: Run, baseline: Run) -> tuple[str, ...]:
+    """Whether the test set can tell the accuracies apart: twice the binomial standard error."""
+    ours, theirs = run.last.test_accuracy, baseline.last.test_accuracy
+    images = min(run.samples["test"], baseline.samples["test"])
+    error = 2 * math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / images)
+    seeds = "each method ran with one seed, and another seed moves accuracy too."
+    if abs(ours - theirs) <= error:
+        return (
+            f"{images:,} test images cannot tell these accuracies apart (twice the standard error of their "
+            f"difference is {points(error)}); {seeds}",
+        )
+    return (f"The difference in accuracy is more than chance in the test images explains; {seeds}",)
+
+
+def _same_time(run: Run, baseline: Run, label: str) -> tuple[str, ...]:
+    """The control that costs nothing: how far the baseline was when the faster run had finished."""
+    if baseline.training_seconds <= run.training_seconds:
+        return ()
+    done = [e for e, t in zip(baseline.epochs, baseline.clock, strict=True) if t <= run.training_seconds]
+    if not done:
+        return (f"In that time {label} did not finish its first epoch.",)
+    return (
+        f"In that time {label} had done {count(len(done), 'epoch')} of {len(baseline.epochs)} and was at "
+        f"{percent(done[-1].test_accuracy)}, its learning rate still meant for the full length; a fair "
+        f"control is {label} trained for fewer epochs.",
+    )
+
+
+def _flops(run: Run, baseline: Run) -> tuple[str, ...]:
+    saved = baseline.work[-1] / run.work[-1]
+    factor = baseline.training_seconds / run.training_seconds
+    if saved <= 1 + SAME_TIME:
+        return ()
+    return (f"It did {ratio(saved)} fewer FLOPs; on the clock that became {ratio(factor)}.",)
+
+
+def _dense_layers(run: Run) -> tuple[str, ...]:
+    sparse = [layer for layer in run.layers if layer.sparsity > 0]
+    dense = sum(not layer.runs_sparse for layer in sparse)
+    if not dense:
+        return ()
+    return (f"{dense} of its {count(len(sparse), 'sparse layer')} ran a dense kernel (see the layers).",)
+
+
+def _unlike(run: Run, baseline: Run) -> tuple[str, ...]:
+    pairs = [(name, run.recipe.get(name), baseline.recipe.get(name)) for name in ALIKE]
+    pairs += [(name, run.environment.get(name), baseline.environment.get(name)) for name in MACHINE]
+    pairs += [(f"{half} samples", run.samples[half], baseline.samples[half]) for half in ("train", "test")]
+    different = [f"{name} ({ours} against {theirs})" for name, ours, theirs in pairs if ours != theirs]
+    return (f"Not like for like: {', '.join(different)}.",) if different else ()
+
+
+def labels(runs: Sequence[Run]) -> tuple[str, ...]:
+    """A short name for each run, no two the same: its method, with the directory where methods repeat."""
+    names = [run.method for run in runs]
+    for finer in (lambda run: f"{run.method} ({run.path.name})", lambda run: f"{run.method} ({run.path})"):
+        names = [n if names.count(n) == 1 else finer(run) for n, run in zip(names, runs, strict=True)]
+    return tuple(names)

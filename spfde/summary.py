@@ -1,0 +1,96 @@
+"""What a model's layers store and which kernel runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from spfde.nn import SparseLayer
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One weighted layer. `kernel` is "auto" before the first forward."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    sparsity: float
+    nnz: int
+    pattern: str
+    kernel: str
+    reason: str
+    runs_sparse: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers of a model; str() is the table."""
+
+    rows: tuple[LayerSummary, ...]
+
+    @property
+    def sparse_share(self) -> float:
+        """Share of the converted layers that really run a sparse kernel, in [0, 1]."""
+        converted = [row for row in self.rows if row.pattern != "dense"]
+        return sum(row.runs_sparse for row in converted) / len(converted) if converted else 0.0
+
+    def __str__(self) -> str:
+        head = ("layer", "shape", "sparsity", "pattern", "kernel", "why")
+        body = [
+            (r.name, "x".join(map(str, r.shape)), f"{r.sparsity:.1%}", r.pattern, r.kernel, r.reason)
+            for r in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]
+        ]
+        stored = sum(r.nnz for r in self.rows)
+        dense = sum(prod(r.shape) for r in self.rows)
+        converted = [r for r in self.rows if r.pattern != "dense"]
+        run = sum(r.runs_sparse for r in converted)
+        share = 1 - stored / dense if dense else 0.0
+        lines.append(
+            f"{stored} of {dense} weights stored ({share:.1%} sparse); {run} of {len(converted)} sparse layers "
+            f"run a sparse kernel ({self.sparse_share:.0%})"
+        )
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """The weighted layers of a model with sparsity, kernel and reason; kernels are known after one forward pass."""
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLayer):
+            choice = module.choice
+            rows.append(
+                LayerSummary(
+                    name=name,
+                    kind=type(module).__name__,
+                    shape=tuple(module.shape),
+                    sparsity=module.sparsity,
+                    nnz=module.nnz,
+                    pattern=module.pattern,
+                    kernel=module.kernel,
+                    reason="chosen at the first forward pass" if choice is None else choice.reason,
+                    runs_sparse=choice is not None and choice.kernel == "native",
+                )
+            )
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            size = module.weight.numel()
+            rows.append(
+                LayerSummary(
+                    name=name,
+                    kind=type(module).__name__,
+                    shape=tuple(module.weight.shape),
+                    sparsity=0.0,
+                    nnz=size,
+                    pattern="dense",
+                    kernel="dense",
+                    reason="not converted",
+                    runs_sparse=False,
+                )
+            )
+    return Summary(tuple(rows))

@@ -1,0 +1,124 @@
+"""Mini-batches of (images, targets, indices), in an order that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Source(Protocol):
+    """Where the batches of one data set come from."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Yield images, targets [b] and indices [b] of the samples in `order` [n]."""
+
+
+def split(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order [n] into batches; a last batch of one sample joins the one before it.
+
+    BatchNorm has no statistics for one sample.
+    """
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def shuffled(indices: Tensor, seed: int, epoch: int) -> Tensor:
+    """Permute `indices` [n] as a pure function of seed and epoch: nothing to keep for a resumed run."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return indices[torch.randperm(len(indices), generator=generator)]
+
+
+class TensorSource:
+    """Whole batches by one indexing of the tensors that hold the data set."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.images)
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Yield images, targets and indices."""
+        for indices in split(order, batch_size):
+            yield self.images[indices], self.targets[indices], indices
+
+
+class _Indexed(Dataset):
+    """A data set whose items carry their index."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
+        image, target = self.dataset[index]
+        return image, target, index
+
+
+class LoaderSource:
+    """A torch DataLoader over any map-style data set of (image, target)."""
+
+    def __init__(self, dataset: Dataset, workers: int = 0) -> None:
+        self.dataset, self.workers = dataset, workers
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Yield images, targets and indices."""
+        batches = [indices.tolist() for indices in split(order, batch_size)]
+        yield from DataLoader(_Indexed(self.dataset), batch_sampler=batches, num_workers=self.workers)
+
+
+def source(dataset: Dataset, workers: int = 0) -> Source:
+    """Return the fastest source for a data set.
+
+    A data set that holds its samples as tensors `images` [n, ...] and `targets` [n] (or a TensorDataset of
+    two tensors) is indexed a whole batch at a time; any other one goes through a DataLoader.
+
+    Raises:
+        TypeError: it has no length, is empty, or its items are not (image tensor, class index).
+    """
+    tensors = (getattr(dataset, "images", None), getattr(dataset, "targets", None))
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        tensors = dataset.tensors
+    images, targets = tensors
+    if not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise TypeError(
+            f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one"
+        )
+    whole = isinstance(images, Tensor) and isinstance(targets, Tensor)
+    if whole and len(images) == len(targets) == len(dataset):
+        _require_classes(targets)
+        return TensorSource(images, targets.long())
+    item = dataset[0]
+    if not isinstance(item, tuple | list) or len(item) != 2 or not isinstance(item[0], Tensor):
+        raise TypeError(
+            f"expected items (image tensor, class index), got {_describe(item)},"
+            " try a transform that makes them so"
+        )
+    _require_classes(torch.as_tensor(item[1]))
+    return LoaderSource(dataset, workers)
+
+
+def _require_classes(targets: Tensor) -> None:
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"expected class indices as integers, got {targets.dtype}, try targets.long()")
+
+
+def _describe(item: object) -> str:
+    if isinstance(item, tuple | list):
+        return f"({', '.join(type(part).__name__ for part in item)})"
+    return type(item).__name__

@@ -1,0 +1,94 @@
+"""One file that holds all a run needs to go on: tensors and plain values only."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spfde.train.files import write_atomically
+from spfde.train.recipe import Recipe, differences
+
+FORMAT, VERSION = "spfde.train", 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that belongs to another run."""
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically; `torch.load(weights_only=True)` reads it back.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk); the one before stands.
+    """
+    try:
+        write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **state}, file))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"expected to write {path}, got {error}, try freeing space and then resume:"
+            " the last checkpoint stands"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or none of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"expected a checkpoint at {path}, got no file, try without resume") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"expected a complete spfde checkpoint at {path}, got a file that cannot be read ({reason}),"
+            " try a copy of it, or train without resume"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"expected a checkpoint that spfde train wrote at {path}, got another kind of file,"
+            " try the checkpoint.pt of a run directory"
+        )
+    if state["version"] != VERSION:
+        raise CheckpointError(
+            f"expected a version {VERSION} checkpoint at {path}, got version {state['version']},"
+            " try the spfde release that wrote it"
+        )
+    return state
+
+
+def require_same_recipe(state: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
+    """Check that a checkpoint belongs to a recipe.
+
+    Raises:
+        CheckpointError: a field differs; all that do are named.
+    """
+    changed = differences(state["recipe"], recipe)
+    if not changed:
+        return
+    why = ""
+    if any(entry.startswith("epochs:") for entry in changed):
+        why = "; other epochs need a new run, since the whole learning-rate cosine is spread over them"
+    raise CheckpointError(
+        f"expected the recipe of {path}, got another one ({'; '.join(changed)}){why},"
+        " try the kept values, or another out"
+    )
+
+
+def require_same_samples(state: Mapping[str, Any], samples: int, path: Path) -> None:
+    """Check that a checkpoint belongs to a training set of this many samples.
+
+    Raises:
+        CheckpointError: it had another number.
+    """
+    if state["samples"] != samples:
+        raise CheckpointError(
+            f"expected the {state['samples']} training samples of {path}, got {samples},"
+            " try the same data set"
+        )

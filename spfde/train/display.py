@@ -1,0 +1,90 @@
+"""A run in a terminal: one line per epoch, and one live line with rate, time left and the last event."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from spfde.train.metrics import Epoch, Event
+from spfde.train.recipe import Recipe
+
+REFRESH_SECONDS = 0.2
+
+
+def epoch_line(record: Epoch, epochs: int) -> str:
+    """Sum up an epoch of `epochs`: loss, accuracies, seconds and what the levers did."""
+    width = len(str(epochs))
+    levers = "; ".join(event.text for event in record.events)
+    return (
+        f"epoch {record.epoch + 1:>{width}}/{epochs}  loss {record.train_loss:.3f}"
+        f"  train {record.train_accuracy:6.1%}  test {record.test_accuracy:6.1%}"
+        f"  {record.total_seconds:6.1f} s" + (f"  {levers}" if levers else "")
+    )
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: no markup read into paths, no wrapping."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Display:
+    """Progress on a rich console: a live line where it is a terminal, plain lines where it is not."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self.console, self.name = console, name
+        self._epochs = 0
+        self._samples = 0
+        self._began = self._shown = 0.0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("epoch {task.fields[epoch]}  {task.fields[rate]:.0f} samples/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
+        """Say what starts, and show the live line."""
+        self._epochs = recipe.epochs
+        goes_on = f", from epoch {first_epoch + 1}" if first_epoch else ""
+        say(self.console, f"{self.name}: {recipe.epochs} epochs{goes_on}, {recipe.threads} threads, {note}")
+        now = {"epoch": f"{first_epoch + 1}", "rate": 0.0, "note": ""}
+        self._task = self._bar.add_task(self.name, total=recipe.epochs, completed=first_epoch, **now)
+        self._bar.start()
+        self._began = time.perf_counter()
+
+    def step(self, epoch: int, step: int, steps: int, samples: int, loss: float) -> None:
+        """Move the live line on, a few times a second."""
+        self._samples += samples
+        now = time.perf_counter()
+        if now - self._shown < REFRESH_SECONDS:
+            return
+        self._shown = now
+        self._bar.update(
+            self._task,
+            completed=epoch + (step + 1) / steps,
+            epoch=f"{epoch + 1}/{self._epochs}",
+            rate=self._samples / (now - self._began),
+            refresh=True,
+        )
+
+    def event(self, epoch: int, event: Event) -> None:
+        """Show what a lever did at the end of the live line."""
+        self._bar.update(self._task, note=event.text)
+
+    def epoch(self, record: Epoch) -> None:
+        """Write the epoch's line."""
+        say(self.console, epoch_line(record, self._epochs))
+        self._bar.update(self._task, completed=record.epoch + 1)
+        self._samples, self._began = 0, time.perf_counter()
+
+    def close(self) -> None:
+        """Take the live line away."""
+        self._bar.stop()

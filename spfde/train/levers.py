@@ -1,0 +1,153 @@
+"""The three levers wired into a training run, in SpFDE's order at an epoch boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spfde.train.batches import shuffled
+from spfde.train.metrics import Event
+from spfde.train.recipe import Recipe
+
+
+def sparsified(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
+    """Return the model with the recipe's sparsity; one that is sparse already stays as it is."""
+    if not recipe.sparsity:
+        return model
+    from spfde import sparsify
+    from spfde.nn import SparseLayer
+
+    if any(isinstance(module, SparseLayer) for module in model.modules()):
+        return model
+    return sparsify(
+        model,
+        sparsity=recipe.sparsity,
+        distribution=recipe.distribution,
+        init=recipe.init,
+        seed=recipe.seed,
+        example_input=example,
+    )
+
+
+def freezer(model: nn.Module, recipe: Recipe, example: Tensor) -> Any:
+    """Return the recipe's progressive freezing of the model, or None."""
+    if not recipe.freeze:
+        return None
+    from spfde.freezing import Progressive, blocks
+
+    return Progressive(
+        model,
+        blocks(model, example),
+        epochs=recipe.epochs,
+        interval=recipe.interval,
+        flops_reduction=recipe.freeze,
+        fraction=recipe.freeze_fraction,
+    )
+
+
+def sieve(samples: int, recipe: Recipe) -> Any:
+    """Return the recipe's circular sieve over `samples`, or None."""
+    if not recipe.sieve:
+        return None
+    from spfde.sieving import Circular
+
+    return Circular(samples, fraction=recipe.sieve, interval=recipe.interval, seed=recipe.seed)
+
+
+def topology(model: nn.Module, optimizer: Optimizer, recipe: Recipe, steps: int) -> Any:
+    """Return the recipe's elastic mutation, `steps` an epoch, or None (no sparse layer, or fixed masks)."""
+    if not recipe.sparsity or not recipe.drop_fraction:
+        return None
+    from spfde.topology import MEST
+
+    return MEST(
+        model,
+        optimizer,
+        total_steps=steps * recipe.epochs,
+        every=steps * recipe.interval,
+        drop_fraction=recipe.drop_fraction,
+        seed=recipe.seed,
+    )
+
+
+def horizons(freezer: Any, recipe: Recipe) -> dict[str, float]:
+    """Map each block that will freeze to the fraction of the training at which it does."""
+    if freezer is None or not recipe.block_cosine:
+        return {}
+    return {name: epoch / recipe.epochs for epoch, name in freezer.plan}
+
+
+class Levers:
+    """Topology, freezer and sieve of one run; any of them may be None.
+
+    Boundary order: prune and grow (on the last step of the epoch before), bring what freezes to its target
+    count, freeze, sieve, reset the counters (the paper leaves it open; no block may freeze in mid-mutation).
+    """
+
+    def __init__(self, recipe: Recipe, samples: int, topology: Any, freezer: Any, sieve: Any) -> None:
+        self.recipe, self.samples = recipe, samples
+        self.topology, self.freezer, self.sieve = topology, freezer, sieve
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Blocks frozen so far, in freezing order."""
+        return () if self.freezer is None else self.freezer.frozen
+
+    @property
+    def sieved(self) -> int:
+        """Samples that are out now."""
+        return 0 if self.sieve is None else len(self.sieve.removed)
+
+    def order(self, epoch: int) -> Tensor:
+        """Indices [n] of the epoch's samples, shuffled as a pure function of seed and epoch."""
+        active = torch.arange(self.samples) if self.sieve is None else self.sieve.active
+        return shuffled(active, self.recipe.seed, epoch)
+
+    def begin_epoch(self, epoch: int) -> list[Event]:
+        """Cross the boundary into `epoch`; return what happened."""
+        events = []
+        if self.freezer is not None:
+            if self.topology is not None:
+                for block in self.freezer.due(epoch):
+                    for _, module in block.modules:
+                        self.topology.settle(module)
+            names = self.freezer.begin_epoch(epoch)
+            if names:
+                events.append(Event("freeze", f"froze {', '.join(names)}", self.freezer.reason))
+        if self.sieve is not None and epoch > 0:
+            swap = self.sieve.end_epoch()
+            if swap is not None:
+                events.append(Event("sieve", f"swapped {swap.moved} samples", swap.reason))
+        return events
+
+    def observe(self, indices: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Show the sieve a training forward pass: indices [b], logits [b, classes], targets [b]."""
+        if self.sieve is not None:
+            self.sieve.observe(indices, logits, targets)
+
+    def step(self) -> list[Event]:
+        """Follow an optimizer step; return what happened."""
+        if self.topology is None or not self.topology.step():
+            return []
+        reason = f"every {self.recipe.interval} epochs"
+        return [Event("topology", "pruned and regrew weights", reason)]
+
+    def end_epoch(self) -> None:
+        """Close an epoch."""
+        if self.freezer is not None:
+            self.freezer.end_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every lever that is on."""
+        parts = {"topology": self.topology, "freezer": self.freezer, "sieve": self.sieve}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`'s values; what was frozen is frozen again."""
+        for name, part in (("freezer", self.freezer), ("topology", self.topology), ("sieve", self.sieve)):
+            if part is not None:
+                part.load_state_dict(state[name])

@@ -1,0 +1,97 @@
+"""One record per epoch, and its JSON line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a lever did: `kind` is topology, freeze or sieve."""
+
+    kind: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did and cost.
+
+    Accuracies are fractions. `lr` is the rate of the epoch's last step for what never freezes, `flops` the
+    training FLOPs of the epoch (2 per multiply-add), `sparsity` the fraction of zeros over the sparse layers,
+    `frozen` the blocks frozen so far, `sieved` the samples that are out.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    lr: float
+    samples: int
+    flops: float
+    seconds: Mapping[str, float]
+    frozen: tuple[str, ...]
+    sieved: int
+    sparsity: float
+    events: tuple[Event, ...]
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of the epoch: the sum of its parts."""
+        return math.fsum(self.seconds.values())
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training: the total minus evaluation and checkpoint."""
+        return self.total_seconds - self.seconds["evaluation"] - self.seconds["checkpoint"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain values, as a line of metrics.jsonl holds it."""
+        values = dataclasses.asdict(self)
+        return {
+            **values,
+            "total_seconds": self.total_seconds,
+            "frozen": list(self.frozen),
+            "events": list(values["events"]),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
+        """Build the record from :meth:`to_dict`'s values."""
+        fields = {item.name: values[item.name] for item in dataclasses.fields(cls)}
+        fields["frozen"] = tuple(fields["frozen"])
+        fields["events"] = tuple(Event(**event) for event in fields["events"])
+        return cls(**fields)
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """Read JSON lines up to the first one that is no complete object (a line cut by a crash)."""
+    records: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+    return records
+
+
+def reconcile(lines: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cut `lines` to the epochs of `history` (the checkpoint's), and fill what they lack from it.
+
+    A line wins over the history where both have the epoch: it also knows what the checkpoint itself took.
+    """
+    kept = []
+    for line, record in zip(lines, history, strict=False):
+        if line.get("epoch") != record["epoch"]:
+            break
+        kept.append(line)
+    return kept + history[len(kept) :]

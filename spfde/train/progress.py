@@ -1,0 +1,46 @@
+"""What a training run tells whoever watches; the library itself is silent."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from spfde.train.metrics import Epoch, Event
+from spfde.train.recipe import Recipe
+
+
+class Progress(Protocol):
+    """Watches a run; every call must return quickly."""
+
+    def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
+        """Training starts at `first_epoch`; `note` says what was settled before."""
+
+    def step(self, epoch: int, step: int, steps: int, samples: int, loss: float) -> None:
+        """A step of `samples` samples is done: the `step`-th (from 0) of `steps`."""
+
+    def event(self, epoch: int, event: Event) -> None:
+        """A lever did something."""
+
+    def epoch(self, record: Epoch) -> None:
+        """An epoch is done, its checkpoint written."""
+
+    def close(self) -> None:
+        """The run ended, well or not."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
+        """Say nothing."""
+
+    def step(self, epoch: int, step: int, steps: int, samples: int, loss: float) -> None:
+        """Say nothing."""
+
+    def event(self, epoch: int, event: Event) -> None:
+        """Say nothing."""
+
+    def epoch(self, record: Epoch) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Say nothing."""

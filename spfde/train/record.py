@@ -1,0 +1,124 @@
+"""The files of a run directory that say what ran, how it went and what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spfde.train import files, metrics
+from spfde.train.layout import Layout
+from spfde.train.metrics import Epoch
+from spfde.train.recipe import Recipe
+from spfde.train.session import Session
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the recipe as it ran, the trained network, one record per epoch, the memory format.
+
+    Seconds are those of the epochs; `training_seconds` leaves out evaluation and checkpoints.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    epochs: tuple[Epoch, ...]
+    layout: Layout
+
+    @property
+    def test_accuracy(self) -> float:
+        """Test accuracy after the last epoch, a fraction."""
+        return self.epochs[-1].test_accuracy
+
+    @property
+    def best_test_accuracy(self) -> float:
+        """Highest test accuracy of any epoch, a fraction; choosing by it would peek at the test set."""
+        return max(item.test_accuracy for item in self.epochs)
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all epochs."""
+        return math.fsum(item.total_seconds for item in self.epochs)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of all epochs without evaluation and checkpoints."""
+        return math.fsum(item.training_seconds for item in self.epochs)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all epochs."""
+        return math.fsum(item.flops for item in self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as plain values, as result.json holds them."""
+        seconds = {
+            name: math.fsum(item.seconds[name] for item in self.epochs) for name in self.epochs[-1].seconds
+        }
+        return {
+            "method": self.recipe.method,
+            "epochs": len(self.epochs),
+            "test_accuracy": self.test_accuracy,
+            "best_test_accuracy": self.best_test_accuracy,
+            "train_accuracy": self.epochs[-1].train_accuracy,
+            "total_seconds": self.total_seconds,
+            "training_seconds": self.training_seconds,
+            "seconds": seconds,
+            "flops": self.flops,
+            "sparsity": self.epochs[-1].sparsity,
+            "threads": self.recipe.threads,
+            "layout": dataclasses.asdict(self.layout),
+        }
+
+
+def sparsity(model: nn.Module) -> float:
+    """Return the fraction of zeros over the sparse layers' weights; 0 when there is none."""
+    from spfde.nn import SparseLayer
+
+    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+    weights = sum(layer.shape.numel() for layer in layers)
+    return 1 - sum(layer.nnz for layer in layers) / weights if weights else 0.0
+
+
+def write_run(out: Path, session: Session) -> None:
+    """Write run.json: the recipe as it runs, the machine, what was settled before the first step."""
+    from spfde import __version__, env
+
+    freezer = session.levers.freezer
+    plan = None
+    if freezer is not None:
+        plan = {"plan": [list(entry) for entry in freezer.plan], "reason": freezer.reason}
+    values = {
+        "recipe": session.recipe.to_dict(),
+        "environment": env.report(),
+        "version": __version__,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "samples": {"train": len(session.train), "test": len(session.test)},
+        "parameters": sum(p.numel() for p in session.model.parameters()),
+        "layout": dataclasses.asdict(session.layout),
+        "freezing": plan,
+    }
+    files.write_json(out / files.RUN, values)
+
+
+def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Bring metrics.jsonl to the checkpoint's epoch, and return its records."""
+    path = out / files.METRICS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    records = metrics.reconcile(metrics.parse_lines(text), history)
+    files.write_lines(path, records)
+    return records
+
+
+def write_result(out: Path, result: Result) -> None:
+    """Write result.json and layers.json."""
+    from spfde import summary
+
+    rows = summary(result.model).rows
+    files.write_json(out / files.LAYERS, [dataclasses.asdict(row) for row in rows])
+    files.write_json(out / files.RESULT, result.to_dict())

@@ -1,0 +1,138 @@
+"""Everything a run trains with, built from its recipe, and the state that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from spfde.train import layout as layouts
+from spfde.train import levers as wiring
+from spfde.train.batches import Source, source
+from spfde.train.checkpoint import CheckpointError
+from spfde.train.layout import Layout
+from spfde.train.levers import Levers
+from spfde.train.recipe import Recipe
+from spfde.train.schedule import learning_rate, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of one run; `example` [1, ...] is an input of the network."""
+
+    recipe: Recipe
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    levers: Levers
+    train: Source
+    test: Source
+    layout: Layout
+    example: Tensor
+
+    def set_learning_rate(self, progress: float) -> float:
+        """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""
+        peak, warmup = self.recipe.lr, self.recipe.warmup
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress, peak, warmup, group["horizon"])
+        return learning_rate(progress, peak, warmup)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "levers": self.levers.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`'s values.
+
+        Raises:
+            CheckpointError: they are those of another network or optimizer.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.levers.load_state_dict(state["levers"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"expected the checkpoint of this network, got another one ({error}),"
+                " try the model it was made with"
+            ) from error
+        torch.set_rng_state(state["rng"])
+
+
+def datasets(recipe: Recipe) -> Any:
+    """Load the recipe's data set: an object with train, test, num_classes and shape."""
+    from spfde.data import load
+
+    counts = {"train": recipe.train_images, "test": recipe.test_images}
+    return load(recipe.dataset, **{name: count for name, count in counts.items() if count is not None})
+
+
+def build(
+    recipe: Recipe,
+    model: nn.Module | None = None,
+    train_set: Dataset | None = None,
+    test_set: Dataset | None = None,
+    layout: Layout | None = None,
+) -> Session:
+    """Build a run from its recipe; a model or data sets that are given take the place of the recipe's.
+
+    Seeds torch's random state. A `layout` that is given (a resumed run's) is not measured again.
+
+    Raises:
+        ValueError: only one data set is given, or data sets without a model.
+    """
+    if (train_set is None) != (test_set is None):
+        raise ValueError("expected both train_set and test_set, got one of them, try passing both or none")
+    if train_set is not None and model is None:
+        raise ValueError("expected a model for your data set, got none, try model=spfde.models.build(...)")
+    torch.manual_seed(recipe.seed)
+    if train_set is None:
+        data = datasets(recipe)
+        train_set, test_set = data.train, data.test
+        if model is None:
+            from spfde.models import build as build_model
+
+            model = build_model(recipe.model, data.num_classes, data.shape[0], width=recipe.width)
+    train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
+    first, _, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
+    model = wiring.sparsified(model, recipe, first)
+    if layout is None:
+        shape = (min(recipe.batch_size, len(train)), *first.shape[1:])
+        layout = layouts.choose(recipe.layout, model, shape, measure=recipe.method == "dense")
+    model, example = layout.model(model), layout.images(first)
+    freezer, sieve = wiring.freezer(model, recipe, example), wiring.sieve(len(train), recipe)
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, freezer, wiring.horizons(freezer, recipe)),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    active = len(train) if sieve is None else len(sieve.active)
+    topology = wiring.topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
+    levers = Levers(recipe, len(train), topology, freezer, sieve)
+    return Session(recipe, model, optimizer, levers, train, test, layout, example)
+
+
+def parameter_groups(model: nn.Module, freezer: Any, horizons: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Group parameters by the fraction of the training at which their learning rate ends: `horizon`.
+
+    One group per block that will freeze, and one, with horizon 1, for all else.
+    """
+    left = {id(p): p for p in model.parameters()}
+    groups = []
+    for block in freezer.blocks if horizons else ():
+        if block.name in horizons:
+            loose = [p for _, p in block.parameters]
+            own = [*loose, *(p for _, module in block.modules for p in module.parameters())]
+            params = [p for p in (left.pop(key, None) for key in map(id, own)) if p is not None]
+            groups.append({"params": params, "horizon": horizons[block.name]})
+    return [*groups, {"params": list(left.values()), "horizon": 1.0}]

@@ -1,0 +1,49 @@
+"""Training FLOPs as the layers really are: stored weights, frozen prefix, gradients that nobody needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from spfde.flops import layer_work
+from torch import Tensor, nn
+
+
+def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[str, int]:
+    """Count the gradients that a training step computes in each named layer: of its weight, of its input.
+
+    Read from a forward pass of `example` [n, ...] with autograd on: a frozen layer has no weight gradient, a
+    layer whose input does not require grad (the first one, or what reads a frozen prefix) no input gradient.
+    Modes and BatchNorm statistics stay as they are.
+    """
+    counts: dict[str, int] = {}
+
+    def count(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = any(p.requires_grad and p.ndim > 1 for p in module.parameters(recurse=False))
+        counts[name] = int(weight) + int(inputs[0].requires_grad) if output.requires_grad else 0
+
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(partial(count, name)) for name in names]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False  # not eval(): a frozen module would take note of it
+        with torch.enable_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return counts
+
+
+def training_flops(model: nn.Module, example: Tensor) -> float:
+    """Count the FLOPs of one sample in training, over weighted layers: forward * (1 + gradients computed).
+
+    2 FLOPs per multiply-add; each gradient costs what the forward does; weights count where they are stored.
+    """
+    work = layer_work(model, example)
+    computed = gradients(model, work, example)
+    return float(sum(layer.forward * (1 + computed[name]) for name, layer in work.items()))
