@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spfde.data import compose, digits
@@ -21,6 +21,7 @@ def centre_of_mass(image):
     return (image.sum(0) @ axis / mass).item(), (image.sum(1) @ axis / mass).item()
 
 
+@settings(deadline=None)
 @given(x=st.floats(-6, 6), y=st.floats(-6, 6), angle=st.floats(-3, 3), side=st.floats(10, 18))
 def test_a_centred_source_lands_where_the_pose_says(x, y, angle, side):
     image = compose.place(torch.ones(1, 8, 8), pose(side, angle, x=x, y=y))[0]
