@@ -21,6 +21,8 @@ def report() -> dict[str, Any]:
     """
     import torch
 
+    from spfde import __version__
+
     native = _native()
     openmp = {
         "torch": _openmp_of_torch(torch.__file__),
@@ -28,7 +30,7 @@ def report() -> dict[str, Any]:
         "mapped": openmp_runtimes(Path("/proc/self/maps")),
     }
     return {
-        "spfde": _version("spfde"),
+        "spfde": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),

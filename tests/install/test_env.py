@@ -1,0 +1,135 @@
+"""The environment report, also where there is little to report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sysconfig
+
+import pytest
+import torch
+
+from spfde import __version__, env
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return env.report()
+
+
+def test_the_report_is_json_and_states_versions_threads_and_instruction_sets(facts):
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["spfde"] == __version__
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"]["torch"] == torch.get_num_threads()
+    native = facts["native"]
+    assert native["isa"] in native["runnable"]
+    assert set(native["runnable"]) <= set(native["compiled"])
+
+
+def test_torch_and_the_core_share_one_openmp_runtime(facts):
+    openmp = facts["openmp"]
+    assert os.path.realpath(openmp["spfde"]) == os.path.realpath(openmp["torch"])
+    assert os.path.realpath(openmp["spfde"]) in map(os.path.realpath, openmp["mapped"])
+    assert facts["warnings"] == []
+
+
+def test_every_row_of_the_table_is_text_and_warnings_come_last(facts):
+    table = env.rows(facts | {"warnings": ["two"]})
+    assert all(isinstance(text, str) and text for row in table for text in row)
+    assert table[-1] == ("warning", "two")
+    assert ("instruction set", facts["native"]["isa"]) in env.rows(
+        facts | {"native": facts["native"] | {"forced": False}}
+    )
+
+
+def test_a_forced_instruction_set_is_marked(facts):
+    native = facts["native"] | {"isa": "baseline", "forced": True}
+    assert ("instruction set", "baseline (SPFDE_ISA)") in env.rows(facts | {"native": native})
+
+
+def test_runtimes_are_found_in_a_memory_map(tmp_path):
+    maps = tmp_path / "maps"
+    maps.write_text(
+        "7f0-7f1 r-xp 00000000 fe:00 12   /usr/lib/libgomp.so.1.0.0\n"
+        "7f1-7f2 r--p 00000000 fe:00 12   /usr/lib/libgomp.so.1.0.0\n"
+        "7f2-7f3 r-xp 00000000 fe:00 13   /opt/with space/libiomp5.so\n"
+        "7f3-7f4 r-xp 00000000 fe:00 14   /usr/lib/libomptarget-is-none-of-them.so.d/libm.so.6\n"
+        "7f4-7f5 rw-p 00000000 00:00 0 \n"
+        "7f5-7f6 rw-p 00000000 00:00 0    [heap]\n"
+    )
+    assert env.openmp_runtimes(maps) == ["/opt/with space/libiomp5.so", "/usr/lib/libgomp.so.1.0.0"]
+
+
+def test_two_bound_runtimes_are_warned_about(tmp_path):
+    first, second, link = tmp_path / "libgomp.so.1", tmp_path / "libomp.so", tmp_path / "link.so"
+    first.touch()
+    link.symlink_to(first)
+    [warning] = env.openmp_warnings(str(first), str(second))
+    assert str(first) in warning
+    assert str(second) in warning
+    assert env.openmp_warnings(str(first), str(link)) == []
+    assert env.openmp_warnings(str(first), None) == []
+
+
+def test_the_command_prints_the_table_or_json(capsys):
+    assert env.main([]) == 0
+    assert "instruction set" in capsys.readouterr().out
+    assert env.main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spfde"] == __version__
+
+
+def test_an_unknown_argument_is_refused(capsys):
+    assert env.main(["--jsn"]) == 2
+    assert (
+        capsys.readouterr().err == "expected nothing or --json, got --jsn, try python -m spfde.env --json\n"
+    )
+
+
+def test_an_instruction_set_that_does_not_run_is_reported(root, python):
+    done = python(root, "-m", "spfde.env", "--json", **os.environ | {"SPFDE_ISA": "sse9"})
+    assert done.returncode == 1
+    assert "got 'sse9'" in json.loads(done.stdout)["native"]["error"]
+
+
+WITHOUT_CORE = """
+import runpy, sys
+sys.modules["spfde._C"] = None
+sys.argv = {argv!r}
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("argv", [["spfde.env", "--json"], ["spfde.cli", "env", "--json"]])
+def test_a_missing_core_is_reported(root, python, argv):
+    done = python(root, "-c", WITHOUT_CORE.format(argv=argv), **os.environ)
+    assert done.returncode == 1, done.stderr
+    assert "spfde._C" in json.loads(done.stdout)["native"]["error"]
+    assert done.stderr == ""
+
+
+def test_a_missing_core_is_told_at_first_use_and_not_at_import(root, python):
+    program = "import sys; sys.modules['spfde._C'] = None; import spfde; print('in'); spfde._native.native()"
+    done = python(root, "-c", program, **os.environ)
+    assert done.stdout == "in\n"
+    assert done.stderr.splitlines()[-1].startswith("ImportError: expected the native core spfde._C, got: ")
+
+
+def test_a_core_that_is_no_library_is_reported_with_the_loaders_reason(package, python):
+    (package / "spfde" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not a shared object")
+    done = python(package, "-m", "spfde.env", **os.environ)
+    assert done.returncode == 1, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("native core")]
+    assert "file too short" in line or "invalid ELF header" in line
+
+
+def test_a_core_of_another_version_is_reported(package, python):
+    (package / "spfde" / "_C.py").write_text("def isa(): return 'avx2'\n")
+    done = python(package, "-m", "spfde.env", **os.environ)
+    assert done.returncode == 1, done.stderr
+    assert "got an older build" in done.stdout
+
+
+def test_the_report_imports_nothing_that_only_the_command_line_needs(root, python):
+    program = "import sys, spfde.env; print({'typer', 'rich', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    assert python(root, "-c", program, **os.environ).stdout == "set()\n"
