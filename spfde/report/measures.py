@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spfde.report.run import Run
-from spfde.report.words import NONE, count, duration, percent, ratio, work
+from spfde.report.words import NONE, duration, percent, ratio, work
 from spfde.train.stopwatch import CATEGORIES
 
 
@@ -29,18 +29,19 @@ class Section:
 
 # What each part of the time is, in the order in which a bar is stacked.
 TIME = {
-    "kernels": "inside spfde's native kernels, forward and backward.",
-    "step": "the rest of forward, backward and optimizer step.",
-    "data": "fetching and shuffling batches.",
-    "levers": "deciding: prune and grow, freezing, sieving.",
-    "evaluation": "test accuracy after every epoch; not training.",
-    "checkpoint": "writing the checkpoint after every epoch; not training.",
-    "other": "everything else between the start and the end of an epoch.",
+    "kernels": "Seconds inside spfde's native kernels, forward and backward.",
+    "step": "Seconds of the rest of forward, backward and optimizer step.",
+    "data": "Seconds of shuffling samples and fetching batches.",
+    "levers": "Seconds of deciding: prune and grow, freezing, sieving.",
+    "evaluation": "Seconds of measuring test accuracy after every epoch; not training.",
+    "checkpoint": "Seconds of writing the checkpoint after every epoch; not training.",
+    "other": "Seconds of everything else between the start and the end of an epoch.",
 }
 
 
-def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
-    """The figures of `runs`; speed-ups and savings are against `baseline`."""
+def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
+    """The figures of `runs`; speed-ups and savings are against the first."""
+    baseline = runs[0]
 
     def row(name: str, value: Callable[[Run], str], meaning: str) -> Row:
         return Row(name, tuple(value(run) for run in runs), meaning)
@@ -54,7 +55,7 @@ def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
         row(
             "best test accuracy",
             lambda run: f"{percent(run.best.test_accuracy, 2)} (epoch {run.best.epoch})",
-            "Highest test accuracy of any epoch; picking it looks at the test set, so compare the line above.",
+            "Highest test accuracy of any epoch. Picking it looks at the test set: compare the line above.",
         ),
         row(
             "train accuracy",
@@ -74,7 +75,7 @@ def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
         row(
             "speed-up",
             lambda run: ratio(baseline.training_seconds / run.training_seconds),
-            f"Training time of {baseline.method} divided by the run's own.",
+            f"Training time of {labels[0]} divided by the run's own.",
         ),
         row(
             "total time",
@@ -105,7 +106,7 @@ def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
         row(
             "FLOPs saved",
             lambda run: ratio(baseline.work[-1] / run.work[-1]),
-            f"Training FLOPs of {baseline.method} divided by the run's own: what the speed-up would be if "
+            f"Training FLOPs of {labels[0]} divided by the run's own: what the speed-up would be if "
             "time were FLOPs.",
         ),
         row(
@@ -113,7 +114,11 @@ def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
             lambda run: percent(run.last.sparsity),
             "Zero weights over all weights of the sparse layers, after the last epoch.",
         ),
-        row("sparse layers", _sparse_layers, "Layers that really multiply sparse, of all weighted layers."),
+        row(
+            "sparse layers",
+            _sparse_layers,
+            "Layers that really ran a sparse kernel, of those made sparse.",
+        ),
         row(
             "frozen blocks",
             _frozen,
@@ -126,11 +131,11 @@ def sections(runs: Sequence[Run], baseline: Run) -> tuple[Section, ...]:
         ),
     )
     attribution = tuple(
-        row(name, lambda run, name=name: _part(run, run.seconds[name]), f"Seconds {meaning}")
-        for name, meaning in TIME.items()
+        row(name, lambda run, name=name: _part(run, run.seconds[name]), meaning)
+        for name, meaning in ((name, TIME[name]) for name in CATEGORIES)
     )
     total = row(
-        "sum", lambda run: _part(run, run.total_seconds), "The total time: the lines above add up to it."
+        "sum", lambda run: _part(run, run.total_seconds), "The total time, to which the lines above add up."
     )
     return (
         Section("Outcome", outcome),
@@ -155,7 +160,8 @@ def time_to(run: Run, accuracy: float) -> float:
 
 
 def _sparse_layers(run: Run) -> str:
-    return f"{sum(layer.runs_sparse for layer in run.layers)} of {len(run.layers)}"
+    converted = [layer for layer in run.layers if layer.converted]
+    return f"{sum(layer.runs_sparse for layer in converted)} of {len(converted)}" if converted else NONE
 
 
 def _frozen(run: Run) -> str:
@@ -167,6 +173,3 @@ def _frozen(run: Run) -> str:
 
 def _part(run: Run, seconds: float) -> str:
     return f"{seconds:.2f} s ({percent(seconds / run.total_seconds)})"
-
-
-assert tuple(TIME) == CATEGORIES

@@ -71,10 +71,15 @@ class Layer:
     reason: str
     runs_sparse: bool
 
+    @property
+    def converted(self) -> bool:
+        """Whether the layer was made sparse."""
+        return self.pattern != "dense"
+
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. Seconds are those of its epochs, accuracies fractions, `seconds` totals by category."""
+    """One finished run. Accuracies are fractions, seconds are those of the epochs."""
 
     path: Path
     recipe: Mapping[str, Any]
@@ -133,8 +138,8 @@ def read(path: str | os.PathLike[str]) -> Run:
     """Read a run directory.
 
     Raises:
-        ValueError: it is no directory, a file of a finished run is missing, or a file is damaged or has another
-            schema; the message names the file, the line and the key.
+        ValueError: it is no directory, a file of a finished run is missing, or a file is damaged or has
+            another schema; the message names the file, the line and the key.
     """
     path = Path(path)
     if not path.is_dir():

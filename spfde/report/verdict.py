@@ -31,14 +31,14 @@ MACHINE = ("cpu", "torch")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one run shows against the baseline: a headline, then what qualifies it."""
+    """What one run shows against the baseline: a headline, then what qualifies it, a line each."""
 
     headline: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
-        return " ".join((self.headline, *self.warnings, *self.notes))
+        return "\n".join((self.headline, *self.warnings, *self.notes))
 
 
 def judge(run: Run, label: str, baseline: Run, baseline_label: str) -> Verdict:
@@ -46,6 +46,9 @@ def judge(run: Run, label: str, baseline: Run, baseline_label: str) -> Verdict:
     return Verdict(
         headline=f"{label} {_speed(run, baseline, baseline_label)}, {_accuracy(run, baseline)}.",
         notes=(
+            f"Training took {duration(run.training_seconds)} against {duration(baseline.training_seconds)}; "
+            f"test accuracy is {percent(run.last.test_accuracy)} against "
+            f"{percent(baseline.last.test_accuracy)}.",
             *_noise(run, baseline),
             *_same_time(run, baseline, baseline_label),
             *_flops(run, baseline),
@@ -66,21 +69,18 @@ def alone(run: Run, label: str) -> Verdict:
 
 def _speed(run: Run, baseline: Run, label: str) -> str:
     factor = baseline.training_seconds / run.training_seconds
-    times = f"({duration(run.training_seconds)} against {duration(baseline.training_seconds)})"
     if abs(factor - 1) <= SAME_TIME:
-        return f"trained no faster than {label} {times}"
+        return f"trained no faster than {label}"
     if factor < 1:
-        return f"was slower than {label}: training took {ratio(1 / factor)} as long {times}"
-    return f"trained {ratio(factor)} as fast as {label} {times}"
+        return f"trained slower than {label}, taking {ratio(1 / factor)} as long"
+    return f"trained {ratio(factor)} as fast as {label}"
 
 
 def _accuracy(run: Run, baseline: Run) -> str:
     ours, theirs = run.last.test_accuracy, baseline.last.test_accuracy
-    values = f"({percent(ours)} against {percent(theirs)})"
     if abs(ours - theirs) < SAME_ACCURACY:
-        return f"with the same test accuracy {values}"
-    word = "higher" if ours > theirs else "lower"
-    return f"with a test accuracy {points(ours - theirs)} {word} {values}"
+        return "to the same test accuracy"
+    return f"to a test accuracy {points(ours - theirs)} {'higher' if ours > theirs else 'lower'}"
 
 
 def _noise(run: Run, baseline: Run) -> tuple[str, ...]:
@@ -91,10 +91,10 @@ def _noise(run: Run, baseline: Run) -> tuple[str, ...]:
     seeds = "each method ran with one seed, and another seed moves accuracy too."
     if abs(ours - theirs) <= error:
         return (
-            f"{images:,} test images cannot tell these accuracies apart (twice the standard error of their "
+            f"{images:,} test samples cannot tell these accuracies apart (twice the standard error of their "
             f"difference is {points(error)}); {seeds}",
         )
-    return (f"The difference in accuracy is more than chance in the test images explains; {seeds}",)
+    return (f"The difference in accuracy is more than chance in the test samples explains; {seeds}",)
 
 
 def _same_time(run: Run, baseline: Run, label: str) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def _flops(run: Run, baseline: Run) -> tuple[str, ...]:
 
 
 def _dense_layers(run: Run) -> tuple[str, ...]:
-    sparse = [layer for layer in run.layers if layer.sparsity > 0]
+    sparse = [layer for layer in run.layers if layer.converted]
     dense = sum(not layer.runs_sparse for layer in sparse)
     if not dense:
         return ()

@@ -32,14 +32,21 @@ def work(flops: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """A factor: "1.71x"."""
-    return f"{value:.2f}x" if value < 99.95 else f"{value:.0f}x"
+    """A factor with three digits: "1.71x", "14.0x", "140x"."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}x"
 
 
 def points(fraction: float) -> str:
     """A difference of accuracies: 0.0123 as "1.2 percentage points"."""
     size = f"{100 * abs(fraction):.1f}"
     return f"{size} percentage point{'' if size == '1.0' else 's'}"
+
+
+def shortened(text: str, length: int = 26, *, end: bool = False) -> str:
+    """At most `length` characters of a name, from its start or from its `end`."""
+    if len(text) <= length:
+        return text
+    return f"...{text[3 - length :]}" if end else f"{text[: length - 3]}..."
 
 
 def count(number: int, noun: str) -> str:

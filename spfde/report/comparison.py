@@ -1,0 +1,114 @@
+"""Runs side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spfde.report.measures import Section, sections
+from spfde.report.page import page
+from spfde.report.run import Run, read
+from spfde.report.verdict import Verdict, alone, judge, labels
+from spfde.train import files
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """Finished runs side by side; the first is the baseline that the others are measured against."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A short name for each run."""
+        return labels(self.runs)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """Every figure with its definition."""
+        return sections(self.runs, self.labels)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What each run shows against the baseline; str() is the text."""
+        baseline, name = self.runs[0], self.labels[0]
+        if len(self.runs) == 1:
+            return (alone(baseline, name),)
+        others = zip(self.runs[1:], self.labels[1:], strict=True)
+        return tuple(judge(run, label, baseline, name) for run, label in others)
+
+    def table(self) -> Table:
+        """The figures as a rich table, with the verdict below."""
+        from rich.table import Table
+        from rich.text import Text
+
+        # Text, not str: a run called "[red]" is no markup.
+        caption = Text("\n\n".join(("", *map(str, self.verdicts))))
+        table = Table(caption=caption, caption_justify="left", caption_style="", box=None, pad_edge=False)
+        table.add_column("")
+        for label in self.labels:
+            table.add_column(Text(label), justify="right")
+        for section in self.sections:
+            table.add_row(Text(section.title, style="bold"))
+            for row in section.rows:
+                table.add_row(
+                    Text(f"  {row.name}"), *map(Text, row.values), end_section=row is section.rows[-1]
+                )
+        return table
+
+    def html(self) -> str:
+        """The report as one page: no script, nothing fetched, light and dark.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        return page(self.runs, self.labels, self.verdicts, self.sections)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page, making its directory where needed; the path is returned.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            OSError: the file cannot be written.
+        """
+        path, text = Path(path), self.html()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+def compare(runs: Iterable[str | os.PathLike[str]]) -> Report:
+    """Read finished runs; the first dense one, or else the first, is the baseline and comes first.
+
+    Args:
+        runs: run directories; one that holds runs (as `spfde train --compare` makes it) stands for them.
+
+    Raises:
+        TypeError: `runs` is a single path.
+        ValueError: there is no run, one comes twice, or one is unfinished, damaged or of another schema.
+    """
+    if isinstance(runs, str | os.PathLike):
+        raise TypeError(f"expected a list of run directories, got {runs!r}, try [{runs!r}]")
+    paths = [path for run in runs for path in _expand(Path(run))]
+    if not paths:
+        raise ValueError(
+            "expected at least one run directory, got none, try the out directory of spfde train"
+        )
+    twice = [str(path) for i, path in enumerate(paths) if path.resolve() in map(Path.resolve, paths[:i])]
+    if twice:
+        raise ValueError(f"expected each run once, got {', '.join(twice)} again, try leaving it out")
+    found = [read(path) for path in paths]
+    baseline = next((run for run in found if run.method == "dense"), found[0])
+    return Report((baseline, *(run for run in found if run is not baseline)))
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.is_dir() or (path / files.METRICS).exists():
+        return [path]
+    return sorted(each.parent for each in path.glob(f"*/{files.METRICS}")) or [path]

@@ -1,0 +1,29 @@
+"""HTML from Python calls; whatever is not already HTML is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+VOID = frozenset({"meta", "col", "br"})
+
+
+def tag(name: str, /, *children: str, **attributes: str | None) -> Html:
+    """An element: `tag("td", "a < b", class_="n")` is `<td class="n">a &lt; b</td>`; None leaves one out."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in VOID:
+        return Html(f"<{name}{written}>")
+    return Html(f"<{name}{written}>{join(*children)}</{name}>")
+
+
+def join(*children: str) -> Html:
+    """Children one after the other."""
+    return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))

@@ -1,0 +1,246 @@
+"""The parts of the page below its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from spfde.report import plots
+from spfde.report.markup import Html, join, tag
+from spfde.report.measures import Section
+from spfde.report.run import Run
+from spfde.report.words import NONE, percent
+from spfde.train.recipe import METHODS, Recipe
+
+
+def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """The plots that hold every run."""
+    drawings = (
+        (
+            plots.accuracy(runs, labels),
+            "Test accuracy against training time",
+            "Measured after every epoch. The vertical axis is logarithmic in the error.",
+        ),
+        (
+            plots.epochs(runs, labels),
+            "Seconds per epoch",
+            "Grey tops are evaluation and checkpoint. A square marks an epoch in which blocks were frozen, "
+            "samples swapped by the sieve, or weights pruned and regrown.",
+        ),
+        (
+            plots.flops(runs, labels),
+            "Training FLOPs, added up",
+            "2 per multiply-add, stored weights only. A bend is a lever: less backward, or fewer samples.",
+        ),
+        (
+            plots.attribution(runs, labels),
+            "Where the time went",
+            "Kernels are spfde's native ones; step is the rest of forward, backward and optimizer. "
+            "Evaluation and checkpoint are no training.",
+        ),
+    )
+    items = (tag("figure", tag("h3", head), svg, tag("figcaption", text)) for svg, head, text in drawings)
+    return join(tag("h2", "How it went"), tag("div", *items, class_="figures"))
+
+
+def table(labels: Sequence[str], sections: Sequence[Section]) -> Html:
+    """Every figure, one column per run."""
+    rows = []
+    for section in sections:
+        rows.append(tag("tr", tag("th", section.title, colspan=str(len(labels) + 1), class_="group")))
+        for row in section.rows:
+            cells = (tag("td", value) for value in row.values)
+            sum_ = "sum" if row.name == "sum" else None
+            rows.append(tag("tr", tag("th", row.name, scope="row"), *cells, class_=sum_))
+    return join(
+        tag("h2", "Side by side"),
+        tag("p", "What each figure means is at the end of this page.", class_="lead"),
+        _table(tag("tr", tag("th", ""), *_heads(labels)), rows),
+    )
+
+
+def layers(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """Sparsity, kernel and the reason for the kernel of every layer of the runs that have sparse ones."""
+    drawings, listings = [], []
+    for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        if not any(layer.converted for layer in run.layers):
+            continue
+        heads = ("layer", "sparsity", "kernel", "why this kernel", "shape", "stored", "pattern")
+        rows = [
+            tag(
+                "tr",
+                tag("th", layer.name, scope="row"),
+                tag("td", percent(layer.sparsity)),
+                tag("td", layer.kernel),
+                tag("td", layer.reason, class_="why"),
+                tag("td", "x".join(map(str, layer.shape))),
+                tag("td", f"{layer.nnz:,}"),
+                tag("td", layer.pattern),
+            )
+            for layer in run.layers
+        ]
+        listing = _table(tag("tr", *(tag("th", head) for head in heads)), rows, "layers")
+        caption = tag("figcaption", _stored(run))
+        drawings.append(tag("figure", tag("h3", label), plots.layers(run, index), caption))
+        listings.append(tag("details", tag("summary", f"{label}: every layer"), listing, open=""))
+    if not drawings:
+        return Html()
+    lead = "At the end of the run, in the order of the network. A dense kernel is a safety net, not a result."
+    return join(
+        tag("h2", "Layer by layer"),
+        tag("p", lead, class_="lead"),
+        tag("div", *drawings, class_="figures"),
+        *listings,
+    )
+
+
+def events(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """What the levers did, epoch by epoch, and why."""
+    blocks = []
+    for run, label in zip(runs, labels, strict=True):
+        rows = [
+            tag(
+                "tr",
+                tag("td", str(epoch.epoch)),
+                *(tag("td", t) for t in (event.kind, event.text, event.reason)),
+            )
+            for epoch in run.epochs
+            for event in epoch.events
+        ]
+        if rows:
+            heads = tag("tr", *(tag("th", head) for head in ("epoch", "lever", "what it did", "why")))
+            blocks.append(tag("details", tag("summary", f"{label}: {len(rows)} events"), _table(heads, rows)))
+    return join(tag("h2", "What the levers did"), *blocks) if blocks else Html()
+
+
+def recipes(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """The command that trains each run again, and the recipes side by side."""
+    commands = "\n\n".join(
+        f"# {label}\n{command(run.recipe)}" for run, label in zip(runs, labels, strict=True)
+    )
+    return join(
+        tag("h2", "Recipe"),
+        tag(
+            "p",
+            "These commands train the runs again; a model or data set of your own has to be passed again, "
+            "through the Python API.",
+            class_="lead",
+        ),
+        tag("pre", commands),
+        *(
+            tag("p", f"{label}, memory format: {run.layout['name']} ({run.layout['reason']})", class_="lead")
+            for run, label in zip(runs, labels, strict=True)
+            if {"name", "reason"} <= set(run.layout)
+        ),
+        tag(
+            "details",
+            tag("summary", "All settings; what differs is bold"),
+            _compared([run.recipe for run in runs], labels),
+        ),
+    )
+
+
+def environments(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """What the runs ran on."""
+    first = runs[0].environment
+    return join(
+        tag("h2", "Environment"),
+        tag("p", f"{first.get('cpu', NONE)}, torch {first.get('torch', NONE)}", class_="lead"),
+        tag(
+            "details",
+            tag("summary", "Everything that was recorded"),
+            _compared([dict(_flat(run.environment)) for run in runs], labels),
+        ),
+    )
+
+
+def definitions(sections: Sequence[Section]) -> Html:
+    """What each figure means."""
+    terms = []
+    for row in (row for section in sections for row in section.rows):
+        terms += [tag("dt", row.name), tag("dd", row.meaning)]
+    return join(tag("h2", "What each figure means"), tag("dl", *terms))
+
+
+def command(recipe: Mapping[str, Any]) -> str:
+    """The `spfde train` command line of a recipe: every setting that is not the default."""
+    words = ["spfde", "train"]
+    levers = METHODS.get(recipe["method"], {})
+    for field in dataclasses.fields(Recipe):
+        default = levers.get(field.name, field.default)
+        value = recipe.get(field.name, default)
+        flag = field.name.replace("_", "-")
+        if value == default:
+            continue
+        words += (
+            [f"--{flag}" if value else f"--no-{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
+    return shlex.join(words)
+
+
+def _stored(run: Run) -> str:
+    sparse = [layer for layer in run.layers if layer.converted]
+    ran = sum(layer.runs_sparse for layer in sparse)
+    weights, stored = (
+        sum(math.prod(layer.shape) for layer in run.layers),
+        sum(layer.nnz for layer in run.layers),
+    )
+    return (
+        f"{ran} of {len(sparse)} sparse layers ran a sparse kernel. Of the network's {weights:,} weights "
+        f"{stored:,} are stored."
+    )
+
+
+def _heads(labels: Sequence[str]) -> list[Html]:
+    return [
+        tag(
+            "th",
+            tag("i", style=f"background:var(--{plots.series_name(i)})"),
+            label,
+            class_="run",
+            scope="col",
+        )
+        for i, label in enumerate(labels)
+    ]
+
+
+def _table(head: Html, rows: Sequence[Html], class_: str | None = None) -> Html:
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_=class_), class_="scroll")
+
+
+def _compared(values: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Html:
+    """Mappings side by side, one column for all where they agree throughout."""
+    names = list(dict.fromkeys(name for each in values for name in each))
+    texts = {name: [_text(each.get(name)) for each in values] for name in names}
+    alike = all(len(set(row)) == 1 for row in texts.values())
+    rows = []
+    for name, row in texts.items():
+        cells = (tag("td", text) for text in (row[:1] if alike else row))
+        differs = "differs" if len(set(row)) > 1 else None
+        rows.append(tag("tr", tag("th", name, scope="row"), *cells, class_=differs))
+    heads = [tag("th", "all runs")] if alike else _heads(labels)
+    return _table(tag("tr", tag("th", ""), *heads), rows, "wrap")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return NONE
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,202 @@
+"""The drawings of the page, each a function of the runs; colours are theme tokens, never fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from spfde.report.markup import Html
+from spfde.report.measures import TIME
+from spfde.report.run import NOT_TRAINING, Run
+from spfde.report.svg import STYLE, inline
+from spfde.report.theme import SERIES, TOKEN
+from spfde.report.words import percent, shortened, work
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 5.3  # inches; a column of the page, and a phone
+ACCURACIES = (0, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+DOTS = 40  # epochs beyond which a line has no dots
+LANES = ("freeze", "sieve", "topology")  # kinds of events, top to bottom
+
+
+def accuracy(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """Test accuracy against training seconds; the axis is logarithmic in the error."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        floor = 0.5 / max(run.samples["test"] for run in runs)
+        for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            values = [epoch.test_accuracy for epoch in run.epochs]
+            name = f"{shortened(label)}: {percent(values[-1])} at the end"
+            marker = "o" if len(values) <= DOTS else None
+            colour = TOKEN[series_name(index)]
+            axes.plot(run.clock, values, color=colour, marker=marker, markersize=3.5, label=name)
+        _error_scale(axes, floor)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("training time, seconds")
+        axes.legend(loc="lower right")
+
+    return _draw("accuracy", 3.3, draw, "Test accuracy against training time, one line per run")
+
+
+def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """FLOPs done so far against epochs."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        most = max(run.work[-1] for run in runs)
+        unit = next((u for u in (1e18, 1e15, 1e12, 1e9, 1e6) if most >= u), 1.0)
+        for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            done = [0.0, *(value / unit for value in run.work)]
+            name = f"{shortened(label)}: {work(run.work[-1])}"
+            axes.plot(range(len(done)), done, "-", color=TOKEN[series_name(index)], label=name)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("epochs done")
+        axes.set_title(f"{work(unit).split()[-1]}s", color=TOKEN["muted"], fontweight="normal")
+        axes.legend(loc="upper left")
+
+    return _draw("flops", 3.3, draw, "Training FLOPs added up over the epochs, one line per run")
+
+
+def epochs(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """Seconds of each epoch as bars, one panel per run, with its events in lanes above the bars."""
+    heights = [(0.42 if any(e.events for e in run.epochs) else 0.001, 1.0) for run in runs]
+
+    def draw(figure: Figure) -> None:
+        ratios = [height for pair in heights for height in pair]
+        panels = figure.subplots(2 * len(runs), 1, sharex=True, gridspec_kw={"height_ratios": ratios})
+        top = max(epoch.total_seconds for run in runs for epoch in run.epochs)
+        for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            lanes, bars = panels[2 * index : 2 * index + 2]
+            _lanes(lanes, run)
+            lanes.set_title(shortened(label, 48))
+            _epoch_bars(bars, run, TOKEN[series_name(index)])
+            bars.set_ylim(0, top * 1.04)
+        panels[-1].set_xlabel("epoch")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
+
+    height = 0.5 + sum(1.35 * (lane + bar) for lane, bar in heights)
+    return _draw("epochs", height, draw, "Seconds of each epoch, one panel per run, with events above")
+
+
+def attribution(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """Where the total time of each run went: one stacked bar per run."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        rows = range(len(runs))
+        left = [0.0] * len(runs)
+        for part in TIME:
+            widths = [run.seconds[part] for run in runs]
+            axes.barh(rows, widths, 0.6, left, color=TOKEN[part], label=part)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axes.set_yticks(rows, [shortened(label) for label in labels])
+        axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("total time, seconds")
+        figure.legend(loc="outside upper left", ncols=4, handlelength=1, handleheight=1, columnspacing=1.4)
+
+    title = "Total time of each run by what it was spent on"
+    return _draw("attribution", 1.35 + 0.42 * len(runs), draw, title)
+
+
+def layers(run: Run, index: int) -> Html:
+    """Sparsity of every weighted layer of a run, coloured by whether its kernel is sparse."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        kinds = (
+            (True, TOKEN[series_name(index)], "sparse kernel"),
+            (False, TOKEN["evaluation"], "dense kernel"),
+        )
+        for sparse, colour, name in kinds:
+            rows = [i for i, r in enumerate(run.layers) if r.converted and r.runs_sparse == sparse]
+            if rows:
+                axes.barh(rows, [run.layers[i].sparsity for i in rows], 0.7, color=colour, label=name)
+        for i, layer in enumerate(run.layers):
+            text = percent(layer.sparsity) if layer.converted else "kept dense"
+            axes.text(layer.sparsity + 0.01, i, text, va="center", fontsize=8)
+        axes.set_yticks(range(len(run.layers)), [shortened(r.name, end=True) for r in run.layers], fontsize=8)
+        axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
+        axes.set_ylim(len(run.layers) - 0.4, -0.6)
+        axes.set_xlim(0, 1.12)
+        axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0%", "25%", "50%", "75%", "100%"))
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("share of weights that are zero")
+        figure.legend(loc="outside upper left", ncols=3, handlelength=1, handleheight=1, columnspacing=1.4)
+
+    height = 1.0 + 0.17 * len(run.layers)
+    return _draw(f"layers-{index}", height, draw, f"Sparsity of each layer of the {run.method} run")
+
+
+def series_name(index: int) -> str:
+    """Theme colour of the run at this position; the baseline is at 0."""
+    return f"run{index if index < SERIES else 1 + (index - 1) % (SERIES - 1)}"
+
+
+def _draw(name: str, height: float, draw: Callable[[Figure], None], label: str) -> Html:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "expected matplotlib, which draws the report's plots, got no such module, "
+            "try pip install spfde[report]"
+        ) from error
+    # A Figure of its own: pyplot's state and the caller's backend stay as they are.
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height))
+        draw(figure)
+        return inline(figure, name, label)
+
+
+def _error_scale(axes: Axes, floor: float) -> None:
+    import numpy as np
+
+    def forward(value: np.ndarray) -> np.ndarray:
+        return -np.log10(np.maximum(1 - np.asarray(value), floor))
+
+    def inverse(value: np.ndarray) -> np.ndarray:
+        return 1 - 10 ** -np.asarray(value)
+
+    low, high = axes.dataLim.intervaly
+    axes.set_yscale("function", functions=(forward, inverse))
+    axes.set_ylim(max(0.0, low - 0.05), min(1 - floor, 1 - 0.7 * (1 - high)))
+    bottom, top = axes.get_ylim()
+    ticks: list[float] = []
+    gap = 0.06 * (forward(top) - forward(bottom))  # labels closer than that would touch
+    for value in reversed(ACCURACIES):
+        if bottom <= value <= top and (not ticks or forward(ticks[-1]) - forward(value) > gap):
+            ticks.append(value)
+    axes.set_yticks(ticks, [f"{100 * value:g}%" for value in ticks])
+    axes.minorticks_off()
+
+
+def _epoch_bars(axes: Axes, run: Run, colour: str) -> None:
+    places = [epoch.epoch for epoch in run.epochs]
+    training = [epoch.training_seconds for epoch in run.epochs]
+    rest = [sum(epoch.seconds[part] for part in NOT_TRAINING) for epoch in run.epochs]
+    axes.bar(places, training, 0.8, color=colour)
+    axes.bar(places, rest, 0.8, training, color=TOKEN["checkpoint"])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("seconds")
+
+
+def _lanes(axes: Axes, run: Run) -> None:
+    for row, kind in enumerate(LANES):
+        places = [epoch.epoch for epoch in run.epochs if any(e.kind == kind for e in epoch.events)]
+        if places:
+            axes.plot(places, [row] * len(places), "s", color=TOKEN["ink"], markersize=3.5)
+    axes.set_ylim(len(LANES) - 0.4, -0.6)
+    axes.set_yticks(range(len(LANES)), LANES, fontsize=8)
+    axes.tick_params(axis="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="x", visible=False)
+    if not any(epoch.events for epoch in run.epochs):
+        axes.set_yticks(())
