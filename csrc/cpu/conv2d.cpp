@@ -99,9 +99,10 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
   const Conv2dGeometry& g = *a.geometry;
   const int64_t rows = g.target_channels, nnz = a.row_ptr[rows];
   const bool empty = g.batch == 0 || g.h.grid * g.w.grid == 0;
-  const int64_t sums = nnz + rows;  // weight gradients, then bias gradients
-  float* partial = scratch<float>(Scratch::partial, sums * a.threads);
-  for (int64_t k = 0; k < sums * a.threads; ++k) partial[k] = 0.f;
+  float* partial = scratch<float>(Scratch::partial, nnz * a.threads);
+  double* partial_bias = scratch<double>(Scratch::bias, rows * a.threads);
+  for (int64_t k = 0; k < nnz * a.threads; ++k) partial[k] = 0.f;
+  for (int64_t r = 0; r < rows * a.threads; ++r) partial_bias[r] = 0.;
 
   if (!empty) {
     const Cut cut = cut_work(g, rows, a.threads);
@@ -111,16 +112,19 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
     const int64_t tasks = cut.chunks * cut.row_blocks;
 #pragma omp parallel for schedule(static, 1) num_threads(a.threads)
     for (int64_t worker = 0; worker < a.threads; ++worker) {
-      float* dvalues = partial + worker * sums;
-      float* dbias = dvalues + nnz;
+      float* dvalues = partial + worker * nnz;
+      double* dbias = partial_bias + worker * rows;
       for (int64_t task = tasks * worker / a.threads; task < tasks * (worker + 1) / a.threads; ++task) {
         const int64_t begin = task % cut.row_blocks * cut.row_block, end = min(rows, begin + cut.row_block);
         const int64_t first = task / cut.row_blocks * cut.images, images = min(cut.images, g.batch - first);
         float* source = scratch<float>(Scratch::source, planes.size);
         float* target = scratch<float>(Scratch::target, (end - begin) * planes.positions);
         pack_source(g, planes, a.source, first, images, source);
-        for (int64_t r = begin; r < end; ++r)
-          dbias[r] += pack_target(g, planes, r, a.target, first, images, target + (r - begin) * planes.positions);
+        for (int64_t r = begin; r < end; ++r) {
+          float* plane = target + (r - begin) * planes.positions;
+          pack_target(g, planes, r, a.target, first, images, plane);
+          if (a.dbias) dbias[r] += sum_plane(plane, planes.positions);
+        }
         for (int64_t q = 0; q < planes.positions; q += strip)
           for (int64_t p = 0; p < index.panels; ++p)
             for (int64_t r = begin; r < end; ++r) {
@@ -133,15 +137,15 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
   }
   for (int64_t k = 0; k < nnz; ++k) {
     float sum = 0.f;
-    for (int64_t t = 0; t < a.threads; ++t) sum += partial[t * sums + k];
+    for (int64_t t = 0; t < a.threads; ++t) sum += partial[t * nnz + k];
     a.dvalues[k] = sum;
   }
   for (int64_t k = nnz; k < a.capacity; ++k) a.dvalues[k] = 0.f;
   if (a.dbias)
     for (int64_t r = 0; r < rows; ++r) {
-      float sum = 0.f;
-      for (int64_t t = 0; t < a.threads; ++t) sum += partial[t * sums + nnz + r];
-      a.dbias[r] = sum;
+      double sum = 0.;
+      for (int64_t t = 0; t < a.threads; ++t) sum += partial_bias[t * rows + r];
+      a.dbias[r] = static_cast<float>(sum);
     }
 }
 

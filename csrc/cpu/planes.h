@@ -103,13 +103,11 @@ inline void unpack_target(const Conv2dGeometry& g, int64_t r, const float* plane
   }
 }
 
-// Copies channel r of dY into a plane, zero outside the image; returns its sum.
-inline float pack_target(const Conv2dGeometry& g, const SourcePlanes& planes, int64_t r, const float* dy,
+// Copies channel r of dY into a plane, zero outside the image.
+inline void pack_target(const Conv2dGeometry& g, const SourcePlanes& planes, int64_t r, const float* dy,
                          int64_t first_image, int64_t images, float* plane) {
   const Range w{0, g.w.grid};
   float* row = plane;
-  Vec sums = {};
-  float sum = 0.f;
   for (int64_t n = 0; n < images; ++n) {
     const float* image = dy + ((first_image + n) * g.target_channels + r) * g.h.grid * g.w.grid;
     for (int64_t u = 0; u < g.h.pitch; ++u, row += g.w.pitch)
@@ -119,8 +117,15 @@ inline float pack_target(const Conv2dGeometry& g, const SourcePlanes& planes, in
         memset(row, 0, g.w.pitch * sizeof(float));
   }
   memset(row, 0, (plane + planes.positions - row) * sizeof(float));
-  for (int64_t q = 0; q < planes.positions; q += kWidth) sums += load(plane + q);
-  for (int i = 0; i < kWidth; ++i) sum += sums[i];
+}
+
+// The sum of a plane's first `positions` floats (a multiple of kWidth), in double: many terms, much cancellation.
+inline double sum_plane(const float* plane, int64_t positions) {
+  double lanes[kWidth] = {};
+  for (int64_t q = 0; q < positions; q += kWidth)
+    for (int i = 0; i < kWidth; ++i) lanes[i] += plane[q + i];
+  double sum = 0.;
+  for (int i = 0; i < kWidth; ++i) sum += lanes[i];
   return sum;
 }
 

@@ -9,8 +9,12 @@ namespace spfde::SPFDE_ISA {
 // Rows are split over threads, so every gradient has one owner and one order of summation.
 void sddmm(const SddmmArgs& a) {
   for (int64_t k = 0; k < a.capacity; ++k) a.dvalues[k] = 0.f;
+  double* dbias = scratch<double>(Scratch::bias, a.dbias ? a.rows : 0);
   if (a.dbias)
-    for (int64_t r = 0; r < a.rows; ++r) a.dbias[r] = 0.f;
+    for (int64_t r = 0; r < a.rows; ++r) {
+      a.dbias[r] = 0.f;
+      dbias[r] = 0.;
+    }
   if (a.batch == 0 || a.rows == 0) return;
 
   const Lanes l = split_batch(a.batch, kStrip);
@@ -51,8 +55,10 @@ void sddmm(const SddmmArgs& a) {
           }
         if (a.dbias)
           for (int64_t r = begin; r < end; ++r)
-            for (int64_t i = 0; i < l.lanes; ++i) a.dbias[r] += target[r * l.lanes + i];
+            for (int64_t i = 0; i < l.lanes; ++i) dbias[r] += target[r * l.lanes + i];
       }
+      if (a.dbias)
+        for (int64_t r = begin; r < end; ++r) a.dbias[r] = static_cast<float>(dbias[r]);
     }
   }
 }

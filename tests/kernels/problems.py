@@ -1,0 +1,114 @@
+"""Drawn problems for the ops, and their answer in float64 with plain dense torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from hypothesis import strategies as st
+from spfde.kernels import conv2d, spmm
+from spfde.kernels.conv2d import conv2d_ref
+from spfde.kernels.masked import to_dense
+from spfde.pattern import Plan, Window, build_plan, index_from_positions
+from torch import Tensor
+
+AWKWARD = [1, 2, 3, 5, 7, 8, 13, 17, 31, 32, 33, 64, 65, 100]
+DENSITIES = [0.0, 0.02, 0.1, 0.3, 0.7, 1.0]
+
+
+@dataclass
+class Problem:
+    """An op on concrete tensors: `run(kernel)` is what is tested, `exact()` the float64 answer."""
+
+    plan: Plan
+    window: Window | None
+    x: Tensor
+    values: Tensor
+    bias: Tensor | None
+    dy: Tensor
+
+    def run(self, kernel: str) -> Tensor:
+        if self.window is None:
+            return spmm(self.x, self.values, self.plan, self.bias, kernel)
+        return conv2d(self.x, self.values, self.plan, self.window, self.bias, kernel)
+
+    def inputs(self) -> list[Tensor]:
+        return [t for t in (self.x, self.values, self.bias) if t is not None]
+
+    def exact(self) -> list[Tensor]:
+        """Output, then the gradients of x, values and bias, all float64."""
+        return self._dense([t.detach().double() for t in self.inputs()], self.dy.double())
+
+    def magnitudes(self) -> list[Tensor]:
+        """The same sums with every term made positive: the scale of what rounding can do to them."""
+        return self._dense([t.detach().double().abs() for t in self.inputs()], self.dy.double().abs())
+
+    def _dense(self, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+        x, values, *bias = (t.requires_grad_() for t in inputs)
+        weight = to_dense(values, self.plan.positions, self.plan.shape)
+        b = bias[0] if bias else None
+        if self.window is None:
+            y = torch.nn.functional.linear(x, weight, b)
+        else:
+            y = conv2d_ref(x, weight, b, self.window)
+        return [y.detach(), *torch.autograd.grad(y, [x, values, *bias], dy)]
+
+
+def build(shape: tuple[int, ...], window: Window | None, density: float, dead: int, seed: int) -> tuple[Plan, Tensor]:
+    """A plan with a random mask, and values with `dead` slots past the live ones."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(shape[0], prod(shape[1:]), generator=generator) < density
+    positions = mask.reshape(-1).nonzero().view(-1)
+    capacity = positions.numel() + dead
+    index = index_from_positions(positions, *mask.shape, capacity)
+    values = torch.randn(capacity, 1, 1, generator=generator)
+    values[positions.numel() :] = 0
+    return build_plan(index, shape, window or Window()), values.requires_grad_()
+
+
+def finish(plan: Plan, window: Window | None, x: Tensor, values: Tensor, bias: bool, seed: int) -> Problem:
+    generator = torch.Generator().manual_seed(seed + 1)
+    b = torch.randn(plan.rows, generator=generator, requires_grad=True) if bias else None
+    problem = Problem(plan, window, x.requires_grad_(), values, b, torch.empty(0))
+    with torch.no_grad():
+        problem.dy = torch.randn(problem.run("dense").shape, generator=generator)
+    return problem
+
+
+@st.composite
+def linear(draw) -> Problem:
+    rows, cols = draw(st.sampled_from(AWKWARD)), draw(st.sampled_from([*AWKWARD, 257, 700]))
+    batch = draw(st.sampled_from([(0,), (1,), (2,), (9,), (64,), (70,), (3, 5), (2, 1, 33)]))
+    seed = draw(st.integers(0, 2**16))
+    plan, values = build((rows, cols), None, draw(st.sampled_from(DENSITIES)), draw(st.sampled_from([0, 4])), seed)
+    generator = torch.Generator().manual_seed(seed + 2)
+    x = torch.randn(*batch, cols, generator=generator)
+    if draw(st.booleans()):  # a view whose rows are not adjacent
+        x = torch.randn(*batch, cols + 3, generator=generator)[..., 1:-2]
+    return finish(plan, None, x, values, draw(st.booleans()), seed)
+
+
+@st.composite
+def convolution(draw) -> Problem:
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    out_group, in_group = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    pair = lambda low, high: (draw(st.integers(low, high)), draw(st.integers(low, high)))  # noqa: E731
+    kernel, stride, dilation = pair(1, 4), pair(1, 3), pair(1, 3)
+    window = Window(kernel, stride, (*pair(0, 3), *pair(0, 3)), dilation, groups)
+    least = [max(1, d * (k - 1) + 1 - a - b) for d, k, a, b in zip(
+        dilation, kernel, window.padding[::2], window.padding[1::2], strict=True)]  # fmt: skip
+    height, width = (draw(st.integers(n, n + 17)) for n in least)
+    seed = draw(st.integers(0, 2**16))
+    shape = (out_group * groups, in_group, *kernel)
+    plan, values = build(shape, window, draw(st.sampled_from(DENSITIES)), draw(st.sampled_from([0, 4])), seed)
+    generator = torch.Generator().manual_seed(seed + 2)
+    batch = draw(st.sampled_from([0, 1, 2, 5, 9]))
+    x = torch.randn(batch, in_group * groups, height, width, generator=generator)
+    layout = draw(st.sampled_from(["contiguous", "channels_last", "view"]))
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "view":
+        x = torch.randn(batch, in_group * groups, width + 2, height + 1, generator=generator)
+        x = x.transpose(2, 3)[:, :, 1:, 2:]
+    return finish(plan, window, x, values, draw(st.booleans()), seed)

@@ -1,0 +1,122 @@
+"""Outputs and every gradient against float64 dense torch, over drawn shapes; rerun per instruction set by test_isas."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from kernels.problems import Problem, build, convolution, finish, linear
+
+from spfde.kernels import conv2d, spmm
+from spfde.pattern import Window, build_plan, index_from_positions
+
+TOLERANCE = 1e-5  # of the result's norm
+ROUNDING = 3e-7  # of the norm without cancellation: a sum that happens to cancel has no relative accuracy to ask for
+NAMES = ("output", "input gradient", "weight gradient", "bias gradient")
+
+
+def check(problem: Problem, kernel: str) -> None:
+    y = problem.run(kernel)
+    got = [y, *torch.autograd.grad(y, problem.inputs(), problem.dy)]
+    for name, mine, exact, scale in zip(NAMES, got, problem.exact(), problem.magnitudes(), strict=False):
+        assert mine.shape == exact.shape, name
+        error = float((mine.detach().double() - exact).norm())
+        assert error <= max(TOLERANCE * float(exact.norm()), ROUNDING * float(scale.norm())), name
+
+
+@pytest.mark.parametrize("kernel", ["native", "dense", "reference"])
+@given(problem=linear())
+@settings(max_examples=60, deadline=None)
+def test_linear(kernel, problem):
+    check(problem, kernel)
+
+
+@pytest.mark.parametrize("kernel", ["native", "dense", "reference"])
+@given(problem=convolution())
+@settings(max_examples=120, deadline=None)
+def test_convolution(kernel, problem):
+    check(problem, kernel)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("draw", [linear, convolution])
+def test_native_over_many_more_problems(draw):
+    @given(problem=draw())
+    @settings(max_examples=3000, deadline=None)
+    def many(problem):
+        check(problem, "native")
+
+    many()
+
+
+def layer(shape, window, density, seed=0):
+    return build(shape, window, density, 0, seed)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel", "stride"),
+    [((16, 16), 32, 3, 1), ((64, 64), 8, 3, 1), ((130, 70), 4, 3, 1), ((16, 32), 32, 3, 2), ((96, 40), 14, 1, 1),
+     ((3, 8), 56, 7, 2)],
+)  # fmt: skip
+def test_convolutions_of_real_networks(channels, size, kernel, stride):
+    pad = kernel // 2
+    window = Window((kernel, kernel), (stride, stride), (pad,) * 4)
+    plan, values = layer((channels[1], channels[0], kernel, kernel), window, 0.1)
+    x = torch.randn(9, channels[0], size, size, generator=torch.Generator().manual_seed(3))
+    check(finish(plan, window, x, values, True, 0), "native")
+
+
+@pytest.mark.parametrize(("rows", "cols", "batch"), [(1000, 1030, 130), (1, 5000, 3), (3000, 1, 65), (257, 511, 300)])
+def test_wide_linear_layers_cross_panels_and_tiles(rows, cols, batch):
+    plan, values = layer((rows, cols), None, 0.1)
+    x = torch.randn(batch, cols, generator=torch.Generator().manual_seed(3))
+    check(finish(plan, None, x, values, True, 0), "native")
+
+
+def test_empty_rows_and_columns():
+    positions = torch.tensor([5 * 40 + 7, 5 * 40 + 9, 30 * 40 + 7])
+    plan = build_plan(index_from_positions(positions, 33, 40, 3), (33, 40))
+    values = torch.randn(3, 1, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    check(finish(plan, None, torch.randn(11, 40), values, True, 0), "native")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 7, 70])
+def test_any_number_of_threads(threads, batch):
+    before = torch.get_num_threads()
+    window = Window((3, 3), (1, 1), (1, 1, 1, 1))
+    conv, conv_values = layer((20, 6, 3, 3), window, 0.3)
+    lin, lin_values = layer((50, 90), None, 0.2)
+    try:
+        torch.set_num_threads(threads)
+        check(finish(conv, window, torch.randn(batch, 6, 9, 9), conv_values, True, 0), "native")
+        check(finish(lin, None, torch.randn(batch, 90), lin_values, True, 0), "native")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_same_bits_twice_and_for_any_thread_count():
+    window = Window((3, 3), (2, 2), (1, 1, 1, 1))
+    plan, values = layer((20, 6, 3, 3), window, 0.3)
+    x = torch.randn(13, 6, 9, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 1, 2, 4):
+            torch.set_num_threads(threads)
+            y = conv2d(x, values, plan, window, None, "native")
+            dx, dv = torch.autograd.grad(y, (x, values), torch.ones_like(y))
+            runs.append((y.detach(), dx, dv))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    for run in runs[2:]:  # outputs and input gradients do not depend on the split, weight gradients sum over it
+        assert torch.equal(runs[0][0], run[0])
+        assert torch.equal(runs[0][1], run[1])
+
+
+def test_a_nan_stays_where_the_dense_product_would_put_it():
+    plan, values = layer((4, 6), None, 1.0)
+    x = torch.randn(3, 6)
+    x[1, 2] = float("nan")
+    y = spmm(x, values, plan, None, "native")
+    assert torch.isnan(y[1]).all()
+    assert torch.isfinite(y[[0, 2]]).all()
