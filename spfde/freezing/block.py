@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from spfde.flops import LayerWork
+from spfde.flops import LayerWork, stored_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Layer:
     @property
     def work(self) -> LayerWork:
         """The work at the layer's present density."""
-        return replace(self.traced, weights=getattr(self.module, "nnz", self.traced.weights))
+        return replace(self.traced, weights=stored_weights(self.module))
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Block:
     Attributes:
         name: qualified name of the module that gives the block its name.
         modules: (qualified name, module), in execution order.
-        layers: the layers whose work is the block's. Those of the stem are not, although the stem freezes with the
-            first block: the paper credits only what the blocks themselves save.
-        parameters: (qualified name, parameter) that the model uses directly, outside any block, and that are frozen
-            with this one (a position embedding).
+        layers: the layers whose work is the block's. Those of the stem are not, although the stem freezes
+            with the first block: the paper credits only what the blocks themselves save.
+        parameters: (qualified name, parameter) that the model uses directly, outside any block, and that are
+            frozen with this one (a position embedding).
         rest: the layers of the model that are no block's (stem and head); the same in every block of a model.
     """
 

@@ -1,4 +1,4 @@
-"""Frozen means constant: no gradient, no optimizer step, no BatchNorm statistics, whatever `train()` is called."""
+"""Frozen means constant: no gradient, no optimizer step, no moving statistics, whoever calls `train()`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["freeze", "is_frozen", "unfreeze"]
 class _Held:
     """Stands in for `train` of one frozen module and remembers what unfreezing gives back.
 
-    It lives in the instance's `__dict__`, so `state_dict` does not see it, and it refers to its module, so deepcopy
-    and pickle carry it over to the copy.
+    It lives in the instance's `__dict__`, so `state_dict` does not see it, and it refers to its module, so
+    deepcopy and pickle carry it over to the copy.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -25,7 +25,7 @@ class _Held:
 
     def __call__(self, mode: bool = True) -> nn.Module:
         if not isinstance(mode, bool):
-            raise ValueError(f"expected a bool as training mode, got {mode!r}")
+            raise ValueError(f"expected a bool as training mode, got {mode!r}; try True or False")
         for child in self.module.children():  # a child may have been unfrozen on its own
             child.train(mode)
         return self.module
@@ -34,17 +34,18 @@ class _Held:
 def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:
     """Makes `module` and everything inside it constant, and returns it.
 
-    Its parameters stop requiring gradients and lose the ones they have, so no optimizer moves them (weight decay and
-    momentum included); it stays in eval mode through `train()` calls on it, its parents or its children, so BatchNorm
-    statistics are fixed and dropout is off. Survives deepcopy and pickle; `state_dict` keys do not change.
+    Its parameters stop requiring gradients and lose the ones they have, so optimizers skip them (weight
+    decay and momentum included); it stays in eval mode through `train()` calls on it, its parents or its
+    children, so BatchNorm statistics are fixed and dropout is off. Survives deepcopy and pickle; `state_dict`
+    keys do not change.
 
-    Being frozen is a property of each single module: `freeze` marks the whole tree, `unfreeze` unmarks the whole
-    tree, and the last call on a module wins. Freezing twice is freezing once.
+    Being frozen is a property of each single module: `freeze` marks the whole tree, `unfreeze` unmarks the
+    whole tree, and the last call on a module wins. Freezing twice is freezing once.
 
     Args:
         module: the part to freeze.
-        model: the whole network. With it, a parameter, buffer or dropout that `module` shares with a part that is
-            not frozen is refused; without it a shared parameter is constant in both places.
+        model: the whole network. With it, a parameter, buffer or dropout that `module` shares with a part
+            that is not frozen is refused; without it a shared parameter is constant in both places.
 
     Raises:
         TypeError: `module` is not an nn.Module.
@@ -65,8 +66,8 @@ def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:
 def unfreeze(module: nn.Module) -> nn.Module:
     """Gives `module` and everything inside it back as if it had never been frozen, and returns it.
 
-    Parameters that required a gradient when they were frozen do so again, and each module is in the mode that it had
-    then. Modules that are not frozen stay as they are.
+    Parameters that required a gradient when they were frozen do so again, and each module is in the mode that
+    it had then. Modules that are not frozen stay as they are.
 
     Raises:
         TypeError: `module` is not an nn.Module.
@@ -82,7 +83,7 @@ def unfreeze(module: nn.Module) -> nn.Module:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether `module` is constant: it and every module inside it are frozen and no parameter asks for a gradient.
+    """Whether `module` and every module inside it are frozen and no parameter asks for a gradient.
 
     Raises:
         TypeError: `module` is not an nn.Module.
@@ -99,7 +100,7 @@ def fix(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def check_unshared(modules: Iterable[nn.Module], model: nn.Module) -> None:
-    """Refuses by name what `modules`, about to be frozen, share with a part of `model` that would stay active.
+    """Refuses by name what `modules`, about to be frozen, share with a part of `model` that stays active.
 
     Raises:
         ValueError: a parameter, buffer or dropout serves both sides.
@@ -128,7 +129,9 @@ def check_unshared(modules: Iterable[nn.Module], model: nn.Module) -> None:
 
 def _check_module(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
-        raise TypeError(f"expected an nn.Module, got {type(module).__name__}; try one of model.named_modules()")
+        raise TypeError(
+            f"expected an nn.Module, got {type(module).__name__}; try one of model.named_modules()"
+        )
 
 
 def _is_held(module: nn.Module) -> bool:

@@ -20,19 +20,20 @@ __all__ = ["blocks"]
 def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> list[Block]:
     """The blocks of `model`, front to back by execution order.
 
-    A module with two or more weighted layers inside (a residual block, a transformer layer) is one block. Around it,
-    Sequential, ModuleList and modules that hold a list of such blocks are looked into. A weighted layer that stands
-    alone starts a block of its own, and the norm, activation and pooling after it join it. What runs before the first
-    composite block (the stem) belongs to that block; the last linear layer, and what follows the last composite
-    block, is the head and belongs to none. A parameter that the model uses outside of any block (a position
-    embedding) belongs to the first block whose input depends on it.
+    A module with two or more weighted layers inside (a residual block, a transformer layer) is one block.
+    Around it, Sequential, ModuleList and modules that hold a list of such blocks are looked into. A weighted
+    layer that stands alone starts a block of its own, and the norm, activation and pooling after it join it.
+    What runs before the first composite block (the stem) belongs to that block; the last linear layer, and
+    what follows the last composite block, is the head and belongs to none. A parameter that the model uses
+    outside of any block (a position embedding) belongs to the first block whose input depends on it.
 
-    The model runs once in eval mode without gradients (once more for each parameter used outside any block); modes,
-    hooks, gradients flags and random state are as before afterwards.
+    The model runs once in eval mode without gradients (once more for each parameter used outside any block);
+    modes, hooks, gradients flags and random state are as before afterwards.
 
     Args:
         model: any model, dense or sparse.
-        example_input: a batch [N, ...], or a tuple of tensors for a model with several inputs. N = 1 is enough.
+        example_input: a batch [N, ...], or a tuple of tensors for a model with several inputs. N = 1 is
+            enough.
 
     Raises:
         TypeError: `model` is not a module, or `example_input` neither a tensor nor a tuple of tensors.
@@ -43,8 +44,8 @@ def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, .
     groups, head = _group(units)
     if not groups:
         raise ValueError(
-            f"expected a model with weighted layers in front of its last linear layer, got {type(model).__name__} "
-            "with none that ran as a module; try freeze() on the part itself"
+            "expected a model with weighted layers in front of its last linear layer, got "
+            f"{type(model).__name__} with none that ran as a module; try freeze() on the part itself"
         )
     home = _homes(groups, head)
     layers = [Layer(model.get_submodule(n), work) for n, work in layer_work(model, example_input).items()]
@@ -139,8 +140,9 @@ def _homes(groups: Sequence[_Group], head: Sequence[Call]) -> dict[int, int]:
                     continue
                 if has_mode_or_state(m):
                     raise ValueError(
-                        f"expected a module to run in one block only, got {name!r} in {_title(groups, home[id(m)])} "
-                        f"and again in {_title(groups, i)}; try one module per place"
+                        f"expected a module to run in one block only, got {name!r} in "
+                        f"{_title(groups, home[id(m)])} and again in {_title(groups, i)}; "
+                        "try one module per place"
                     )
                 shared.add(id(m))
     return {key: i for key, i in home.items() if key not in shared}
@@ -153,7 +155,9 @@ def _loose(
     head: Sequence[Call],
 ) -> list[tuple[tuple[str, nn.Parameter], _Group]]:
     """Trainable parameters that no unit owns, each with the first group whose input depends on it."""
-    owned = {id(p) for units in (*(g.units for g in groups), head) for u in units for p in u.module.parameters()}
+    owned = {
+        id(p) for units in (*(g.units for g in groups), head) for u in units for p in u.module.parameters()
+    }
     loose = [(name, p) for name, p in model.named_parameters() if id(p) not in owned and p.requires_grad]
     owner = {id(u.module): group for group in groups for u in group.units if _weights(u.module)}
     modules = [u.module for group in groups for u in _once(group.units) if id(u.module) in owner]
@@ -166,7 +170,7 @@ def _loose(
 
 
 def _weights(module: nn.Module) -> int:
-    """Number of weighted layers inside: modules that hold a parameter with two or more dimensions themselves."""
+    """Number of weighted layers inside: modules with a parameter of their own of two or more dimensions."""
     return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules())
 
 
@@ -181,7 +185,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _holds_stack(module: nn.Module) -> bool:
-    """Whether a child of `module` is a list of two or more composite modules (an encoder of transformer layers)."""
+    """Whether a child of `module` is a list of two or more composite modules (an encoder's layers)."""
     lists = [c for c in module.children() if isinstance(c, nn.Sequential | nn.ModuleList | nn.ModuleDict)]
     return any(sum(_weights(m) > 1 for m in c.children()) > 1 for c in lists)
 
@@ -196,7 +200,9 @@ def _title(groups: Sequence[_Group], index: int) -> str:
 
 def _check(model: nn.Module, example_input: object) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try blocks(model, example_input)")
+        raise TypeError(
+            f"expected an nn.Module as model, got {type(model).__name__}; try blocks(model, example_input)"
+        )
     parts = example_input if isinstance(example_input, tuple) else (example_input,)
     if not parts or not all(isinstance(x, torch.Tensor) for x in parts):
         raise TypeError(

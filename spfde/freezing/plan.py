@@ -23,7 +23,9 @@ class Plan:
 
     def __str__(self) -> str:
         width = len(str(self.steps[-1][0]))
-        return "\n".join([*(f"epoch {epoch:>{width}}  freeze {name}" for epoch, name in self.steps), self.reason])
+        return "\n".join(
+            [*(f"epoch {epoch:>{width}}  freeze {name}" for epoch, name in self.steps), self.reason]
+        )
 
 
 def saved(backward: Sequence[float], first_epoch: float, *, epochs: int, interval: int) -> float:
@@ -56,8 +58,8 @@ def single_shot(
 ) -> Plan:
     """Front to back, one block per interval, each frozen once, as late as the FLOPs target allows.
 
-    The first epoch is the latest multiple of `interval` at which the blocks' backward FLOPs times the epochs they
-    stay frozen reach `flops_reduction` of all training FLOPs.
+    The first epoch is the latest multiple of `interval` at which the blocks' backward FLOPs times the epochs
+    they stay frozen reach `flops_reduction` of all training FLOPs.
 
     Args:
         names: blocks, front to back.
@@ -83,16 +85,18 @@ def single_shot(
     first = next((e for e in reversed(boundaries) if saved(credit, e, **times) >= target), None)
     if first is None:
         raise ValueError(
-            f"expected flops_reduction <= {math.floor(reachable * 1e4) / 1e4:.4f}, the most that freezing {count} of "
-            f"{len(names)} blocks over {epochs} epochs with interval {interval} saves, got {flops_reduction}; "
-            "try that, a larger fraction or more epochs"
+            f"expected flops_reduction <= {math.floor(reachable * 1e4) / 1e4:.4f}, the most that freezing "
+            f"{count} of {len(names)} blocks over {epochs} epochs with interval {interval} saves, got "
+            f"{flops_reduction}; try that, a larger fraction or more epochs"
         )
     saving = saved(credit, first, **times) / whole
     exact = exact_first_epoch(credit, flops_reduction * whole, **times)
-    steps = tuple((first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs)
-    return Plan(
-        steps,
-        saving,
-        f"freezing {len(steps)} of {len(names)} blocks from epoch {first}, one every {interval} epochs, saves "
-        f"{saving:.1%} of all training FLOPs (target {flops_reduction:.1%}, met exactly at epoch {exact:.1f})",
+    steps = tuple(
+        (first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs
     )
+    reason = (
+        f"freezing {len(steps)} of {len(names)} blocks from epoch {first}, one every {interval} epochs, "
+        f"saves {saving:.1%} of all training FLOPs "
+        f"(target {flops_reduction:.1%}, met exactly at epoch {exact:.1f})"
+    )
+    return Plan(steps, saving, reason)

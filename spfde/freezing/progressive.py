@@ -18,18 +18,19 @@ SCHEMES = {"single-shot": single_shot}
 
 
 class Progressive:
-    """Freezes blocks front to back, so that training costs `flops_reduction` fewer FLOPs than without freezing.
+    """Freezes blocks front to back, so that training costs `flops_reduction` fewer FLOPs.
 
-    Counted as saved are the backward FLOPs of each block, at its density now, times the epochs it stays frozen, out
-    of the forward and backward FLOPs of the whole model, stem and head included, over all epochs. The first block freezes at `first_epoch`, the
-    latest multiple of `interval` that meets the target, then one block every `interval` epochs until about
-    `fraction` of the blocks are frozen.
+    Counted as saved are the backward FLOPs of each block, at its density now, times the epochs it stays
+    frozen, out of the forward and backward FLOPs of the whole model, stem and head included, over all epochs.
+    The first block freezes at `first_epoch`, the latest multiple of `interval` that meets the target, then
+    one block every `interval` epochs until about `fraction` of the blocks are frozen.
 
     Args:
         model: the network in training.
         blocks: its blocks, from `spfde.freezing.blocks`.
         epochs: length of the training.
-        interval: epochs between two freezes; that of the topology updates, so that both fall on the same boundary.
+        interval: epochs between two freezes; that of the topology updates, so that both fall on the same
+            boundary.
         flops_reduction: share of all training FLOPs to save, in (0, 1).
         fraction: share of the blocks to freeze, in (0, 1].
         scheme: "single-shot", each block is frozen once and stays frozen.
@@ -37,7 +38,8 @@ class Progressive:
     Raises:
         TypeError: `blocks` are not Blocks.
         ValueError: an argument is out of its range, the target cannot be reached, the blocks are not those of
-            `model` as it is now, a planned block shares state with an active part, or nothing would be left to train.
+            `model` as it is now, a planned block shares state with an active part, or nothing would be left
+            to train.
 
     Source: SpFDE (NeurIPS 2022), "Layer Freezing Algorithm".
     """
@@ -113,9 +115,7 @@ class Progressive:
     def state_dict(self) -> dict[str, Any]:
         """The plan and how far it went, in plain values."""
         return {
-            "scheme": self._scheme,
-            "epochs": self._epochs,
-            "blocks": [block.name for block in self.blocks],
+            **self._identity(),
             "plan": [[epoch, name] for epoch, name in self.plan],
             "saving": self._plan.saving,
             "reason": self.reason,
@@ -123,7 +123,7 @@ class Progressive:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over plan and progress of `state`; exactly the blocks that were frozen then are frozen afterwards.
+        """Takes over plan and progress of `state`: exactly the blocks frozen then are frozen afterwards.
 
         Raises:
             ValueError: `state` is not that of a freezer with the same scheme, epochs and blocks.
@@ -137,20 +137,34 @@ class Progressive:
         self._plan, self._frozen = plan, frozen
         _forget_compiled()
 
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "scheme": self._scheme,
+            "epochs": self._epochs,
+            "blocks": [block.name for block in self.blocks],
+        }
+
     def _read(self, state: dict[str, Any]) -> tuple[Plan, list[str]]:
-        expected = {"scheme": self._scheme, "epochs": self._epochs, "blocks": [block.name for block in self.blocks]}
+        expected = self._identity()
         for key, mine in expected.items():
             if state.get(key) != mine:
                 raise ValueError(
-                    f"expected a state with {key} {mine!r}, got {state.get(key)!r}; try the recipe it was saved with"
+                    f"expected a state with {key} {mine!r}, got {state.get(key)!r}; "
+                    "try the recipe it was saved with"
                 )
-        plan = Plan(tuple((epoch, name) for epoch, name in state["plan"]), state["saving"], state["reason"])
-        order = [name for _, name in plan.steps]
-        if state["frozen"] != order[: len(state["frozen"])]:
+        order = [name for _, name in state["plan"]]
+        if not order or order != expected["blocks"][: len(order)]:
             raise ValueError(
-                f"expected frozen blocks to be the first ones of {order}, got {state['frozen']}; try another checkpoint"
+                f"expected a plan of the first of {expected['blocks']}, got one of {order}; "
+                "try another checkpoint"
             )
-        return plan, list(state["frozen"])
+        if state["frozen"] not in [order[:count] for count in range(len(order) + 1)]:
+            raise ValueError(
+                f"expected frozen blocks to be the first of {order}, got {state['frozen']}; "
+                "try another checkpoint"
+            )
+        steps = tuple((epoch, name) for epoch, name in state["plan"])
+        return Plan(steps, state["saving"], state["reason"]), list(state["frozen"])
 
     def __str__(self) -> str:
         return str(self._plan)
@@ -183,20 +197,26 @@ def _training_flops(blocks: Sequence[Block]) -> int:
 
 def _check_blocks(blocks: Sequence[Block], model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try Progressive(model, blocks)")
+        raise TypeError(
+            f"expected an nn.Module as model, got {type(model).__name__}; try Progressive(model, blocks)"
+        )
     if not all(isinstance(block, Block) for block in blocks):
         kinds = ", ".join(sorted({type(block).__name__ for block in blocks}))
-        raise TypeError(f"expected a list of Block, got {kinds}; try spfde.freezing.blocks(model, example_input)")
+        raise TypeError(
+            f"expected a list of Block, got {kinds}; try spfde.freezing.blocks(model, example_input)"
+        )
     names = [block.name for block in blocks]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"expected blocks with different names, got {names}; try blocks(model, example_input)")
+        raise ValueError(
+            f"expected blocks with different names, got {names}; try blocks(model, example_input)"
+        )
     inside = {id(m) for m in model.modules()}
     for block in blocks:
         for name, module in (*block.modules, *((layer.work.name, layer.module) for layer in block.layers)):
             if id(module) not in inside:
                 raise ValueError(
-                    f"expected blocks of this model as it is now, got {name!r} of block {block.name!r}, which is not "
-                    "in it; try calling blocks(model, example_input) again, after sparsify"
+                    f"expected blocks of this model as it is now, got {name!r} of block {block.name!r}, "
+                    "which is not in it; try calling blocks(model, example_input) again, after sparsify"
                 )
 
 
@@ -209,8 +229,8 @@ def _check_freezable(planned: Sequence[Block], model: nn.Module) -> None:
     fixed |= {id(p) for block in planned for _, p in block.parameters}
     if all(id(p) in fixed for p in model.parameters() if p.requires_grad):
         raise ValueError(
-            f"expected some parameter to stay trainable, got a plan that freezes all {len(planned)} blocks of a model "
-            "without a head; try a smaller fraction"
+            f"expected some parameter to stay trainable, got a plan that freezes all {len(planned)} blocks "
+            "of a model without a head; try a smaller fraction"
         )
 
 

@@ -11,8 +11,8 @@ from spfde.freezing.block import Block
 class Freezer(Protocol):
     """Decides which blocks to freeze, and freezes them.
 
-    The loop calls `due` and `begin_epoch` before an epoch's first step and `end_epoch` after its last. `due` has no
-    effect, so that a loop can settle the topology of what is about to freeze.
+    The loop calls `due` and `begin_epoch` before an epoch's first step and `end_epoch` after its last. `due`
+    has no effect, so that a loop can settle the topology of what is about to freeze.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Runs a model once, without a trace left in it, and tells what ran in which order and what depends on what."""
+"""Runs a model once, leaving it as it was: what ran in which order, and what depends on what."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spfde.sieving.sieve import Sieve
-from spfde.sieving.window import FORGOTTEN, easiest
+from spfde.sieving.window import CORRECT, FORGOTTEN, easiest
 
 __all__ = ["Circular"]
 
@@ -13,22 +13,22 @@ __all__ = ["Circular"]
 class Circular(Sieve):
     """Sends the easiest active samples to the tail of the queue and takes as many back from its head.
 
-    Easy is a sample with few forgetting events (a wrong presentation after a correct one) within this interval; one
-    that was never correct is the hardest. Ties, which are most samples, are broken by the lower mean loss of the
-    interval, then by the lower index. A sample that was not observed in the interval stays. Counters start from zero
-    at every interval, so that newcomers are treated as the others.
+    Easy is a sample with few forgetting events (a wrong presentation after a correct one) within this
+    interval; one that was never correct is the hardest. Ties, which are most samples, are broken by the lower
+    mean loss of the interval, then by the lower index. A sample that was not observed in the interval stays.
+    Counters start from zero at every interval, so that newcomers are treated as the others.
 
-    Source: SpFDE (NeurIPS 2022), "Circular Data Sieving"; the rule for samples that were never correct is that of
-    Toneva et al. (ICLR 2019).
+    Source: SpFDE (NeurIPS 2022), "Circular Data Sieving"; the rule for samples that were never correct is
+    that of Toneva et al. (ICLR 2019).
     """
 
     def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
         counts = self._window.counts[self._active.numpy()]
         rows = easiest(counts, limit)
         if not len(rows):
-            return rows, "nothing to move: no sample is out" if limit == 0 else "no sample was observed: none moved"
-        most, typical = counts[rows, FORGOTTEN].max(), np.median(counts[:, FORGOTTEN])
+            return rows, "no sample is out" if limit == 0 else "no sample was observed: none moved"
+        known = np.count_nonzero((counts[:, CORRECT] > 0) & (counts[:, FORGOTTEN] == 0))
         return rows, (
-            f"the {len(rows)} easiest of {len(counts)}, forgotten at most {most:.0f} times in {self.interval} epochs "
-            f"(median of all: {typical:.0f}), changed places with the head of the queue"
+            f"the {len(rows)} easiest of {len(counts)} changed places with the head of the queue; {known} of "
+            f"all were right and never forgotten in {self.interval} epochs, ties go by mean loss"
         )

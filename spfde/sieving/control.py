@@ -14,8 +14,8 @@ __all__ = ["Random"]
 class Random(Sieve):
     """Sends active samples drawn at random to the tail of the queue and takes as many back from its head.
 
-    Differs from Circular only in which samples leave: what a score gains over this is what the score is worth.
-    `observe` counts presentations and has no influence.
+    Differs from Circular only in which samples leave: what a score gains over this is what the score is
+    worth. `observe` counts presentations and has no influence.
     """
 
     def _leaving(self, limit: int) -> tuple[np.ndarray, str]:

@@ -28,10 +28,10 @@ class SieveEvent:
 class Sieve(Sampler[int], ABC):
     """Samples [0, num_samples) of which floor(fraction * num_samples) are out at any time, in a queue.
 
-    Iterating yields the active samples, shuffled; the order is a pure function of (seed, epoch, active). At every
-    `interval`-th `end_epoch` min(floor(fraction * active), out) samples, at least one while any is out, go to the
-    tail of the queue and as many come back from its head. The first queue is a random draw. When all of it has come
-    back, so that each sample has been used, the queue is shuffled after every update.
+    Iterating yields the active samples, shuffled; the order is a pure function of (seed, epoch, active). At
+    every `interval`-th `end_epoch` min(floor(fraction * active), out) samples, at least one while any is out,
+    go to the tail of the queue and as many come back from its head. The first queue is a random draw. When
+    all of it has come back, so that each sample has been used, the queue is shuffled after every update.
 
     Subclasses say which samples leave.
 
@@ -49,7 +49,8 @@ class Sieve(Sampler[int], ABC):
         _check_arguments(num_samples, fraction, interval, seed)
         self.num_samples, self.fraction, self.interval, self.seed = num_samples, fraction, interval, seed
         self.epoch = 0
-        self._place(shuffled(torch.arange(num_samples), seed, "first draw", 0)[: math.floor(fraction * num_samples)])
+        drawn = shuffled(torch.arange(num_samples), seed, "first draw", 0)
+        self._place(drawn[: math.floor(fraction * num_samples)])
         self._unused = len(self._removed)  # of the first draw, still at the head of the queue
         self._presentations = np.zeros(num_samples, np.int64)  # before this window
         self._window = Window(num_samples)
@@ -80,7 +81,7 @@ class Sieve(Sampler[int], ABC):
         return len(self._active)
 
     def observe(self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Takes note of a training forward pass; a sample that appears twice counts in the order of the batch.
+        """Takes note of a training forward pass; a sample that appears twice counts in batch order.
 
         Args:
             indices: int64 [n], active samples.
@@ -89,15 +90,15 @@ class Sieve(Sampler[int], ABC):
 
         Raises:
             TypeError: an argument is not a tensor of the type above.
-            ValueError: a shape does not fit, an index is not an active sample, a target not a class, or a logit not
-                finite; nothing is counted then.
+            ValueError: a shape does not fit, an index is not an active sample, a target not a class, or a
+                logit not finite; nothing is counted then.
         """
         samples = self._check_batch(indices, logits, targets)
         if len(samples):
             self._window.add(samples, *outcome(logits, targets))
 
     def end_epoch(self) -> SieveEvent | None:
-        """Closes an epoch; at the end of an interval swaps samples, resets the counters and says what it did."""
+        """Closes an epoch; at the end of an interval swaps samples, resets the counters and says so."""
         self.epoch += 1
         if self.epoch % self.interval:
             return None
@@ -113,7 +114,7 @@ class Sieve(Sampler[int], ABC):
 
     @abstractmethod
     def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
-        """Rows of `active` that go out now, at most `limit`, in the order in which they join the queue; and why."""
+        """Rows of `active` that go out now, at most `limit`, in the order in which they queue; and why."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: where the sampler is, its queue and its counters."""
@@ -151,16 +152,19 @@ class Sieve(Sampler[int], ABC):
         self._is_active[removed.numpy()] = False
 
     def _check_batch(self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-        for name, tensor, kind in (("indices", indices, torch.int64), ("targets", targets, torch.int64)):
-            if not isinstance(tensor, torch.Tensor) or tensor.dtype != kind:
-                raise TypeError(f"expected {name} as an int64 tensor, got {_kind(tensor)}; try torch.as_tensor")
+        for name, tensor in (("indices", indices), ("targets", targets)):
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int64:
+                raise TypeError(f"expected {name} as an int64 tensor, got {_kind(tensor)}; try {name}.long()")
         if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-            raise TypeError(f"expected logits as a floating point tensor, got {_kind(logits)}; try the model's output")
+            raise TypeError(
+                f"expected logits as a floating point tensor, got {_kind(logits)}; try the model's output"
+            )
         n = len(indices) if indices.ndim == 1 else -1
         if logits.ndim != 2 or len(logits) != n or targets.shape != indices.shape:
             raise ValueError(
                 "expected indices [n], logits [n, classes] and targets [n], got "
-                f"{list(indices.shape)}, {list(logits.shape)} and {list(targets.shape)}; try flattening the batch"
+                f"{list(indices.shape)}, {list(logits.shape)} and {list(targets.shape)}; "
+                "try flattening the batch"
             )
         samples = indices.cpu().numpy()
         if not n:
@@ -170,8 +174,8 @@ class Sieve(Sampler[int], ABC):
         active = self._is_active[samples]
         if not active.all():
             raise ValueError(
-                f"expected active samples, got {samples[~active][0]}, which is out in epoch {self.epoch}; try "
-                "iterating this sampler, and calling end_epoch after the epoch's last observe"
+                f"expected active samples, got {samples[~active][0]}, which is out in epoch {self.epoch}; "
+                "try iterating this sampler, and calling end_epoch after the epoch's last observe"
             )
         return samples
 
@@ -179,7 +183,8 @@ class Sieve(Sampler[int], ABC):
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise ValueError(
-                    f"expected a state with {name} {mine!r}, got {state.get(name)!r}; try the sieve it was saved from"
+                    f"expected a state with {name} {mine!r}, got {state.get(name)!r}; "
+                    "try the sieve it was saved from"
                 )
         for name, mine in self.state_dict().items():
             theirs = state.get(name)
@@ -187,17 +192,21 @@ class Sieve(Sampler[int], ABC):
             if same and isinstance(mine, torch.Tensor):
                 same = theirs.shape == mine.shape and theirs.dtype == mine.dtype
             if not same:
-                raise ValueError(f"expected {_kind(mine)} as {name}, got {_kind(theirs)}; try another checkpoint")
+                raise ValueError(
+                    f"expected {_kind(mine)} as {name}, got {_kind(theirs)}; try another checkpoint"
+                )
         if state["epoch"] < 0 or not 0 <= state["unused"] <= len(self._removed):
             raise ValueError(
                 f"expected epoch >= 0 and unused in [0, {len(self._removed)}], got {state['epoch']} and "
                 f"{state['unused']}; try another checkpoint"
             )
         queue = state["removed"]
-        if len(queue) and (queue.min() < 0 or queue.max() >= self.num_samples or len(queue.unique()) < len(queue)):
+        if len(queue) and (
+            queue.min() < 0 or queue.max() >= self.num_samples or len(queue.unique()) < len(queue)
+        ):
             raise ValueError(
-                f"expected removed samples that differ, in [0, {self.num_samples}), got {queue.tolist()[:8]}...; "
-                "try another checkpoint"
+                f"expected removed samples that differ, in [0, {self.num_samples}), got "
+                f"{queue.tolist()[:8]}...; try another checkpoint"
             )
 
 

@@ -1,6 +1,7 @@
 """What a sample showed of itself within one interval: presentations, correct ones, forgetting events, loss.
 
-The bookkeeping is in numpy: on a batch of 64 its calls cost a fraction of torch's, and this runs at every step.
+The bookkeeping is in numpy: on a batch of 64 its calls cost a fraction of torch's, and this runs at every
+step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Window:
         self.last.fill(False)
 
     def add(self, samples: np.ndarray, correct: np.ndarray, loss: np.ndarray) -> None:
-        """Counts presentations in the order of the batch; all arguments [n], a sample may appear several times.
+        """Counts presentations in batch order; all arguments [n], a sample may appear several times.
 
         A forgetting event is a wrong presentation right after a correct one of the same sample.
         """
@@ -41,7 +42,8 @@ class Window:
         before = self.last[samples]
         np.copyto(before[1:], correct[:-1], where=samples[1:] == samples[:-1])
         seen = np.empty((len(samples), 4), np.float32)
-        seen[:, SHOWN], seen[:, CORRECT], seen[:, FORGOTTEN], seen[:, LOSS] = 1, correct, before > correct, loss
+        seen[:, SHOWN], seen[:, CORRECT] = 1, correct
+        seen[:, FORGOTTEN], seen[:, LOSS] = before > correct, loss
         np.add.at(self.counts, samples, seen)
         self.last[samples] = correct  # of repeated indices the last assignment stays
 
@@ -57,15 +59,17 @@ def outcome(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np
         loss = F.cross_entropy(logits, targets, reduction="none").cpu().numpy()
         correct = (logits.argmax(1) == targets).cpu().numpy()
     if not math.isfinite(loss.sum()):
-        raise ValueError("expected finite logits, got NaN or infinity; try a lower learning rate or look at the loss")
+        raise ValueError(
+            "expected finite logits, got NaN or infinity; try a lower learning rate or look at the loss"
+        )
     return correct, loss
 
 
 def easiest(counts: np.ndarray, limit: int) -> np.ndarray:
     """Rows of `counts` [n, 4] with the `limit` easiest samples, easiest first; never one that was not shown.
 
-    Fewest forgetting events first, a sample that was never correct after all others (it has not been learnt); then
-    the lower mean loss; then the lower row.
+    Fewest forgetting events first, a sample that was never correct after all others (it has not been learnt);
+    then the lower mean loss; then the lower row.
     """
     shown, correct, forgotten, loss = counts.T.astype(np.float64)
     hardness = np.where(correct > 0, forgotten, np.inf)

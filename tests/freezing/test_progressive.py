@@ -1,0 +1,266 @@
+"""Progressive freezing on real models: the plan, what it freezes, resuming, and what it refuses."""
+
+import copy
+import io
+import sys
+
+import pytest
+import torch
+from freezing.models import IMAGES, MODELS, VGG, ResNet, ViT
+from torch import nn
+
+from spfde.convert import sparsify
+from spfde.freezing import Freezer, Progressive, blocks, is_frozen
+from spfde.models.resnet import ResNet as PaperResNet
+
+OPTIONS = {"epochs": 12, "interval": 2, "flops_reduction": 0.1}
+
+
+def freezer(model: nn.Module, **options) -> Progressive:
+    return Progressive(model, blocks(model, torch.randn(IMAGES)), **{**OPTIONS, **options})
+
+
+def frozen_parameters(model: nn.Module) -> list[str]:
+    return [name for name, p in model.named_parameters() if not p.requires_grad]
+
+
+def test_the_paper_s_network_starts_at_epoch_60():
+    model = PaperResNet(32, num_classes=100, width=2)
+    sparsify(model, sparsity=0.9)
+    plan = Progressive(
+        model, blocks(model, torch.randn(1, 3, 32, 32)), epochs=160, interval=5, flops_reduction=0.2
+    )
+    assert plan.first_epoch == 60
+    assert [epoch for epoch, _ in plan.plan] == list(range(60, 110, 5))
+    assert [name for _, name in plan.plan] == [f"layer{s}.{i}" for s in (1, 2) for i in range(5)]
+    assert "10 of 15 blocks" in plan.reason and str(plan).count("freeze layer") == 10
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_freezes_front_to_back_on_schedule(name):
+    model = MODELS[name]()
+    plan = freezer(model)
+    assert isinstance(plan, Freezer)
+    schedule = dict(plan.plan)
+    assert plan.first_epoch == min(schedule) and plan.first_epoch % 2 == 0
+    done: list[str] = []
+    for epoch in range(12):
+        expected = [schedule[epoch]] if epoch in schedule else []
+        assert [b.name for b in plan.due(epoch)] == expected == [b.name for b in plan.due(epoch)]
+        assert plan.begin_epoch(epoch) == expected and plan.begin_epoch(epoch) == []
+        done += expected
+        model.train()
+        plan.end_epoch()
+        assert plan.frozen == tuple(done)
+        for block in plan.blocks:
+            now = block.name in done
+            assert all(
+                is_frozen(m) == now for _, m in block.modules if next(m.parameters(), None) is not None
+            )
+            assert all(p.requires_grad != now for _, p in block.parameters)
+    assert done == [block.name for block in plan.blocks][: len(done)] and done
+
+
+def what_reaches(module: nn.Module, model: nn.Module) -> tuple[bool, int]:
+    """In a training step: whether the module's input needs a gradient; tensors kept before it."""
+    reached, saved = [], []
+    hook = module.register_forward_pre_hook(lambda m, a: reached.append((a[0].requires_grad, len(saved))))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(torch.randn(IMAGES)).sum().backward()
+    hook.remove()
+    assert saved
+    return reached[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_after_a_freeze_nothing_in_front_of_the_first_active_block_is_kept_for_backward(name, sparse):
+    model = MODELS[name]()
+    if sparse:
+        sparsify(model, sparsity=0.5)
+    plan = freezer(model)
+    for epoch, _ in plan.plan:
+        plan.begin_epoch(epoch)
+        model.train()
+        active = next(b for b in plan.blocks if b.name not in plan.frozen)
+        body = dict(active.modules)[active.name]
+        assert what_reaches(body, model) == (False, 0)
+        assert all(p.grad is not None for p in body.parameters())
+
+
+def test_an_epoch_that_was_skipped_is_made_up_for():
+    model = ResNet()
+    plan = freezer(model)
+    assert plan.begin_epoch(11) == [name for _, name in plan.plan]
+
+
+@pytest.mark.parametrize("stop", [0, 6, 8, 11])
+def test_resumes_to_the_same_frozen_set(stop):
+    torch.manual_seed(0)
+    model = ViT()
+    plan = freezer(model, flops_reduction=0.2)
+    for epoch in range(stop + 1):
+        plan.begin_epoch(epoch)
+    file = io.BytesIO()
+    torch.save(plan.state_dict(), file)
+    file.seek(0)
+    resumed = ViT()
+    again = freezer(resumed, flops_reduction=0.2)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    resumed.train()
+    assert again.frozen == plan.frozen and frozen_parameters(resumed) == frozen_parameters(model)
+    for epoch in range(stop + 1, 12):
+        assert plan.begin_epoch(epoch) == again.begin_epoch(epoch)
+    assert frozen_parameters(resumed) == frozen_parameters(model)
+
+
+def test_the_plan_of_the_state_wins_over_one_made_at_another_density():
+    dense, sparse = ResNet(), sparsify(ResNet(), distribution={"layer1.0.conv1": 0.9, "layer1.1.conv1": 0.9})
+    mine, theirs = freezer(dense, flops_reduction=0.25), freezer(sparse, flops_reduction=0.05)
+    assert mine.plan != theirs.plan
+    mine.load_state_dict(theirs.state_dict())
+    assert (mine.plan, mine.reason, str(mine)) == (theirs.plan, theirs.reason, str(theirs))
+
+
+def test_an_earlier_state_thaws_what_was_active_then():
+    model = ViT()
+    plan = freezer(model)
+    early = plan.state_dict()
+    plan.begin_epoch(11)
+    assert frozen_parameters(model)
+    plan.load_state_dict(early)
+    assert plan.frozen == () and frozen_parameters(model) == [] and all(m.training for m in model.modules())
+
+
+def test_the_state_is_a_snapshot():
+    plan = freezer(ResNet())
+    state = plan.state_dict()
+    plan.begin_epoch(11)
+    assert state["frozen"] == [] and plan.state_dict()["frozen"] == list(plan.frozen)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("scheme", "periodic", "a state with scheme 'single-shot', got 'periodic'"),
+        ("epochs", 13, "a state with epochs 12, got 13"),
+        ("blocks", ["a"], r"a state with blocks \['layer1.0'.*got \['a'\]"),
+        ("frozen", ["layer2.0"], r"frozen blocks to be the first of .*got \['layer2.0'\]"),
+        ("frozen", None, "frozen blocks to be the first of .*got None"),
+        ("plan", [[4, "layer2.0"]], r"a plan of the first of .*got one of \['layer2.0'\]"),
+        ("plan", [], r"a plan of the first of .*got one of \[\]"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(key, value, words):
+    model = ResNet()
+    plan = freezer(model)
+    state = copy.deepcopy(plan.state_dict())
+    state["frozen"] = ["layer1.0"]
+    with pytest.raises(ValueError, match=f"expected {words}.*try"):
+        plan.load_state_dict({**state, key: value})
+    assert plan.frozen == () and frozen_parameters(model) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 1}, "epochs to be an integer >= 2, got 1"),
+        ({"epochs": 12.0}, "epochs to be an integer"),
+        ({"interval": 0}, r"interval to be an integer in \[1, 11\], got 0"),
+        ({"interval": 12}, r"interval to be an integer in \[1, 11\], got 12"),
+        ({"flops_reduction": 0.0}, r"flops_reduction in \(0, 1\), got 0.0"),
+        ({"flops_reduction": 1.0}, r"flops_reduction in \(0, 1\), got 1.0"),
+        ({"flops_reduction": 20}, r"flops_reduction in \(0, 1\), got 20"),
+        ({"flops_reduction": float("nan")}, r"flops_reduction in \(0, 1\), got nan"),
+        ({"fraction": 0}, r"fraction in \(0, 1\], got 0"),
+        ({"fraction": 1.1}, r"fraction in \(0, 1\], got 1.1"),
+        ({"fraction": "all"}, r"fraction in \(0, 1\], got 'all'"),
+        ({"flops_reduction": 0.95}, r"flops_reduction <= 0\.\d+"),
+        ({"scheme": "periodic"}, "scheme to be one of single-shot, got 'periodic'"),
+    ],
+)
+def test_arguments_out_of_range(options, words):
+    with pytest.raises(ValueError, match=f"expected {words}.*try"):
+        freezer(ResNet(), **options)
+
+
+@pytest.mark.parametrize("epoch", [-1, 12, 1.0, True])
+def test_an_epoch_out_of_range_is_refused(epoch):
+    with pytest.raises(ValueError, match=r"expected epoch to be an integer in \[0, 11\]"):
+        freezer(ResNet()).begin_epoch(epoch)
+
+
+def test_blocks_of_another_model_or_of_an_earlier_self_are_refused():
+    model = ResNet()
+    found = blocks(model, torch.randn(IMAGES))
+    with pytest.raises(
+        ValueError, match=r"expected blocks of this model as it is now, got 'conv1' of block 'layer1.0'"
+    ):
+        Progressive(ResNet(), found, **OPTIONS)
+    sparsify(model, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"got 'conv1'.*try calling blocks.*after sparsify"):
+        Progressive(model, found, **OPTIONS)
+    with pytest.raises(ValueError, match="expected blocks with different names"):
+        Progressive(model, blocks(model, torch.randn(IMAGES)) * 2, **OPTIONS)
+    with pytest.raises(ValueError, match="expected blocks with different names"):
+        Progressive(model, [], **OPTIONS)
+    with pytest.raises(TypeError, match=r"expected a list of Block, got ReLU, str; try spfde.freezing"):
+        Progressive(model, ["layer1", nn.ReLU()], **OPTIONS)
+    with pytest.raises(TypeError, match=r"expected an nn.Module as model, got list"):
+        Progressive(found, model, **OPTIONS)
+
+
+def test_a_planned_block_tied_to_an_active_part_is_refused_by_name():
+    model = VGG()
+    model.features[3].bias = model.features[0].bias  # both are planned, but the first freezes first
+    with pytest.raises(ValueError, match=r"got 'features.0.bias' shared with 'features.3.bias'; try"):
+        freezer(model)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    model[3].bias = model[0].bias
+    with pytest.raises(ValueError, match=r"got '0.bias' shared with '3.bias'; try"):
+        freezer(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_tied_blocks_that_never_freeze_are_no_obstacle():
+    model = ResNet()
+    model.layer2[1].bn2.weight = model.layer2[0].bn2.weight
+    plan = freezer(model, fraction=0.5)
+    assert [name for _, name in plan.plan] == ["layer1.0", "layer1.1"]
+
+
+def test_a_plan_that_leaves_nothing_to_train_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match=r"some parameter to stay trainable.*try a smaller fraction"):
+        freezer(model, fraction=1.0)
+    assert freezer(model, fraction=0.5).plan[0][1] == "0"
+
+
+def test_a_compiled_model_notices_every_freeze_and_is_not_given_up_on():
+    depth = 12  # more freezes than torch.compile takes recompilations
+    layers = [m for _ in range(depth) for m in (nn.Linear(4, 4), nn.BatchNorm1d(4))]
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
+    plan = Progressive(
+        model, blocks(model, torch.randn(2, 4)), epochs=20, interval=1, flops_reduction=0.3, fraction=1.0
+    )
+    traced = 0
+
+    def backend(graph, example_inputs):
+        nonlocal traced
+        traced += 1
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    freezes = 0
+    for epoch in range(20):
+        freezes += len(plan.begin_epoch(epoch))
+        model.train()
+        before = traced
+        state = {k: v.clone() for k, v in model.state_dict().items() if k.split(".")[0] in plan.frozen}
+        model.zero_grad()
+        compiled(torch.randn(8, 4)).sum().backward()
+        assert (traced > before) == (epoch == 0 or epoch in dict(plan.plan))
+        assert all(torch.equal(state[k], model.state_dict()[k]) for k in state)
+        assert [n for n, p in model.named_parameters() if p.grad is None] == frozen_parameters(model)
+    assert freezes == depth and "torch._dynamo" in sys.modules
+    torch.compiler.reset()
