@@ -54,10 +54,9 @@ def outcome(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np
     Raises:
         ValueError: a logit is not finite.
     """
-    with torch.no_grad():
-        logits, targets = logits.detach().float(), targets.to(logits.device)
-        loss = F.cross_entropy(logits, targets, reduction="none").cpu().numpy()
-        correct = (logits.argmax(1) == targets).cpu().numpy()
+    logits, targets = logits.detach().float(), targets.to(logits.device)
+    loss = F.cross_entropy(logits, targets, reduction="none").cpu().numpy()
+    correct = (logits.argmax(1) == targets).cpu().numpy()
     if not math.isfinite(loss.sum()):
         raise ValueError(
             "expected finite logits, got NaN or infinity; try a lower learning rate or look at the loss"
