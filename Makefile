@@ -14,6 +14,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup demo test test-full bench lint format
+.DELETE_ON_ERROR:
 
 setup: .venv/.installed
 

@@ -10,13 +10,13 @@ namespace spfde {
 #define SPFDE_CASE(name) \
   case Isa::name:        \
     return name::SPFDE_OP(args);
-#define SPFDE_DISPATCH(op, Args)                                            \
-  void op(const Args& args) {                                               \
-    switch (isa()) {                                                        \
-      SPFDE_FOR_EACH_ISA(SPFDE_CASE)                                        \
-      default:                                                              \
+#define SPFDE_DISPATCH(op, Args)                                             \
+  void op(const Args& args) {                                                \
+    switch (isa()) {                                                         \
+      SPFDE_FOR_EACH_ISA(SPFDE_CASE)                                         \
+      default:                                                               \
         throw std::logic_error("spfde: " #op " has no kernel for this CPU"); \
-    }                                                                       \
+    }                                                                        \
   }
 
 #define SPFDE_OP spmm

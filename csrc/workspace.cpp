@@ -33,8 +33,9 @@ void* scratch(Scratch slot, size_t bytes) {
 }
 
 void refuse_size(const char* op, long long floats) {
-  throw std::length_error(std::string("spfde: ") + op + ": expected one image's padded planes to hold fewer than 2^31 " +
-                          "floats, got " + std::to_string(floats) + ", try smaller images or kernel = 'dense'");
+  throw std::length_error(std::string("spfde: ") + op +
+                          ": expected one image's padded planes to hold fewer than 2^31 " + "floats, got " +
+                          std::to_string(floats) + ", try smaller images or kernel = 'dense'");
 }
 
 }  // namespace spfde

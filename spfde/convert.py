@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 from spfde._names import unknown
 from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
 from spfde.pattern import parse_pattern
-from spfde.topology import birth, distribution as distributions
+from spfde.topology import birth
+from spfde.topology import distribution as distributions
 
 # NonDynamicallyQuantizableLinear is nn.MultiheadAttention's out_proj: a Linear under another name.
 _CONVERTERS: dict[type, Callable[..., SparseLayer]] = {
@@ -97,9 +98,7 @@ def sparsify(
     if counts is None:
         counts = _counts(weights, str(distribution), sparsity, layer_scores)
     masks = birth.masks(weights, counts, layer_scores)
-    converted = {
-        layer: _CONVERTERS[type(layer)](layer, masks[name], pattern) for name, layer in layers.items()
-    }
+    converted = {layer: _CONVERTERS[type(layer)](layer, masks[name], pattern) for name, layer in layers.items()}
     return converted[model] if bare else _swap(model, converted)
 
 
@@ -130,9 +129,7 @@ def _convertible(model: nn.Module, exclude: tuple[str | type[nn.Module], ...]) -
             raise unknown("exclude", rule, [name for name in names if name])
     skipped: set[nn.Module] = set()
     for name, module in model.named_modules():
-        hit = any(
-            fnmatchcase(name, rule) if isinstance(rule, str) else isinstance(module, rule) for rule in exclude
-        )
+        hit = any(fnmatchcase(name, rule) if isinstance(rule, str) else isinstance(module, rule) for rule in exclude)
         if hit:
             skipped.update(module.modules())
     sparse = [name for name, m in model.named_modules() if isinstance(m, SparseLayer) and m not in skipped]
@@ -140,11 +137,7 @@ def _convertible(model: nn.Module, exclude: tuple[str | type[nn.Module], ...]) -
         raise ValueError(
             f"expected a dense model, got {sparse[0]!r} already sparse, try spfde.densify(model) first or exclude it"
         )
-    return {
-        name: m
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear | nn.Conv2d) and m not in skipped
-    }
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and m not in skipped}
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:

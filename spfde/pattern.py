@@ -93,6 +93,9 @@ class Window(NamedTuple):
         )
 
 
+ONE_TAP = Window()
+
+
 @dataclass(eq=False)
 class Plan:
     """Everything the kernels of one layer read: the index, its transpose, and scratch of the masked dense route.
@@ -128,7 +131,7 @@ class Plan:
         return self._dense
 
 
-def build_plan(index: Index, shape: tuple[int, ...], window: Window = Window()) -> Plan:
+def build_plan(index: Index, shape: tuple[int, ...], window: Window = ONE_TAP) -> Plan:
     """Derives the plan of a weight of dense `shape` from its canonical index."""
     rows, cols, capacity = shape[0], prod(shape[1:]), index.col.numel()
     device = index.col.device

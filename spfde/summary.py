@@ -40,13 +40,10 @@ class Summary:
     def __str__(self) -> str:
         head = ("layer", "shape", "sparsity", "pattern", "kernel", "why")
         body = [
-            (r.name, "x".join(map(str, r.shape)), f"{r.sparsity:.1%}", r.pattern, r.kernel, r.reason)
-            for r in self.rows
+            (r.name, "x".join(map(str, r.shape)), f"{r.sparsity:.1%}", r.pattern, r.kernel, r.reason) for r in self.rows
         ]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]
-        ]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]]
         stored = sum(r.nnz for r in self.rows)
         dense = sum(prod(r.shape) for r in self.rows)
         converted = [r for r in self.rows if r.pattern != "dense"]

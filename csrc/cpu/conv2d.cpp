@@ -1,5 +1,5 @@
-#include "spfde/conv2d_geometry.h"
 #include "planes.h"
+#include "spfde/conv2d_geometry.h"
 #include "spfde/workspace.h"
 #include "stream.h"
 

@@ -37,8 +37,7 @@ inline void pack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end,
       }
     }
     for (; f < end; ++f)
-      for (int i = 0; i < kWidth; ++i)
-        packed[f * l.lanes + b + i] = b + i < used ? x[(b + i) * features + f] : 0.f;
+      for (int i = 0; i < kWidth; ++i) packed[f * l.lanes + b + i] = b + i < used ? x[(b + i) * features + f] : 0.f;
   }
 }
 

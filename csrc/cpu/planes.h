@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-#include "spfde/conv2d_geometry.h"
 #include "simd.h"
+#include "spfde/conv2d_geometry.h"
 
 namespace spfde::SPFDE_ISA {
 
@@ -105,7 +105,7 @@ inline void unpack_target(const Conv2dGeometry& g, int64_t r, const float* plane
 
 // Copies channel r of dY into a plane, zero outside the image.
 inline void pack_target(const Conv2dGeometry& g, const SourcePlanes& planes, int64_t r, const float* dy,
-                         int64_t first_image, int64_t images, float* plane) {
+                        int64_t first_image, int64_t images, float* plane) {
   const Range w{0, g.w.grid};
   float* row = plane;
   for (int64_t n = 0; n < images; ++n) {

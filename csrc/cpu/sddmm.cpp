@@ -32,8 +32,7 @@ void sddmm(const SddmmArgs& a) {
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(static) nowait
-    for (int64_t r = 0; r < a.rows; ++r)
-      split_row(a.row_ptr, a.col, a.rows, r, panels, panel, 0, segment);
+    for (int64_t r = 0; r < a.rows; ++r) split_row(a.row_ptr, a.col, a.rows, r, panels, panel, 0, segment);
 #pragma omp for schedule(static) collapse(2) nowait
     for (int64_t tile = 0; tile < l.tiles; ++tile)
       for (int64_t s = 0; s < x_steps; ++s)

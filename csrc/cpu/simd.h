@@ -68,8 +68,7 @@ inline void transpose(Vec (&v)[kWidth]) {
 // Lane i of the result is the sum of the lanes of v[i]: the same tree, adding instead of keeping both halves.
 inline Vec sum_each(Vec (&v)[kWidth]) {
   for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i)
-      v[i] = interleave_lower(v[i], v[i + half]) + interleave_upper(v[i], v[i + half]);
+    for (int i = 0; i < half; ++i) v[i] = interleave_lower(v[i], v[i + half]) + interleave_upper(v[i], v[i + half]);
   return v[0];
 }
 

@@ -70,8 +70,7 @@ inline void dot_streams(const float* target, const int32_t* offset, int64_t n, i
                         int64_t length, float* result) {
   constexpr int kGroup = kWidth < 8 ? kWidth : 8;
   int64_t k = 0;
-  for (; k + kGroup <= n; k += kGroup)
-    dot_group<kGroup>(target, offset + k, kGroup, pitch, source, length, result + k);
+  for (; k + kGroup <= n; k += kGroup) dot_group<kGroup>(target, offset + k, kGroup, pitch, source, length, result + k);
   const int64_t rest = n - k;
   if (rest > kGroup / 2)
     dot_group<kGroup>(target, offset + k, rest, pitch, source, length, result + k);

@@ -129,9 +129,7 @@ def check_unshared(modules: Iterable[nn.Module], model: nn.Module) -> None:
 
 def _check_module(module: nn.Module) -> None:
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"expected an nn.Module, got {type(module).__name__}; try one of model.named_modules()"
-        )
+        raise TypeError(f"expected an nn.Module, got {type(module).__name__}; try one of model.named_modules()")
 
 
 def _is_held(module: nn.Module) -> bool:

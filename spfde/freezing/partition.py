@@ -155,9 +155,7 @@ def _loose(
     head: Sequence[Call],
 ) -> list[tuple[tuple[str, nn.Parameter], _Group]]:
     """Trainable parameters that no unit owns, each with the first group whose input depends on it."""
-    owned = {
-        id(p) for units in (*(g.units for g in groups), head) for u in units for p in u.module.parameters()
-    }
+    owned = {id(p) for units in (*(g.units for g in groups), head) for u in units for p in u.module.parameters()}
     loose = [(name, p) for name, p in model.named_parameters() if id(p) not in owned and p.requires_grad]
     owner = {id(u.module): group for group in groups for u in group.units if _weights(u.module)}
     modules = [u.module for group in groups for u in _once(group.units) if id(u.module) in owner]
@@ -200,9 +198,7 @@ def _title(groups: Sequence[_Group], index: int) -> str:
 
 def _check(model: nn.Module, example_input: object) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"expected an nn.Module as model, got {type(model).__name__}; try blocks(model, example_input)"
-        )
+        raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try blocks(model, example_input)")
     parts = example_input if isinstance(example_input, tuple) else (example_input,)
     if not parts or not all(isinstance(x, torch.Tensor) for x in parts):
         raise TypeError(

@@ -23,9 +23,7 @@ class Plan:
 
     def __str__(self) -> str:
         width = len(str(self.steps[-1][0]))
-        return "\n".join(
-            [*(f"epoch {epoch:>{width}}  freeze {name}" for epoch, name in self.steps), self.reason]
-        )
+        return "\n".join([*(f"epoch {epoch:>{width}}  freeze {name}" for epoch, name in self.steps), self.reason])
 
 
 def saved(backward: Sequence[float], first_epoch: float, *, epochs: int, interval: int) -> float:
@@ -91,9 +89,7 @@ def single_shot(
         )
     saving = saved(credit, first, **times) / whole
     exact = exact_first_epoch(credit, flops_reduction * whole, **times)
-    steps = tuple(
-        (first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs
-    )
+    steps = tuple((first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs)
     reason = (
         f"freezing {len(steps)} of {len(names)} blocks from epoch {first}, one every {interval} epochs, "
         f"saves {saving:.1%} of all training FLOPs "

@@ -149,19 +149,16 @@ class Progressive:
         for key, mine in expected.items():
             if state.get(key) != mine:
                 raise ValueError(
-                    f"expected a state with {key} {mine!r}, got {state.get(key)!r}; "
-                    "try the recipe it was saved with"
+                    f"expected a state with {key} {mine!r}, got {state.get(key)!r}; try the recipe it was saved with"
                 )
         order = [name for _, name in state["plan"]]
         if not order or order != expected["blocks"][: len(order)]:
             raise ValueError(
-                f"expected a plan of the first of {expected['blocks']}, got one of {order}; "
-                "try another checkpoint"
+                f"expected a plan of the first of {expected['blocks']}, got one of {order}; try another checkpoint"
             )
         if state["frozen"] not in [order[:count] for count in range(len(order) + 1)]:
             raise ValueError(
-                f"expected frozen blocks to be the first of {order}, got {state['frozen']}; "
-                "try another checkpoint"
+                f"expected frozen blocks to be the first of {order}, got {state['frozen']}; try another checkpoint"
             )
         steps = tuple((epoch, name) for epoch, name in state["plan"])
         return Plan(steps, state["saving"], state["reason"]), list(state["frozen"])
@@ -197,19 +194,13 @@ def _training_flops(blocks: Sequence[Block]) -> int:
 
 def _check_blocks(blocks: Sequence[Block], model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"expected an nn.Module as model, got {type(model).__name__}; try Progressive(model, blocks)"
-        )
+        raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try Progressive(model, blocks)")
     if not all(isinstance(block, Block) for block in blocks):
         kinds = ", ".join(sorted({type(block).__name__ for block in blocks}))
-        raise TypeError(
-            f"expected a list of Block, got {kinds}; try spfde.freezing.blocks(model, example_input)"
-        )
+        raise TypeError(f"expected a list of Block, got {kinds}; try spfde.freezing.blocks(model, example_input)")
     names = [block.name for block in blocks]
     if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"expected blocks with different names, got {names}; try blocks(model, example_input)"
-        )
+        raise ValueError(f"expected blocks with different names, got {names}; try blocks(model, example_input)")
     inside = {id(m) for m in model.modules()}
     for block in blocks:
         for name, module in (*block.modules, *((layer.work.name, layer.module) for layer in block.layers)):

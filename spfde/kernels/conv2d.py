@@ -115,7 +115,7 @@ def compute_input_grad(
     kernel: str,
     buffer: Tensor | None = None,
 ) -> Tensor:
-    """dX [batch, channels, *size] outside autograd."""
+    """DX [batch, channels, *size] outside autograd."""
     x_shape = (dy.shape[0], shape[1] * window.groups, *size)
     if kernel != "native":
         weight = scatter(values, row_ptr, col, shape, buffer)

@@ -115,9 +115,7 @@ def _backward(ctx, dy):
     if need_x:
         dx = torch.ops.spfde.conv2d_input_grad(dy, values.detach(), *index, x.shape[2:], *window, kernel)
     if need_values or need_bias:
-        dvalues, dbias = torch.ops.spfde.conv2d_weight_grad(
-            dy, x.detach(), *index[:2], *window, need_bias, kernel
-        )
+        dvalues, dbias = torch.ops.spfde.conv2d_weight_grad(dy, x.detach(), *index[:2], *window, need_bias, kernel)
     grads = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
     return *grads, *[None] * 11
 

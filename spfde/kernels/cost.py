@@ -39,9 +39,7 @@ def linear(batch: int, shape: tuple[int, int], nnz: int) -> Estimate:
     return Estimate(MULTIPLY * density * idle + COPY_LANES * sum(shape) / size + CONSTANT, density)
 
 
-def convolution(
-    batch: int, size: tuple[int, int], shape: tuple[int, ...], window: Window, nnz: int
-) -> Estimate:
+def convolution(batch: int, size: tuple[int, int], shape: tuple[int, ...], window: Window, nnz: int) -> Estimate:
     """The estimate for a weight of dense `shape` with outputs of `size`."""
     weights = max(1, prod(shape))
     density = nnz / weights

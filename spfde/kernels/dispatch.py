@@ -11,6 +11,7 @@ from spfde.kernels import cost
 from spfde.kernels.choice import KERNELS, KernelChoice
 from spfde.pattern import Window
 
+
 def check_kernel(kernel: str) -> str:
     """Returns the name.
 

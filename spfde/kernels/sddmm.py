@@ -26,9 +26,7 @@ def sddmm_ref(dy: Tensor, x: Tensor, row_ptr: Tensor, col: Tensor) -> tuple[Tens
 
 
 @timed
-def compute(
-    dy: Tensor, x: Tensor, row_ptr: Tensor, col: Tensor, bias: bool, kernel: str
-) -> tuple[Tensor, Tensor]:
+def compute(dy: Tensor, x: Tensor, row_ptr: Tensor, col: Tensor, bias: bool, kernel: str) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, 1, 1] and, if `bias`, the bias gradient [rows] (else empty).
 
     `kernel` names one, "auto" is resolved before.
@@ -49,9 +47,7 @@ def compute(
 
 
 @torch.library.custom_op("spfde::sddmm", mutates_args=())
-def _op(
-    dy: Tensor, x: Tensor, row_ptr: Tensor, col: Tensor, bias: bool, kernel: str
-) -> tuple[Tensor, Tensor]:
+def _op(dy: Tensor, x: Tensor, row_ptr: Tensor, col: Tensor, bias: bool, kernel: str) -> tuple[Tensor, Tensor]:
     choice = dispatch.linear(kernel, x, dy.shape[1], stored(row_ptr))
     return compute(dy, x, row_ptr, col, bias, choice.kernel)
 

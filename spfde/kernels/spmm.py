@@ -148,7 +148,7 @@ def _fake(x, values, bias, row_ptr, col, t_row_ptr, t_col, t_perm, kernel):
 
 
 def _setup_context(ctx, inputs, output):
-    x, values, bias, *index, kernel = inputs
+    x, values, _, *index, kernel = inputs
     ctx.save_for_backward(x, values, *index)
     ctx.kernel = kernel
 
@@ -159,16 +159,10 @@ def _backward(ctx, dy):
     dx = dvalues = dbias = None
     if need_x:
         t_values = transposed(values.detach(), t_perm)
-        dx = torch.ops.spfde.spmm(
-            dy.detach(), t_values, None, t_row_ptr, t_col, row_ptr, col, t_perm, ctx.kernel
-        )
+        dx = torch.ops.spfde.spmm(dy.detach(), t_values, None, t_row_ptr, t_col, row_ptr, col, t_perm, ctx.kernel)
     if need_values or need_bias:
-        dvalues, dbias = torch.ops.spfde.sddmm(
-            dy.detach(), x.detach(), row_ptr, col, need_bias, ctx.kernel
-        )
-    dx, dvalues, dbias = refuse_double_backward(
-        [dx, dvalues if need_values else None, dbias if need_bias else None]
-    )
+        dvalues, dbias = torch.ops.spfde.sddmm(dy.detach(), x.detach(), row_ptr, col, need_bias, ctx.kernel)
+    dx, dvalues, dbias = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
     return dx, dvalues, dbias, None, None, None, None, None, None
 
 

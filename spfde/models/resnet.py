@@ -113,6 +113,4 @@ def _check(depth: int, num_classes: int, in_channels: int, width: float, shortcu
         if not value >= 1:
             raise ValueError(f"expected {name} >= 1, got {value}, try a larger number")
     if shortcut not in ("A", "B"):
-        raise ValueError(
-            f"expected shortcut 'A' (padding) or 'B' (1x1 convolution), got {shortcut!r}, try 'A'"
-        )
+        raise ValueError(f"expected shortcut 'A' (padding) or 'B' (1x1 convolution), got {shortcut!r}, try 'A'")

@@ -30,9 +30,7 @@ class SparseConv2d(SparseLayer):
         self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
 
     @classmethod
-    def from_dense(
-        cls, conv: nn.Conv2d, mask: Tensor | None = None, pattern: str = "unstructured"
-    ) -> SparseConv2d:
+    def from_dense(cls, conv: nn.Conv2d, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseConv2d:
         """The layer with the weights of `conv` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
 
         Raises:

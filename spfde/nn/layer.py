@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spfde.kernels.dispatch import KernelChoice, check_kernel
 from spfde.kernels.masked import to_dense
 from spfde.pattern import (
+    ONE_TAP,
     Index,
     Plan,
     Window,
@@ -33,7 +34,12 @@ class SparseLayer(nn.Module):
     col: Tensor
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, mask: Tensor | None, pattern: str, window: Window = Window()
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        pattern: str,
+        window: Window = ONE_TAP,
     ) -> None:
         super().__init__()
         self.pattern = parse_pattern(pattern)
@@ -144,7 +150,7 @@ class SparseLayer(nn.Module):
             int(positions[0]) < 0 or int(positions[-1]) >= size or bool((positions.diff() <= 0).any())
         ):
             raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
-        old = self.plan.positions
+        positions, old = positions.contiguous(), self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
         if old.numel():
             slot = torch.searchsorted(old, positions).clamp_(max=old.numel() - 1)
@@ -202,9 +208,7 @@ class SparseLayer(nn.Module):
         values = dense.new_zeros(capacity, 1, 1)
         values.view(-1)[: positions.numel()] = dense.reshape(-1)[positions]
         index = index_from_positions(positions, *self._matrix(), capacity)
-        state_dict.update(
-            {prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col}
-        )
+        state_dict.update({prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col})
         return None
 
     def _check_loaded(self, state_dict: dict[str, Any], prefix: str) -> str | None:
@@ -215,12 +219,14 @@ class SparseLayer(nn.Module):
         return check_index(Index(row_ptr, col), *self._matrix(), self.values.shape[0])
 
     def _shared_repr(self) -> str:
-        bias = self.bias is not None
-        return f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}, kernel={self.kernel}, bias={bias}"
+        return (
+            f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}, kernel={self.kernel}, "
+            f"bias={self.bias is not None}"
+        )
 
 
 def permute(tensor: Tensor, source: Tensor) -> None:
-    """tensor[i] = tensor[source[i]], or 0 where source[i] < 0, in place: a topology change applied to optimizer state."""
+    """tensor[i] = tensor[source[i]], or 0 where source[i] < 0, in place: a topology change carried along."""
     moved = tensor.index_select(0, source.clamp(min=0))
     moved[source < 0] = 0
     tensor.copy_(moved)

@@ -18,9 +18,7 @@ class SparseLinear(SparseLayer):
     """
 
     @classmethod
-    def from_dense(
-        cls, linear: nn.Linear, mask: Tensor | None = None, pattern: str = "unstructured"
-    ) -> SparseLinear:
+    def from_dense(cls, linear: nn.Linear, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseLinear:
         """The layer with the weights of `linear` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
 
         Raises:

@@ -57,9 +57,7 @@ class Report:
         for section in self.sections:
             table.add_row(Text(section.title, style="bold"))
             for row in section.rows:
-                table.add_row(
-                    Text(f"  {row.name}"), *map(Text, row.values), end_section=row is section.rows[-1]
-                )
+                table.add_row(Text(f"  {row.name}"), *map(Text, row.values), end_section=row is section.rows[-1])
         return table
 
     def html(self) -> str:
@@ -97,9 +95,7 @@ def compare(runs: Iterable[str | os.PathLike[str]]) -> Report:
         raise TypeError(f"expected a list of run directories, got {runs!r}, try [{runs!r}]")
     paths = [path for run in runs for path in _expand(Path(run))]
     if not paths:
-        raise ValueError(
-            "expected at least one run directory, got none, try the out directory of spfde train"
-        )
+        raise ValueError("expected at least one run directory, got none, try the out directory of spfde train")
     twice = [str(path) for i, path in enumerate(paths) if path.resolve() in map(Path.resolve, paths[:i])]
     if twice:
         raise ValueError(f"expected each run once, got {', '.join(twice)} again, try leaving it out")

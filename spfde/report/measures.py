@@ -92,9 +92,7 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             lambda run: duration(run.epochs[0].training_seconds),
             "Training time of the first epoch.",
         ),
-        row(
-            "last epoch", lambda run: duration(run.last.training_seconds), "Training time of the last epoch."
-        ),
+        row("last epoch", lambda run: duration(run.last.training_seconds), "Training time of the last epoch."),
     )
     cost = (
         row(
@@ -106,8 +104,7 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
         row(
             "FLOPs saved",
             lambda run: ratio(baseline.work[-1] / run.work[-1]),
-            f"Training FLOPs of {labels[0]} divided by the run's own: what the speed-up would be if "
-            "time were FLOPs.",
+            f"Training FLOPs of {labels[0]} divided by the run's own: what the speed-up would be if time were FLOPs.",
         ),
         row(
             "sparsity",
@@ -134,9 +131,7 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
         row(name, lambda run, name=name: _part(run, run.seconds[name]), meaning)
         for name, meaning in ((name, TIME[name]) for name in CATEGORIES)
     )
-    total = row(
-        "sum", lambda run: _part(run, run.total_seconds), "The total time, to which the lines above add up."
-    )
+    total = row("sum", lambda run: _part(run, run.total_seconds), "The total time, to which the lines above add up.")
     return (
         Section("Outcome", outcome),
         Section("Time", time),
@@ -154,9 +149,7 @@ def time_to(run: Run, accuracy: float) -> float:
     for epoch, seconds in zip(run.epochs, run.clock, strict=True):
         if epoch.test_accuracy >= accuracy:
             return seconds
-    raise ValueError(
-        f"expected an accuracy that the run reached, got {accuracy}, try at most {run.best.test_accuracy}"
-    )
+    raise ValueError(f"expected an accuracy that the run reached, got {accuracy}, try at most {run.best.test_accuracy}")
 
 
 def _sparse_layers(run: Run) -> str:

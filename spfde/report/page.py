@@ -16,9 +16,7 @@ from spfde.report.words import count, duration, percent, ratio, work
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(
-    runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section]
-) -> str:
+def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section]) -> str:
     """The whole page; the first run is the baseline."""
     recipe, samples = runs[0].recipe, runs[0].samples
     title = f"spfde report: {recipe['dataset']}, {recipe['model']}, {count(recipe['epochs'], 'epoch')}"

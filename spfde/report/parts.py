@@ -119,9 +119,7 @@ def events(runs: Sequence[Run], labels: Sequence[str]) -> Html:
 
 def recipes(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     """The command that trains each run again, and the recipes side by side."""
-    commands = "\n\n".join(
-        f"# {label}\n{command(run.recipe)}" for run, label in zip(runs, labels, strict=True)
-    )
+    commands = "\n\n".join(f"# {label}\n{command(run.recipe)}" for run, label in zip(runs, labels, strict=True))
     return join(
         tag("h2", "Recipe"),
         tag(
@@ -176,11 +174,7 @@ def command(recipe: Mapping[str, Any]) -> str:
         flag = field.name.replace("_", "-")
         if value == default:
             continue
-        words += (
-            [f"--{flag}" if value else f"--no-{flag}"]
-            if isinstance(value, bool)
-            else [f"--{flag}", str(value)]
-        )
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join(words)
 
 

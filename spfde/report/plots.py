@@ -146,8 +146,7 @@ def _draw(name: str, height: float, draw: Callable[[Figure], None], label: str) 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "expected matplotlib, which draws the report's plots, got no such module, "
-            "try pip install spfde[report]"
+            "expected matplotlib, which draws the report's plots, got no such module, try pip install spfde[report]"
         ) from error
     # A Figure of its own: pyplot's state and the caller's backend stay as they are.
     with matplotlib.rc_context(STYLE):

@@ -146,9 +146,7 @@ def read(path: str | os.PathLike[str]) -> Run:
         raise ValueError(f"expected a run directory, got {path}, try the out directory of spfde train")
     for name in (files.RUN, files.METRICS, files.LAYERS, files.RESULT):
         if not (path / name).is_file():
-            raise ValueError(
-                f"expected a finished run in {path}, got one without {name}, try spfde train --resume"
-            )
+            raise ValueError(f"expected a finished run in {path}, got one without {name}, try spfde train --resume")
     run = _object(_json(path / files.RUN), RUN, path / files.RUN)
     _object(run["recipe"], RECIPE, f"{path / files.RUN}, recipe")
     _object(run["samples"], {"train": 0, "test": 0}, f"{path / files.RUN}, samples")
@@ -173,9 +171,7 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
         where = f"{path}, line {number}"
         record = _object(_parse(line, where), EPOCH, where)
         if record["epoch"] != number - 1:
-            raise ValueError(
-                f"expected epoch {number - 1} in {where}, got {record['epoch']}, try a fresh run"
-            )
+            raise ValueError(f"expected epoch {number - 1} in {where}, got {record['epoch']}, try a fresh run")
         _object(record["seconds"], dict.fromkeys(CATEGORIES, 0.0), f"{where}, seconds")
         for event in record["events"]:
             _object(event, EVENT, f"{where}, events")
@@ -194,9 +190,7 @@ def _layers(path: Path) -> tuple[Layer, ...]:
     if not isinstance(rows, list):
         raise ValueError(f"expected a list of layers in {path}, got {type(rows).__name__}, try a fresh run")
     checked = (_object(row, LAYER, f"{path}, layer {i}") for i, row in enumerate(rows))
-    return tuple(
-        Layer(**{**{name: row[name] for name in LAYER}, "shape": tuple(row["shape"])}) for row in checked
-    )
+    return tuple(Layer(**{**{name: row[name] for name in LAYER}, "shape": tuple(row["shape"])}) for row in checked)
 
 
 def _json(path: Path) -> Any:

@@ -156,9 +156,7 @@ class Sieve(Sampler[int], ABC):
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int64:
                 raise TypeError(f"expected {name} as an int64 tensor, got {_kind(tensor)}; try {name}.long()")
         if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-            raise TypeError(
-                f"expected logits as a floating point tensor, got {_kind(logits)}; try the model's output"
-            )
+            raise TypeError(f"expected logits as a floating point tensor, got {_kind(logits)}; try the model's output")
         n = len(indices) if indices.ndim == 1 else -1
         if logits.ndim != 2 or len(logits) != n or targets.shape != indices.shape:
             raise ValueError(
@@ -183,8 +181,7 @@ class Sieve(Sampler[int], ABC):
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise ValueError(
-                    f"expected a state with {name} {mine!r}, got {state.get(name)!r}; "
-                    "try the sieve it was saved from"
+                    f"expected a state with {name} {mine!r}, got {state.get(name)!r}; try the sieve it was saved from"
                 )
         for name, mine in self.state_dict().items():
             theirs = state.get(name)
@@ -192,18 +189,14 @@ class Sieve(Sampler[int], ABC):
             if same and isinstance(mine, torch.Tensor):
                 same = theirs.shape == mine.shape and theirs.dtype == mine.dtype
             if not same:
-                raise ValueError(
-                    f"expected {_kind(mine)} as {name}, got {_kind(theirs)}; try another checkpoint"
-                )
+                raise ValueError(f"expected {_kind(mine)} as {name}, got {_kind(theirs)}; try another checkpoint")
         if state["epoch"] < 0 or not 0 <= state["unused"] <= len(self._removed):
             raise ValueError(
                 f"expected epoch >= 0 and unused in [0, {len(self._removed)}], got {state['epoch']} and "
                 f"{state['unused']}; try another checkpoint"
             )
         queue = state["removed"]
-        if len(queue) and (
-            queue.min() < 0 or queue.max() >= self.num_samples or len(queue.unique()) < len(queue)
-        ):
+        if len(queue) and (queue.min() < 0 or queue.max() >= self.num_samples or len(queue.unique()) < len(queue)):
             raise ValueError(
                 f"expected removed samples that differ, in [0, {self.num_samples}), got "
                 f"{queue.tolist()[:8]}...; try another checkpoint"

@@ -58,9 +58,7 @@ def outcome(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np
     loss = F.cross_entropy(logits, targets, reduction="none").cpu().numpy()
     correct = (logits.argmax(1) == targets).cpu().numpy()
     if not math.isfinite(loss.sum()):
-        raise ValueError(
-            "expected finite logits, got NaN or infinity; try a lower learning rate or look at the loss"
-        )
+        raise ValueError("expected finite logits, got NaN or infinity; try a lower learning rate or look at the loss")
     return correct, loss
 
 

@@ -116,7 +116,9 @@ class Topology(ABC):
         """
         if set(state["target"]) != set(self.layers):
             missing = sorted(set(state["target"]) ^ set(self.layers))
-            raise ValueError(f"expected the state of a model with the same sparse layers, got a difference in {missing}")
+            raise ValueError(
+                f"expected the state of a model with the same sparse layers, got a difference in {missing}"
+            )
         self._step = state["step"]
         self.target = dict(state["target"])
         self._settled = set(state["settled"])

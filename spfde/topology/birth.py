@@ -19,10 +19,7 @@ def scores(weights: Mapping[str, Tensor], init: str, seed: int) -> dict[str, Ten
     if init == "magnitude":
         return {name: weight.detach().reshape(-1).abs() for name, weight in weights.items()}
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(weight.numel(), generator=generator).to(weight.device)
-        for name, weight in weights.items()
-    }
+    return {name: torch.rand(weight.numel(), generator=generator).to(weight.device) for name, weight in weights.items()}
 
 
 def keep_highest(score: Tensor, count: int) -> Tensor:
@@ -32,7 +29,7 @@ def keep_highest(score: Tensor, count: int) -> Tensor:
 
 
 def keep_globally(layer_scores: Mapping[str, Tensor], count: int) -> dict[str, int]:
-    """How many of the `count` highest scores over all layers fall into each, at least one per layer that has weights."""
+    """How many of the `count` highest scores over all layers fall into each; no layer with weights gets none."""
     names = list(layer_scores)
     sizes = [layer_scores[name].numel() for name in names]
     owner = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(sizes))

@@ -42,6 +42,4 @@ def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
             break
         dense |= over
     density = {name: 1.0 if name in dense else max(0.0, raw[name] * scale) for name in shapes}
-    return {
-        name: stored_count(sparsity if sparsity == 1 else 1 - density[name], sizes[name]) for name in shapes
-    }
+    return {name: stored_count(sparsity if sparsity == 1 else 1 - density[name], sizes[name]) for name in shapes}

@@ -45,9 +45,7 @@ class MEST(Topology):
     ) -> None:
         if lam < 0:
             raise ValueError(f"expected lam >= 0, got {lam}")
-        super().__init__(
-            model, optimizer, total_steps=total_steps, every=every, drop_fraction=drop_fraction, seed=seed
-        )
+        super().__init__(model, optimizer, total_steps=total_steps, every=every, drop_fraction=drop_fraction, seed=seed)
         self.lam = lam
         self.schedule = Stairs(drop_fraction, total_steps)
 

@@ -96,9 +96,7 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
         tensors = dataset.tensors
     images, targets = tensors
     if not hasattr(dataset, "__len__") or len(dataset) == 0:
-        raise TypeError(
-            f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one"
-        )
+        raise TypeError(f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one")
     whole = isinstance(images, Tensor) and isinstance(targets, Tensor)
     if whole and len(images) == len(targets) == len(dataset):
         _require_classes(targets)
@@ -106,8 +104,7 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
     item = dataset[0]
     if not isinstance(item, tuple | list) or len(item) != 2 or not isinstance(item[0], Tensor):
         raise TypeError(
-            f"expected items (image tensor, class index), got {_describe(item)},"
-            " try a transform that makes them so"
+            f"expected items (image tensor, class index), got {_describe(item)}, try a transform that makes them so"
         )
     _require_classes(torch.as_tensor(item[1]))
     return LoaderSource(dataset, workers)

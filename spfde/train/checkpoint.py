@@ -29,8 +29,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **state}, file))
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"expected to write {path}, got {error}, try freeing space and then resume:"
-            " the last checkpoint stands"
+            f"expected to write {path}, got {error}, try freeing space and then resume: the last checkpoint stands"
         ) from error
 
 
@@ -89,6 +88,5 @@ def require_same_samples(state: Mapping[str, Any], samples: int, path: Path) -> 
     """
     if state["samples"] != samples:
         raise CheckpointError(
-            f"expected the {state['samples']} training samples of {path}, got {samples},"
-            " try the same data set"
+            f"expected the {state['samples']} training samples of {path}, got {samples}, try the same data set"
         )

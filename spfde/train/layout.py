@@ -59,8 +59,7 @@ def choose(wanted: str, model: nn.Module, shape: tuple[int, ...], *, measure: bo
     if len(shape) != 4:
         if wanted == "channels_last":
             raise ValueError(
-                f"expected images [n, c, h, w] for channels_last, got inputs of shape {list(shape)},"
-                " try layout='auto'"
+                f"expected images [n, c, h, w] for channels_last, got inputs of shape {list(shape)}, try layout='auto'"
             )
         return Layout("contiguous", "inputs are not images")
     if wanted != "auto":

@@ -124,9 +124,7 @@ def _threads(count: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def run_epoch(
-    session: Session, epoch: int, history: list[Epoch], out: Path | None, progress: Progress
-) -> Epoch:
+def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | None, progress: Progress) -> Epoch:
     """Train, evaluate and checkpoint one epoch; `history` holds the records of those before it."""
     watch, model, levers = Stopwatch(), session.model, session.levers
     with watch("levers"):

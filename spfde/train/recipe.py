@@ -74,9 +74,7 @@ class Recipe:
     train_images: int | None = _knob(
         None, _integer(1).or_none(), "Training images to load (the data set's own number)."
     )
-    test_images: int | None = _knob(
-        None, _integer(1).or_none(), "Test images to load (the data set's own number)."
-    )
+    test_images: int | None = _knob(None, _integer(1).or_none(), "Test images to load (the data set's own number).")
     model: str = _knob("resnet20", _NAME, "Network, as spfde.models.build knows it.")
     width: float = _knob(1.0, _POSITIVE, "Factor on the network's channel counts.")
     method: str = _knob("spfde", _one_of(*METHODS), "Method: spfde, or dense (the same training with no lever).")
@@ -88,15 +86,11 @@ class Recipe:
     warmup: float = _knob(0.05, _BELOW_ONE, "Fraction of the training with a linear warm-up.")
     seed: int = _knob(0, _integer(0), "Seed of weights, masks, data order and sieve.")
     sparsity: float | None = _knob(None, _BELOW_ONE.or_none(), "Fraction of weights that are zero, 0 = off.")
-    distribution: str = _knob(
-        "uniform", _one_of("uniform", "erk", "global"), "How sparsity spreads over layers."
-    )
+    distribution: str = _knob("uniform", _one_of("uniform", "erk", "global"), "How sparsity spreads over layers.")
     init: str = _knob("random", _one_of("random", "magnitude"), "How the first mask is chosen.")
     interval: int = _knob(2, _integer(1), "Epochs between changes of masks, frozen set and sieve.")
     drop_fraction: float = _knob(0.2, _BELOW_ONE, "Fraction of kept weights that move at first, 0 = none.")
-    freeze: float | None = _knob(
-        None, _BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
-    )
+    freeze: float | None = _knob(None, _BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off.")
     freeze_fraction: float = _knob(2 / 3, _FRACTION, "Fraction of the blocks that end up frozen.")
     block_cosine: bool = _knob(
         True, _FLAG, "Anneal each block's learning rate over its own active epochs (SpFDE), not over all."
@@ -123,9 +117,7 @@ class Recipe:
         for lever, own in METHODS[self.method].items():
             value = getattr(self, lever)
             if self.method == "dense" and value:
-                raise ValueError(
-                    f"expected {lever} to be 0 with method='dense', got {value!r}, try method='spfde'"
-                )
+                raise ValueError(f"expected {lever} to be 0 with method='dense', got {value!r}, try method='spfde'")
             object.__setattr__(self, lever, float(own if value is None else value))
 
     def baseline(self) -> Recipe:

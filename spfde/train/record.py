@@ -57,9 +57,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values, as result.json holds them."""
-        seconds = {
-            name: math.fsum(item.seconds[name] for item in self.epochs) for name in self.epochs[-1].seconds
-        }
+        seconds = {name: math.fsum(item.seconds[name] for item in self.epochs) for name in self.epochs[-1].seconds}
         return {
             "method": self.recipe.method,
             "epochs": len(self.epochs),

@@ -61,8 +61,7 @@ class Session:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"expected the checkpoint of this network, got another one ({error}),"
-                " try the model it was made with"
+                f"expected the checkpoint of this network, got another one ({error}), try the model it was made with"
             ) from error
         torch.set_rng_state(state["rng"])
 

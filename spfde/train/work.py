@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
-from spfde.flops import layer_work
 from torch import Tensor, nn
+
+from spfde.flops import layer_work
 
 
 def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[str, int]:

@@ -72,9 +72,7 @@ class InvertedResidual(nn.Module):
         hidden = i * expand
         layers = [ConvNormAct(i, hidden, 1)] if expand > 1 else []
         project = nn.Conv2d(hidden, o, 1, bias=False)
-        self.conv = nn.Sequential(
-            *layers, ConvNormAct(hidden, hidden, 3, stride, hidden), project, nn.BatchNorm2d(o)
-        )
+        self.conv = nn.Sequential(*layers, ConvNormAct(hidden, hidden, 3, stride, hidden), project, nn.BatchNorm2d(o))
         self.skip = stride == 1 and i == o
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

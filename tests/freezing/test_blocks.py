@@ -75,9 +75,7 @@ def test_flops_follow_the_density():
     assert block.forward == dense.forward // 4
     conv = model.layer1[1].conv1
     assert isinstance(conv, SparseConv2d)
-    half = SparseConv2d.from_dense(
-        nn.Conv2d(4, 4, 3), mask=torch.arange(144).reshape(4, 4, 3, 3) < conv.nnz // 2
-    )
+    half = SparseConv2d.from_dense(nn.Conv2d(4, 4, 3), mask=torch.arange(144).reshape(4, 4, 3, 3) < conv.nnz // 2)
     before = block.forward
     conv.__dict__.update(half.__dict__)  # the same object, now with half of its weights
     assert block.forward == before - 2 * 16 * (36 - 18)

@@ -61,9 +61,7 @@ def test_bit_identical_after_100_further_steps_of_any_optimizer(make, sparse):
         step(model, optimizer)
     assert all(same_bits(before, bits(m)) for before, m in zip(frozen, front, strict=True))
     now = bits(model.layer2)
-    assert not any(
-        torch.equal(active[k], now[k]) for k in active if k.endswith(("values", "running_mean", "tracked"))
-    )
+    assert not any(torch.equal(active[k], now[k]) for k in active if k.endswith(("values", "running_mean", "tracked")))
     assert all(p.grad is None for m in front for p in m.parameters())
 
 
@@ -322,9 +320,7 @@ def test_traces_and_scripts():
 
 @pytest.mark.parametrize("call", [freeze, unfreeze, is_frozen])
 def test_wrong_types_are_refused(call):
-    with pytest.raises(
-        TypeError, match=r"expected an nn.Module, got list; try one of model.named_modules\(\)"
-    ):
+    with pytest.raises(TypeError, match=r"expected an nn.Module, got list; try one of model.named_modules\(\)"):
         call([nn.ReLU()])
 
 

@@ -53,9 +53,7 @@ def test_a_target_met_exactly_at_a_boundary_starts_there():
     reduction=st.floats(0.001, 0.7),
     fraction=st.floats(0.05, 1),
 )
-def test_the_start_is_the_latest_boundary_that_meets_the_target(
-    backward, other, epochs, interval, reduction, fraction
-):
+def test_the_start_is_the_latest_boundary_that_meets_the_target(backward, other, epochs, interval, reduction, fraction):
     total = sum(backward) * 1.5 + other
     assume(total > 0)
     count = max(1, math.floor(fraction * len(backward) + 0.5))
@@ -76,9 +74,7 @@ def test_the_start_is_the_latest_boundary_that_meets_the_target(
     assert found.saving == pytest.approx(share(first))
     assert all(epoch < epochs for epoch, _ in found.steps) and len(found.steps) <= count
     exact = exact_first_epoch(credit, reduction * whole, epochs=epochs, interval=interval)
-    assert saved(credit, exact, epochs=epochs, interval=interval) == pytest.approx(
-        reduction * whole, rel=1e-6
-    )
+    assert saved(credit, exact, epochs=epochs, interval=interval) == pytest.approx(reduction * whole, rel=1e-6)
     assert f"{exact:.1f}" in found.reason
 
 

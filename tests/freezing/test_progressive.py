@@ -27,9 +27,7 @@ def frozen_parameters(model: nn.Module) -> list[str]:
 def test_the_paper_s_network_starts_at_epoch_60():
     model = PaperResNet(32, num_classes=100, width=2)
     sparsify(model, sparsity=0.9)
-    plan = Progressive(
-        model, blocks(model, torch.randn(1, 3, 32, 32)), epochs=160, interval=5, flops_reduction=0.2
-    )
+    plan = Progressive(model, blocks(model, torch.randn(1, 3, 32, 32)), epochs=160, interval=5, flops_reduction=0.2)
     assert plan.first_epoch == 60
     assert [epoch for epoch, _ in plan.plan] == list(range(60, 110, 5))
     assert [name for _, name in plan.plan] == [f"layer{s}.{i}" for s in (1, 2) for i in range(5)]
@@ -54,9 +52,7 @@ def test_freezes_front_to_back_on_schedule(name):
         assert plan.frozen == tuple(done)
         for block in plan.blocks:
             now = block.name in done
-            assert all(
-                is_frozen(m) == now for _, m in block.modules if next(m.parameters(), None) is not None
-            )
+            assert all(is_frozen(m) == now for _, m in block.modules if next(m.parameters(), None) is not None)
             assert all(p.requires_grad != now for _, p in block.parameters)
     assert done == [block.name for block in plan.blocks][: len(done)] and done
 

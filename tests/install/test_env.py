@@ -81,9 +81,7 @@ def test_the_command_prints_the_table_or_json(capsys):
 
 def test_an_unknown_argument_is_refused(capsys):
     assert env.main(["--jsn"]) == 2
-    assert (
-        capsys.readouterr().err == "expected nothing or --json, got --jsn, try python -m spfde.env --json\n"
-    )
+    assert capsys.readouterr().err == "expected nothing or --json, got --jsn, try python -m spfde.env --json\n"
 
 
 def test_an_instruction_set_that_does_not_run_is_reported(root, python):

@@ -7,11 +7,12 @@ from math import prod
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
+
 from spfde.kernels import conv2d, spmm
 from spfde.kernels.conv2d import conv2d_ref
 from spfde.kernels.masked import to_dense
 from spfde.pattern import Plan, Window, build_plan, index_from_positions
-from torch import Tensor
 
 AWKWARD = [1, 2, 3, 5, 7, 8, 13, 17, 31, 32, 33, 64, 65, 100]
 DENSITIES = [0.0, 0.02, 0.1, 0.3, 0.7, 1.0]
@@ -48,10 +49,8 @@ class Problem:
         x, values, *bias = (t.requires_grad_() for t in inputs)
         weight = to_dense(values, self.plan.positions, self.plan.shape)
         b = bias[0] if bias else None
-        if self.window is None:
-            y = torch.nn.functional.linear(x, weight, b)
-        else:
-            y = conv2d_ref(x, weight, b, self.window)
+        linear = torch.nn.functional.linear
+        y = linear(x, weight, b) if self.window is None else conv2d_ref(x, weight, b, self.window)
         return [y.detach(), *torch.autograd.grad(y, [x, values, *bias], dy)]
 
 

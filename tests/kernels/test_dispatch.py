@@ -3,10 +3,11 @@
 import pytest
 import torch
 from kernels.problems import build
+from torch import nn
+
 from spfde.kernels import clock, conv2d, dispatch, spmm
 from spfde.nn import SparseLinear
 from spfde.pattern import Window
-from torch import nn
 
 F32 = torch.float32
 

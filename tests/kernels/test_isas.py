@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from spfde._native import native
 
 HERE = Path(__file__).parent

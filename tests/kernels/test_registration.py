@@ -3,13 +3,14 @@
 import pytest
 import torch
 from kernels.problems import build
-from spfde.kernels import conv2d, conv2d_ops, spmm  # noqa: F401
-from spfde.nn import SparseConv2d, SparseLinear
-from spfde.pattern import Window
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
+
+from spfde.kernels import conv2d, conv2d_ops, spmm  # noqa: F401
+from spfde.nn import SparseConv2d, SparseLinear
+from spfde.pattern import Window
 
 WINDOW = Window((3, 2), (2, 1), (1, 0, 1, 1), (1, 2), 2)
 KERNELS = ["native", "dense", "reference", "auto"]

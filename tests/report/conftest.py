@@ -39,17 +39,13 @@ def records(epochs, accuracy, seconds, flops, method, train=8000):
     for epoch in range(epochs):
         events, share = [], 1.0
         if sparse and epoch and epoch % 2 == 0:
-            events.append(
-                {"kind": "topology", "text": "pruned and regrew weights", "reason": "every 2 epochs"}
-            )
+            events.append({"kind": "topology", "text": "pruned and regrew weights", "reason": "every 2 epochs"})
             events.append({"kind": "sieve", "text": "swapped 1280 samples", "reason": "the easiest go"})
             if epoch >= epochs // 2:
                 frozen.append(f"layer1.{len(frozen)}")
                 events.append({"kind": "freeze", "text": f"froze {frozen[-1]}", "reason": "planned"})
         share -= 0.08 * len(frozen)
-        parts = {k: v * (share if k in ("kernels", "step") else 1) for k, v in seconds.items()} | {
-            "other": 0.05
-        }
+        parts = {k: v * (share if k in ("kernels", "step") else 1) for k, v in seconds.items()} | {"other": 0.05}
         lines.append(
             {
                 "epoch": epoch,

@@ -61,9 +61,7 @@ def test_time_to_an_accuracy(make_run):
     run = compare([path]).runs[0]
     assert time_to(run, 0.8) == run.clock[1]
     assert time_to(run, 0.9) == run.clock[3]
-    with pytest.raises(
-        ValueError, match=r"expected an accuracy that the run reached, got 0.95, try at most 0.9"
-    ):
+    with pytest.raises(ValueError, match=r"expected an accuracy that the run reached, got 0.95, try at most 0.9"):
         time_to(run, 0.95)
 
 

@@ -28,8 +28,7 @@ def test_a_run_adds_up(make_run):
     assert len(run.epochs) == 6
     assert run.total_seconds == pytest.approx(sum(line["total_seconds"] for line in lines))
     training = [
-        sum(s for part, s in line["seconds"].items() if part not in ("evaluation", "checkpoint"))
-        for line in lines
+        sum(s for part, s in line["seconds"].items() if part not in ("evaluation", "checkpoint")) for line in lines
     ]
     assert run.training_seconds == pytest.approx(sum(training))
     assert run.clock == pytest.approx([sum(training[: i + 1]) for i in range(6)])
@@ -62,18 +61,14 @@ def test_no_directory(tmp_path):
 def test_a_missing_file_is_named(make_run, name):
     path = make_run("a")
     (path / name).unlink()
-    with pytest.raises(
-        ValueError, match=rf"expected a finished run in .*, got one without {name}, try .*resume"
-    ):
+    with pytest.raises(ValueError, match=rf"expected a finished run in .*, got one without {name}, try .*resume"):
         read(path)
 
 
 def test_a_line_cut_off_is_named(make_run):
     file = make_run("a") / "metrics.jsonl"
     file.write_text(file.read_text()[:-30])
-    with pytest.raises(
-        ValueError, match=r"expected JSON in .*metrics.jsonl, line 6, got .*cut off by a crash"
-    ):
+    with pytest.raises(ValueError, match=r"expected JSON in .*metrics.jsonl, line 6, got .*cut off by a crash"):
         read(file.parent)
 
 
@@ -101,9 +96,7 @@ def test_seconds_that_do_not_add_up(make_run):
 def test_an_unknown_category_of_seconds(make_run):
     path = make_run("a")
     edit_line(path / "metrics.jsonl", 0, lambda e: e["seconds"].pop("levers"))
-    with pytest.raises(
-        ValueError, match=r"expected 'levers' in .*line 1, seconds, got only 'kernels', 'step'"
-    ):
+    with pytest.raises(ValueError, match=r"expected 'levers' in .*line 1, seconds, got only 'kernels', 'step'"):
         read(path)
 
 

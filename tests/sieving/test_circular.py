@@ -56,9 +56,7 @@ def test_a_swap_by_hand():
 
 def test_forgetting_counts_before_loss_and_loss_before_index():
     sieve = at(Circular(8, fraction=0.25, interval=1), removed=[6, 7])  # active 0..5, swaps 1
-    logits = torch.tensor(
-        [[1.0, 0.0], [2.0, 0.0], [2.0, 0.0], [9.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.1, 0.0]]
-    )
+    logits = torch.tensor([[1.0, 0.0], [2.0, 0.0], [2.0, 0.0], [9.0, 0.0], [0.0, 1.0], [9.0, 0.0], [0.1, 0.0]])
     indices = torch.tensor([0, 2, 1, 3, 3, 3, 4])  # 3 has large margins but is forgotten once
     sieve.observe(indices, logits, torch.zeros(7, dtype=torch.int64))
     sieve.end_epoch()
@@ -141,9 +139,7 @@ def test_counters_equal_those_of_a_loop_over_presentations(batches):
     seed=st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=60)
-def test_active_and_removed_partition_the_samples_and_all_get_used(
-    kind, num_samples, fraction, interval, seed
-):
+def test_active_and_removed_partition_the_samples_and_all_get_used(kind, num_samples, fraction, interval, seed):
     sieve = kind(num_samples, fraction=fraction, interval=interval, seed=seed)
     out = math.floor(fraction * num_samples)
     swap = min(max(1, math.floor(fraction * (num_samples - out))), out)

@@ -67,9 +67,7 @@ def test_a_sample_that_is_out_cannot_be_observed():
     sieve = Circular(10, fraction=0.5)
     out = sieve.removed[0]
     with pytest.raises(ValueError, match=f"expected active samples, got {out}"):
-        sieve.observe(
-            torch.stack([sieve.active[0], out]), torch.ones(2, 2), torch.zeros(2, dtype=torch.int64)
-        )
+        sieve.observe(torch.stack([sieve.active[0], out]), torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
     assert sieve.presentations.sum() == 0
 
 
@@ -106,6 +104,4 @@ def test_a_damaged_state_is_refused_and_changes_nothing(name, value):
     with pytest.raises(ValueError, match=r"expected.*got.*try another checkpoint"):
         sieve.load_state_dict({**before, "epoch": 7, name: value})
     after = sieve.state_dict()
-    assert all(
-        torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before.items()
-    )
+    assert all(torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before.items())

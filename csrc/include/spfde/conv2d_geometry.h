@@ -21,12 +21,12 @@ struct Axis {
   int64_t source_length, source_step, source_phases;
   int64_t target_length, target_step, target_phases;
   int64_t taps;
-  int64_t grid;       // target elements per phase, the most of any phase
-  int64_t pitch;      // elements between consecutive rows (or images)
+  int64_t grid;   // target elements per phase, the most of any phase
+  int64_t pitch;  // elements between consecutive rows (or images)
   int64_t max_shift;
-  const int64_t* source_first;                  // [source_phases]
-  const int64_t* target_first;                  // [target_phases]
-  const int64_t *source_phase, *shift;          // [taps]
+  const int64_t* source_first;          // [source_phases]
+  const int64_t* target_first;          // [target_phases]
+  const int64_t *source_phase, *shift;  // [taps]
 };
 
 struct Conv2dGeometry {

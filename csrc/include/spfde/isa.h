@@ -28,8 +28,7 @@
 #else
 #define SPFDE_X_NEON(X)
 #endif
-#define SPFDE_FOR_EACH_ISA(X) \
-  SPFDE_X_BASELINE(X) SPFDE_X_AVX2(X) SPFDE_X_AVX512(X) SPFDE_X_NEON(X)
+#define SPFDE_FOR_EACH_ISA(X) SPFDE_X_BASELINE(X) SPFDE_X_AVX2(X) SPFDE_X_AVX512(X) SPFDE_X_NEON(X)
 
 // Declares `void op(const Args&)` and its per-instruction-set copies.
 #define SPFDE_DECLARE_BASELINE(op, Args) \

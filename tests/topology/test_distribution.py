@@ -1,0 +1,61 @@
+"""Counts per layer and births of masks: literal values and exact totals."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spfde.topology import birth
+from spfde.topology.distribution import erk, stored_count, uniform
+
+SHAPES = {"a": (16, 3, 3, 3), "b": (64, 32, 3, 3), "c": (10, 64)}
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "size", "count"),
+    [(0.9, 100, 10), (0.99, 10, 1), (1.0, 10, 0), (0.0, 7, 7), (0.5, 0, 0), (0.25, 10, 8)],
+)
+def test_stored_count(sparsity, size, count):
+    assert stored_count(sparsity, size) == count
+
+
+def test_uniform():
+    assert uniform(SHAPES, 0.9) == {"a": 43, "b": 1843, "c": 64}
+
+
+def test_erk_by_hand():
+    """Raw densities 25/432, 102/18432, 74/640: at 80% the scale is (0.2 * 19504 - 432 - 640) / 102 for b alone."""
+    assert erk(SHAPES, 0.8) == {"a": 432, "b": round(0.2 * 19504) - 1072, "c": 640}
+    scale = 0.01 * 19504 / (25 + 102 + 74)
+    assert erk(SHAPES, 0.99) == {"a": round(25 * scale), "b": round(102 * scale), "c": round(74 * scale)}
+
+
+@given(st.floats(0, 1), st.dictionaries(st.text("abc", min_size=1), st.tuples(st.integers(1, 40), st.integers(1, 40)),
+                                        min_size=1))  # fmt: skip
+def test_counts_are_possible_and_close_to_the_sparsity(sparsity, shapes):
+    total = sum(a * b for a, b in shapes.values())
+    for counts in (uniform(shapes, sparsity), erk(shapes, sparsity)):
+        for name, (a, b) in shapes.items():
+            assert (0 if sparsity == 1 else 1) <= counts[name] <= a * b
+        assert abs(sum(counts.values()) - (1 - sparsity) * total) <= 1.5 * len(shapes)
+
+
+def test_highest_scores_win_and_ties_go_to_the_lower_position():
+    assert birth.keep_highest(torch.tensor([1.0, 3, 2, 3, 1]), 3).tolist() == [1, 2, 3]
+    assert birth.keep_highest(torch.tensor([1.0, 1, 1, 1]), 2).tolist() == [0, 1]
+    assert birth.keep_highest(torch.tensor([1.0]), 0).tolist() == []
+
+
+def test_global_counts_are_exact_and_leave_no_layer_empty():
+    scores = {"big": torch.arange(100.0) + 10, "small": torch.zeros(5)}
+    assert birth.keep_globally(scores, 20) == {"big": 19, "small": 1}
+    assert birth.keep_globally(scores, 0) == {"big": 0, "small": 0}
+    assert birth.keep_globally(scores, 105) == {"big": 100, "small": 5}
+
+
+def test_random_masks_follow_the_seed():
+    weights = {"w": torch.randn(30, 30)}
+    masks = [birth.masks(weights, {"w": 90}, birth.scores(weights, "random", seed))["w"] for seed in (0, 0, 1)]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert all(int(mask.sum()) == 90 for mask in masks)

@@ -1,0 +1,208 @@
+"""MEST's elastic mutation: literal masks, counts, optimizer state, determinism, resume."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spfde import sparsify
+from spfde.nn import SparseLinear
+from spfde.topology import MEST
+from spfde.topology.schedule import Stairs
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 36, 20),
+        nn.ReLU(), nn.Linear(20, 4),
+    )  # fmt: skip
+    return sparsify(model, 0.7, distribution="erk")
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
+}
+
+
+def train_step(model, optimizer, seed):
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_one_update_by_hand():
+    """|w| = 4 1 3 2 at positions 1 2 5 7 of 8: half of the four drop (1 and 2), the two drawn are the generator's."""
+    linear = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[0.0, 4, 1, 0], [0, -3, 0, 2]]))
+    layer = SparseLinear.from_dense(linear)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
+    optimizer.state[layer.values]["momentum_buffer"] = torch.tensor([10.0, 20, 30, 40]).view(4, 1, 1)
+    topology = MEST(layer, optimizer, total_steps=100, every=1, drop_fraction=0.5, seed=3)
+    free = torch.tensor([0, 2, 3, 4, 6, 7])  # all but the kept 1 and 5, so a dropped one may come back, at 0
+    drawn = free[torch.randperm(6, generator=torch.Generator().manual_seed(3))[:2]]
+    assert topology.step()
+    expected = torch.zeros(8)
+    expected[[1, 5]] = torch.tensor([4.0, -3.0])
+    momentum = dict(zip(layer.positions().tolist(), optimizer.state[layer.values]["momentum_buffer"].view(-1).tolist(),
+                        strict=True))  # fmt: skip
+    assert torch.equal(layer.dense_weight().view(-1), expected)
+    assert layer.positions().tolist() == sorted([1, 5, *drawn.tolist()])
+    assert momentum == {1: 10.0, 5: 30.0, **{int(p): 0.0 for p in drawn}}
+
+
+def test_the_gradient_counts_with_lam():
+    linear = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[2.0, 1, 0, 0]]))
+    layer = SparseLinear.from_dense(linear)
+    topology = MEST(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=9, drop_fraction=0.5, lam=10.0)
+    with pytest.raises(ValueError, match="expected gradients at an update.*zero_grad"):
+        topology.update()
+    layer.values.grad = torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    topology.update()
+    assert 1 in layer.positions().tolist()  # 1 + 10 * 1 beats 2
+    assert 0 not in layer.positions().tolist() or layer.dense_weight()[0, 0] == 0
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_counts_values_and_state_through_training(kind):
+    model = net()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    topology = MEST(model, optimizer, total_steps=40, every=2, drop_fraction=0.4, seed=1)
+    counts = {name: layer.nnz for name, layer in topology.layers.items()}
+    identities = [id(p) for p in model.parameters()]
+    moved = 0
+    for step in range(40):
+        train_step(model, optimizer, step)
+        before = {
+            n: (layer.dense_weight(), layer.mask(), dense_state(layer, optimizer))
+            for n, layer in topology.layers.items()
+        }
+        if not topology.step():
+            continue
+        moved += 1
+        for name, layer in topology.layers.items():
+            weight, mask, states = before[name]
+            stays = mask & layer.mask()
+            regrown = stays & (layer.dense_weight() == 0)
+            kept = stays & ~regrown
+            assert torch.equal(layer.dense_weight()[kept], weight[kept])
+            assert not layer.dense_weight()[layer.mask() & ~mask].any()
+            for key, state in dense_state(layer, optimizer).items():
+                assert torch.equal(state[kept], states[key][kept]), key
+                assert not state[layer.mask() & ~kept].any(), key
+    assert {name: layer.nnz for name, layer in topology.layers.items()} == counts
+    assert [id(p) for p in model.parameters()] == identities
+    assert moved == 14  # steps 2, 4, ... 28: from 12/16 of the training on nothing moves
+
+
+def dense_state(layer, optimizer):
+    out = {}
+    for key, value in optimizer.state[layer.values].items():
+        if isinstance(value, torch.Tensor) and value.shape == layer.values.shape:
+            dense = torch.zeros(layer.shape.numel())
+            dense[layer.positions()] = value.view(-1)[: layer.nnz]
+            out[key] = dense.view(layer.shape)
+    return out
+
+
+def run(steps, stop=None):
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    topology = MEST(model, optimizer, total_steps=steps, every=3, seed=5)
+    for step in range(steps):
+        train_step(model, optimizer, step)
+        topology.step()
+        if step == stop:
+            saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), topology.state_dict()))
+            torch.manual_seed(77)
+            model = net(9)
+            optimizer = OPTIMIZERS["sgd"](model.parameters())
+            topology = MEST(model, optimizer, total_steps=steps, every=3, seed=123)
+            for part, state in zip((model, optimizer, topology), saved, strict=True):
+                part.load_state_dict(state)
+    return model.state_dict()
+
+
+def test_one_seed_one_result_and_resume_to_the_bit():
+    whole = run(20)
+    for other in (run(20), run(20, stop=7), run(20, stop=8)):
+        assert all(torch.equal(whole[key], other[key]) for key in whole)
+
+
+def test_frozen_and_settled_layers_stay():
+    model = net()
+    topology = MEST(model, OPTIMIZERS["sgd"](model.parameters()), total_steps=100, every=1, drop_fraction=0.5)
+    masks = {name: layer.mask() for name, layer in topology.layers.items()}
+    model[2].requires_grad_(False)
+    assert topology.settle(model[4]) == ["4"]
+    assert topology.settle(model[4]) == []
+    assert topology.step()
+    moved = {name for name, layer in topology.layers.items() if not torch.equal(layer.mask(), masks[name])}
+    assert moved == {"0"}  # "2" is frozen, "4" settled, and ERK leaves "6" no position to grow at
+    assert "moved" in topology.reason
+
+
+def test_settle_prunes_down_to_the_target_by_magnitude():
+    model = net()
+    topology = MEST(model, OPTIMIZERS["sgd"](model.parameters()), total_steps=100)
+    layer = topology.layers["4"]
+    weight = layer.dense_weight().abs().view(-1)
+    topology.target["4"] = layer.nnz - 10
+    topology.settle(model)
+    smallest = weight[weight > 0].sort().values[:10]
+    assert layer.nnz == topology.target["4"]
+    assert float(layer.dense_weight().abs().view(-1)[layer.positions()].min()) > float(smallest[-1])
+
+
+def test_a_fully_dense_or_empty_layer_has_nothing_to_move():
+    for sparsity in (0.0, 1.0):
+        layer = sparsify(nn.Linear(6, 5), sparsity)
+        topology = MEST(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=10, every=1)
+        assert not topology.step()
+
+
+def test_the_schedule_switches_at_nine_and_twelve_sixteenths():
+    stairs = Stairs(0.2, 160)
+    assert [stairs(step) for step in (0, 89, 90, 119, 120, 159)] == [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(total_steps=0), "expected total_steps >= 1, got 0"),
+        (dict(total_steps=9, every=0), "expected every >= 1"),
+        (dict(total_steps=9, drop_fraction=1.5), r"expected drop_fraction in \[0, 1\]"),
+        (dict(total_steps=9, lam=-1.0), "expected lam >= 0"),
+    ],
+)
+def test_options_out_of_range(options, words):
+    model = net()
+    with pytest.raises(ValueError, match=words):
+        MEST(model, OPTIMIZERS["sgd"](model.parameters()), **options)
+
+
+def test_an_optimizer_built_before_sparsify_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsify(model, 0.5)
+    with pytest.raises(ValueError, match="expected the optimizer to hold the values of '1'.*before spfde.sparsify"):
+        MEST(model, optimizer, total_steps=10)
+
+
+def test_a_dense_model_and_a_foreign_state_are_refused():
+    with pytest.raises(ValueError, match=r"expected a model with sparse layers, got none, try spfde.sparsify"):
+        MEST(nn.Linear(2, 2), torch.optim.SGD([torch.zeros(1)], lr=0.1), total_steps=10)
+    model = net()
+    topology = MEST(model, OPTIMIZERS["sgd"](model.parameters()), total_steps=10)
+    state = topology.state_dict()
+    state["target"] = {"other": 3}
+    with pytest.raises(ValueError, match="expected the state of a model with the same sparse layers"):
+        topology.load_state_dict(state)
