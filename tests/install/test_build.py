@@ -1,0 +1,72 @@
+"""A real build of the native core from a copy of the tree, without network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def tree(root, tmp_path_factory):
+    """A copy of what the build reads."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "LICENSE"):
+        shutil.copy(root / name, copy)
+    for name in ("csrc", "spfde", "tests"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, python):
+    """The wheel that pip builds there."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", "dist"]
+    done = python(tree, "-m", "pip", "wheel", *options, ".", **os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = (tree / "dist").iterdir()
+    return path
+
+
+def test_a_wheel_holds_the_package_and_the_module_and_nothing_else(tree, wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = {str(path.relative_to(tree)) for path in (tree / "spfde").rglob("*.py")}
+    assert names == sources | {f"spfde/_C{sysconfig.get_config_var('EXT_SUFFIX')}"}
+
+
+def test_a_wheel_works_where_it_is_unpacked(wheel, tmp_path, python):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    program = "from spfde._native import native; core = native(); print(core.__file__)"
+    done = python(tmp_path, "-c", program, **os.environ)
+    assert Path(done.stdout.strip()).parent == tmp_path / "spfde", done.stderr
+
+
+def test_an_unchanged_tree_compiles_nothing_again(tree, wheel, python):
+    before = {path: path.stat().st_mtime_ns for path in (tree / "build").rglob("*.o")}
+    done = python(tree, "setup.py", "build_ext", "--inplace", **os.environ)
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (tree / "build").rglob("*.o")}
+    assert before
+
+
+def test_instruction_sets_share_no_symbol_that_the_linker_could_merge(tree, wheel):
+    weak = {}
+    for path in (tree / "build").rglob("csrc/cpu/*.o"):
+        listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
+        rows = [line[17:].split(" ", 1) for line in listing.splitlines()]
+        [isa] = [part[6:-4] for part in path.parts if part.startswith("spfde_") and part.endswith(".dir")]
+        weak.setdefault(isa, set()).update(name for kind, name in rows if kind in "WVu")
+    assert weak
+    for isa, names in weak.items():
+        # The pointer to the C++ exception handler holds no code.
+        merged = {n for n in names if f"spfde::{isa}::" not in n and n != "DW.ref.__gxx_personality_v0"}
+        assert merged == set()
