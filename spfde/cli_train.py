@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from spfde.train import Diverged, Recipe, Result, fit
 from spfde.train.display import Display, say
-from spfde.train.files import CHECKPOINT, RUN, check_directory, write_json
+from spfde.train.files import RUN, check_directory, checkpoints, write_json
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -75,12 +76,20 @@ def train(
         if len(runs) > 1:
             report(console, Path(given["out"]), [name for name, _, _ in runs])
     except KeyboardInterrupt:
-        out = given.get("out")
-        hint = f"continue with: spfde train --resume --out {out}" if out else "nothing is kept without --out"
-        say(Console(stderr=True), f"stopped after the last checkpoint; {hint}")
+        say(Console(stderr=True), stopped(given.get("out")))
         raise typer.Exit(INTERRUPTED) from None
     except (TypeError, Diverged) as error:
         raise ValueError(str(error)) from error
+
+
+def stopped(out: str | None) -> str:
+    """Say what is left of a command that was interrupted."""
+    if out is None:
+        return "stopped; nothing is kept without --out"
+    directory = Path(out)
+    if not any(map(checkpoints, (directory, *directory.glob("*/")))):
+        return "stopped before the first checkpoint; start again with the same flags"
+    return f"stopped after the last checkpoint; continue with: spfde train --resume --out {shlex.quote(out)}"
 
 
 def typed(context: typer.Context, name: str) -> bool:
@@ -108,7 +117,7 @@ def plan(given: dict[str, Any], compare: str | None, resume: bool) -> list[tuple
         raise ValueError("expected a method to compare with dense, got dense itself, try --method spfde")
     out = Path(given["out"])
     return [
-        (name, dataclasses.replace(each, out=str(out / name)), resume and (out / name / CHECKPOINT).exists())
+        (name, dataclasses.replace(each, out=str(out / name)), resume and bool(checkpoints(out / name)))
         for name, each in (("dense", recipe.baseline()), (recipe.method, recipe))
     ]
 

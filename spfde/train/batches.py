@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from spfde.data import Images
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -85,24 +88,22 @@ class LoaderSource:
 def source(dataset: Dataset, workers: int = 0) -> Source:
     """Return the fastest source for a data set.
 
-    A data set that holds its samples as tensors `images` [n, ...] and `targets` [n] (or a TensorDataset of
-    two tensors) is indexed a whole batch at a time; any other one goes through a DataLoader.
+    spfde's Images and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other one, a
+    subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
 
     Raises:
         TypeError: it has no length, is empty, or its items are not (image tensor, class index).
     """
-    tensors = (getattr(dataset, "images", None), getattr(dataset, "targets", None))
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-        tensors = dataset.tensors
-    images, targets = tensors
     if not hasattr(dataset, "__len__") or len(dataset) == 0:
         raise TypeError(f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one")
-    whole = isinstance(images, Tensor) and isinstance(targets, Tensor)
-    if whole and len(images) == len(targets) == len(dataset):
-        _require_classes(targets)
-        return TensorSource(images, targets.long())
+    if type(dataset) is Images:
+        return TensorSource(dataset.images, dataset.targets)
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[1].ndim == 1:
+        _require_classes(dataset.tensors[1])
+        return TensorSource(dataset.tensors[0], dataset.tensors[1].long())
     item = dataset[0]
-    if not isinstance(item, tuple | list) or len(item) != 2 or not isinstance(item[0], Tensor):
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    if not (pair and isinstance(item[0], Tensor) and isinstance(item[1], Tensor | Integral)):
         raise TypeError(
             f"expected items (image tensor, class index), got {_describe(item)}, try a transform that makes them so"
         )

@@ -1,4 +1,4 @@
-"""One file that holds all a run needs to go on: tensors and plain values only."""
+"""One file per epoch that holds all a run needs to go on: tensors and plain values only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spfde.train.files import write_atomically
+from spfde.train import files
 from spfde.train.recipe import Recipe, differences
 
 FORMAT, VERSION = "spfde.train", 1
@@ -19,14 +19,20 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that belongs to another run."""
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically; `torch.load(weights_only=True)` reads it back.
+def save(out: Path, epoch: int, state: Mapping[str, Any], keep: int | None = None) -> None:
+    """Write the checkpoint of an epoch atomically, then drop all but the `keep` newest (None: keep all).
+
+    `torch.load(weights_only=True)` reads it back.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk); the one before stands.
+        CheckpointError: it cannot be written (a full disk); those before stand.
     """
+    path = files.checkpoint_path(out, epoch)
+    whole = {"format": FORMAT, "version": VERSION, **state}
     try:
-        write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **state}, file))
+        files.write_atomically(path, lambda file: torch.save(whole, file))
+        for old in files.checkpoints(out)[: -keep if keep else 0]:
+            old.unlink()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"expected to write {path}, got {error}, try freeing space and then resume: the last checkpoint stands"
@@ -47,12 +53,12 @@ def load(path: Path) -> dict[str, Any]:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"expected a complete spfde checkpoint at {path}, got a file that cannot be read ({reason}),"
-            " try a copy of it, or train without resume"
+            " try removing it to go on from the epoch before, or train without resume"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(
             f"expected a checkpoint that spfde train wrote at {path}, got another kind of file,"
-            " try the checkpoint.pt of a run directory"
+            " try removing it to go on from the epoch before"
         )
     if state["version"] != VERSION:
         raise CheckpointError(

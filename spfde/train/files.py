@@ -10,19 +10,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FILES = ("checkpoint.pt", "metrics.jsonl", "run.json", "result.json", "layers.json")
-CHECKPOINT, METRICS, RUN, RESULT, LAYERS = FILES
+FILES = ("metrics.jsonl", "run.json", "result.json", "layers.json")
+METRICS, RUN, RESULT, LAYERS = FILES
+CHECKPOINTS = "checkpoints"
+PARTIAL = ".partial"
+
+
+def checkpoint_path(out: Path, epoch: int) -> Path:
+    """Return where the state after an epoch (from 0) is kept."""
+    return out / CHECKPOINTS / f"epoch-{epoch:03d}.pt"
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """List the checkpoints of a run directory, the oldest epoch first."""
+    found = {path.stem.removeprefix("epoch-"): path for path in (out / CHECKPOINTS).glob("epoch-*.pt")}
+    return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part of one.
+    """Write a file so that a crash leaves what was there or the new one, never a part of one.
 
     Raises:
         OSError: the file cannot be written; the old one stands.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -69,24 +82,34 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         ValueError: it cannot be written, holds a run that nobody asked to resume or to overwrite, or holds no
             checkpoint to resume.
     """
+    found = checkpoints(path)
+    if resume and not found:
+        raise ValueError(f"expected a checkpoint to resume in {path}, got none, try without resume")
+    kept = [file.relative_to(path) for file in (*found[-1:], path / RESULT) if file.exists()]
+    if kept and not (resume or overwrite):
+        raise ValueError(
+            f"expected a run directory without a run, got {path} with {' and '.join(map(str, kept))},"
+            " try resume, overwrite or another out"
+        )
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        for directory in (path, path / CHECKPOINTS):
+            tempfile.TemporaryFile(dir=directory).close()
+            _sync_directory(directory)
     except OSError as error:
         raise ValueError(
             f"expected a run directory that can be written, got {path} ({error.strerror}), try another out"
         ) from error
-    if resume and not (path / CHECKPOINT).exists():
-        raise ValueError(f"expected a checkpoint to resume in {path}, got none, try without resume")
-    kept = [name for name in (CHECKPOINT, RESULT) if (path / name).exists()]
-    if kept and not (resume or overwrite):
-        raise ValueError(
-            f"expected a run directory without a run, got {path} with {' and '.join(kept)},"
-            " try resume, overwrite or another out"
-        )
 
 
 def clear(path: Path) -> None:
-    """Remove a run's files."""
-    for name in FILES:
-        (path / name).unlink(missing_ok=True)
+    """Remove a run's files, and what killed processes left half-written."""
+    for file in (*checkpoints(path), *(path / name for name in FILES)):
+        file.unlink(missing_ok=True)
+    sweep(path)
+
+
+def sweep(path: Path) -> None:
+    """Remove the half-written files that killed processes left in a run directory."""
+    for left in (*path.glob(f".*{PARTIAL}"), *(path / CHECKPOINTS).glob(f".*{PARTIAL}")):
+        left.unlink(missing_ok=True)

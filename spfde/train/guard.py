@@ -29,6 +29,6 @@ def suspect(model: nn.Module, images: Tensor) -> str:
 def diverged(model: nn.Module, images: Tensor, loss: float, *, epoch: int, step: int, lr: float) -> Diverged:
     """Build the error for a loss that is not finite, at a step of an epoch (both from 0)."""
     return Diverged(
-        f"expected a finite loss, got {loss} at epoch {epoch}, step {step}, learning rate {lr:.3g}:"
+        f"expected a finite loss, got {loss} at epoch {epoch}, step {step} (both from 0), learning rate {lr:.3g}:"
         f" {suspect(model, images)}"
     )

@@ -104,8 +104,9 @@ class Levers:
 
     def order(self, epoch: int) -> Tensor:
         """Indices [n] of the epoch's samples, shuffled as a pure function of seed and epoch."""
-        active = torch.arange(self.samples) if self.sieve is None else self.sieve.active
-        return shuffled(active, self.recipe.seed, epoch)
+        if self.sieve is not None:
+            return self.sieve.order()
+        return shuffled(torch.arange(self.samples), self.recipe.seed, epoch)
 
     def begin_epoch(self, epoch: int) -> list[Event]:
         """Cross the boundary into `epoch`; return what happened."""
@@ -133,8 +134,7 @@ class Levers:
         """Follow an optimizer step; return what happened."""
         if self.topology is None or not self.topology.step():
             return []
-        reason = f"every {self.recipe.interval} epochs"
-        return [Event("topology", "pruned and regrew weights", reason)]
+        return [Event("topology", self.topology.reason, f"due every {self.recipe.interval} epochs")]
 
     def end_epoch(self) -> None:
         """Close an epoch."""

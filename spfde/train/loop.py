@@ -48,11 +48,11 @@ def fit(
 
     Args:
         recipe: what to train and how; with `out`, the run directory gets run.json, metrics.jsonl,
-            checkpoint.pt, layers.json and result.json.
+            checkpoints/epoch-000.pt and so on, layers.json and result.json.
         model: a network, instead of the recipe's.
         train_set: training data, instead of the recipe's; comes with `test_set` and `model`.
         test_set: test data.
-        resume: continue from the checkpoint in `out`, to the same bits as a run without the break.
+        resume: continue from the newest checkpoint in `out`, to the same bits as a run without the break.
         overwrite: replace the run that `out` holds.
         on_epoch: called with each epoch's record, outside of the timed part.
         progress: told what happens as it happens.
@@ -102,7 +102,8 @@ def _open(
             files.clear(out)
             record.write_run(out, session)
         return session, []
-    path = out / files.CHECKPOINT
+    files.sweep(out)
+    path = files.checkpoints(out)[-1]
     state = checkpoint.load(path)
     checkpoint.require_same_recipe(state, recipe, path)
     session = build(recipe, model, train_set, test_set, Layout(**state["layout"]))
@@ -163,7 +164,7 @@ def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | No
                 "history": [item.to_dict() for item in (*history, done)],
                 "session": session.state_dict(),
             }
-            checkpoint.save(out / files.CHECKPOINT, state)
+            checkpoint.save(out, epoch, state, session.recipe.keep_checkpoints)
         done = dataclasses.replace(done, seconds=watch.seconds())
         files.append_line(out / files.METRICS, done.to_dict())
     return done

@@ -104,6 +104,9 @@ class Recipe:
     threads: int | None = _knob(None, _integer(1).or_none(), "Threads (torch's current number).")
     workers: int = _knob(0, _integer(0), "Loader processes, for data sets that do not hold tensors.")
     out: str | None = _knob(None, _NAME.or_none(), "Run directory (none: no files are written).")
+    keep_checkpoints: int | None = _knob(
+        None, _integer(1).or_none(), "How many of the newest checkpoints to keep (every epoch's)."
+    )
 
     def __post_init__(self) -> None:
         """Check every field, then settle the levers."""
@@ -145,10 +148,10 @@ class Recipe:
 def differences(kept: Mapping[str, Any], given: Recipe) -> list[str]:
     """List what separates a kept recipe's values from a given one: `lr: 0.1, got 0.2`.
 
-    `out` does not count: a run directory may be moved.
+    What says only where and how long files are kept does not count: a run directory may be moved.
     """
     return [
         f"{name}: {kept.get(name)!r}, got {value!r}"
         for name, value in given.to_dict().items()
-        if name != "out" and kept.get(name) != value
+        if name not in ("out", "keep_checkpoints") and kept.get(name) != value
     ]
