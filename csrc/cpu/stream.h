@@ -56,12 +56,14 @@ inline void dot_group(const float* target, const int32_t* offset, int64_t count,
                       int64_t length, float* result) {
   const float* s[G];
   for (int g = 0; g < G; ++g) s[g] = source + offset[g < count ? g : count - 1] * pitch;
-  Vec acc[kWidth] = {};
+  Vec acc[G] = {};
   for (int64_t p = 0; p < length; p += kWidth) {
     const Vec t = load(target + p);
     for (int g = 0; g < G; ++g) acc[g] += t * load(s[g] + p);
   }
-  const Vec sums = sum_each(acc);
+  Vec all[kWidth] = {};
+  for (int g = 0; g < G; ++g) all[g] = acc[g];
+  const Vec sums = sum_each(all);
   for (int64_t g = 0; g < count; ++g) result[g] += sums[g];
 }
 
