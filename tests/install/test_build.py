@@ -70,3 +70,17 @@ def test_instruction_sets_share_no_symbol_that_the_linker_could_merge(tree, whee
         # The pointer to the C++ exception handler holds no code.
         merged = {n for n in names if f"spfde::{isa}::" not in n and n != "DW.ref.__gxx_personality_v0"}
         assert merged == set()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, no GPU")
+def test_cuda_sources_are_built_for_the_architectures_asked_for(tree, tmp_path, python):
+    copy = tmp_path / "tree"
+    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns("build", "dist", "*.so"))
+    (copy / "csrc/cuda").mkdir()
+    (copy / "csrc/cuda/fill.cu").write_text("__global__ void fill(float* x) { x[threadIdx.x] = 1; }\n")
+    done = python(copy, "setup.py", "build_ext", "--inplace", **os.environ | {"SPFDE_CUDA": "1", "CUDAARCHS": "90"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    [built] = (copy / "build").rglob("fill.cu.o")
+    assert b"sm_90" in built.read_bytes()
+    done = python(copy, "-c", "from spfde._native import native; print(native().__file__)", **os.environ)
+    assert Path(done.stdout.strip()).parent == copy / "spfde", done.stderr
