@@ -1,0 +1,103 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from spfde.data import Images
+from spfde.train.batches import LoaderSource, TensorSource, shuffled, source, split
+
+
+class Pairs(Dataset):
+    """Any map-style data set: its items are computed, one by one."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Brighter(Images):
+    """Items that are more than the tensors behind them."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image + 1, target
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@given(st.integers(1, 200), st.integers(1, 30))
+def test_a_split_keeps_every_sample_and_no_batch_of_one(samples, batch_size):
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(samples))
+    batches = split(order, batch_size)
+    assert torch.equal(torch.cat(batches), order)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert len(batches[-1]) <= batch_size + 1
+    if batch_size > 1 and samples > 1:
+        assert len(batches[-1]) > 1
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    indices = torch.arange(50) * 2
+    first = shuffled(indices, 0, 0)
+    assert torch.equal(first, shuffled(indices, 0, 0))
+    assert torch.equal(first.sort().values, indices)
+    for seed, epoch in ((0, 1), (1, 0)):
+        assert not torch.equal(first, shuffled(indices, seed, epoch))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_source_yields_the_same_batches(task, workers):
+    pairs = Pairs([task.train[i] for i in range(len(task.train))])
+    kinds = (task.train, TensorDataset(task.train.images, task.train.targets), pairs)
+    sources = [source(dataset, workers) for dataset in kinds]
+    assert [type(each) for each in sources] == [TensorSource, TensorSource, LoaderSource]
+    order = torch.arange(len(pairs)).flip(0)
+    reference, *others = [list(each.batches(order, 16)) for each in sources]
+    for other in others:
+        for expected, got in zip(reference, other, strict=True):
+            assert all(map(torch.equal, expected, got))
+    images, targets, indices = reference[0]
+    assert torch.equal(images, task.train.images[indices])
+    assert torch.equal(targets, task.train.targets[indices])
+
+
+def test_a_subclass_is_asked_for_its_items(task):
+    brighter = Brighter(task.train.images, task.train.targets)
+    images, _, indices = next(source(brighter).batches(torch.arange(4), 4))
+    assert torch.equal(images, task.train.images[indices] + 1)
+
+
+def test_small_class_types_become_long():
+    dataset = TensorDataset(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 2, 3], dtype=torch.uint8))
+    _, targets, _ = next(source(dataset).batches(torch.arange(4), 4))
+    assert targets.dtype == torch.int64
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "got"),
+    [
+        (Stream(), "expected a data set with a length > 0, got Stream, try a map-style one"),
+        (Pairs([]), "expected a data set with a length > 0, got Pairs"),
+        (Pairs([torch.zeros(1)]), r"expected items \(image tensor, class index\), got Tensor, try a transform"),
+        (Pairs([("image", 3)]), r"expected items .*, got \(str, int\), try a transform"),
+        (Pairs([(torch.zeros(1), 1, 2)]), r"expected items .*, got \(Tensor, int, int\)"),
+        (Pairs([(torch.zeros(1), 0.5)]), r"expected items .*, got \(Tensor, float\)"),
+        (Pairs([(torch.zeros(1), torch.tensor(0.5))]), r"expected (class indices as integers|items)"),
+        (TensorDataset(torch.zeros(2, 1), torch.zeros(2)), r"expected class indices as integers, got torch\.float32"),
+    ],
+)
+def test_what_is_no_image_classification_is_refused(dataset, got):
+    with pytest.raises(TypeError, match=got):
+        source(dataset)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from spfde.train import CheckpointError, Recipe, checkpoint, files
+
+STATE = {"weights": torch.arange(1000.0), "name": "a", "numbers": [1, 2.5, None]}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    files.check_directory(tmp_path, resume=False, overwrite=False)
+    checkpoint.save(tmp_path, 0, STATE)
+    return files.checkpoint_path(tmp_path, 0)
+
+
+def test_plain_torch_reads_it_without_trust(saved):
+    state = torch.load(saved, weights_only=True)
+    assert torch.equal(state["weights"], STATE["weights"])
+    assert state["numbers"] == checkpoint.load(saved)["numbers"] == [1, 2.5, None]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused_by_name(saved, share):
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=rf"expected a complete spfde checkpoint at .*{saved.name}, got .*, try"):
+        checkpoint.load(saved)
+
+
+def test_foreign_files_are_refused_by_name(saved):
+    saved.write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match=rf"expected a complete spfde checkpoint at .*{saved.name}"):
+        checkpoint.load(saved)
+    for foreign in ({"model": {}}, torch.zeros(3), [1]):
+        torch.save(foreign, saved)
+        with pytest.raises(CheckpointError, match=rf"that spfde train wrote at .*{saved.name}, got another kind"):
+            checkpoint.load(saved)
+
+
+def test_a_file_that_would_run_code_is_refused(saved):
+    torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "state": print}, saved)
+    with pytest.raises(CheckpointError, match="expected a complete spfde checkpoint"):
+        checkpoint.load(saved)
+
+
+def test_another_version_is_refused(saved):
+    torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION + 1}, saved)
+    with pytest.raises(CheckpointError, match="expected a version 1 checkpoint at .*, got version 2, try the spfde"):
+        checkpoint.load(saved)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a checkpoint at .*, got no file, try without resume"):
+        checkpoint.load(tmp_path / "epoch-000.pt")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(saved, monkeypatch):
+    def full(value, file):
+        file.write(b"some of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        CheckpointError, match=r"expected to write .*epoch-001.*No space left.*the last checkpoint stands"
+    ):
+        checkpoint.save(saved.parents[1], 1, STATE)
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+    assert torch.equal(checkpoint.load(saved)["weights"], STATE["weights"])
+
+
+def test_only_the_newest_are_kept_where_asked(saved):
+    out = saved.parents[1]
+    for epoch in range(1, 4):
+        checkpoint.save(out, epoch, STATE, keep=2)
+    assert [p.name for p in files.checkpoints(out)] == ["epoch-002.pt", "epoch-003.pt"]
+
+
+def test_another_recipe_is_refused_by_its_fields(tmp_path):
+    state = {"recipe": Recipe(lr=0.1, seed=1).to_dict(), "samples": 90}
+    checkpoint.require_same_recipe(state, Recipe(lr=0.1, seed=1, out="elsewhere"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"\(lr: 0\.1, got 0\.2; seed: 1, got 0\), try the kept values"):
+        checkpoint.require_same_recipe(state, Recipe(lr=0.2), tmp_path)
+
+
+def test_extending_the_epochs_is_refused_with_the_reason(tmp_path):
+    state = {"recipe": Recipe(epochs=20).to_dict()}
+    with pytest.raises(CheckpointError, match=r"epochs: 20, got 30.*need a new run, since the .* cosine is spread"):
+        checkpoint.require_same_recipe(state, Recipe(epochs=30), tmp_path)
+
+
+def test_another_data_set_is_refused(tmp_path):
+    checkpoint.require_same_samples({"samples": 90}, 90, tmp_path)
+    with pytest.raises(CheckpointError, match="expected the 90 training samples of .*, got 91, try the same data"):
+        checkpoint.require_same_samples({"samples": 90}, 91, tmp_path)

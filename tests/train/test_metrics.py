@@ -1,0 +1,57 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spfde.train.metrics import Epoch, Event, parse_lines, reconcile
+from spfde.train.stopwatch import CATEGORIES
+
+RECORD = Epoch(
+    epoch=3,
+    train_loss=0.5,
+    train_accuracy=0.75,
+    test_accuracy=0.5,
+    lr=0.1,
+    samples=90,
+    flops=1e9,
+    seconds={name: 0.1 * i for i, name in enumerate(CATEGORIES)},
+    frozen=("layer1.0",),
+    sieved=30,
+    sparsity=0.9,
+    events=(Event("freeze", "froze layer1.0", "planned"),),
+)
+
+
+def test_a_record_survives_json():
+    values = json.loads(json.dumps(RECORD.to_dict()))
+    assert Epoch.from_dict(values) == RECORD
+    assert values["total_seconds"] == pytest.approx(math.fsum(values["seconds"].values()), abs=1e-9)
+    assert values["events"] == [{"kind": "freeze", "text": "froze layer1.0", "reason": "planned"}]
+
+
+def test_training_time_leaves_out_evaluation_and_checkpoint():
+    seconds = RECORD.seconds
+    expected = sum(seconds.values()) - seconds["evaluation"] - seconds["checkpoint"]
+    assert RECORD.training_seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("cut", ['{"epoch": 1, "tr', "[1]", "nonsense"])
+def test_lines_are_read_up_to_the_first_damaged_one(cut):
+    assert parse_lines(f'{{"epoch": 0}}\n{cut}\n{{"epoch": 2}}\n') == [{"epoch": 0}]
+
+
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_lines_are_cut_and_filled_to_the_checkpoints_epochs(written, checkpointed):
+    lines = [{"epoch": e, "from": "line"} for e in range(written)]
+    history = [{"epoch": e, "from": "checkpoint"} for e in range(checkpointed)]
+    result = reconcile(lines, history)
+    assert [record["epoch"] for record in result] == list(range(checkpointed))
+    kept = min(written, checkpointed)
+    assert [record["from"] for record in result] == ["line"] * kept + ["checkpoint"] * (checkpointed - kept)
+
+
+def test_lines_of_other_epochs_give_way_to_the_checkpoints():
+    history = [{"epoch": 0}, {"epoch": 1}]
+    assert reconcile([{"epoch": 5}, {"epoch": 1}], history) == history
