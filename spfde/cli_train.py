@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import torch
 import typer
 from rich.console import Console
 
 from spfde.train import Diverged, Recipe, Result, fit
 from spfde.train.display import Display, say
 from spfde.train.files import RUN, check_directory, checkpoints, write_json
+from spfde.train.session import build
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -69,6 +71,7 @@ def train(
             if recipe.out is not None:
                 check_directory(Path(recipe.out), resume=goes_on, overwrite=overwrite)
         if len(runs) > 1:
+            rehearse(runs[-1][1])
             write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
         for name, recipe, goes_on in runs:
             result = fit(recipe, resume=goes_on, overwrite=overwrite, progress=Display(console, name))
@@ -120,6 +123,16 @@ def plan(given: dict[str, Any], compare: str | None, resume: bool) -> list[tuple
         (name, dataclasses.replace(each, out=str(out / name)), resume and bool(checkpoints(out / name)))
         for name, each in (("dense", recipe.baseline()), (recipe.method, recipe))
     ]
+
+
+def rehearse(recipe: Recipe) -> None:
+    """Build what a run trains with, on one image, so that what does not fit is told before a baseline trains.
+
+    Raises:
+        ValueError: an unknown name, or levers that the network or the number of epochs cannot meet.
+    """
+    with torch.random.fork_rng(devices=[]):
+        build(dataclasses.replace(recipe, train_images=1, test_images=1))
 
 
 def kept_run(out: Path) -> dict[str, Any]:

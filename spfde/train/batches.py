@@ -31,7 +31,7 @@ def split(order: Tensor, batch_size: int) -> list[Tensor]:
     BatchNorm has no statistics for one sample.
     """
     batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 

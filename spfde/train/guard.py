@@ -15,8 +15,9 @@ def suspect(model: nn.Module, images: Tensor) -> str:
     broken = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
     if broken:
         return f"{len(broken)} of the batch's {len(images)} images hold NaN or infinity: look at the data set"
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    # Not the buffers: this very forward pass has put an overflow into BatchNorm's statistics.
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
             return f"{name} holds NaN or infinity: the last step was too large, try a lower lr or more warmup"
     sizes = {name: p.detach().abs().max().item() for name, p in model.named_parameters() if p.numel()}
     largest = max(sizes, key=sizes.__getitem__)

@@ -39,14 +39,17 @@ def freezer(model: nn.Module, recipe: Recipe, example: Tensor) -> Any:
         return None
     from spfde.freezing import Progressive, blocks
 
-    return Progressive(
-        model,
-        blocks(model, example),
-        epochs=recipe.epochs,
-        interval=recipe.interval,
-        flops_reduction=recipe.freeze,
-        fraction=recipe.freeze_fraction,
-    )
+    try:
+        return Progressive(
+            model,
+            blocks(model, example),
+            epochs=recipe.epochs,
+            interval=recipe.interval,
+            flops_reduction=recipe.freeze,
+            fraction=recipe.freeze_fraction,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} (in a recipe flops_reduction is freeze, fraction is freeze_fraction)") from error
 
 
 def sieve(samples: int, recipe: Recipe) -> Any:
@@ -147,7 +150,7 @@ class Levers:
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`'s values; what was frozen is frozen again."""
+        """Continue from `state_dict`'s values; what was frozen is frozen again."""
         for name, part in (("freezer", self.freezer), ("topology", self.topology), ("sieve", self.sieve)):
             if part is not None:
                 part.load_state_dict(state[name])

@@ -84,7 +84,7 @@ def fit(
             progress.close()
         result = Result(recipe, session.model, tuple(history), session.layout)
         if out is not None:
-            record.write_result(out, result)
+            record.write_result(out, result, session)
     return result
 
 

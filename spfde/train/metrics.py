@@ -63,7 +63,7 @@ class Epoch:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
-        """Build the record from :meth:`to_dict`'s values."""
+        """Build the record from `to_dict`'s values."""
         fields = {item.name: values[item.name] for item in dataclasses.fields(cls)}
         fields["frozen"] = tuple(fields["frozen"])
         fields["events"] = tuple(Event(**event) for event in fields["events"])

@@ -133,7 +133,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Build a recipe from :meth:`to_dict`'s values.
+        """Build a recipe from `to_dict`'s values.
 
         Raises:
             ValueError: a name is no field of a recipe, or a value is out of range.

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from spfde.train import files, metrics
@@ -113,10 +114,14 @@ def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, 
     return records
 
 
-def write_result(out: Path, result: Result) -> None:
+def write_result(out: Path, result: Result, session: Session) -> None:
     """Write result.json and layers.json."""
     from spfde import summary
 
-    rows = summary(result.model).rows
+    # A layer tells the kernel of the batch it saw last: let that be one of training, not of evaluation.
+    batch = session.example.expand(session.recipe.batch_size, *session.example.shape[1:])
+    with torch.no_grad():
+        session.model.eval()(session.layout.images(batch))
+    rows = summary(session.model).rows
     files.write_json(out / files.LAYERS, [dataclasses.asdict(row) for row in rows])
     files.write_json(out / files.RESULT, result.to_dict())

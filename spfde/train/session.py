@@ -50,7 +50,7 @@ class Session:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`'s values.
+        """Continue from `state_dict`'s values.
 
         Raises:
             CheckpointError: they are those of another network or optimizer.

@@ -10,7 +10,7 @@ CATEGORIES = ("kernels", "step", "data", "levers", "evaluation", "checkpoint", "
 
 
 class Stopwatch:
-    """Splits the time since its start into :data:`CATEGORIES`, in seconds.
+    """Splits the time since its start into `CATEGORIES`, in seconds.
 
     Every instant belongs to one category, the innermost open one ("other" when none is), so the parts make up
     the total whatever happens in between.
