@@ -43,7 +43,7 @@ class Display:
             BarColumn(bar_width=20),
             TextColumn("epoch {task.fields[epoch]}  {task.fields[rate]:.0f} samples/s"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             auto_refresh=False,
             transient=True,

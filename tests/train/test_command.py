@@ -1,0 +1,124 @@
+"""`spfde train`: flags, runs, comparison, and what it says when something does not fit."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from spfde import cli, cli_train
+from spfde.train import Recipe, files
+
+SMALL = "--train-images 64 --test-images 32 --width 0.25 --threads 1 --layout contiguous --interval 1"
+
+
+def spfde(arguments: str):
+    return CliRunner().invoke(cli.build("train"), ["train", *arguments.split()], env={"COLUMNS": "200"})
+
+
+def test_help_has_every_flag_with_its_text():
+    text = re.sub(r"\s+", " ", spfde("--help").output.replace("│", " "))
+    for item in dataclasses.fields(Recipe):
+        assert f"--{item.name.replace('_', '-')} " in text
+        assert item.metadata["help"] in text
+    for flag in ("--compare", "--resume", "--overwrite", "--no-block-cosine"):
+        assert flag in text
+
+
+def test_flags_are_the_fields_of_the_recipe(monkeypatch):
+    recipes = []
+    monkeypatch.setattr(cli_train, "fit", lambda recipe, **options: recipes.append(recipe))
+    monkeypatch.setattr(cli_train, "outcome", lambda name, result: name)
+    assert spfde("--epochs 7 --lr 0.05 --sparsity 0.5 --no-block-cosine --layout channels_last --seed 3").exit_code == 0
+    fields = {"epochs": 7, "lr": 0.05, "sparsity": 0.5, "block_cosine": False, "layout": "channels_last", "seed": 3}
+    assert recipes == [Recipe(**fields)]
+
+
+def test_a_run_prints_its_epochs_and_what_it_came_to(tmp_path):
+    result = spfde(f"{SMALL} --method dense --epochs 2 --out {tmp_path}")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "dense: 2 epochs, 1 threads, contiguous: as the recipe says"
+    assert [line.split()[:2] for line in lines[1:3]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    kept = json.loads((tmp_path / files.RESULT).read_text())
+    assert lines[3].startswith(f"dense: test accuracy {kept['test_accuracy']:.2%}, ")
+
+
+def test_a_comparison_ends_with_table_and_page(tmp_path):
+    result = spfde(f"{SMALL} --compare dense --epochs 3 --freeze 0.05 --sparsity 0.5 --seed 1 --out {tmp_path}")
+    assert result.exit_code == 0, result.output
+    kept = {name: json.loads((tmp_path / name / files.RUN).read_text())["recipe"] for name in ("dense", "spfde")}
+    differ = {key for key in kept["dense"] if kept["dense"][key] != kept["spfde"][key]}
+    assert differ == {"method", "sparsity", "freeze", "sieve", "out"}
+    page = tmp_path / "report.html"
+    assert "<svg" in page.read_text(encoding="utf-8")
+    assert result.output.index("dense: 3 epochs") < result.output.index("spfde: 3 epochs")
+    assert "speed-up" in result.output
+    assert f"report: {page}" in result.output
+
+
+def test_what_does_not_fit_is_told_before_the_baseline_trains(tmp_path):
+    for flags, said in (
+        ("--epochs 3 --freeze 0.9", "expected flops_reduction"),
+        ("--model resnet21", "expected a model"),
+        ("--dataset cifar", "expected a data set"),
+    ):
+        result = spfde(f"{SMALL} --compare dense {flags} --out {tmp_path}")
+        assert isinstance(result.exception, ValueError) and said in str(result.exception)
+        assert not files.checkpoints(tmp_path / "dense")
+
+
+def test_both_directories_are_checked_before_the_baseline_trains(tmp_path):
+    (tmp_path / "spfde").mkdir()
+    (tmp_path / "spfde" / files.RESULT).write_text("{}")
+    result = spfde(f"{SMALL} --compare dense --epochs 3 --freeze 0.05 --out {tmp_path}")
+    assert "expected a run directory without a run" in str(result.exception)
+    assert not files.checkpoints(tmp_path / "dense")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--compare sparse --out x", "expected --compare dense, got --compare sparse, try dense"),
+        ("--compare dense", "expected a run directory with --compare, got none, try --out"),
+        ("--resume", "expected a run directory with --resume, got none, try --out"),
+        ("--resume --overwrite --out x", "expected --resume or --overwrite, got both, try one of them"),
+        ("--compare dense --method dense --out x", "expected a method to compare with dense, got dense itself"),
+        ("--epochs 0", "expected epochs to be an integer >= 1, got 0, try"),
+        ("--method dense --sieve 0.5", "expected sieve to be 0 with method='dense', got 0.5"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = spfde(arguments)
+    assert isinstance(result.exception, ValueError)
+    assert said in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_left_out_are_those_of_the_run_to_resume(tmp_path):
+    files.write_json(tmp_path / files.RUN, {"recipe": Recipe(lr=0.3, epochs=5).to_dict()})
+    ((name, recipe, resume),) = cli_train.plan({"out": str(tmp_path), "seed": 4}, None, True)
+    assert (name, resume) == ("spfde", True)
+    assert recipe == Recipe(lr=0.3, epochs=5, seed=4, out=str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"recipe": {"lr": -1}}', '{"recipe": {"speed": 1}}'])
+def test_a_directory_of_something_else_is_not_resumed(text, tmp_path):
+    (tmp_path / files.RUN).write_text(text)
+    with pytest.raises(ValueError, match="expected a run's recipe in .*, got .*, try without --resume"):
+        cli_train.kept_run(tmp_path)
+
+
+def test_a_data_set_that_is_wrong_and_a_loss_that_is_not_finite_end_in_one_line(monkeypatch):
+    from spfde.train import Diverged
+
+    for error in (TypeError("expected this"), Diverged("expected a finite loss")):
+
+        def fail(*args, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(cli_train, "fit", fail)
+        result = spfde("--epochs 1 --freeze 0")
+        assert isinstance(result.exception, ValueError) and str(result.exception) == str(error)

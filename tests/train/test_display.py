@@ -1,0 +1,71 @@
+import io
+
+from rich.console import Console
+
+from spfde.train import Epoch, Event, Recipe
+from spfde.train.display import Display, epoch_line
+from spfde.train.stopwatch import CATEGORIES
+
+RECIPE = Recipe(epochs=4, threads=2)
+
+
+def record(epoch, events=()):
+    return Epoch(
+        epoch=epoch,
+        train_loss=0.25,
+        train_accuracy=0.5,
+        test_accuracy=1.0,
+        lr=0.1,
+        samples=90,
+        flops=1e9,
+        seconds=dict.fromkeys(CATEGORIES, 1.0),
+        frozen=(),
+        sieved=0,
+        sparsity=0.9,
+        events=tuple(events),
+    )
+
+
+def watched(terminal: bool) -> str:
+    """What a short run prints."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    display = Display(console, "spfde")
+    display.start(RECIPE, 1, "contiguous: as the recipe says")
+    display.event(1, Event("freeze", "froze [layer1.0]", "planned"))
+    display.step(1, 2, 5, 18, 0.3)
+    display.epoch(record(1))
+    display.close()
+    return console.file.getvalue()
+
+
+def test_an_epochs_line_has_its_figures_and_events():
+    events = (Event("freeze", "froze layer1.0", "planned"), Event("sieve", "swapped 3 samples", "easy"))
+    line = epoch_line(record(4, events), 20)
+    figures = "epoch 5/20 loss 0.250 train 50.0% test 100.0% 7.0 s froze layer1.0; swapped 3 samples"
+    assert " ".join(line.split()) == figures
+    assert epoch_line(record(9), 20).index("loss") == line.index("loss")
+
+
+def test_without_a_terminal_there_are_plain_lines_only():
+    first, second = watched(terminal=False).splitlines()
+    assert first == "spfde: 4 epochs, from epoch 2, 2 threads, contiguous: as the recipe says"
+    assert second == epoch_line(record(1), 4)
+
+
+def test_a_terminal_has_a_live_line_with_rate_and_last_event():
+    text = watched(terminal=True)
+    assert "samples/s" in text and "epoch 2/4" in text
+    assert "froze [layer1.0]" in text, "brackets are text, not markup"
+    assert epoch_line(record(1), 4) in text
+
+
+def test_the_live_line_is_not_drawn_at_every_step(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
+    display = Display(console, "spfde")
+    display.start(RECIPE, 0, "")
+    display.step(0, 0, 900, 16, 0.3)
+    drawn = len(console.file.getvalue())
+    for step in range(1, 9):
+        display.step(0, step, 900, 16, 0.3)
+    assert len(console.file.getvalue()) == drawn
+    display.close()
