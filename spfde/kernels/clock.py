@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass
+@dataclass(eq=False)
 class Clock:
     """Accumulated kernel time, in seconds."""
 

@@ -10,6 +10,7 @@ import spfde
 from spfde.freezing import is_frozen
 from spfde.nn import SparseLayer
 from spfde.train import Recipe, files, fit
+from spfde.train import layout as layouts
 from spfde.train.levers import Levers
 from spfde.train.progress import Silent
 from spfde.train.stopwatch import CATEGORIES
@@ -46,6 +47,36 @@ def test_the_same_recipe_gives_the_same_bits(task, fields):
     first, second = (task.fit(recipe) for _ in range(2))
     assert equal(weights(first.model), weights(second.model))
     assert [e.train_loss for e in first.epochs] == [e.train_loss for e in second.epochs]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("stop", range(3))
+def test_a_dense_run_goes_on_to_the_same_bits(task, tmp_path, layout, stop):
+    recipe = task.recipe(method="dense", layout=layout, epochs=4)
+
+    def interrupt(record):
+        if record.epoch == stop:
+            raise KeyboardInterrupt
+
+    kept = dataclasses.replace(recipe, out=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        task.fit(kept, on_epoch=interrupt)
+    resumed, whole = task.fit(kept, resume=True), task.fit(recipe)
+    assert equal(weights(resumed.model), weights(whole.model))
+    assert [e.train_loss for e in resumed.epochs] == [e.train_loss for e in whole.epochs]
+
+
+def test_a_measured_layout_is_kept_on_resume(task, tmp_path, monkeypatch):
+    recipe = task.recipe(method="dense", layout="auto", epochs=2, out=tmp_path)
+    monkeypatch.setattr(layouts, "step_seconds", lambda model, shape: {"contiguous": 2.0, "channels_last": 1.0})
+
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task.fit(recipe, on_epoch=interrupt)
+    monkeypatch.setattr(layouts, "step_seconds", lambda model, shape: {"contiguous": 1.0, "channels_last": 2.0})
+    assert task.fit(recipe, resume=True).layout.name == "channels_last"
 
 
 def test_another_seed_gives_another_run(task):
