@@ -49,7 +49,9 @@ def freezer(model: nn.Module, recipe: Recipe, example: Tensor) -> Any:
             fraction=recipe.freeze_fraction,
         )
     except ValueError as error:
-        raise ValueError(f"{error} (in a recipe flops_reduction is freeze, fraction is freeze_fraction)") from error
+        raise ValueError(
+            f"{error} (in a recipe flops_reduction is freeze, 0 = off, and fraction is freeze_fraction)"
+        ) from error
 
 
 def sieve(samples: int, recipe: Recipe) -> Any:
