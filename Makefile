@@ -19,7 +19,8 @@ CXX_FILES = $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -n
 setup: .venv/.installed
 
 demo: setup
-	$(BIN)/spfde train --compare dense --overwrite --out runs/demo
+	$(BIN)/spfde train --compare dense --overwrite --out runs/demo --train-images 7000 --test-images 2000 \
+	  --epochs 10 --interval 1 --sparsity 0.75 --freeze 0.1 --sieve 0.1
 
 test: setup
 	$(BIN)/python -m pytest

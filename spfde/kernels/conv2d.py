@@ -119,7 +119,7 @@ def compute_input_grad(
     x_shape = (dy.shape[0], shape[1] * window.groups, *size)
     if kernel != "native":
         weight = scatter(values, row_ptr, col, shape, buffer)
-        return _dense_backward(dy, dy.new_empty(1).expand(x_shape), weight, window, 0)
+        return _dense_backward(dy, dy.new_empty(x_shape), weight, window, 0)
     dy, values = dy.contiguous(), transposed(values, t_perm)
     dx = dy.new_empty(x_shape)
     native().conv2d_input_grad(
@@ -164,7 +164,12 @@ def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ..
 
 
 def _symmetric(x: Tensor, window: Window) -> tuple[Tensor, tuple[int, int]]:
-    """The input and the padding that torch's convolutions take: unequal sides are padded beforehand."""
+    """The input, contiguous, and the padding that torch's convolutions take: unequal sides are padded beforehand.
+
+    Contiguous because torch 2.13's weight gradient writes out of bounds for some channels_last inputs (uneven windows
+    with dilation; contiguous ones passed the same 10,000 problems).
+    """
+    x = x.contiguous()
     top, bottom, left, right = window.padding
     if top == bottom and left == right:
         return x, (top, left)
@@ -176,7 +181,7 @@ def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, window: Window, wante
     height, width = x.shape[2:]
     x, padding = _symmetric(x, window)
     grads = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, window.stride, padding, window.dilation, False, (0, 0), window.groups,
+        dy.contiguous(), x, weight, None, window.stride, padding, window.dilation, False, (0, 0), window.groups,
         (wanted == 0, wanted == 1, False),
     )  # fmt: skip
     grad = grads[wanted]

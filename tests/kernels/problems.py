@@ -38,12 +38,12 @@ class Problem:
         return [t for t in (self.x, self.values, self.bias) if t is not None]
 
     def exact(self) -> list[Tensor]:
-        """Output, then the gradients of x, values and bias, all float64."""
-        return self._dense([t.detach().double() for t in self.inputs()], self.dy.double())
+        """Output, then the gradients of x, values and bias, all float64 (contiguous: see conv2d._dense_backward)."""
+        return self._dense([t.detach().double().contiguous() for t in self.inputs()], self.dy.double())
 
     def magnitudes(self) -> list[Tensor]:
         """The same sums with every term made positive: the scale of what rounding can do to them."""
-        return self._dense([t.detach().double().abs() for t in self.inputs()], self.dy.double().abs())
+        return self._dense([t.detach().double().abs().contiguous() for t in self.inputs()], self.dy.double().abs())
 
     def _dense(self, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
         x, values, *bias = (t.requires_grad_() for t in inputs)
