@@ -2,8 +2,8 @@
 
 ratio = multiply * density * waste + copy * copied / weights + constant, with the dense product's multiply-adds as the
 unit. waste: positions computed per position used. copied: activations packed and unpacked per output position. The
-constants are a fit by eye to `benchmarks/layers.py` on two AVX2 cores (see benchmarks/results); the shape of the model
-is the kernels' own: a stream per stored weight, plus copies that do not shrink with the density.
+constants are a fit by eye to whole-layer timings on two AVX2 cores (`benchmarks/layers.py` takes such timings); the
+shape of the model is the kernels' own: a stream per stored weight, plus copies that do not shrink with the density.
 """
 
 from __future__ import annotations
