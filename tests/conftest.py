@@ -1,7 +1,11 @@
-"""Shared by all tests: one thread, so that tests do not depend on the machine and do not fight over it."""
+"""Shared by all tests: one thread, so that they do not fight over the machine, and patience where it is busy."""
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("spfde", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("spfde")
 
 
 @pytest.fixture(autouse=True, scope="session")
