@@ -24,6 +24,11 @@ class LayerSummary:
     reason: str
     runs_sparse: bool
 
+    @property
+    def converted(self) -> bool:
+        """Whether the layer was made sparse."""
+        return self.pattern != "dense"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -34,7 +39,7 @@ class Summary:
     @property
     def sparse_share(self) -> float:
         """Share of the converted layers that really run a sparse kernel, in [0, 1]."""
-        converted = [row for row in self.rows if row.pattern != "dense"]
+        converted = [row for row in self.rows if row.converted]
         return sum(row.runs_sparse for row in converted) / len(converted) if converted else 0.0
 
     def __str__(self) -> str:
@@ -46,7 +51,7 @@ class Summary:
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]]
         stored = sum(r.nnz for r in self.rows)
         dense = sum(prod(r.shape) for r in self.rows)
-        converted = [r for r in self.rows if r.pattern != "dense"]
+        converted = [r for r in self.rows if r.converted]
         run = sum(r.runs_sparse for r in converted)
         share = 1 - stored / dense if dense else 0.0
         lines.append(

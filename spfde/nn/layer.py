@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import prod
 from typing import Any
 
@@ -22,7 +23,7 @@ from spfde.pattern import (
 )
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(nn.Module, ABC):
     """A layer whose weight is stored as `values` [capacity, 1, 1] and an index; base of SparseLinear and SparseConv2d.
 
     The first `nnz` slots of `values` are live, the rest hold 0 and get gradient 0.
@@ -119,8 +120,9 @@ class SparseLayer(nn.Module):
         """The kernel for the input last seen, with the reason; None before the first forward."""
         return None if self._seen is None else self._choose(*self._seen)
 
+    @abstractmethod
     def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
-        raise NotImplementedError
+        """The kernel for an input of this device, precision and shape."""
 
     def _saw(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():

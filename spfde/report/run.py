@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from spfde.summary import LayerSummary
 from spfde.train import files
 from spfde.train.metrics import Epoch
 from spfde.train.stopwatch import CATEGORIES
@@ -58,26 +59,6 @@ TOLERANCE = 1e-6  # seconds by which an epoch's parts may miss its total
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One row of layers.json: a weighted layer as it was at the end of the run."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    sparsity: float
-    nnz: int
-    pattern: str
-    kernel: str
-    reason: str
-    runs_sparse: bool
-
-    @property
-    def converted(self) -> bool:
-        """Whether the layer was made sparse."""
-        return self.pattern != "dense"
-
-
-@dataclass(frozen=True)
 class Run:
     """One finished run. Accuracies are fractions, seconds are those of the epochs."""
 
@@ -91,7 +72,7 @@ class Run:
     layout: Mapping[str, str]
     freezing: Mapping[str, Any] | None
     epochs: tuple[Epoch, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSummary, ...]
 
     @property
     def method(self) -> str:
@@ -185,12 +166,14 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
     return tuple(epochs)
 
 
-def _layers(path: Path) -> tuple[Layer, ...]:
+def _layers(path: Path) -> tuple[LayerSummary, ...]:
     rows = _json(path)
     if not isinstance(rows, list):
         raise ValueError(f"expected a list of layers in {path}, got {type(rows).__name__}, try a fresh run")
     checked = (_object(row, LAYER, f"{path}, layer {i}") for i, row in enumerate(rows))
-    return tuple(Layer(**{**{name: row[name] for name in LAYER}, "shape": tuple(row["shape"])}) for row in checked)
+    return tuple(
+        LayerSummary(**{**{name: row[name] for name in LAYER}, "shape": tuple(row["shape"])}) for row in checked
+    )
 
 
 def _json(path: Path) -> Any:
