@@ -75,25 +75,25 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "conv2d",
       [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
-         uintptr_t x, uintptr_t y, int threads) {
+         uintptr_t x, uintptr_t y, bool x_channels_last, bool y_channels_last, int threads) {
         spfde::conv2d({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
-                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
+                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), x_channels_last, y_channels_last, threads});
       },
       release());
   m.def(
       "conv2d_input_grad",
       [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dy,
-         uintptr_t dx, int threads) {
+         uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int threads) {
         spfde::conv2d_input_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), threads});
+                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), dy_channels_last, dx_channels_last, threads});
       },
       release());
   m.def(
       "conv2d_weight_grad",
       [](const std::array<int64_t, 16>& shape, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t x,
-         uintptr_t dy, uintptr_t dvalues, uintptr_t dbias, int threads) {
+         uintptr_t dy, bool x_channels_last, bool dy_channels_last, uintptr_t dvalues, uintptr_t dbias, int threads) {
         spfde::conv2d_weight_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                   pointer<float>(x), pointer<float>(dy), capacity, pointer<float>(dvalues),
+                                   pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last, capacity, pointer<float>(dvalues),
                                    pointer<float>(dbias), threads});
       },
       release());

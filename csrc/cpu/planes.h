@@ -1,132 +1,236 @@
-// Copies between NCHW activations and the padded planes of conv2d_geometry.h.
+// How a chunk of images lies in memory while it is multiplied, and the copies into and out of that layout.
+//
+// *Lanes*: the images of a chunk side by side, [channel][slot][row][column][lane]. A run of output positions is then
+// one aligned stream, every position of it is wanted, and borders cost nothing. *Joined* (lanes == 1, for batches too
+// small to fill a vector): the images one after another, [channel][slot][image][row][column]; the whole plane is one
+// run and the positions that fall on padding are computed in vain.
 #pragma once
 
 #include <string.h>
 
+#include <type_traits>
+#include <utility>
+
 #include "simd.h"
 #include "spfde/conv2d_geometry.h"
+#include "spfde/workspace.h"
+#include "stream.h"
 
 namespace spfde::SPFDE_ISA {
 
-// Source planes of a chunk of images: [channel][slot][image][row][column], then zeros that the last shifts may read.
-struct SourcePlanes {
-  int64_t positions;       // of all images, a multiple of kWidth
-  int64_t max_shift;       // of any tap
-  int64_t plane_stride;    // between the slots of a channel
-  int64_t channel_stride;  // between channels
-  int64_t size;            // floats in all
+struct Planes {
+  int64_t lanes;
+  int64_t images, chunks;              // per chunk; chunks of the batch
+  int64_t plane_stride;                // positions between the slots of a source channel
+  int64_t channel_stride;              // positions between source channels
+  int64_t source_size;                 // floats of all source channels
+  int64_t target_size;                 // floats of one target row
+  int64_t runs, run;                   // runs of a target row, floats in each (a multiple of kWidth)
+  int64_t source_run, target_run;      // floats between runs
+  int64_t shift_rows, shift_floats;    // how far the taps reach beyond a run
 
-  int64_t tap_offset(const Conv2dGeometry& g, int64_t i, int64_t j) const {
+  int64_t tap_position(const Conv2dGeometry& g, int64_t i, int64_t j) const {
     const int64_t slot = g.slot[g.h.source_phase[i] * g.w.source_phases + g.w.source_phase[j]];
     return slot * plane_stride + g.h.shift[i] * g.w.pitch + g.w.shift[j];
   }
 };
 
-inline SourcePlanes source_planes(const Conv2dGeometry& g, int64_t images) {
-  SourcePlanes p;
-  p.positions = round_up(images * g.h.pitch * g.w.pitch, kWidth);
-  p.max_shift = g.h.max_shift * g.w.pitch + g.w.max_shift;
-  p.plane_stride = round_up(p.positions + p.max_shift, kWidth);
+// Lanes enough for a row of the output to fill a strip, unless the batch is too small to fill them.
+inline int64_t choose_lanes(const Conv2dGeometry& g) {
+  constexpr double kFull = 0.6;  // share of the lanes in use below which joining the images is faster
+  const int64_t wanted = round_up(ceil_div(kStrip, g.w.grid), kWidth);
+  const int64_t lanes = min(wanted, round_up(g.batch, kWidth));
+  const int64_t chunks = ceil_div(g.batch, lanes);
+  return g.batch >= kFull * static_cast<double>(chunks * lanes) ? lanes : 1;
+}
+
+inline Planes plan_planes(const Conv2dGeometry& g, int threads) {
+  constexpr int64_t kJoinedPositions = 512;  // positions per joined plane aimed at
+  Planes p{};
+  p.lanes = choose_lanes(g);
+  const bool joined = p.lanes == 1;
+  const int64_t image = g.h.pitch * g.w.pitch;
+  p.images = joined ? max(1, min(ceil_div(kJoinedPositions, image), ceil_div(g.batch, threads))) : p.lanes;
+  p.chunks = ceil_div(g.batch, p.images);
+  const int64_t positions = joined ? round_up(p.images * image, kWidth) : image;
+  const int64_t max_shift = g.h.max_shift * g.w.pitch + g.w.max_shift;
+  p.plane_stride = round_up(positions + max_shift, joined ? kWidth : 1);
   // Planes a multiple of 4 KiB apart would compete for the same cache sets.
-  if (p.plane_stride % 256 == 0) p.plane_stride += 16;
+  if (p.plane_stride * p.lanes % 256 == 0) p.plane_stride += max(1, 16 / p.lanes);
   p.channel_stride = p.plane_stride * g.slots;
-  p.size = p.channel_stride * g.source_channels;
+  p.source_size = p.channel_stride * g.source_channels * p.lanes;
+  p.shift_rows = joined ? 0 : g.h.max_shift;
+  p.shift_floats = joined ? max_shift : g.w.max_shift * p.lanes;
+  if (joined) {
+    p.runs = 1;
+    p.run = p.target_size = positions;
+    return p;
+  }
+  p.target_size = g.h.grid * g.w.grid * p.lanes;
+  const bool contiguous = g.w.pitch == g.w.grid;
+  p.runs = contiguous ? 1 : g.h.grid;
+  p.run = contiguous ? p.target_size : g.w.grid * p.lanes;
+  p.source_run = g.w.pitch * p.lanes;
+  p.target_run = p.run;
   return p;
 }
 
-// Elements [begin, end) of a phase that exist, given the index of element 0 and the step.
-struct Range {
-  int64_t begin, end;
+// ---- lanes ------------------------------------------------------------------------------------------------------
+
+// Where the pixels of one image go: position in the planes of its channel, -1 for a pixel that nothing reads. `span`
+// channels at a time, so that small images still come in whole vectors.
+struct Places {
+  int64_t pixels, span;
+  const int32_t* at;  // [span * pixels]
 };
-inline Range valid_range(int64_t first, int64_t step, int64_t length, int64_t most) {
-  const int64_t begin = first >= 0 ? 0 : ceil_div(-first, step);
-  const int64_t end = length > first ? min(most, ceil_div(length - first, step)) : 0;
-  return {begin, max(begin, end)};
+
+struct Blanks {
+  int64_t count;
+  const int32_t* at;  // positions of a source channel that hold padding
+};
+
+// One axis of the pixels: element u of phase p is pixel first[p] + u * step, for u < most.
+struct PixelAxis {
+  int64_t length, phases, step, most;
+  const int64_t* first;
+
+  // {phase, element} of pixel i; element -1 if no phase holds it.
+  std::pair<int64_t, int64_t> find(int64_t i) const {
+    for (int64_t p = 0; p < phases; ++p) {
+      const int64_t from = i - first[p];
+      if (from >= 0 && from % step == 0 && from / step < most) return {p, from / step};
+    }
+    return {0, -1};
+  }
+};
+
+// slot: the plane of each phase, -1 for none. Planes are `plane` positions apart, their rows `pitch`.
+inline Places make_places(Scratch memory, const PixelAxis& h, const PixelAxis& w, const int64_t* slot, int64_t plane,
+                          int64_t pitch, int64_t channels, int64_t channel_stride) {
+  const int64_t pixels = h.length * w.length, span = max(1, min(channels, 64 / max(1, pixels)));
+  int32_t* at = scratch<int32_t>(memory, span * pixels);
+  for (int64_t y = 0; y < h.length; ++y) {
+    const auto [h_phase, u] = h.find(y);
+    for (int64_t x = 0; x < w.length; ++x) {
+      const auto [w_phase, v] = w.find(x);
+      const int64_t phase = h_phase * w.phases + w_phase, index = slot ? slot[phase] : phase;
+      const bool held = u >= 0 && v >= 0 && index >= 0;
+      at[y * w.length + x] = held ? static_cast<int32_t>(index * plane + u * pitch + v) : -1;
+    }
+  }
+  for (int64_t i = pixels; i < span * pixels; ++i)
+    at[i] = at[i - pixels] < 0 ? -1 : at[i - pixels] + static_cast<int32_t>(channel_stride);
+  return {pixels, span, at};
 }
 
-// Plane rows [0, rows) of one image and phase; `stride` and `first` describe the dense row the elements come from.
-inline void pack_row(const float* x, int64_t first, int64_t step, Range r, int64_t pitch, float* out) {
-  for (int64_t u = 0; u < r.begin; ++u) out[u] = 0.f;
-  if (step == 1)
-    memcpy(out + r.begin, x + first + r.begin, (r.end - r.begin) * sizeof(float));
-  else
-    for (int64_t u = r.begin; u < r.end; ++u) out[u] = x[first + u * step];
-  for (int64_t u = r.end; u < pitch; ++u) out[u] = 0.f;
+inline Places source_places(const Conv2dGeometry& g, const Planes& p) {
+  return make_places(Scratch::source_places,
+                     {g.h.source_length, g.h.source_phases, g.h.source_step, g.h.pitch, g.h.source_first},
+                     {g.w.source_length, g.w.source_phases, g.w.source_step, g.w.pitch, g.w.source_first}, g.slot,
+                     p.plane_stride, g.w.pitch, g.source_channels, p.channel_stride);
 }
 
-inline void pack_source(const Conv2dGeometry& g, const SourcePlanes& planes, const float* x, int64_t first_image,
-                        int64_t images, float* out) {
-  const int64_t image_floats = g.h.source_length * g.w.source_length;
-  for (int64_t c = 0; c < g.source_channels; ++c)
-    for (int64_t ph = 0; ph < g.h.source_phases; ++ph)
-      for (int64_t pw = 0; pw < g.w.source_phases; ++pw) {
-        const int64_t slot = g.slot[ph * g.w.source_phases + pw];
-        if (slot < 0) continue;
-        const int64_t h_first = g.h.source_first[ph], w_first = g.w.source_first[pw];
-        const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
-        const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
-        float* plane = out + c * planes.channel_stride + slot * planes.plane_stride;
-        float* row = plane;
-        for (int64_t n = 0; n < images; ++n) {
-          const float* image = x + ((first_image + n) * g.source_channels + c) * image_floats;
-          for (int64_t u = 0; u < g.h.pitch; ++u, row += g.w.pitch)
-            if (u >= h.begin && u < h.end)
-              pack_row(image + (h_first + u * g.h.source_step) * g.w.source_length, w_first, g.w.source_step, w,
-                       g.w.pitch, row);
-            else
-              memset(row, 0, g.w.pitch * sizeof(float));
-        }
-        memset(row, 0, (plane + planes.plane_stride - row) * sizeof(float));
+// The rows of a target channel, one per phase, follow each other.
+inline Places target_places(const Conv2dGeometry& g, const Planes& p) {
+  const int64_t row = p.target_size / p.lanes;
+  return make_places(Scratch::target_places,
+                     {g.h.target_length, g.h.target_phases, g.h.target_step, g.h.grid, g.h.target_first},
+                     {g.w.target_length, g.w.target_phases, g.w.target_step, g.w.grid, g.w.target_first}, nullptr, row,
+                     g.w.grid, g.target_channels, row * g.h.target_phases * g.w.target_phases);
+}
+
+inline Blanks source_blanks(const Planes& p, const Places& places) {
+  int32_t* at = scratch<int32_t>(Scratch::blanks, 2 * p.channel_stride);
+  int32_t* held = at + p.channel_stride;
+  memset(held, 0, p.channel_stride * sizeof(int32_t));
+  for (int64_t i = 0; i < places.pixels; ++i)
+    if (places.at[i] >= 0) held[places.at[i]] = 1;
+  int64_t count = 0;
+  for (int64_t q = 0; q < p.channel_stride; ++q)
+    if (!held[q]) at[count++] = static_cast<int32_t>(q);
+  return {count, at};
+}
+
+// packed[place(i) * lanes + b] = x[b * image + i] for the i < n that have a place; lanes without an image hold zero.
+template <typename Place>
+inline void lanes_in(const float* x, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
+                     float* packed) {
+  for (int64_t b = 0; b < lanes; b += kWidth, packed += kWidth, x += kWidth * image) {
+    const int64_t filled = min(kWidth, images - b);
+    if (filled == kWidth && n >= kWidth) {
+      for (int64_t next = 0; next < n; next += kWidth) {
+        const int64_t i = min(next, n - kWidth);
+        Vec v[kWidth];
+        for (int j = 0; j < kWidth; ++j) v[j] = load(x + j * image + i);
+        transpose(v);
+        for (int j = 0; j < kWidth; ++j)
+          if (const int64_t q = place(i + j); q >= 0) store(packed + q * lanes, v[j]);
       }
-}
-
-// Copies the plane of row r (channel and phase) into y.
-inline void unpack_target(const Conv2dGeometry& g, int64_t r, const float* plane, int64_t first_image, int64_t images,
-                          float* y) {
-  const int64_t phases = g.h.target_phases * g.w.target_phases;
-  const int64_t channel = r / phases, phase = r % phases;
-  const int64_t h_first = g.h.target_first[phase / g.w.target_phases];
-  const int64_t w_first = g.w.target_first[phase % g.w.target_phases];
-  const Range h = valid_range(h_first, g.h.target_step, g.h.target_length, g.h.grid);
-  const Range w = valid_range(w_first, g.w.target_step, g.w.target_length, g.w.grid);
-  const int64_t step = g.w.target_step;
-  for (int64_t n = 0; n < images; ++n, plane += g.h.pitch * g.w.pitch) {
-    float* image = y + ((first_image + n) * g.target_channels + channel) * g.h.target_length * g.w.target_length;
-    for (int64_t u = h.begin; u < h.end; ++u) {
-      const float* from = plane + u * g.w.pitch;
-      float* to = image + (h_first + u * g.h.target_step) * g.w.target_length + w_first;
-      if (step == 1)
-        memcpy(to + w.begin, from + w.begin, (w.end - w.begin) * sizeof(float));
-      else
-        for (int64_t v = w.begin; v < w.end; ++v) to[v * step] = from[v];
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        if (const int64_t q = place(i); q >= 0)
+          for (int64_t j = 0; j < kWidth; ++j) packed[q * lanes + j] = j < filled ? x[j * image + i] : 0.f;
     }
   }
 }
 
-// Copies channel r of dY into a plane, zero outside the image.
-inline void pack_target(const Conv2dGeometry& g, const SourcePlanes& planes, int64_t r, const float* dy,
-                        int64_t first_image, int64_t images, float* plane) {
-  const Range w{0, g.w.grid};
-  float* row = plane;
-  for (int64_t n = 0; n < images; ++n) {
-    const float* image = dy + ((first_image + n) * g.target_channels + r) * g.h.grid * g.w.grid;
-    for (int64_t u = 0; u < g.h.pitch; ++u, row += g.w.pitch)
-      if (u < g.h.grid)
-        pack_row(image + u * g.w.grid, 0, 1, w, g.w.pitch, row);
-      else
-        memset(row, 0, g.w.pitch * sizeof(float));
+// y[b * image + i] = packed[place(i) * lanes + b] for i < n; every i has a place.
+template <typename Place>
+inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
+                      float* y) {
+  for (int64_t b = 0; b < images; b += kWidth, packed += kWidth, y += kWidth * image) {
+    const int64_t filled = min(kWidth, images - b);
+    if (filled == kWidth && n >= kWidth) {
+      for (int64_t next = 0; next < n; next += kWidth) {
+        const int64_t i = min(next, n - kWidth);
+        Vec v[kWidth];
+        for (int j = 0; j < kWidth; ++j) v[j] = load(packed + place(i + j) * lanes);
+        transpose(v);
+        for (int j = 0; j < kWidth; ++j) store(y + j * image + i, v[j]);
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < filled; ++j) y[j * image + i] = packed[place(i) * lanes + j];
+    }
   }
-  memset(row, 0, (plane + planes.positions - row) * sizeof(float));
 }
 
-// The sum of a plane's first `positions` floats (a multiple of kWidth), in double: many terms, much cancellation.
-inline double sum_plane(const float* plane, int64_t positions) {
-  double lanes[kWidth] = {};
-  for (int64_t q = 0; q < positions; q += kWidth)
-    for (int i = 0; i < kWidth; ++i) lanes[i] += plane[q + i];
-  double sum = 0.;
-  for (int i = 0; i < kWidth; ++i) sum += lanes[i];
-  return sum;
+// Channels [begin, end) of a chunk, from memory into lanes or back. `stride` is the distance in positions between
+// channels in the planes; channels_last memory is transposed channels at a time, NCHW pixels at a time.
+template <bool kIn>
+inline void move_lanes(const Places& places, int64_t lanes, int64_t stride, int64_t begin, int64_t end,
+                       int64_t channels, bool channels_last, std::conditional_t<kIn, const float, float>* x,
+                       int64_t images, std::conditional_t<kIn, float, const float>* packed) {
+  const int64_t image = channels * places.pixels;
+  const auto move = [&](auto* pixels, int64_t n, auto place, auto* planes) {
+    if constexpr (kIn)
+      lanes_in(pixels, image, images, lanes, n, place, planes);
+    else
+      lanes_out(planes, image, images, lanes, n, place, pixels);
+  };
+  if (channels_last) {
+    constexpr int64_t kLine = 2 * kWidth;  // channels at a time: whole cache lines of the image
+    for (int64_t c = begin; c < end; c += kLine) {
+      const int64_t n = min(kLine, end - c);
+      for (int64_t i = 0; i < places.pixels; ++i)
+        if (places.at[i] >= 0) {
+          const int64_t first = places.at[i] + (c - begin) * stride;
+          move(x + i * channels + c, n, [=](int64_t j) { return first + j * stride; }, packed);
+        }
+    }
+    return;
+  }
+  for (int64_t c = begin; c < end; c += places.span) {
+    const int32_t* at = places.at;
+    move(x + c * places.pixels, min(places.span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
+         packed + (c - begin) * stride * lanes);
+  }
+}
+
+inline void clear_blanks(const Conv2dGeometry& g, const Planes& p, const Blanks& blanks, float* packed) {
+  for (int64_t c = 0; c < g.source_channels; ++c, packed += p.channel_stride * p.lanes)
+    for (int64_t i = 0; i < blanks.count; ++i)
+      memset(packed + blanks.at[i] * p.lanes, 0, p.lanes * sizeof(float));
 }
 
 }  // namespace spfde::SPFDE_ISA

@@ -18,11 +18,12 @@ void sddmm(const SddmmArgs& a) {
   if (a.batch == 0 || a.rows == 0) return;
 
   const Lanes l = split_batch(a.batch, kStrip);
-  const int64_t panel = max(1, kPanelBytes / (l.lanes * int64_t{sizeof(float)}));
+  const double density = a.row_ptr[a.rows] / (static_cast<double>(a.rows) * max(1, a.cols));
+  const int64_t panel = panel_streams(l.lanes * int64_t{sizeof(float)}, density);
   const int64_t panels = max(1, ceil_div(a.cols, panel));
-  const int64_t step = round_up(panel, kWidth);
+  const int64_t step = round_up(min(panel, 128), kWidth);
   const int64_t x_steps = ceil_div(a.cols, step), dy_steps = ceil_div(a.rows, step);
-  const int64_t block = max(1, ceil_div(a.rows, 4 * a.threads));
+  const int64_t block = max(1, min(256, ceil_div(a.rows, 4 * a.threads)));
   const int64_t blocks = ceil_div(a.rows, block);
 
   int32_t* segment = scratch<int32_t>(Scratch::segments, (panels + 1) * a.rows);
@@ -45,16 +46,14 @@ void sddmm(const SddmmArgs& a) {
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t begin = b * block, end = min(a.rows, begin + block);
       for (int64_t tile = 0; tile < l.tiles; ++tile) {
-        const float* source = x + tile * a.cols * l.lanes;
-        const float* target = dy + tile * a.rows * l.lanes;
-        for (int64_t p = 0; p < panels; ++p)
-          for (int64_t r = begin; r < end; ++r) {
-            const int32_t k = segment[p * a.rows + r], n = segment[(p + 1) * a.rows + r] - k;
-            dot_streams(target + r * l.lanes, a.col + k, n, l.lanes, source, l.lanes, a.dvalues + k);
-          }
+        const float* target = dy + (tile * a.rows + begin) * l.lanes;
+        for (int64_t p = 0; p < panels; ++p) {
+          const int32_t* segments = segment + p * a.rows + begin;
+          dot_panel({end - begin, {segments, segments + a.rows}, a.col, l.lanes, x + tile * a.cols * l.lanes, target,
+                     l.lanes, l.lanes, 1, 0, 0, a.dvalues});
+        }
         if (a.dbias)
-          for (int64_t r = begin; r < end; ++r)
-            for (int64_t i = 0; i < l.lanes; ++i) dbias[r] += target[r * l.lanes + i];
+          for (int64_t r = begin; r < end; ++r) dbias[r] += sum_in_double(target + (r - begin) * l.lanes, l.lanes);
       }
       if (a.dbias)
         for (int64_t r = begin; r < end; ++r) a.dbias[r] = static_cast<float>(dbias[r]);

@@ -65,11 +65,50 @@ inline void transpose(Vec (&v)[kWidth]) {
   }
 }
 
-// Lane i of the result is the sum of the lanes of v[i]: the same tree, adding instead of keeping both halves.
-inline Vec sum_each(Vec (&v)[kWidth]) {
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = interleave_lower(v[i], v[i + half]) + interleave_upper(v[i], v[i + half]);
-  return v[0];
+typedef float Quad __attribute__((vector_size(16)));
+typedef float QuadUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Adds the 128-bit lanes of v.
+inline Quad fold(Vec v) {
+  union {
+    Vec whole;
+    Quad quads[kWidth / 4];
+  } u = {v};
+  Quad sum = u.quads[0];
+  for (int i = 1; i < kWidth / 4; ++i) sum += u.quads[i];
+  return sum;
+}
+
+// (sum of a's lanes, of b's, of c's, of d's). The first two rounds stay within 128-bit lanes, where shuffles are cheap.
+inline Quad sum_each(Vec a, Vec b, Vec c, Vec d) {
+#if defined(__AVX512F__)
+#define SPFDE_LOW(x, y) SPFDE_SHUFFLE(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define SPFDE_HIGH(x, y) SPFDE_SHUFFLE(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define SPFDE_LOW2(x, y) SPFDE_SHUFFLE(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define SPFDE_HIGH2(x, y) SPFDE_SHUFFLE(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#elif defined(__AVX2__)
+#define SPFDE_LOW(x, y) SPFDE_SHUFFLE(x, y, 0, 8, 1, 9, 4, 12, 5, 13)
+#define SPFDE_HIGH(x, y) SPFDE_SHUFFLE(x, y, 2, 10, 3, 11, 6, 14, 7, 15)
+#define SPFDE_LOW2(x, y) SPFDE_SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13)
+#define SPFDE_HIGH2(x, y) SPFDE_SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15)
+#else
+#define SPFDE_LOW(x, y) SPFDE_SHUFFLE(x, y, 0, 4, 1, 5)
+#define SPFDE_HIGH(x, y) SPFDE_SHUFFLE(x, y, 2, 6, 3, 7)
+#define SPFDE_LOW2(x, y) SPFDE_SHUFFLE(x, y, 0, 1, 4, 5)
+#define SPFDE_HIGH2(x, y) SPFDE_SHUFFLE(x, y, 2, 3, 6, 7)
+#endif
+  const Vec ab = SPFDE_LOW(a, b) + SPFDE_HIGH(a, b), cd = SPFDE_LOW(c, d) + SPFDE_HIGH(c, d);
+  return fold(SPFDE_LOW2(ab, cd) + SPFDE_HIGH2(ab, cd));
+}
+
+// The sum of p[0 : n] (n a multiple of kWidth) in double: many terms, much cancellation.
+inline double sum_in_double(const float* p, int64_t n) {
+  double lanes[kWidth] = {};
+  for (int64_t q = 0; q < n; q += kWidth)
+    for (int i = 0; i < kWidth; ++i) lanes[i] += p[q + i];
+  double sum = 0.;
+  for (int i = 0; i < kWidth; ++i) sum += lanes[i];
+  return sum;
 }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

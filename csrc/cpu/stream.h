@@ -1,7 +1,8 @@
-// The two inner loops every op is made of.
+// The two inner loops every op is made of, over all rows of one panel.
 //
-// A *stream* is a run of consecutive floats (batch lanes of one input feature, or output positions of one input
-// plane); a stored weight selects the stream at source + offset * pitch.
+// A *stream* is a run of consecutive floats (batch lanes of one input feature, or of a run of output positions of one
+// input plane); a stored weight selects the stream at source + offset * pitch. A *panel* is a range of streams small
+// enough to stay close to the core while every row uses it.
 #pragma once
 
 #include "simd.h"
@@ -10,74 +11,177 @@ namespace spfde::SPFDE_ISA {
 
 constexpr int kStreamVectors = 8;  // accumulators of a full strip; enough chains to hide the latency of an FMA
 constexpr int kStrip = kStreamVectors * kWidth;
-constexpr int kPanelBytes = 24 * 1024;  // source bytes that stay in L1 while all rows use them
 
-// target[0 : V * kWidth] (=, if first, bias; else +=) sum_k values[k] * (source + offset[k] * pitch)[0 : V * kWidth]
+// Which stored weights of each row lie in a panel.
+struct Segments {
+  const int32_t* begin;  // [rows]
+  const int32_t* end;    // [rows]
+};
+
+struct AxpyPanel {
+  int64_t rows;
+  Segments weights;
+  const float* values;
+  const int32_t* offset;
+  int64_t pitch;
+  const float* source;
+  bool first;          // the panel that starts the sum, from the bias
+  const float* bias;   // [rows] or nullptr
+  float* target;       // rows target_pitch floats apart
+  int64_t target_pitch;
+};
+
+// target[r, 0 : V * kWidth] (=, if first, bias[r]; else +=) sum over the row's weights of value * stream.
 template <int V>
-inline void axpy_streams(const float* values, const int32_t* offset, int64_t n, int64_t pitch, const float* source,
-                         bool first, float bias, float* target) {
-  Vec acc[V];
-  for (int i = 0; i < V; ++i) acc[i] = first ? broadcast(bias) : load(target + i * kWidth);
-  for (int64_t k = 0; k < n; ++k) {
-    const Vec w = broadcast(values[k]);
-    const float* s = source + offset[k] * pitch;
-    for (int i = 0; i < V; ++i) acc[i] += w * load(s + i * kWidth);
+void axpy_panel(const AxpyPanel& panel) {
+  constexpr int kChains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // weights in flight, so that short strips have chains enough
+  const AxpyPanel a = panel;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    int64_t k = a.weights.begin[r];
+    const int64_t end = a.weights.end[r];
+    if (k == end && !a.first) continue;
+    float* target = a.target + r * a.target_pitch;
+    Vec acc[kChains][V];
+    for (int i = 0; i < V; ++i)
+      acc[0][i] = a.first ? broadcast(a.bias ? a.bias[r] : 0.f) : load(target + i * kWidth);
+    for (int c = 1; c < kChains; ++c)
+      for (int i = 0; i < V; ++i) acc[c][i] = Vec{};
+    for (; k + kChains <= end; k += kChains)
+      for (int c = 0; c < kChains; ++c) {
+        const Vec w = broadcast(a.values[k + c]);
+        const float* s = a.source + a.offset[k + c] * a.pitch;
+        for (int i = 0; i < V; ++i) acc[c][i] += w * load(s + i * kWidth);
+      }
+    for (; k < end; ++k) {
+      const Vec w = broadcast(a.values[k]);
+      const float* s = a.source + a.offset[k] * a.pitch;
+      for (int i = 0; i < V; ++i) acc[0][i] += w * load(s + i * kWidth);
+    }
+    for (int c = 1; c < kChains; ++c)
+      for (int i = 0; i < V; ++i) acc[0][i] += acc[c][i];
+    for (int i = 0; i < V; ++i) store(target + i * kWidth, acc[0][i]);
   }
-  for (int i = 0; i < V; ++i) store(target + i * kWidth, acc[i]);
 }
 
-using AxpyStreams = void (*)(const float*, const int32_t*, int64_t, int64_t, const float*, bool, float, float*);
-
-// The loop above for a strip of `vectors` vectors, 1 <= vectors <= kStreamVectors.
-inline AxpyStreams axpy_streams_for(int64_t vectors) {
+// The loop above for strips of `vectors` vectors, 1 <= vectors <= kStreamVectors.
+inline void axpy_panel(int64_t vectors, const AxpyPanel& panel) {
   switch (vectors) {
     case 1:
-      return axpy_streams<1>;
+      return axpy_panel<1>(panel);
     case 2:
-      return axpy_streams<2>;
+      return axpy_panel<2>(panel);
     case 3:
-      return axpy_streams<3>;
+      return axpy_panel<3>(panel);
     case 4:
-      return axpy_streams<4>;
+      return axpy_panel<4>(panel);
     case 5:
-      return axpy_streams<5>;
+      return axpy_panel<5>(panel);
     case 6:
-      return axpy_streams<6>;
+      return axpy_panel<6>(panel);
     case 7:
-      return axpy_streams<7>;
+      return axpy_panel<7>(panel);
     default:
-      return axpy_streams<8>;
+      return axpy_panel<8>(panel);
   }
 }
 
-// result[g] += dot(target, source + offset[g] * pitch) over `length` floats (a multiple of kWidth), g < G <= kWidth.
-template <int G>
-inline void dot_group(const float* target, const int32_t* offset, int64_t count, int64_t pitch, const float* source,
-                      int64_t length, float* result) {
-  const float* s[G];
-  for (int g = 0; g < G; ++g) s[g] = source + offset[g < count ? g : count - 1] * pitch;
-  Vec acc[G] = {};
-  for (int64_t p = 0; p < length; p += kWidth) {
-    const Vec t = load(target + p);
-    for (int g = 0; g < G; ++g) acc[g] += t * load(s[g] + p);
+struct DotPanel {
+  int64_t rows;
+  Segments weights;
+  const int32_t* offset;
+  int64_t pitch;
+  const float* source;
+  const float* target;  // rows target_pitch floats apart
+  int64_t target_pitch;
+  int64_t length;       // floats of a run, a multiple of kWidth
+  int64_t runs;         // consecutive runs are source_run and target_run floats apart
+  int64_t source_run, target_run;
+  float* result;  // one per stored weight
+};
+
+// result[g] += the dot products of `target` with eight streams, which share every load of it; `count` of them are
+// real, the others repeat the first.
+inline void dot_eight(const DotPanel& d, const float* target, const int32_t* offset, int64_t count, float* result) {
+  const float* s[8];
+  for (int g = 0; g < 8; ++g) s[g] = d.source + offset[g < count ? g : 0] * d.pitch;
+  Vec a0{}, a1{}, a2{}, a3{}, a4{}, a5{}, a6{}, a7{};
+  for (int64_t run = 0; run < d.runs; ++run, target += d.target_run) {
+    const int64_t first = run * d.source_run;
+    for (int64_t p = 0; p < d.length; p += kWidth) {
+      const Vec t = load(target + p);
+      a0 += t * load(s[0] + first + p);
+      a1 += t * load(s[1] + first + p);
+      a2 += t * load(s[2] + first + p);
+      a3 += t * load(s[3] + first + p);
+      a4 += t * load(s[4] + first + p);
+      a5 += t * load(s[5] + first + p);
+      a6 += t * load(s[6] + first + p);
+      a7 += t * load(s[7] + first + p);
+    }
   }
-  Vec all[kWidth] = {};
-  for (int g = 0; g < G; ++g) all[g] = acc[g];
-  const Vec sums = sum_each(all);
+  const Quad low = sum_each(a0, a1, a2, a3), high = sum_each(a4, a5, a6, a7);
+  if (count == 8) {
+    *reinterpret_cast<QuadUnaligned*>(result) += low;
+    *reinterpret_cast<QuadUnaligned*>(result + 4) += high;
+  } else {
+    for (int64_t g = 0; g < 4; ++g) result[g] += low[g];
+    for (int64_t g = 4; g < count; ++g) result[g] += high[g - 4];
+  }
+}
+
+// The same for at most four streams, two vectors at a time.
+inline void dot_four(const DotPanel& d, const float* target, const int32_t* offset, int64_t count, float* result) {
+  const float* s[4];
+  for (int g = 0; g < 4; ++g) s[g] = d.source + offset[g < count ? g : 0] * d.pitch;
+  Vec a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};
+  for (int64_t run = 0; run < d.runs; ++run, target += d.target_run) {
+    const int64_t first = run * d.source_run;
+    int64_t p = 0;
+    for (; p + 2 * kWidth <= d.length; p += 2 * kWidth) {
+      const Vec t = load(target + p), u = load(target + p + kWidth);
+      a0 += t * load(s[0] + first + p);
+      a1 += t * load(s[1] + first + p);
+      a2 += t * load(s[2] + first + p);
+      a3 += t * load(s[3] + first + p);
+      b0 += u * load(s[0] + first + p + kWidth);
+      b1 += u * load(s[1] + first + p + kWidth);
+      b2 += u * load(s[2] + first + p + kWidth);
+      b3 += u * load(s[3] + first + p + kWidth);
+    }
+    if (p < d.length) {
+      const Vec t = load(target + p);
+      a0 += t * load(s[0] + first + p);
+      a1 += t * load(s[1] + first + p);
+      a2 += t * load(s[2] + first + p);
+      a3 += t * load(s[3] + first + p);
+    }
+  }
+  const Quad sums = sum_each(a0 + b0, a1 + b1, a2 + b2, a3 + b3);
   for (int64_t g = 0; g < count; ++g) result[g] += sums[g];
 }
 
-// result[k] += dot(target, source + offset[k] * pitch) for k < n: many weights share each load of the target.
-inline void dot_streams(const float* target, const int32_t* offset, int64_t n, int64_t pitch, const float* source,
-                        int64_t length, float* result) {
-  constexpr int kGroup = kWidth < 8 ? kWidth : 8;
-  int64_t k = 0;
-  for (; k + kGroup <= n; k += kGroup) dot_group<kGroup>(target, offset + k, kGroup, pitch, source, length, result + k);
-  const int64_t rest = n - k;
-  if (rest > kGroup / 2)
-    dot_group<kGroup>(target, offset + k, rest, pitch, source, length, result + k);
-  else if (rest > 0)
-    dot_group<kGroup / 2>(target, offset + k, rest, pitch, source, length, result + k);
+// result[k] += dot(target[r], stream k) for the weights k of every row r.
+inline void dot_panel(const DotPanel& panel) {
+  const DotPanel d = panel;
+  for (int64_t r = 0; r < d.rows; ++r) {
+    int64_t k = d.weights.begin[r];
+    const int64_t end = d.weights.end[r];
+    const float* target = d.target + r * d.target_pitch;
+    for (; k + 8 <= end; k += 8) dot_eight(d, target, d.offset + k, 8, d.result + k);
+    if (end - k > 4)
+      dot_eight(d, target, d.offset + k, end - k, d.result + k);
+    else if (end > k)
+      dot_four(d, target, d.offset + k, end - k, d.result + k);
+  }
+}
+
+// Streams in a panel, each occupying `bytes`: half of an L1 cache, or twice L1 (so L2) where a row has so few weights
+// that a visit to a row would cost more than the weights it finds there.
+inline int64_t panel_streams(int64_t bytes, double density) {
+  constexpr int64_t kNear = 32 * 1024, kFar = 64 * 1024;
+  constexpr double kWorthVisiting = 10;
+  const int64_t near = max(1, kNear / bytes);
+  return near * density >= kWorthVisiting ? near : max(1, kFar / bytes);
 }
 
 // segment[p * rows + r] = first stored weight of row r with col >= p * width - shift, for p in [0, panels]: where each

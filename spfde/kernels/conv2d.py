@@ -1,6 +1,7 @@
 """conv2d: cross-correlation with a sparse weight, its input gradient, and its weight gradient at stored positions.
 
-Activations are computed in contiguous NCHW; a channels_last input is copied once, the result is contiguous.
+The native kernels read NCHW and channels_last memory alike; a result has the memory format of its input. Only memory
+with gaps is copied first.
 """
 
 from __future__ import annotations
@@ -91,11 +92,11 @@ def compute(
         return conv2d_ref(x, to_dense(values, positions_of(Index(row_ptr, col), cols), shape), bias, window)
     if kernel == "dense":
         return conv2d_ref(x, scatter(values, row_ptr, col, shape, buffer), bias, window)
-    x = x.contiguous()
-    y = x.new_empty(x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3]))
+    x, last = _dense_memory(x)
+    y = _empty((x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
     native().conv2d(
         _native_shape(x.shape, shape, window), row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
-        0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+        0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -120,11 +121,11 @@ def compute_input_grad(
     if kernel != "native":
         weight = scatter(values, row_ptr, col, shape, buffer)
         return _dense_backward(dy, dy.new_empty(x_shape), weight, window, 0)
-    dy, values = dy.contiguous(), transposed(values, t_perm)
-    dx = dy.new_empty(x_shape)
+    dy, last = _dense_memory(dy)
+    dx, values = _empty(x_shape, last), transposed(values, t_perm)
     native().conv2d_input_grad(
         _native_shape(x_shape, shape, window), t_row_ptr.data_ptr(), t_col.data_ptr(), values.data_ptr(),
-        dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+        dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
     )  # fmt: skip
     return dx
 
@@ -145,13 +146,25 @@ def compute_weight_grad(
     if kernel != "native":
         dense = _dense_backward(dy, x, dy.new_empty(1).expand(shape), window, 1)
         return gather(dense, row_ptr, col, capacity), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
-    dy, x = dy.contiguous(), x.contiguous()
+    (dy, dy_last), (x, x_last) = _dense_memory(dy), _dense_memory(x)
     dvalues, dbias = x.new_empty(capacity, 1, 1), x.new_empty(shape[0] if bias else 0)
     native().conv2d_weight_grad(
         _native_shape(x.shape, shape, window), capacity, row_ptr.data_ptr(), col.data_ptr(), x.data_ptr(),
-        dy.data_ptr(), dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
+        dy.data_ptr(), x_last, dy_last, dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
     )  # fmt: skip
     return dvalues, dbias
+
+
+def _dense_memory(x: Tensor) -> tuple[Tensor, bool]:
+    """x without gaps, copied only if it has some, and whether its memory is channels_last."""
+    if x.is_contiguous():
+        return x, False
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return (x, True) if last else (x.contiguous(), False)
+
+
+def _empty(shape: Shape, channels_last: bool) -> Tensor:
+    return torch.empty(shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ...]:

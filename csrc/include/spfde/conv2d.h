@@ -1,6 +1,6 @@
 // Two-dimensional cross-correlation with a sparse weight: forward, input gradient, weight gradient.
 //
-// All activations are contiguous NCHW float32. A stored weight of output channel o in group g has
+// Activations are float32 [batch, channels, height, width], contiguous or (by their flag) channels_last. A stored weight of output channel o in group g has
 // col = (c * kernel_h + i) * kernel_w + j with c the input channel counted inside the group.
 #pragma once
 
@@ -27,6 +27,7 @@ struct Conv2dArgs {
   const float* bias;       // [out_channels] or nullptr
   const float* x;          // [batch, in_channels, in_h, in_w]
   float* y;                // [batch, out_channels, out_h, out_w] written
+  bool x_channels_last, y_channels_last;
   int threads;
 };
 
@@ -41,6 +42,7 @@ struct Conv2dInputGradArgs {
   const float* values;     // [nnz] in transposed order
   const float* dy;         // [batch, out_channels, out_h, out_w]
   float* dx;               // [batch, in_channels, in_h, in_w] written
+  bool dy_channels_last, dx_channels_last;
   int threads;
 };
 
@@ -50,6 +52,7 @@ struct Conv2dWeightGradArgs {
   const int32_t* col;      // [nnz] ascending within a row
   const float* x;          // [batch, in_channels, in_h, in_w]
   const float* dy;         // [batch, out_channels, out_h, out_w]
+  bool x_channels_last, dy_channels_last;
   int64_t capacity;        // slots of dvalues, >= nnz
   float* dvalues;          // [capacity] written, 0 past nnz
   float* dbias;            // [out_channels] written, or nullptr

@@ -1,10 +1,9 @@
 // How a convolution becomes shifted streams.
 //
 // Source activations are copied into zero-padded planes, one per channel and stride phase; target activations live in
-// planes of the same row and image pitch. A stored weight then adds (or correlates) a whole plane at one constant
-// offset, whatever the stride, padding and dilation. Padding is shared: a row's right padding is the next row's left
-// padding, an image's bottom padding the next image's top padding. Target positions that fall on padding hold garbage
-// (products) or zero (gradients) and are never copied out.
+// rows of the same grid. A stored weight then adds (or correlates) its plane at one constant offset, whatever the
+// stride, padding and dilation. Padding is shared: a row's right padding is the next row's left padding. How the images
+// of a batch share the planes is the kernel's affair (csrc/cpu/planes.h).
 #pragma once
 
 #include <cstdint>
@@ -46,6 +45,7 @@ struct ShiftedProductArgs {
   const float* bias;  // [target_channels] or nullptr
   const float* source;
   float* target;
+  bool source_channels_last, target_channels_last;
   int threads;
 };
 
@@ -56,6 +56,7 @@ struct ShiftedCorrelationArgs {
   const int32_t* col;
   const float* source;
   const float* target;
+  bool source_channels_last, target_channels_last;
   int64_t capacity;
   float* dvalues;  // [capacity]
   float* dbias;    // [target_channels] or nullptr

@@ -5,7 +5,7 @@
 
 namespace spfde {
 
-enum class Scratch { source, target, partial, bias, offsets, segments, count };
+enum class Scratch { source, target, partial, bias, offsets, segments, source_places, target_places, blanks, count };
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until the same thread asks for the same slot.
 void* scratch(Scratch slot, size_t bytes);
