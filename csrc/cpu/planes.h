@@ -174,7 +174,7 @@ inline void lanes_in(const float* x, int64_t image, int64_t images, int64_t lane
   }
 }
 
-// y[b * image + i] = packed[place(i) * lanes + b] for i < n; every i has a place.
+// y[b * image + i] = packed[place(i) * lanes + b] for i < n, 0 where i has no place.
 template <typename Place>
 inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
                       float* y) {
@@ -184,13 +184,18 @@ inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_
       for (int64_t next = 0; next < n; next += kWidth) {
         const int64_t i = min(next, n - kWidth);
         Vec v[kWidth];
-        for (int j = 0; j < kWidth; ++j) v[j] = load(packed + place(i + j) * lanes);
+        for (int j = 0; j < kWidth; ++j) {
+          const int64_t q = place(i + j);
+          v[j] = q < 0 ? Vec{} : load(packed + q * lanes);
+        }
         transpose(v);
         for (int j = 0; j < kWidth; ++j) store(y + j * image + i, v[j]);
       }
     } else {
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < filled; ++j) y[j * image + i] = packed[place(i) * lanes + j];
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t q = place(i);
+        for (int64_t j = 0; j < filled; ++j) y[j * image + i] = q < 0 ? 0.f : packed[q * lanes + j];
+      }
     }
   }
 }
@@ -212,11 +217,10 @@ inline void move_lanes(const Places& places, int64_t lanes, int64_t stride, int6
     constexpr int64_t kLine = 2 * kWidth;  // channels at a time: whole cache lines of the image
     for (int64_t c = begin; c < end; c += kLine) {
       const int64_t n = min(kLine, end - c);
-      for (int64_t i = 0; i < places.pixels; ++i)
-        if (places.at[i] >= 0) {
-          const int64_t first = places.at[i] + (c - begin) * stride;
-          move(x + i * channels + c, n, [=](int64_t j) { return first + j * stride; }, packed);
-        }
+      for (int64_t i = 0; i < places.pixels; ++i) {
+        const int64_t at = places.at[i], first = at + (c - begin) * stride;
+        move(x + i * channels + c, n, [=](int64_t j) { return at < 0 ? -1 : first + j * stride; }, packed);
+      }
     }
     return;
   }
