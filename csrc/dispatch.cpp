@@ -48,16 +48,16 @@ SPFDE_DISPATCH(spmm_blocks_input_grad, SpmmBlocksInputGradArgs)
 SPFDE_DISPATCH(sddmm_blocks, SddmmBlocksArgs)
 #undef SPFDE_OP
 
-#define SPFDE_OP conv2d_blocks
-SPFDE_DISPATCH(conv2d_blocks, Conv2dBlocksArgs)
+#define SPFDE_OP shifted_blocks
+SPFDE_DISPATCH(shifted_blocks, Conv2dBlocksArgs)
 #undef SPFDE_OP
 
-#define SPFDE_OP conv2d_blocks_input_grad
-SPFDE_DISPATCH(conv2d_blocks_input_grad, Conv2dBlocksInputGradArgs)
+#define SPFDE_OP shifted_blocks_input_grad
+SPFDE_DISPATCH(shifted_blocks_input_grad, Conv2dBlocksInputGradArgs)
 #undef SPFDE_OP
 
-#define SPFDE_OP conv2d_blocks_weight_grad
-SPFDE_DISPATCH(conv2d_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
+#define SPFDE_OP shifted_blocks_weight_grad
+SPFDE_DISPATCH(shifted_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
 #undef SPFDE_OP
 
 }  // namespace spfde

@@ -65,7 +65,7 @@ PYBIND11_MODULE(_C, m) {
       "spmm",
       [](int64_t rows, int64_t cols, int64_t batch, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
          uintptr_t x, uintptr_t y, int threads) {
-        spfde::spmm({rows, cols, batch, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
+        spfde::spmm({rows, cols, batch, 1, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
                      pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
       },
       release());
@@ -73,7 +73,7 @@ PYBIND11_MODULE(_C, m) {
       "sddmm",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dy,
          uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int threads) {
-        spfde::sddmm({rows, cols, batch, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(dy),
+        spfde::sddmm({rows, cols, batch, 1, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(dy),
                       pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias), threads});
       },
       release());
@@ -107,7 +107,7 @@ PYBIND11_MODULE(_C, m) {
       "spmm_blocks",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
          uintptr_t unit_col, uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y, int threads) {
-        spfde::spmm_blocks({rows, cols, batch, block_index(height, width, unit_ptr, unit_col), pointer<float>(values),
+        spfde::spmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col), pointer<float>(values),
                             pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
       },
       release());
@@ -115,7 +115,7 @@ PYBIND11_MODULE(_C, m) {
       "spmm_blocks_input_grad",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
          uintptr_t unit_col, uintptr_t values, uintptr_t dy, uintptr_t dx, int threads) {
-        spfde::spmm_blocks_input_grad({rows, cols, batch, block_index(height, width, unit_ptr, unit_col),
+        spfde::spmm_blocks_input_grad({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col),
                                        pointer<float>(values), pointer<float>(dy), pointer<float>(dx), threads});
       },
       release());
@@ -124,7 +124,7 @@ PYBIND11_MODULE(_C, m) {
       [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, int64_t capacity,
          uintptr_t unit_ptr, uintptr_t unit_col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias,
          int threads) {
-        spfde::sddmm_blocks({rows, cols, batch, block_index(height, width, unit_ptr, unit_col), capacity,
+        spfde::sddmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col), capacity,
                              pointer<float>(dy), pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias),
                              threads});
       },

@@ -39,7 +39,7 @@ struct BlockConv {
 
 }  // namespace
 
-void conv2d_blocks(const Conv2dBlocksArgs& a) {
+void shifted_blocks(const Conv2dBlocksArgs& a) {
   const BlockConv conv(a.shape, a.index, a.threads);
   if (conv.empty) return;
   const Conv2dGeometry& g = *conv.geometry;
@@ -72,7 +72,7 @@ void conv2d_blocks(const Conv2dBlocksArgs& a) {
 }
 
 // The forward's streams run backwards: dX gathers in the source planes, a panel of channels at a time.
-void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
+void shifted_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
   const BlockConv conv(a.shape, a.index, a.threads);
   const Conv2dGeometry& g = *conv.geometry;
   if (conv.empty) {
@@ -112,7 +112,7 @@ void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
 }
 
 // Threads own private sums over their share of the chunks, added in thread order.
-void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
+void shifted_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
   const BlockConv conv(a.shape, a.index, a.threads);
   const Conv2dGeometry& g = *conv.geometry;
   const int64_t size = a.index.unit_ptr[conv.block_rows] * conv.height, channels = g.target_channels;

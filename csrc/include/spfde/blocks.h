@@ -2,7 +2,8 @@
 //
 // A *unit* is one column of a block: `height` weights that share one input. Units are listed block by block, blocks
 // ascending within a block row. Rows of the last block row that do not exist are ignored on the output side and count
-// as zero on the gradient's. The input gradient reads the same index: it needs no transpose.
+// as zero on the gradient's. The input gradient reads the same index: it needs no transpose. batch and positions: see
+// spmm.h.
 #pragma once
 
 #include <cstdint>
@@ -20,32 +21,32 @@ struct BlockIndex {
 
 // Y = X W^T + bias.
 struct SpmmBlocksArgs {
-  int64_t rows, cols, batch;
+  int64_t rows, cols, batch, positions;
   BlockIndex index;
   const float* values;  // [blocks, height, width]
   const float* bias;    // [rows] or nullptr
-  const float* x;       // [batch, cols] row-major
-  float* y;             // [batch, rows] row-major, every element written
+  const float* x;       // as in spmm.h
+  float* y;             // as in spmm.h, every element written
   int threads;
 };
 
 // DX = DY W.
 struct SpmmBlocksInputGradArgs {
-  int64_t rows, cols, batch;
+  int64_t rows, cols, batch, positions;
   BlockIndex index;
   const float* values;  // [blocks, height, width]
-  const float* dy;      // [batch, rows] row-major
-  float* dx;            // [batch, cols] row-major, every element written
+  const float* dy;      // as in spmm.h
+  float* dx;            // as in spmm.h, every element written
   int threads;
 };
 
 // dW = dY^T X at the stored blocks only.
 struct SddmmBlocksArgs {
-  int64_t rows, cols, batch;
+  int64_t rows, cols, batch, positions;
   BlockIndex index;
   int64_t capacity;  // blocks in dvalues, >= those stored
-  const float* dy;   // [batch, rows] row-major
-  const float* x;    // [batch, cols] row-major
+  const float* dy;   // as in spmm.h
+  const float* x;    // as in spmm.h
   float* dvalues;    // [capacity, height, width] written, 0 past the stored blocks
   float* dbias;      // [rows] written, or nullptr
   int threads;
@@ -89,8 +90,13 @@ struct Conv2dBlocksWeightGradArgs {
   int threads;
 };
 
-SPFDE_PER_ISA(conv2d_blocks, Conv2dBlocksArgs)
-SPFDE_PER_ISA(conv2d_blocks_input_grad, Conv2dBlocksInputGradArgs)
-SPFDE_PER_ISA(conv2d_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
+void conv2d_blocks(const Conv2dBlocksArgs& args);
+void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& args);
+void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& args);
+
+// The same by shifted streams (see conv2d_geometry.h), whatever the window.
+SPFDE_PER_ISA(shifted_blocks, Conv2dBlocksArgs)
+SPFDE_PER_ISA(shifted_blocks_input_grad, Conv2dBlocksInputGradArgs)
+SPFDE_PER_ISA(shifted_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
 
 }  // namespace spfde

@@ -1,0 +1,236 @@
+// The three products of a linear layer (or pointwise convolution) around the inner loops: how work is cut into tiles
+// of lanes, panels of columns and shares of rows, and who packs what.
+//
+// With tiles enough for all threads a task packs its own tiles, a panel at a time, so that packed activations never
+// leave the core's caches. With few tiles the threads pack together, then split the rows.
+#pragma once
+
+#include "lanes.h"
+#include "spfde/workspace.h"
+#include "stream.h"
+
+namespace spfde::SPFDE_ISA {
+
+struct LinearProblem {
+  int64_t rows, cols, batch, positions;  // see lanes.h
+  int64_t height, width;                 // of a block; 1 x 1 for single weights
+  const int32_t* row_ptr;                // of block rows, into the columns of blocks
+  const int32_t* col;
+  int threads;
+
+  int64_t block_rows() const { return ceil_div(rows, height); }
+  int64_t padded() const { return block_rows() * height; }
+};
+
+struct Panels {
+  int64_t width, count;  // columns per panel
+  int32_t* segment;      // [(count + 1) * block rows]
+
+  Segments of(int64_t p, int64_t block_rows, int64_t begin) const {
+    const int32_t* at = segment + p * block_rows + begin;
+    return {at, at + block_rows};
+  }
+};
+
+inline Panels plan_panels(const LinearProblem& a, int64_t lanes, int64_t most) {
+  const int64_t block_rows = a.block_rows();
+  const double density = a.row_ptr[block_rows] / (static_cast<double>(max(1, block_rows)) * max(1, a.cols));
+  const int64_t width = round_up(min(most, panel_streams(lanes * int64_t{sizeof(float)}, density)), a.width);
+  const int64_t count = max(1, ceil_div(a.cols, width));
+  return {width, count, scratch<int32_t>(Scratch::segments, (count + 1) * block_rows)};
+}
+
+// ---- inside a parallel region: loops shared by its threads --------------------------------------------------------
+
+inline void split_rows(const LinearProblem& a, const Panels& panels) {
+  const int64_t block_rows = a.block_rows();
+#pragma omp for schedule(static)
+  for (int64_t r = 0; r < block_rows; ++r)
+    split_row(a.row_ptr, a.col, block_rows, r, panels.count, panels.width, 0, panels.segment);
+}
+
+// packed[tile][feature][lane] for all tiles; features in [features, padded) are zero.
+inline void pack_all(const Lanes& l, const float* x, int64_t features, int64_t padded, float* packed) {
+  constexpr int64_t kStep = 128;
+  const int64_t steps = ceil_div(padded, kStep);
+#pragma omp for schedule(static) collapse(2)
+  for (int64_t tile = 0; tile < l.tiles; ++tile)
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t begin = s * kStep, end = min(padded, begin + kStep), real = max(begin, min(end, features));
+      float* at = packed + (tile * padded + begin) * l.lanes;
+      pack_lanes(l, tile, begin, real, x, features, at);
+      for (int64_t q = (real - begin) * l.lanes; q < (end - begin) * l.lanes; ++q) at[q] = 0.f;
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------------
+
+// Whether every thread has tiles of its own.
+inline bool enough(int64_t tiles, int threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
+
+// y = W x, with multiply(vectors, block rows, their segments, source, whether first, first block row, target).
+template <typename Multiply>
+void linear_product(const LinearProblem& a, int64_t strip, const float* x, float* y, Multiply multiply) {
+  if (a.batch == 0 || a.rows == 0) return;
+  const int64_t block_rows = a.block_rows();
+  const Lanes l = split_batch(a.batch, a.positions, strip);
+  const Panels panels = plan_panels(a, l.lanes, INT64_MAX);
+  const bool own = enough(l.tiles, a.threads);
+  const int64_t most = max(1, (own ? 512 : 256) / a.height);
+  const int64_t share = min(most, own ? block_rows : ceil_div(block_rows, ceil_div(a.threads, l.tiles)));
+  const int64_t shares = ceil_div(block_rows, share);
+  float* packed = own ? nullptr : scratch<float>(Scratch::source, l.tiles * a.cols * l.lanes);
+
+  // Shares [s, s_end) of one tile.
+  const auto run = [&](int64_t tile, int64_t s, int64_t s_end, float* source, bool pack) {
+    float* target = scratch<float>(Scratch::target, share * a.height * l.lanes);
+    for (; s < s_end; ++s, pack = false) {
+      const int64_t begin = s * share, end = min(block_rows, begin + share);
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t column = p * panels.width;
+        if (pack)
+          pack_lanes(l, tile, column, min(a.cols, column + panels.width), x, a.cols, source + column * l.lanes);
+        multiply(l.lanes / kWidth, end - begin, panels.of(p, block_rows, begin), source, l.lanes, p == 0, begin,
+                 target);
+      }
+      unpack_lanes(l, tile, begin * a.height, min(a.rows, end * a.height), target, y, a.rows);
+    }
+  };
+
+#pragma omp parallel num_threads(a.threads)
+  {
+    split_rows(a, panels);
+    if (own) {
+#pragma omp for schedule(static)
+      for (int64_t tile = 0; tile < l.tiles; ++tile)
+        run(tile, 0, shares, scratch<float>(Scratch::source, a.cols * l.lanes), true);
+    } else {
+      pack_all(l, x, a.cols, a.cols, packed);
+#pragma omp for schedule(static) collapse(2)
+      for (int64_t tile = 0; tile < l.tiles; ++tile)
+        for (int64_t s = 0; s < shares; ++s) run(tile, s, s + 1, packed + tile * a.cols * l.lanes, false);
+    }
+  }
+}
+
+// dx = W^T dy, with scatter(vectors, segments, columns' pitch, panel of dx, dy): a panel of dX stays close while every
+// row of dY adds to it.
+template <typename Scatter>
+void linear_transposed_product(const LinearProblem& a, int64_t strip, const float* dy, float* dx, Scatter scatter) {
+  if (a.batch == 0 || a.cols == 0) return;
+  const int64_t block_rows = a.block_rows(), padded = a.padded();
+  const Lanes l = split_batch(a.batch, a.positions, strip);
+  const bool own = enough(l.tiles, a.threads);
+  const Panels panels = plan_panels(a, l.lanes, own ? INT64_MAX : ceil_div(a.cols, ceil_div(a.threads, l.tiles)));
+  float* packed = own ? nullptr : scratch<float>(Scratch::source, l.tiles * padded * l.lanes);
+
+  const auto run = [&](int64_t tile, int64_t p, const float* source) {
+    const int64_t begin = p * panels.width, end = min(a.cols, begin + panels.width);
+    float* target = scratch<float>(Scratch::target, panels.width * l.lanes);
+    for (int64_t q = 0; q < (end - begin) * l.lanes; ++q) target[q] = 0.f;
+    scatter(l.lanes / kWidth, panels.of(p, block_rows, 0), l.lanes, target - begin * l.lanes, source);
+    unpack_lanes(l, tile, begin, end, target, dx, a.cols);
+  };
+
+#pragma omp parallel num_threads(a.threads)
+  {
+    split_rows(a, panels);
+    if (own) {
+#pragma omp for schedule(static)
+      for (int64_t tile = 0; tile < l.tiles; ++tile) {
+        float* source = scratch<float>(Scratch::source, padded * l.lanes);
+        pack_lanes(l, tile, 0, a.rows, dy, a.rows, source);
+        for (int64_t q = a.rows * l.lanes; q < padded * l.lanes; ++q) source[q] = 0.f;
+        for (int64_t p = 0; p < panels.count; ++p) run(tile, p, source);
+      }
+    } else {
+      pack_all(l, dy, a.rows, padded, packed);
+#pragma omp for schedule(static) collapse(2)
+      for (int64_t tile = 0; tile < l.tiles; ++tile)
+        for (int64_t p = 0; p < panels.count; ++p) run(tile, p, packed + tile * padded * l.lanes);
+    }
+  }
+}
+
+struct LinearGradient {
+  int64_t stored, capacity;  // floats of dvalues that are live, and all of them
+  float* dvalues;
+  float* dbias;  // or nullptr
+};
+
+// dW = dy x^T at the stored positions, with correlate(block rows, segments, source, pitch, target, dvalues). Sums have
+// one order: threads own rows, or (with tiles enough) private sums that are added in thread order.
+template <typename Correlate>
+void linear_correlation(const LinearProblem& a, const float* dy, const float* x, const LinearGradient& out,
+                        Correlate correlate) {
+  for (int64_t k = 0; k < out.capacity; ++k) out.dvalues[k] = 0.f;
+  if (out.dbias)
+    for (int64_t r = 0; r < a.rows; ++r) out.dbias[r] = 0.f;
+  if (a.batch == 0 || a.rows == 0) return;
+
+  const int64_t block_rows = a.block_rows(), padded = a.padded();
+  const Lanes l = split_batch(a.batch, a.positions, kStrip);
+  const Panels panels = plan_panels(a, l.lanes, INT64_MAX);
+  const bool own = l.tiles >= 8 * a.threads;
+  const int64_t share = max(1, min(ceil_div(256, a.height), ceil_div(block_rows, 4 * a.threads)));
+  const int64_t shares = ceil_div(block_rows, share), tiles = own ? a.threads : l.tiles;
+  float* source = scratch<float>(Scratch::source, tiles * a.cols * l.lanes);
+  float* target = scratch<float>(Scratch::target, tiles * padded * l.lanes);
+  float* partial = scratch<float>(Scratch::partial, own ? out.stored * a.threads : 0);
+  double* bias = scratch<double>(Scratch::bias, a.rows * (own ? a.threads : 1));
+  const auto add_bias = [&](const float* lanes, int64_t begin, int64_t end, double* sums) {
+    for (int64_t r = begin; out.dbias && r < end; ++r) sums[r] += sum_in_double(lanes + r * l.lanes, l.lanes);
+  };
+
+#pragma omp parallel num_threads(a.threads)
+  {
+    split_rows(a, panels);
+    if (own) {
+#pragma omp for schedule(static, 1)
+      for (int64_t worker = 0; worker < a.threads; ++worker) {
+        float* dvalues = partial + worker * out.stored;
+        double* sums = bias + worker * a.rows;
+        float* my_source = source + worker * a.cols * l.lanes;
+        float* my_target = target + worker * padded * l.lanes;
+        for (int64_t k = 0; k < out.stored; ++k) dvalues[k] = 0.f;
+        for (int64_t r = 0; r < a.rows; ++r) sums[r] = 0.;
+        for (int64_t q = a.rows * l.lanes; q < padded * l.lanes; ++q) my_target[q] = 0.f;
+        for (int64_t tile = l.tiles * worker / a.threads; tile < l.tiles * (worker + 1) / a.threads; ++tile) {
+          pack_lanes(l, tile, 0, a.rows, dy, a.rows, my_target);
+          add_bias(my_target, 0, a.rows, sums);
+          for (int64_t p = 0; p < panels.count; ++p) {
+            const int64_t column = p * panels.width;
+            pack_lanes(l, tile, column, min(a.cols, column + panels.width), x, a.cols, my_source + column * l.lanes);
+            correlate(block_rows, panels.of(p, block_rows, 0), my_source, l.lanes, my_target, dvalues);
+          }
+        }
+      }
+#pragma omp for schedule(static)
+      for (int64_t k = 0; k < out.stored; ++k)
+        for (int64_t t = 0; t < a.threads; ++t) out.dvalues[k] += partial[t * out.stored + k];
+    } else {
+      pack_all(l, x, a.cols, a.cols, source);
+      pack_all(l, dy, a.rows, padded, target);
+#pragma omp for schedule(static)
+      for (int64_t s = 0; s < shares; ++s) {
+        const int64_t begin = s * share, end = min(block_rows, begin + share);
+        const int64_t row = begin * a.height, row_end = min(a.rows, end * a.height);
+        for (int64_t r = row; r < row_end; ++r) bias[r] = 0.;
+        for (int64_t tile = 0; tile < l.tiles; ++tile) {
+          const float* rows = target + tile * padded * l.lanes;
+          add_bias(rows, row, row_end, bias);
+          for (int64_t p = 0; p < panels.count; ++p)
+            correlate(end - begin, panels.of(p, block_rows, begin), source + tile * a.cols * l.lanes, l.lanes,
+                      rows + row * l.lanes, out.dvalues);
+        }
+      }
+    }
+  }
+  for (int64_t r = 0; out.dbias && r < a.rows; ++r) {
+    double sum = 0.;
+    for (int64_t t = 0; t < (own ? a.threads : 1); ++t) sum += bias[t * a.rows + r];
+    out.dbias[r] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace spfde::SPFDE_ISA
