@@ -61,10 +61,11 @@ void shifted_blocks(const Conv2dBlocksArgs& a) {
       for (int64_t run = 0; run < p.runs; ++run)
         for (int64_t s = 0; s < strips; ++s) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
+          float* sums = target + run * p.target_run + v * kWidth;
           for (int64_t q = 0; q < streams.panels; ++q)
             block_axpy_panel(v_end - v, conv.panel(streams, q, begin, end, a.values),
                              source + run * p.source_run + v * kWidth,
-                             {target + run * p.target_run + v * kWidth, p.target_size, q == 0,
+                             {q == 0 ? nullptr : sums, p.target_size, sums, p.target_size,
                               a.bias ? a.bias + begin : nullptr, real - begin});
         }
       unpack_target(g, l, target, begin, real, a.y_channels_last, first, images, a.y);

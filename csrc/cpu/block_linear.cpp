@@ -21,10 +21,9 @@ BlockPanel panel(const BlockIndex& index, int64_t block_rows, const Segments& un
 void spmm_blocks(const SpmmBlocksArgs& a) {
   linear_product(problem(a), kBlockStrip, a.x, a.y,
                  [&](int64_t vectors, int64_t block_rows, const Segments& units, const float* source, int64_t pitch,
-                     bool first, int64_t begin, float* target) {
-                   const int64_t row = begin * a.index.height;
-                   block_axpy_panel(vectors, panel(a.index, block_rows, units, a.values, pitch), source,
-                                    {target, pitch, first, a.bias ? a.bias + row : nullptr, a.rows - row});
+                     int64_t row, Sum sum) {
+                   sum.bias = a.bias ? a.bias + row : nullptr;
+                   block_axpy_panel(vectors, panel(a.index, block_rows, units, a.values, pitch), source, sum);
                  });
 }
 

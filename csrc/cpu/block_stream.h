@@ -33,28 +33,19 @@ inline void for_each_unit(const BlockPanel& p, int64_t b, int64_t row, Body body
     for (int64_t c = 0; c < width; ++c) body(u + c, weight + c);
 }
 
-struct BlockTarget {
-  float* data;  // rows pitch floats apart
-  int64_t pitch;
-  bool first;         // the panel that starts the sum, from the bias
-  const float* bias;  // or nullptr
-  int64_t rows;       // rows that exist: the last block row may reach beyond them
-};
-
-// target (=, if first, bias; else +=) sum over units of weight * stream, for rows [row, row + N) of every block row.
+// sum.to = sum.from (or bias) + sum over units of weight * stream, for rows [row, row + N) of every block row.
 template <int N, int V, bool kColumn>
-void block_axpy(const BlockPanel& panel, const float* source, const BlockTarget& t, int64_t row) {
+void block_axpy(const BlockPanel& panel, const float* source, const Sum& sum, int64_t row) {
   const BlockPanel p = panel;
   const int64_t width = kColumn ? 1 : p.width;
   for (int64_t b = 0; b < p.block_rows; ++b) {
     const int64_t r = b * p.height + row;
-    float* target = t.data + r * t.pitch;
     Vec acc[N][V];
     for (int i = 0; i < N; ++i)
       for (int v = 0; v < V; ++v)
-        acc[i][v] = !t.first                     ? load(target + i * t.pitch + v * kWidth)
-                    : t.bias && r + i < t.rows ? broadcast(t.bias[r + i])
-                                                 : Vec{};
+        acc[i][v] = sum.from                             ? load(sum.from + (r + i) * sum.from_pitch + v * kWidth)
+                    : sum.bias && r + i < sum.rows ? broadcast(sum.bias[r + i])
+                                                         : Vec{};
     for_each_unit<kColumn>(p, b, row, [&](int64_t u, const float* weight) {
       const float* s = source + p.offset[u] * p.pitch;
       Vec x[V];
@@ -65,7 +56,8 @@ void block_axpy(const BlockPanel& panel, const float* source, const BlockTarget&
       }
     });
     for (int i = 0; i < N; ++i)
-      for (int v = 0; v < V; ++v) store(target + i * t.pitch + v * kWidth, acc[i][v]);
+      if (r + i < sum.rows)
+        for (int v = 0; v < V; ++v) store(sum.to + (r + i) * sum.to_pitch + v * kWidth, acc[i][v]);
   }
 }
 
@@ -82,13 +74,13 @@ void block_scatter(const BlockPanel& panel, float* source, const float* rows, in
       for (int v = 0; v < V; ++v) t[i][v] = load(target + i * target_pitch + v * kWidth);
     for_each_unit<kColumn>(p, b, row, [&](int64_t u, const float* weight) {
       float* s = source + p.offset[u] * p.pitch;
-      Vec sum[V];
-      for (int v = 0; v < V; ++v) sum[v] = load(s + v * kWidth);
+      Vec acc[V];
+      for (int v = 0; v < V; ++v) acc[v] = load(s + v * kWidth);
       for (int i = 0; i < N; ++i) {
         const Vec w = broadcast(weight[i * width]);
-        for (int v = 0; v < V; ++v) sum[v] += w * t[i][v];
+        for (int v = 0; v < V; ++v) acc[v] += w * t[i][v];
       }
-      for (int v = 0; v < V; ++v) store(s + v * kWidth, sum[v]);
+      for (int v = 0; v < V; ++v) store(s + v * kWidth, acc[v]);
     });
   }
 }
@@ -164,9 +156,9 @@ inline void with_shape(int64_t vectors, int64_t width, Body body) {
     vectors == 1 ? body(One{}, std::false_type{}) : body(Two{}, std::false_type{});
 }
 
-inline void block_axpy_panel(int64_t vectors, const BlockPanel& p, const float* source, const BlockTarget& target) {
+inline void block_axpy_panel(int64_t vectors, const BlockPanel& p, const float* source, const Sum& sum) {
   with_shape(vectors, p.width, [&](auto v, auto column) {
-    for_rows(p.height, [&](int64_t row, auto n) { block_axpy<n(), v(), column()>(p, source, target, row); });
+    for_rows(p.height, [&](int64_t row, auto n) { block_axpy<n(), v(), column()>(p, source, sum, row); });
   });
 }
 

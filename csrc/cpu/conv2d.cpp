@@ -29,12 +29,14 @@ void shifted_product(const ShiftedProductArgs& a) {
       for (int64_t run = 0; run < p.runs; ++run)
         for (int64_t s = 0; s < strips; ++s) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
+          float* sums = target + run * p.target_run + v * kWidth;
           for (int64_t q = 0; q < streams.panels; ++q) {
             const int32_t* segments = streams.segment + q * rows + begin;
             axpy_panel(v_end - v,
                        {end - begin, {segments, segments + rows}, a.values, streams.offset, p.lanes,
-                        source + run * p.source_run + v * kWidth, q == 0, a.bias ? a.bias + begin : nullptr,
-                        target + run * p.target_run + v * kWidth, p.target_size});
+                        source + run * p.source_run + v * kWidth,
+                        {q == 0 ? nullptr : sums, p.target_size, sums, p.target_size,
+                         a.bias ? a.bias + begin : nullptr, end - begin}});
           }
         }
       unpack_target(g, l, target, begin, end, a.target_channels_last, first, images, a.target);

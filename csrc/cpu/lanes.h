@@ -16,6 +16,13 @@ struct Lanes {
   int64_t lanes;  // per tile, a multiple of kWidth
 
   int64_t used(int64_t tile) const { return max(0, min(lanes, batch - tile * lanes)); }
+
+  // Memory offset of a tile whose lanes are all in use and neighbours in memory, else -1.
+  int64_t direct(int64_t tile, int64_t features) const {
+    const int64_t image = tile * lanes / positions, position = tile * lanes % positions;
+    const bool whole = positions > 1 && used(tile) == lanes && position + lanes <= positions;
+    return whole ? image * features * positions + position : -1;
+  }
 };
 
 // Tiles of at most `widest` lanes, as equal as the vector width allows.
@@ -28,6 +35,14 @@ inline void copy_floats(const float* from, int64_t n, float* to) {
   int64_t q = 0;
   for (; q + kWidth <= n; q += kWidth) store(to + q, load(from + q));
   for (; q < n; ++q) to[q] = from[q];
+}
+
+constexpr int64_t kAhead = 16;  // planes
+
+// Planes lie pages apart, where no hardware prefetcher follows.
+template <int kWrite>
+inline void prefetch_floats(const float* p, int64_t n) {
+  for (int64_t q = 0; q < n; q += 16) __builtin_prefetch(p + q, kWrite, 3);
 }
 
 // Calls body(first lane of the tile, memory offset of it, n) for each run of lanes that are neighbours in memory.
@@ -48,8 +63,10 @@ inline void pack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end,
   const int64_t used = l.used(tile);
   if (l.positions > 1) {
     for_runs(l, tile, features, [&](int64_t b, int64_t offset, int64_t n) {
-      for (int64_t f = begin; f < end; ++f)
+      for (int64_t f = begin; f < end; ++f) {
+        prefetch_floats<0>(x + offset + (f + kAhead) * l.positions, n);
         copy_floats(x + offset + f * l.positions, n, packed + (f - begin) * l.lanes + b);
+      }
     });
     for (int64_t f = begin; f < end; ++f)
       for (int64_t b = used; b < l.lanes; ++b) packed[(f - begin) * l.lanes + b] = 0.f;
@@ -78,8 +95,10 @@ inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t en
   const int64_t used = l.used(tile);
   if (l.positions > 1) {
     for_runs(l, tile, features, [&](int64_t b, int64_t offset, int64_t n) {
-      for (int64_t f = begin; f < end; ++f)
+      for (int64_t f = begin; f < end; ++f) {
+        prefetch_floats<1>(y + offset + (f + kAhead) * l.positions, n);
         copy_floats(packed + (f - begin) * l.lanes + b, n, y + offset + f * l.positions);
+      }
     });
     return;
   }

@@ -68,7 +68,7 @@ inline void pack_all(const Lanes& l, const float* x, int64_t features, int64_t p
 // Whether every thread has tiles of its own.
 inline bool enough(int64_t tiles, int threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
 
-// y = W x, with multiply(vectors, block rows, their segments, source, whether first, first block row, target).
+// y = W x, with multiply(vectors, block rows, their segments, source, pitch, first row, sum).
 template <typename Multiply>
 void linear_product(const LinearProblem& a, int64_t strip, const float* x, float* y, Multiply multiply) {
   if (a.batch == 0 || a.rows == 0) return;
@@ -84,16 +84,22 @@ void linear_product(const LinearProblem& a, int64_t strip, const float* x, float
   // Shares [s, s_end) of one tile.
   const auto run = [&](int64_t tile, int64_t s, int64_t s_end, float* source, bool pack) {
     float* target = scratch<float>(Scratch::target, share * a.height * l.lanes);
+    const int64_t direct = l.direct(tile, a.rows);
     for (; s < s_end; ++s, pack = false) {
       const int64_t begin = s * share, end = min(block_rows, begin + share);
+      const int64_t row = begin * a.height, rows = min(a.rows, end * a.height) - row;
       for (int64_t p = 0; p < panels.count; ++p) {
         const int64_t column = p * panels.width;
         if (pack)
           pack_lanes(l, tile, column, min(a.cols, column + panels.width), x, a.cols, source + column * l.lanes);
-        multiply(l.lanes / kWidth, end - begin, panels.of(p, block_rows, begin), source, l.lanes, p == 0, begin,
-                 target);
+        Sum sum{p == 0 ? nullptr : target, l.lanes, target, l.lanes, nullptr, rows};
+        if (direct >= 0 && p + 1 == panels.count) {
+          sum.to = y + direct + row * l.positions;
+          sum.to_pitch = l.positions;
+        }
+        multiply(l.lanes / kWidth, end - begin, panels.of(p, block_rows, begin), source, l.lanes, row, sum);
       }
-      unpack_lanes(l, tile, begin * a.height, min(a.rows, end * a.height), target, y, a.rows);
+      if (direct < 0) unpack_lanes(l, tile, row, row + rows, target, y, a.rows);
     }
   };
 

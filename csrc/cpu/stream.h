@@ -18,6 +18,16 @@ struct Segments {
   const int32_t* end;    // [rows]
 };
 
+// Rows of sums on their way through the panels.
+struct Sum {
+  const float* from;  // rows from_pitch floats apart; nullptr: this panel starts the sum, from the bias
+  int64_t from_pitch;
+  float* to;  // rows to_pitch floats apart
+  int64_t to_pitch;
+  const float* bias;  // [rows] or nullptr
+  int64_t rows;       // rows that exist
+};
+
 struct AxpyPanel {
   int64_t rows;
   Segments weights;
@@ -25,13 +35,10 @@ struct AxpyPanel {
   const int32_t* offset;
   int64_t pitch;
   const float* source;
-  bool first;          // the panel that starts the sum, from the bias
-  const float* bias;   // [rows] or nullptr
-  float* target;       // rows target_pitch floats apart
-  int64_t target_pitch;
+  Sum sum;
 };
 
-// target[r, 0 : V * kWidth] (=, if first, bias[r]; else +=) sum over the row's weights of value * stream.
+// sum.to[r, 0 : V * kWidth] = sum.from[r] (or bias[r]) + sum over the row's weights of value * stream.
 template <int V>
 void axpy_panel(const AxpyPanel& panel) {
   constexpr int kChains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // weights in flight, so that short strips have chains enough
@@ -39,11 +46,12 @@ void axpy_panel(const AxpyPanel& panel) {
   for (int64_t r = 0; r < a.rows; ++r) {
     int64_t k = a.weights.begin[r];
     const int64_t end = a.weights.end[r];
-    if (k == end && !a.first) continue;
-    float* target = a.target + r * a.target_pitch;
+    if (k == end && a.sum.from == a.sum.to) continue;
     Vec acc[kChains][V];
     for (int i = 0; i < V; ++i)
-      acc[0][i] = a.first ? broadcast(a.bias ? a.bias[r] : 0.f) : load(target + i * kWidth);
+      acc[0][i] = a.sum.from   ? load(a.sum.from + r * a.sum.from_pitch + i * kWidth)
+                  : a.sum.bias ? broadcast(a.sum.bias[r])
+                               : Vec{};
     for (int c = 1; c < kChains; ++c)
       for (int i = 0; i < V; ++i) acc[c][i] = Vec{};
     for (; k + kChains <= end; k += kChains)
@@ -59,7 +67,8 @@ void axpy_panel(const AxpyPanel& panel) {
     }
     for (int c = 1; c < kChains; ++c)
       for (int i = 0; i < V; ++i) acc[0][i] += acc[c][i];
-    for (int i = 0; i < V; ++i) store(target + i * kWidth, acc[0][i]);
+    float* to = a.sum.to + r * a.sum.to_pitch;
+    for (int i = 0; i < V; ++i) store(to + i * kWidth, acc[0][i]);
   }
 }
 
