@@ -31,47 +31,35 @@ inline Lanes split_batch(int64_t batch, int64_t positions, int64_t widest) {
   return {batch, positions, tiles, round_up(ceil_div(batch, tiles), kWidth)};
 }
 
-inline void copy_floats(const float* from, int64_t n, float* to) {
-  int64_t q = 0;
-  for (; q + kWidth <= n; q += kWidth) store(to + q, load(from + q));
-  for (; q < n; ++q) to[q] = from[q];
+constexpr int64_t kAhead = 16;  // rows to prefetch ahead: planes lie pages apart, where no hardware prefetcher follows
+
+// to[f * to_pitch + q] = from[f * from_pitch + q] for q < n; `ahead` is whichever of the two lies in far memory.
+template <int V, int kWrite>
+inline void copy_rows(const float* from, int64_t from_pitch, int64_t rows, int64_t n, float* to, int64_t to_pitch) {
+  const char* ahead = reinterpret_cast<const char*>(kWrite ? to : from);
+  const int64_t step = (kWrite ? to_pitch : from_pitch) * int64_t{sizeof(float)};
+  for (int64_t f = 0; f < rows; ++f, from += from_pitch, to += to_pitch, ahead += step) {
+    const int64_t vectors = V > 0 ? V : n / kWidth;
+    for (int64_t v = 0; v < vectors; ++v) {
+      if (v * kWidth % 16 == 0) __builtin_prefetch(ahead + kAhead * step + v * kWidth * 4, kWrite, 3);
+      store(to + v * kWidth, load(from + v * kWidth));
+    }
+    if (V == 0)
+      for (int64_t q = vectors * kWidth; q < n; ++q) to[q] = from[q];
+  }
 }
-
-constexpr int64_t kAhead = 16;  // planes
-
-// Planes lie pages apart, where no hardware prefetcher follows.
 template <int kWrite>
-inline void prefetch_floats(const float* p, int64_t n) {
-  for (int64_t q = 0; q < n; q += 16) __builtin_prefetch(p + q, kWrite, 3);
+inline void copy_rows(const float* from, int64_t from_pitch, int64_t rows, int64_t n, float* to, int64_t to_pitch) {
+  if (n == 2 * kWidth) return copy_rows<2, kWrite>(from, from_pitch, rows, n, to, to_pitch);
+  if (n == 8 * kWidth) return copy_rows<8, kWrite>(from, from_pitch, rows, n, to, to_pitch);
+  copy_rows<0, kWrite>(from, from_pitch, rows, n, to, to_pitch);
 }
 
-// Calls body(first lane of the tile, memory offset of it, n) for each run of lanes that are neighbours in memory.
-template <typename Body>
-inline void for_runs(const Lanes& l, int64_t tile, int64_t features, Body body) {
-  const int64_t first = tile * l.lanes, used = l.used(tile);
-  for (int64_t b = 0; b < used;) {
-    const int64_t image = (first + b) / l.positions, position = (first + b) % l.positions;
-    const int64_t n = min(l.positions - position, used - b);
-    body(b, image * features * l.positions + position, n);
-    b += n;
-  }
-}
+// ---- row-major: 8 x 8 (or 4 x 4, 16 x 16) transpositions ----------------------------------------------------------
 
-// packed[(f - begin) * lanes + b] = feature f of lane b of the tile for f in [begin, end), zero in unused lanes.
-inline void pack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* x, int64_t features,
-                       float* packed) {
+inline void transpose_in(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* x, int64_t features,
+                         float* packed) {
   const int64_t used = l.used(tile);
-  if (l.positions > 1) {
-    for_runs(l, tile, features, [&](int64_t b, int64_t offset, int64_t n) {
-      for (int64_t f = begin; f < end; ++f) {
-        prefetch_floats<0>(x + offset + (f + kAhead) * l.positions, n);
-        copy_floats(x + offset + f * l.positions, n, packed + (f - begin) * l.lanes + b);
-      }
-    });
-    for (int64_t f = begin; f < end; ++f)
-      for (int64_t b = used; b < l.lanes; ++b) packed[(f - begin) * l.lanes + b] = 0.f;
-    return;
-  }
   x += tile * l.lanes * features;
   for (int64_t b = 0; b < l.lanes; b += kWidth) {
     int64_t f = begin;
@@ -89,19 +77,9 @@ inline void pack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end,
   }
 }
 
-// The way back, for features [begin, end).
-inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* packed, float* y,
-                         int64_t features) {
+inline void transpose_out(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* packed, float* y,
+                          int64_t features) {
   const int64_t used = l.used(tile);
-  if (l.positions > 1) {
-    for_runs(l, tile, features, [&](int64_t b, int64_t offset, int64_t n) {
-      for (int64_t f = begin; f < end; ++f) {
-        prefetch_floats<1>(y + offset + (f + kAhead) * l.positions, n);
-        copy_floats(packed + (f - begin) * l.lanes + b, n, y + offset + f * l.positions);
-      }
-    });
-    return;
-  }
   y += tile * l.lanes * features;
   for (int64_t b = 0; b < used; b += kWidth) {
     int64_t f = begin;
@@ -116,6 +94,52 @@ inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t en
     for (; f < end; ++f)
       for (int64_t i = b; i < min(b + kWidth, used); ++i) y[i * features + f] = packed[(f - begin) * l.lanes + i];
   }
+}
+
+// -------------------------------------------------------------------------------------------------------------------
+
+// Calls body(memory offset, packed offset, n) for each run of lanes of tiles [tile, tile + count) that are neighbours in
+// memory; packed tiles are tile_stride floats apart.
+template <typename Body>
+inline void for_runs(const Lanes& l, int64_t tile, int64_t count, int64_t tile_stride, int64_t features, Body body) {
+  const int64_t first = tile * l.lanes, end = min(l.batch, first + count * l.lanes);
+  for (int64_t b = first; b < end;) {
+    const int64_t image = b / l.positions, position = b % l.positions, lane = (b - first) % l.lanes;
+    const int64_t n = min(min(l.positions - position, end - b), l.lanes - lane);
+    body(image * features * l.positions + position, (b - first) / l.lanes * tile_stride + lane, n);
+    b += n;
+  }
+}
+
+// packed[(f - begin) * lanes + b] = feature f of lane b of a tile for f in [begin, end), zero in unused lanes; for
+// tiles [tile, tile + count), packed tile_stride floats apart.
+inline void pack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begin, int64_t end, const float* x,
+                       int64_t features, float* packed, int64_t tile_stride) {
+  if (l.positions == 1) {
+    for (int64_t t = 0; t < count; ++t)
+      transpose_in(l, tile + t, begin, end, x, features, packed + t * tile_stride);
+    return;
+  }
+  for_runs(l, tile, count, tile_stride, features, [&](int64_t offset, int64_t at, int64_t n) {
+    copy_rows<0>(x + offset + begin * l.positions, l.positions, end - begin, n, packed + at, l.lanes);
+  });
+  const int64_t last = tile + count - 1, used = l.used(last);
+  packed += (count - 1) * tile_stride;
+  for (int64_t f = begin; f < end; ++f)
+    for (int64_t b = used; b < l.lanes; ++b) packed[(f - begin) * l.lanes + b] = 0.f;
+}
+
+// The way back, for features [begin, end).
+inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begin, int64_t end, const float* packed,
+                         int64_t tile_stride, float* y, int64_t features) {
+  if (l.positions == 1) {
+    for (int64_t t = 0; t < count; ++t)
+      transpose_out(l, tile + t, begin, end, packed + t * tile_stride, y, features);
+    return;
+  }
+  for_runs(l, tile, count, tile_stride, features, [&](int64_t offset, int64_t at, int64_t n) {
+    copy_rows<1>(packed + at, l.lanes, end - begin, n, y + offset + begin * l.positions, l.positions);
+  });
 }
 
 }  // namespace spfde::SPFDE_ISA

@@ -58,12 +58,15 @@ inline void pack_all(const Lanes& l, const float* x, int64_t features, int64_t p
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t begin = s * kStep, end = min(padded, begin + kStep), real = max(begin, min(end, features));
       float* at = packed + (tile * padded + begin) * l.lanes;
-      pack_lanes(l, tile, begin, real, x, features, at);
+      pack_lanes(l, tile, 1, begin, real, x, features, at, 0);
       for (int64_t q = (real - begin) * l.lanes; q < (end - begin) * l.lanes; ++q) at[q] = 0.f;
     }
 }
 
 // -------------------------------------------------------------------------------------------------------------------
+
+// Tiles packed together, so that memory is read and written in runs of several cache lines.
+inline int64_t group_of(const Lanes& l) { return l.positions > 1 ? max(1, kStrip / l.lanes) : 1; }
 
 // Whether every thread has tiles of its own.
 inline bool enough(int64_t tiles, int threads) { return tiles % threads == 0 || tiles >= 4 * threads; }
@@ -75,31 +78,40 @@ void linear_product(const LinearProblem& a, int64_t strip, const float* x, float
   const int64_t block_rows = a.block_rows();
   const Lanes l = split_batch(a.batch, a.positions, strip);
   const Panels panels = plan_panels(a, l.lanes, INT64_MAX);
-  const bool own = enough(l.tiles, a.threads);
+  const int64_t group = group_of(l), groups = ceil_div(l.tiles, group);
+  const bool own = enough(groups, a.threads);
   const int64_t most = max(1, (own ? 512 : 256) / a.height);
   const int64_t share = min(most, own ? block_rows : ceil_div(block_rows, ceil_div(a.threads, l.tiles)));
-  const int64_t shares = ceil_div(block_rows, share);
-  float* packed = own ? nullptr : scratch<float>(Scratch::source, l.tiles * a.cols * l.lanes);
+  const int64_t shares = ceil_div(block_rows, share), stride = a.cols * l.lanes;
+  float* packed = own ? nullptr : scratch<float>(Scratch::source, l.tiles * stride);
 
-  // Shares [s, s_end) of one tile.
-  const auto run = [&](int64_t tile, int64_t s, int64_t s_end, float* source, bool pack) {
-    float* target = scratch<float>(Scratch::target, share * a.height * l.lanes);
-    const int64_t direct = l.direct(tile, a.rows);
+  // Shares [s, s_end) of tiles [tile, tile + count).
+  const auto run = [&](int64_t tile, int64_t count, int64_t s, int64_t s_end, float* source, bool pack) {
+    const int64_t target_stride = share * a.height * l.lanes;
+    float* targets = scratch<float>(Scratch::target, count * target_stride);
     for (; s < s_end; ++s, pack = false) {
       const int64_t begin = s * share, end = min(block_rows, begin + share);
       const int64_t row = begin * a.height, rows = min(a.rows, end * a.height) - row;
       for (int64_t p = 0; p < panels.count; ++p) {
         const int64_t column = p * panels.width;
         if (pack)
-          pack_lanes(l, tile, column, min(a.cols, column + panels.width), x, a.cols, source + column * l.lanes);
-        Sum sum{p == 0 ? nullptr : target, l.lanes, target, l.lanes, nullptr, rows};
-        if (direct >= 0 && p + 1 == panels.count) {
-          sum.to = y + direct + row * l.positions;
-          sum.to_pitch = l.positions;
+          pack_lanes(l, tile, count, column, min(a.cols, column + panels.width), x, a.cols, source + column * l.lanes,
+                     stride);
+        for (int64_t t = 0; t < count; ++t) {
+          float* target = targets + t * target_stride;
+          const int64_t direct = l.direct(tile + t, a.rows);
+          Sum sum{p == 0 ? nullptr : target, l.lanes, target, l.lanes, nullptr, rows};
+          if (direct >= 0 && p + 1 == panels.count) {
+            sum.to = y + direct + row * l.positions;
+            sum.to_pitch = l.positions;
+          }
+          multiply(l.lanes / kWidth, end - begin, panels.of(p, block_rows, begin), source + t * stride, l.lanes, row,
+                   sum);
         }
-        multiply(l.lanes / kWidth, end - begin, panels.of(p, block_rows, begin), source, l.lanes, row, sum);
       }
-      if (direct < 0) unpack_lanes(l, tile, row, row + rows, target, y, a.rows);
+      for (int64_t t = 0; t < count; ++t)
+        if (l.direct(tile + t, a.rows) < 0)
+          unpack_lanes(l, tile + t, 1, row, row + rows, targets + t * target_stride, 0, y, a.rows);
     }
   };
 
@@ -108,13 +120,14 @@ void linear_product(const LinearProblem& a, int64_t strip, const float* x, float
     split_rows(a, panels);
     if (own) {
 #pragma omp for schedule(static)
-      for (int64_t tile = 0; tile < l.tiles; ++tile)
-        run(tile, 0, shares, scratch<float>(Scratch::source, a.cols * l.lanes), true);
+      for (int64_t g = 0; g < groups; ++g)
+        run(g * group, min(group, l.tiles - g * group), 0, shares, scratch<float>(Scratch::source, group * stride),
+            true);
     } else {
       pack_all(l, x, a.cols, a.cols, packed);
 #pragma omp for schedule(static) collapse(2)
       for (int64_t tile = 0; tile < l.tiles; ++tile)
-        for (int64_t s = 0; s < shares; ++s) run(tile, s, s + 1, packed + tile * a.cols * l.lanes, false);
+        for (int64_t s = 0; s < shares; ++s) run(tile, 1, s, s + 1, packed + tile * stride, false);
     }
   }
 }
@@ -126,16 +139,21 @@ void linear_transposed_product(const LinearProblem& a, int64_t strip, const floa
   if (a.batch == 0 || a.cols == 0) return;
   const int64_t block_rows = a.block_rows(), padded = a.padded();
   const Lanes l = split_batch(a.batch, a.positions, strip);
-  const bool own = enough(l.tiles, a.threads);
+  const int64_t group = group_of(l), groups = ceil_div(l.tiles, group);
+  const bool own = enough(groups, a.threads);
   const Panels panels = plan_panels(a, l.lanes, own ? INT64_MAX : ceil_div(a.cols, ceil_div(a.threads, l.tiles)));
-  float* packed = own ? nullptr : scratch<float>(Scratch::source, l.tiles * padded * l.lanes);
+  const int64_t stride = padded * l.lanes, target_stride = panels.width * l.lanes;
+  float* packed = own ? nullptr : scratch<float>(Scratch::source, l.tiles * stride);
 
-  const auto run = [&](int64_t tile, int64_t p, const float* source) {
+  const auto run = [&](int64_t tile, int64_t count, int64_t p, const float* source) {
     const int64_t begin = p * panels.width, end = min(a.cols, begin + panels.width);
-    float* target = scratch<float>(Scratch::target, panels.width * l.lanes);
-    for (int64_t q = 0; q < (end - begin) * l.lanes; ++q) target[q] = 0.f;
-    scatter(l.lanes / kWidth, panels.of(p, block_rows, 0), l.lanes, target - begin * l.lanes, source);
-    unpack_lanes(l, tile, begin, end, target, dx, a.cols);
+    float* targets = scratch<float>(Scratch::target, count * target_stride);
+    for (int64_t t = 0; t < count; ++t) {
+      float* target = targets + t * target_stride;
+      for (int64_t q = 0; q < (end - begin) * l.lanes; ++q) target[q] = 0.f;
+      scatter(l.lanes / kWidth, panels.of(p, block_rows, 0), l.lanes, target - begin * l.lanes, source + t * stride);
+    }
+    unpack_lanes(l, tile, count, begin, end, targets, target_stride, dx, a.cols);
   };
 
 #pragma omp parallel num_threads(a.threads)
@@ -143,17 +161,19 @@ void linear_transposed_product(const LinearProblem& a, int64_t strip, const floa
     split_rows(a, panels);
     if (own) {
 #pragma omp for schedule(static)
-      for (int64_t tile = 0; tile < l.tiles; ++tile) {
-        float* source = scratch<float>(Scratch::source, padded * l.lanes);
-        pack_lanes(l, tile, 0, a.rows, dy, a.rows, source);
-        for (int64_t q = a.rows * l.lanes; q < padded * l.lanes; ++q) source[q] = 0.f;
-        for (int64_t p = 0; p < panels.count; ++p) run(tile, p, source);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t tile = g * group, count = min(group, l.tiles - tile);
+        float* source = scratch<float>(Scratch::source, group * stride);
+        pack_lanes(l, tile, count, 0, a.rows, dy, a.rows, source, stride);
+        for (int64_t t = 0; t < count; ++t)
+          for (int64_t q = a.rows * l.lanes; q < stride; ++q) source[t * stride + q] = 0.f;
+        for (int64_t p = 0; p < panels.count; ++p) run(tile, count, p, source);
       }
     } else {
       pack_all(l, dy, a.rows, padded, packed);
 #pragma omp for schedule(static) collapse(2)
       for (int64_t tile = 0; tile < l.tiles; ++tile)
-        for (int64_t p = 0; p < panels.count; ++p) run(tile, p, packed + tile * padded * l.lanes);
+        for (int64_t p = 0; p < panels.count; ++p) run(tile, 1, p, packed + tile * stride);
     }
   }
 }
@@ -202,11 +222,12 @@ void linear_correlation(const LinearProblem& a, const float* dy, const float* x,
         for (int64_t r = 0; r < a.rows; ++r) sums[r] = 0.;
         for (int64_t q = a.rows * l.lanes; q < padded * l.lanes; ++q) my_target[q] = 0.f;
         for (int64_t tile = l.tiles * worker / a.threads; tile < l.tiles * (worker + 1) / a.threads; ++tile) {
-          pack_lanes(l, tile, 0, a.rows, dy, a.rows, my_target);
+          pack_lanes(l, tile, 1, 0, a.rows, dy, a.rows, my_target, 0);
           add_bias(my_target, 0, a.rows, sums);
           for (int64_t p = 0; p < panels.count; ++p) {
             const int64_t column = p * panels.width;
-            pack_lanes(l, tile, column, min(a.cols, column + panels.width), x, a.cols, my_source + column * l.lanes);
+            pack_lanes(l, tile, 1, column, min(a.cols, column + panels.width), x, a.cols,
+                       my_source + column * l.lanes, 0);
             correlate(block_rows, panels.of(p, block_rows, 0), my_source, l.lanes, my_target, dvalues);
           }
         }
