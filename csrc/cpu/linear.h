@@ -195,7 +195,9 @@ void linear_correlation(const LinearProblem& a, const float* dy, const float* x,
   if (a.batch == 0 || a.rows == 0) return;
 
   const int64_t block_rows = a.block_rows(), padded = a.padded();
-  const Lanes l = split_batch(a.batch, a.positions, kStrip);
+  // Longer strips mean fewer sums to fold, shorter ones more weights per visit to a row.
+  const double density = a.row_ptr[block_rows] / (static_cast<double>(block_rows) * max(1, a.cols));
+  const Lanes l = split_batch(a.batch, a.positions, a.height > 1 || density > 0.08 ? 2 * kStrip : kStrip);
   const Panels panels = plan_panels(a, l.lanes, INT64_MAX);
   const bool own = l.tiles >= 8 * a.threads;
   const int64_t share = max(1, min(ceil_div(256, a.height), ceil_div(block_rows, 4 * a.threads)));
