@@ -24,15 +24,15 @@ void conv2d(const Conv2dArgs& a) {
     return spmm({s.out_channels, s.in_channels, pixels(s), positions(s, a.x_channels_last), a.row_ptr, a.col, a.values,
                  a.bias, a.x, a.y, a.threads});
   const auto geometry = forward_geometry(s);
-  shifted_product({geometry.get(), a.row_ptr, a.col, a.values, a.bias, a.x, a.y, a.x_channels_last, a.y_channels_last,
-                   a.threads});
+  shifted_product(
+      {geometry.get(), a.row_ptr, a.col, a.values, a.bias, a.x, a.y, a.x_channels_last, a.y_channels_last, a.threads});
 }
 
 void conv2d_input_grad(const Conv2dInputGradArgs& a) {
   const Conv2dShape& s = a.shape;
   if (is_linear(s, a.dx_channels_last, a.dy_channels_last))
-    return spmm({s.in_channels, s.out_channels, pixels(s), positions(s, a.dx_channels_last), a.row_ptr, a.col,
-                 a.values, nullptr, a.dy, a.dx, a.threads});
+    return spmm({s.in_channels, s.out_channels, pixels(s), positions(s, a.dx_channels_last), a.row_ptr, a.col, a.values,
+                 nullptr, a.dy, a.dx, a.threads});
   const auto geometry = input_grad_geometry(s);
   shifted_product({geometry.get(), a.row_ptr, a.col, a.values, nullptr, a.dy, a.dx, a.dy_channels_last,
                    a.dx_channels_last, a.threads});

@@ -73,8 +73,8 @@ PYBIND11_MODULE(_C, m) {
       "sddmm",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dy,
          uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int threads) {
-        spfde::sddmm({rows, cols, batch, 1, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(dy),
-                      pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias), threads});
+        spfde::sddmm({rows, cols, batch, 1, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col),
+                      pointer<float>(dy), pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias), threads});
       },
       release());
   m.def(
@@ -82,7 +82,8 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
          uintptr_t x, uintptr_t y, bool x_channels_last, bool y_channels_last, int threads) {
         spfde::conv2d({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
-                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), x_channels_last, y_channels_last, threads});
+                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), x_channels_last, y_channels_last,
+                       threads});
       },
       release());
   m.def(
@@ -90,7 +91,8 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dy,
          uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int threads) {
         spfde::conv2d_input_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), dy_channels_last, dx_channels_last, threads});
+                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), dy_channels_last,
+                                  dx_channels_last, threads});
       },
       release());
   m.def(
@@ -98,8 +100,8 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 16>& shape, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t x,
          uintptr_t dy, bool x_channels_last, bool dy_channels_last, uintptr_t dvalues, uintptr_t dbias, int threads) {
         spfde::conv2d_weight_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                   pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last, capacity, pointer<float>(dvalues),
-                                   pointer<float>(dbias), threads});
+                                   pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last, capacity,
+                                   pointer<float>(dvalues), pointer<float>(dbias), threads});
       },
       release());
 
@@ -107,8 +109,9 @@ PYBIND11_MODULE(_C, m) {
       "spmm_blocks",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
          uintptr_t unit_col, uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y, int threads) {
-        spfde::spmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col), pointer<float>(values),
-                            pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
+        spfde::spmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col),
+                            pointer<float>(values), pointer<float>(bias), pointer<float>(x), pointer<float>(y),
+                            threads});
       },
       release());
   m.def(
@@ -121,9 +124,8 @@ PYBIND11_MODULE(_C, m) {
       release());
   m.def(
       "sddmm_blocks",
-      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, int64_t capacity,
-         uintptr_t unit_ptr, uintptr_t unit_col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias,
-         int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, int64_t capacity, uintptr_t unit_ptr,
+         uintptr_t unit_col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int threads) {
         spfde::sddmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col), capacity,
                              pointer<float>(dy), pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias),
                              threads});
@@ -151,8 +153,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "conv2d_blocks_weight_grad",
       [](const std::array<int64_t, 16>& shape, int64_t height, int64_t width, int64_t capacity, uintptr_t unit_ptr,
-         uintptr_t unit_col, uintptr_t x, uintptr_t dy, bool x_channels_last, bool dy_channels_last,
-         uintptr_t dvalues, uintptr_t dbias, int threads) {
+         uintptr_t unit_col, uintptr_t x, uintptr_t dy, bool x_channels_last, bool dy_channels_last, uintptr_t dvalues,
+         uintptr_t dbias, int threads) {
         spfde::conv2d_blocks_weight_grad({conv2d_shape(shape), block_index(height, width, unit_ptr, unit_col),
                                           pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last,
                                           capacity, pointer<float>(dvalues), pointer<float>(dbias), threads});

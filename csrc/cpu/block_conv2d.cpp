@@ -105,8 +105,8 @@ void shifted_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
           for (int64_t q = q_begin; q < q_end; ++q)
             block_scatter_panel(v_end - v, conv.panel(streams, q, 0, conv.rows, a.values),
-                                source + run * p.source_run + v * kWidth,
-                                target + run * p.target_run + v * kWidth, p.target_size);
+                                source + run * p.source_run + v * kWidth, target + run * p.target_run + v * kWidth,
+                                p.target_size);
         }
       unpack_source(g, l, source, begin, end, a.dx_channels_last, first, images, a.dx);
     }
@@ -148,10 +148,10 @@ void shifted_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
           for (int64_t s = 0; s < strips; ++s) {
             const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
             for (int64_t q = 0; q < streams.panels; ++q)
-              block_dot_panel(conv.panel(streams, q, begin, end, nullptr),
-                              {source + run * p.source_run + v * kWidth, target + run * p.target_run + v * kWidth,
-                               p.target_size, (v_end - v) * kWidth, min(together, p.runs - run), p.source_run,
-                               p.target_run, dvalues});
+              block_dot_panel(
+                  conv.panel(streams, q, begin, end, nullptr),
+                  {source + run * p.source_run + v * kWidth, target + run * p.target_run + v * kWidth, p.target_size,
+                   (v_end - v) * kWidth, min(together, p.runs - run), p.source_run, p.target_run, dvalues});
           }
       }
     }

@@ -7,8 +7,8 @@ namespace {
 
 template <typename Args>
 LinearProblem problem(const Args& a) {
-  return {a.rows,         a.cols, a.batch, a.positions, a.index.height, a.index.width, a.index.unit_ptr,
-          a.index.unit_col, a.threads};
+  return {a.rows,        a.cols,           a.batch,          a.positions, a.index.height,
+          a.index.width, a.index.unit_ptr, a.index.unit_col, a.threads};
 }
 
 BlockPanel panel(const BlockIndex& index, int64_t block_rows, const Segments& units, const float* values,
@@ -40,8 +40,8 @@ void sddmm_blocks(const SddmmBlocksArgs& a) {
   const int64_t height = a.index.height, block_rows = ceil_div(a.rows, height);
   linear_correlation(problem(a), a.dy, a.x,
                      {a.index.unit_ptr[block_rows] * height, a.capacity * height * a.index.width, a.dvalues, a.dbias},
-                     [&](int64_t rows, const Segments& units, const float* source, int64_t pitch,
-                         const float* target, float* dvalues) {
+                     [&](int64_t rows, const Segments& units, const float* source, int64_t pitch, const float* target,
+                         float* dvalues) {
                        block_dot_panel(panel(a.index, rows, units, nullptr, pitch),
                                        {source, target, pitch, pitch, 1, 0, 0, dvalues});
                      });

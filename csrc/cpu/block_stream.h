@@ -43,9 +43,9 @@ void block_axpy(const BlockPanel& panel, const float* source, const Sum& sum, in
     Vec acc[N][V];
     for (int i = 0; i < N; ++i)
       for (int v = 0; v < V; ++v)
-        acc[i][v] = sum.from                             ? load(sum.from + (r + i) * sum.from_pitch + v * kWidth)
+        acc[i][v] = sum.from                       ? load(sum.from + (r + i) * sum.from_pitch + v * kWidth)
                     : sum.bias && r + i < sum.rows ? broadcast(sum.bias[r + i])
-                                                         : Vec{};
+                                                   : Vec{};
     for_each_unit<kColumn>(p, b, row, [&](int64_t u, const float* weight) {
       const float* s = source + p.offset[u] * p.pitch;
       Vec x[V];

@@ -33,7 +33,7 @@ inline Layout lay_out(const Conv2dGeometry& g, int64_t rows, int64_t unit, int t
 }
 
 inline void pack_source(const Conv2dGeometry& g, const Layout& l, const float* x, bool channels_last, int64_t first,
-                 int64_t images, float* packed) {
+                        int64_t images, float* packed) {
   if (l.planes.lanes == 1) return join_source(g, l.planes, x, channels_last, first, images, packed);
   clear_blanks(g, l.planes, l.blanks, packed);
   move_lanes<true>(l.source, l.planes.lanes, l.planes.channel_stride, 0, g.source_channels, g.source_channels,
@@ -42,7 +42,7 @@ inline void pack_source(const Conv2dGeometry& g, const Layout& l, const float* x
 
 // Rows [begin, end) of dY; one row per channel.
 inline void pack_target(const Conv2dGeometry& g, const Layout& l, const float* dy, bool channels_last, int64_t first,
-                 int64_t images, int64_t begin, int64_t end, float* packed) {
+                        int64_t images, int64_t begin, int64_t end, float* packed) {
   const Planes& p = l.planes;
   if (p.lanes == 1) {
     for (int64_t r = begin; r < end; ++r)
@@ -54,7 +54,7 @@ inline void pack_target(const Conv2dGeometry& g, const Layout& l, const float* d
 }
 
 inline void unpack_target(const Conv2dGeometry& g, const Layout& l, const float* packed, int64_t begin, int64_t end,
-                   bool channels_last, int64_t first, int64_t images, float* y) {
+                          bool channels_last, int64_t first, int64_t images, float* y) {
   const Planes& p = l.planes;
   if (p.lanes == 1) {
     for (int64_t r = begin; r < end; ++r)
@@ -84,9 +84,8 @@ struct Streams {
 };
 
 // One visit to a row covers `runs` runs of `floats` floats; panels are a multiple of `width` channels.
-inline Streams index_streams(const Conv2dGeometry& g, const Planes& planes, const int32_t* row_ptr,
-                             const int32_t* col, int64_t rows, int64_t width, int64_t runs, int64_t floats,
-                             int threads) {
+inline Streams index_streams(const Conv2dGeometry& g, const Planes& planes, const int32_t* row_ptr, const int32_t* col,
+                             int64_t rows, int64_t width, int64_t runs, int64_t floats, int threads) {
   const int64_t taps = g.h.taps * g.w.taps;
   const int64_t source_group = g.source_channels / g.groups, row_group = rows / g.groups;
   const int64_t bytes = (runs + planes.shift_rows) * (floats + planes.shift_floats) * int64_t{sizeof(float)} * g.slots;

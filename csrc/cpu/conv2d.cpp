@@ -32,11 +32,14 @@ void shifted_product(const ShiftedProductArgs& a) {
           float* sums = target + run * p.target_run + v * kWidth;
           for (int64_t q = 0; q < streams.panels; ++q) {
             const int32_t* segments = streams.segment + q * rows + begin;
-            axpy_panel(v_end - v,
-                       {end - begin, {segments, segments + rows}, a.values, streams.offset, p.lanes,
-                        source + run * p.source_run + v * kWidth,
-                        {q == 0 ? nullptr : sums, p.target_size, sums, p.target_size,
-                         a.bias ? a.bias + begin : nullptr, end - begin}});
+            axpy_panel(v_end - v, {end - begin,
+                                   {segments, segments + rows},
+                                   a.values,
+                                   streams.offset,
+                                   p.lanes,
+                                   source + run * p.source_run + v * kWidth,
+                                   {q == 0 ? nullptr : sums, p.target_size, sums, p.target_size,
+                                    a.bias ? a.bias + begin : nullptr, end - begin}});
           }
         }
       unpack_target(g, l, target, begin, end, a.target_channels_last, first, images, a.target);
@@ -59,8 +62,7 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
     const Planes& p = l.planes;
     const int64_t vectors = p.run / kWidth, strips = ceil_div(p.run, kDotFloats);
     const int64_t together = max(1, min(p.runs, kDotFloats / p.run));  // short runs are correlated several at a time
-    const Streams streams =
-        index_streams(g, p, a.row_ptr, a.col, rows, 1, together, min(p.run, kDotFloats), a.threads);
+    const Streams streams = index_streams(g, p, a.row_ptr, a.col, rows, 1, together, min(p.run, kDotFloats), a.threads);
     const int64_t tasks = p.chunks * l.row_blocks;
 #pragma omp parallel for schedule(static, 1) num_threads(a.threads)
     for (int64_t worker = 0; worker < a.threads; ++worker) {
@@ -81,9 +83,17 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
             const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
             for (int64_t q = 0; q < streams.panels; ++q) {
               const int32_t* segments = streams.segment + q * rows + begin;
-              dot_panel({end - begin, {segments, segments + rows}, streams.offset, p.lanes,
-                         source + run * p.source_run + v * kWidth, target + run * p.target_run + v * kWidth,
-                         p.target_size, (v_end - v) * kWidth, min(together, p.runs - run), p.source_run, p.target_run,
+              dot_panel({end - begin,
+                         {segments, segments + rows},
+                         streams.offset,
+                         p.lanes,
+                         source + run * p.source_run + v * kWidth,
+                         target + run * p.target_run + v * kWidth,
+                         p.target_size,
+                         (v_end - v) * kWidth,
+                         min(together, p.runs - run),
+                         p.source_run,
+                         p.target_run,
                          dvalues});
             }
           }

@@ -77,8 +77,7 @@ inline void part_source(const Conv2dGeometry& g, const Planes& p, const float* p
           const int64_t h_first = g.h.source_first[ph], w_first = g.w.source_first[pw];
           const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
           const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
-          const float* plane =
-              planes + c * p.channel_stride + slot * p.plane_stride + n * g.h.pitch * g.w.pitch;
+          const float* plane = planes + c * p.channel_stride + slot * p.plane_stride + n * g.h.pitch * g.w.pitch;
           for (int64_t u = h.begin; u < h.end; ++u) {
             float* to = image + ((h_first + u * g.h.source_step) * g.w.source_length + w_first) * by.pixel;
             for (int64_t v = w.begin; v < w.end; ++v) to[v * step] = plane[u * g.w.pitch + v];

@@ -98,8 +98,8 @@ inline void transpose_out(const Lanes& l, int64_t tile, int64_t begin, int64_t e
 
 // -------------------------------------------------------------------------------------------------------------------
 
-// Calls body(memory offset, packed offset, n) for each run of lanes of tiles [tile, tile + count) that are neighbours in
-// memory; packed tiles are tile_stride floats apart.
+// Calls body(memory offset, packed offset, n) for each run of lanes of tiles [tile, tile + count) that are neighbours
+// in memory; packed tiles are tile_stride floats apart.
 template <typename Body>
 inline void for_runs(const Lanes& l, int64_t tile, int64_t count, int64_t tile_stride, int64_t features, Body body) {
   const int64_t first = tile * l.lanes, end = min(l.batch, first + count * l.lanes);
@@ -116,8 +116,7 @@ inline void for_runs(const Lanes& l, int64_t tile, int64_t count, int64_t tile_s
 inline void pack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begin, int64_t end, const float* x,
                        int64_t features, float* packed, int64_t tile_stride) {
   if (l.positions == 1) {
-    for (int64_t t = 0; t < count; ++t)
-      transpose_in(l, tile + t, begin, end, x, features, packed + t * tile_stride);
+    for (int64_t t = 0; t < count; ++t) transpose_in(l, tile + t, begin, end, x, features, packed + t * tile_stride);
     return;
   }
   for_runs(l, tile, count, tile_stride, features, [&](int64_t offset, int64_t at, int64_t n) {
@@ -133,8 +132,7 @@ inline void pack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begi
 inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begin, int64_t end, const float* packed,
                          int64_t tile_stride, float* y, int64_t features) {
   if (l.positions == 1) {
-    for (int64_t t = 0; t < count; ++t)
-      transpose_out(l, tile + t, begin, end, packed + t * tile_stride, y, features);
+    for (int64_t t = 0; t < count; ++t) transpose_out(l, tile + t, begin, end, packed + t * tile_stride, y, features);
     return;
   }
   for_runs(l, tile, count, tile_stride, features, [&](int64_t offset, int64_t at, int64_t n) {

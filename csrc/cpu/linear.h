@@ -228,8 +228,8 @@ void linear_correlation(const LinearProblem& a, const float* dy, const float* x,
           add_bias(my_target, 0, a.rows, sums);
           for (int64_t p = 0; p < panels.count; ++p) {
             const int64_t column = p * panels.width;
-            pack_lanes(l, tile, 1, column, min(a.cols, column + panels.width), x, a.cols,
-                       my_source + column * l.lanes, 0);
+            pack_lanes(l, tile, 1, column, min(a.cols, column + panels.width), x, a.cols, my_source + column * l.lanes,
+                       0);
             correlate(block_rows, panels.of(p, block_rows, 0), my_source, l.lanes, my_target, dvalues);
           }
         }

@@ -20,14 +20,14 @@ namespace spfde::SPFDE_ISA {
 
 struct Planes {
   int64_t lanes;
-  int64_t images, chunks;              // per chunk; chunks of the batch
-  int64_t plane_stride;                // positions between the slots of a source channel
-  int64_t channel_stride;              // positions between source channels
-  int64_t source_size;                 // floats of all source channels
-  int64_t target_size;                 // floats of one target row
-  int64_t runs, run;                   // runs of a target row, floats in each (a multiple of kWidth)
-  int64_t source_run, target_run;      // floats between runs
-  int64_t shift_rows, shift_floats;    // how far the taps reach beyond a run
+  int64_t images, chunks;            // per chunk; chunks of the batch
+  int64_t plane_stride;              // positions between the slots of a source channel
+  int64_t channel_stride;            // positions between source channels
+  int64_t source_size;               // floats of all source channels
+  int64_t target_size;               // floats of one target row
+  int64_t runs, run;                 // runs of a target row, floats in each (a multiple of kWidth)
+  int64_t source_run, target_run;    // floats between runs
+  int64_t shift_rows, shift_floats;  // how far the taps reach beyond a run
 
   int64_t tap_position(const Conv2dGeometry& g, int64_t i, int64_t j) const {
     const int64_t slot = g.slot[g.h.source_phase[i] * g.w.source_phases + g.w.source_phase[j]];
@@ -226,15 +226,15 @@ inline void move_lanes(const Places& places, int64_t lanes, int64_t stride, int6
   }
   for (int64_t c = begin; c < end; c += places.span) {
     const int32_t* at = places.at;
-    move(x + c * places.pixels, min(places.span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
-         packed + (c - begin) * stride * lanes);
+    move(
+        x + c * places.pixels, min(places.span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
+        packed + (c - begin) * stride * lanes);
   }
 }
 
 inline void clear_blanks(const Conv2dGeometry& g, const Planes& p, const Blanks& blanks, float* packed) {
   for (int64_t c = 0; c < g.source_channels; ++c, packed += p.channel_stride * p.lanes)
-    for (int64_t i = 0; i < blanks.count; ++i)
-      memset(packed + blanks.at[i] * p.lanes, 0, p.lanes * sizeof(float));
+    for (int64_t i = 0; i < blanks.count; ++i) memset(packed + blanks.at[i] * p.lanes, 0, p.lanes * sizeof(float));
 }
 
 }  // namespace spfde::SPFDE_ISA

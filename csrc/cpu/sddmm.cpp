@@ -8,8 +8,8 @@ namespace spfde::SPFDE_ISA {
 void sddmm(const SddmmArgs& a) {
   linear_correlation({a.rows, a.cols, a.batch, a.positions, 1, 1, a.row_ptr, a.col, a.threads}, a.dy, a.x,
                      {a.row_ptr[a.rows], a.capacity, a.dvalues, a.dbias},
-                     [&](int64_t rows, const Segments& weights, const float* source, int64_t pitch,
-                         const float* target, float* dvalues) {
+                     [&](int64_t rows, const Segments& weights, const float* source, int64_t pitch, const float* target,
+                         float* dvalues) {
                        dot_panel({rows, weights, a.col, pitch, source, target, pitch, pitch, 1, 0, 0, dvalues});
                      });
 }

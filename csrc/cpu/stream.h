@@ -102,8 +102,8 @@ struct DotPanel {
   const float* source;
   const float* target;  // rows target_pitch floats apart
   int64_t target_pitch;
-  int64_t length;       // floats of a run, a multiple of kWidth
-  int64_t runs;         // consecutive runs are source_run and target_run floats apart
+  int64_t length;  // floats of a run, a multiple of kWidth
+  int64_t runs;    // consecutive runs are source_run and target_run floats apart
   int64_t source_run, target_run;
   float* result;  // one per stored weight
 };
@@ -184,13 +184,14 @@ inline void dot_panel(const DotPanel& panel) {
   }
 }
 
-// Streams in a panel, each occupying `bytes`: half of an L1 cache, or twice L1 (so L2) where a row has so few weights
-// that a visit to a row would cost more than the weights it finds there.
+// Streams in a panel, each occupying `bytes`: an L1 cache, or up to four times as much (so L2) where a row has so few
+// weights that a visit to it would cost more than the weights it finds there.
 inline int64_t panel_streams(int64_t bytes, double density) {
-  constexpr int64_t kNear = 32 * 1024, kFar = 64 * 1024;
-  constexpr double kWorthVisiting = 10;
-  const int64_t near = max(1, kNear / bytes);
-  return near * density >= kWorthVisiting ? near : max(1, kFar / bytes);
+  constexpr int64_t kNear = 32 * 1024, kFar = 128 * 1024;
+  constexpr double kWorthVisiting = 15;
+  int64_t panel = kNear;
+  while (panel < kFar && panel / bytes * density < kWorthVisiting) panel *= 2;
+  return max(1, panel / bytes);
 }
 
 // segment[p * rows + r] = first stored weight of row r with col >= p * width - shift, for p in [0, panels]: where each
