@@ -149,9 +149,7 @@ class ImageNetResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in IMAGENET_STAGES:
-            raise ValueError(
-                f"expected a depth of 18 or 50, got {depth}, try 50 (20, 32 and 56 are spfde.models.ResNet's)"
-            )
+            raise ValueError(f"expected a depth of 18 or 50, got {depth}, try ResNet for 20, 32 or 56")
         check_form(form)
         check_counts(**{"num_classes": num_classes, "in_channels": in_channels, "64 * width": IMAGENET_STEM * width})
         stem = round(IMAGENET_STEM * width)

@@ -53,9 +53,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, causal: bool = False, bias: bool = True, eps: float = 1e-6) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(
-                f"expected dim to be a multiple of heads, got {dim} and {heads}, try {dim // heads * heads}"
-            )
+            near = max(1, dim // heads) * heads
+            raise ValueError(f"expected dim to be a multiple of heads, got {dim} and {heads}, try dim={near}")
         self.norm1 = nn.LayerNorm(dim, eps, bias=bias)
         self.attention = Attention(dim, heads, causal, bias)
         self.norm2 = nn.LayerNorm(dim, eps, bias=bias)

@@ -11,7 +11,7 @@ HIDDEN = 4096
 
 
 class VGG19(nn.Module):
-    """16 convolutions 3x3 with BatchNorm, 5 poolings, a classifier: images [N, in_channels, H, W] to logits [N, num_classes].
+    """16 convolutions 3x3 with BatchNorm, a classifier: images [N, in_channels, H, W] to logits [N, num_classes].
 
     Convolutions and linears have biases, as in the paper. Convolutions start with He's variance (the paper started
     deep networks from trained shallow ones, which normalisation makes needless), linears with the paper's N(0, 0.01²).

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929) in DeiT's sizes (Touvron et al. 2020, arXiv 2012.12877)."""
+"""Vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929), sizes of DeiT (Touvron et al. 2020, 2012.12877)."""
 
 from __future__ import annotations
 
