@@ -124,8 +124,8 @@ class ImageNetResNet(nn.Module):
 
     conv1 (7x7, stride 2), bn1, maxpool, then layer1..layer4, each but the first at half the resolution of the one
     before, global average pooling, fc. Depth 18 has two BasicBlocks of 64, 128, 256, 512 times `width` channels a
-    stage, depth 50 has 3, 4, 6, 3 Bottlenecks of four times as many; shortcuts are option B. Any image from one
-    pixel up is accepted. Weights start as in the paper. Parameters at width 1, 1000 classes: 11,689,512 (depth 18),
+    stage, depth 50 has 3, 4, 6, 3 Bottlenecks of four times as many; shortcuts are option B. Images of any
+    size will do. Weights start as in the paper. Parameters at width 1, 1000 classes: 11,689,512 (depth 18),
     25,557,032 (50); in CIFAR form with 10 classes 11,173,962 and 23,520,842.
 
     Args:
