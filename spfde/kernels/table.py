@@ -114,16 +114,16 @@ class Table:
                 f"expected a table written by Table.save in {path}, got {type(error).__name__}: {error}, try spfde.tune"
             ) from error
         if not allow_other_machine:
-            table.check_machine(Machine.here())
+            table.check_machine(Machine.here(), "spfde.tune, or Table.load(path, allow_other_machine=True)")
         return table
 
-    def check_machine(self, here: Machine) -> None:
-        """Raises ValueError if the table was not measured on the machine `here`."""
+    def check_machine(self, here: Machine, instead: str) -> None:
+        """Raises ValueError if the table was not measured on the machine `here`; `instead` is what to try."""
         there = asdict(self.machine)
         if differs := [name for name, value in asdict(here).items() if there[name] != value]:
             raise ValueError(
                 f"expected a table of this machine ({_named(asdict(here), differs)}), got one of "
-                f"{_named(there, differs)}, try spfde.tune, or Table.load(path, allow_other_machine=True)"
+                f"{_named(there, differs)}, try {instead}"
             )
 
 

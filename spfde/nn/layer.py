@@ -120,7 +120,7 @@ class SparseLayer(nn.Module, ABC):
 
     @property
     def table(self) -> Table | None:
-        """The measurements that choose the kernel (unless one is forced); None: the cost model does. Not in state_dict."""
+        """The measurements that choose the kernel unless one is forced; None: the cost model. Not in state_dict."""
         return self._table
 
     @table.setter
