@@ -34,9 +34,13 @@ LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
 MASKED = 1.1  # the masked dense route over the plain dense layer
 
 
-def ratio(problem: Problem, isa: str) -> float:
-    """Predicted time of the native kernel over the plain dense layer's."""
-    cost = COSTS.get(isa, AVX2)[problem.op]
+def constants(op: str, isa: str) -> Cost:
+    """Those of an op ("linear" or "conv2d") on an instruction set."""
+    return COSTS.get(isa, AVX2)[op]
+
+
+def ratio(problem: Problem, cost: Cost) -> float:
+    """Predicted time of the native kernel over the plain dense layer's; grows with the density."""
     idle = sqrt(max(1.0, LANES / max(problem.positions, 8)))
     tall = problem.block[0] > 1
     multiplied = problem.density / BLOCK_EFFICIENCY if tall else cost.multiply * problem.density**cost.power

@@ -48,7 +48,7 @@ def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoi
     if measured:
         gain = f"measured {measured.speedup:.1f}x the masked dense product at density {measured.density:.2f}"
         return KernelChoice(measured.kernel, f"{gain} (table {table.name})", problem)
-    ratio = cost.ratio(problem, isa)
+    ratio = cost.ratio(problem, cost.constants(problem.op, isa))
     gain = f"predicted {1 / ratio:.1f}x the dense product at density {problem.density:.2f}"
     unmeasured = f" (not in table {table.name})" if table else ""
     return KernelChoice("native" if ratio < cost.MASKED else "dense", gain + unmeasured, problem)
