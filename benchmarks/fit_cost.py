@@ -49,7 +49,7 @@ def errors(constants: Cost, rows: list[tuple[Problem, float]]) -> list[float]:
 def fit(rows: list[tuple[Problem, float]]) -> Cost:
     """The constants with the least squared error."""
     result = least_squares(lambda p: errors(Cost(*p), rows), START, bounds=(LOWEST, HIGHEST), x_scale=START)
-    return Cost(*(float(f"{value:.3g}") for value in result.x))
+    return Cost(*(round(float(f"{value:.3g}"), 6) for value in result.x))
 
 
 def main() -> None:
@@ -66,10 +66,9 @@ def main() -> None:
         rows = [(problem(LAYERS[row["layer"]], row["sparsity"]), measured(row)) for row in own]
         constants = fit(rows)
         off = errors(constants, rows)
+        average, most = exp(sqrt(sum(e * e for e in off) / len(off))), exp(max(map(abs, off)))
         print(f'{isas[0]}: "{op}": {constants}')
-        print(
-            f"  off by {exp(sqrt(sum(e * e for e in off) / len(off))):.2f}x on average, {exp(max(map(abs, off))):.2f}x at most"
-        )
+        print(f"  off by {average:.2f}x on average, {most:.2f}x at most")
         for row, (_, value), error in zip(own, rows, off, strict=True):
             predicted = exp(-error) / value
             print(

@@ -1,9 +1,8 @@
 """The cost model behind the dispatch rule: time of the native kernel over the dense product's, forward + backward.
 
 ratio = multiply * idle * density ** power + copy * copied / weights + constant, with the dense product's multiply-adds
-as the unit. A stream per stored weight shares its loads with its neighbours, so that the first weights cost more than
-the last (power < 1); copied: activations packed and unpacked per output position, which no sparsity makes fewer.
-idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the constants to what `benchmarks/layers.py`
+as the unit. power < 1: the more weights a row stores, the more its streams share. copied: activations packed and
+unpacked per output position, which no sparsity makes fewer. idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the constants to what `benchmarks/layers.py`
 measures.
 """
 
@@ -25,8 +24,8 @@ class Cost(NamedTuple):
 
 
 AVX2 = {
-    "linear": Cost(multiply=1.62, power=0.84, copy=0.0, constant=0.025),
-    "conv2d": Cost(multiply=1.35, power=0.88, copy=6.3, constant=0.024),
+    "linear": Cost(multiply=1.66, power=0.819, copy=0.0, constant=0.0189),
+    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 BLOCK_EFFICIENCY = 0.8  # of a stored weight's multiply-adds where a block's outputs share a load, against dense ones
