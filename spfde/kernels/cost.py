@@ -2,8 +2,8 @@
 
 ratio = multiply * idle * density ** power + copy * copied / weights + constant, with the dense product's multiply-adds
 as the unit. power < 1: the more weights a row stores, the more its streams share. copied: activations packed and
-unpacked per output position, which no sparsity makes fewer. idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the constants to what `benchmarks/layers.py`
-measures.
+unpacked per output position, which no sparsity makes fewer. idle: what a strip with free lanes costs.
+`benchmarks/fit_cost.py` fits the constants to what `benchmarks/layers.py` measures.
 """
 
 from __future__ import annotations

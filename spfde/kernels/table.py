@@ -79,16 +79,20 @@ class Table:
         return f"{self.machine.isa}-{self.machine.threads}t-{self.digest}"
 
     def measured(self, problem: Problem) -> Entry | None:
-        """The entry that settles the problem: its own, or the same one at another density where that leaves no doubt.
+        """The entry that settles the problem: its own, or that of another density where this leaves no doubt.
 
-        A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one.
+        A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one. A problem
+        that is a measured one's input gradient takes the layer's entry: a compiled op asks for that alone.
         """
-        same = [entry for entry in self.entries if entry.problem._replace(bucket=problem.bucket) == problem]
+        same = self._at_any_density(problem) or self._at_any_density(problem.transposed)
         sparse = [e for e in same if e.kernel != "dense" and e.problem.bucket <= problem.bucket]
         dense = [e for e in same if e.kernel == "dense" and e.problem.bucket >= problem.bucket]
         if sparse:
             return max(sparse, key=lambda entry: entry.problem.bucket)
         return min(dense, key=lambda entry: entry.problem.bucket) if dense else None
+
+    def _at_any_density(self, problem: Problem) -> list[Entry]:
+        return [entry for entry in self.entries if entry.problem._replace(bucket=problem.bucket) == problem]
 
     def with_entries(self, entries: Iterable[Entry]) -> Table:
         """This table and more measurements."""
