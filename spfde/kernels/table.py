@@ -79,7 +79,7 @@ class Table:
         return f"{self.machine.isa}-{self.machine.threads}t-{self.digest}"
 
     def measured(self, problem: Problem) -> Entry | None:
-        """The entry that settles the problem: its own, or that of another density where this leaves no doubt.
+        """The entry that settles the problem: its own, or another density's that leaves no doubt.
 
         A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one. A problem
         that is a measured one's input gradient takes the layer's entry: a compiled op asks for that alone.
