@@ -81,8 +81,8 @@ class Table:
     def measured(self, problem: Problem) -> Entry | None:
         """The entry that settles the problem: its own, or another density's that leaves no doubt.
 
-        A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one. A problem
-        that is a measured one's input gradient takes the layer's entry: a compiled op asks for that alone.
+        A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one. The
+        input gradient of a measured problem takes its entry: a compiled op asks for that alone.
         """
         same = self._at_any_density(problem) or self._at_any_density(problem.transposed)
         sparse = [e for e in same if e.kernel != "dense" and e.problem.bucket <= problem.bucket]
