@@ -1,9 +1,10 @@
 """The cost model behind the dispatch rule: time of the native kernel over the dense product's, forward + backward.
 
 ratio = multiply * idle * density ** power + copy * copied / weights + constant, with the dense product's multiply-adds
-as the unit. power < 1: the more weights a row stores, the more its streams share. copied: activations packed and
-unpacked per output position, which no sparsity makes fewer. idle: what a strip with free lanes costs.
-`benchmarks/fit_cost.py` fits the constants to what `benchmarks/layers.py` measures.
+as the unit. power < 1: the more weights a row stores, the more its streams share. Blocks of several outputs share from
+the start: tall * density in place of multiply * density ** power. copied: activations packed and unpacked per output
+position, which no sparsity makes fewer. idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the
+constants to what `benchmarks/layers.py` measures.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class Cost(NamedTuple):
     power: float
     copy: float
     constant: float
+    tall: float
 
 
 AVX2 = {
-    "linear": Cost(multiply=1.66, power=0.819, copy=0.0, constant=0.0189),
-    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197),
+    "linear": Cost(multiply=1.66, power=0.819, copy=0.0, constant=0.0189, tall=1.25),
+    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
-BLOCK_EFFICIENCY = 0.8  # of a stored weight's multiply-adds where a block's outputs share a load, against dense ones
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
 MASKED = 1.1  # the masked dense route over the plain dense layer
 
@@ -40,9 +41,11 @@ def constants(op: str, isa: str) -> Cost:
 
 def ratio(problem: Problem, cost: Cost) -> float:
     """Predicted time of the native kernel over the plain dense layer's; grows with the density."""
+    density, (height, width) = problem.density, problem.block
+    if height == 1 < width:  # whole outputs: a dense product of those alone
+        return density
     idle = sqrt(max(1.0, LANES / max(problem.positions, 8)))
-    tall = problem.block[0] > 1
-    multiplied = problem.density / BLOCK_EFFICIENCY if tall else cost.multiply * problem.density**cost.power
+    multiplied = cost.tall * density if height > 1 else cost.multiply * density**cost.power
     copied = copied_per_position(problem) / max(1, prod(problem.shape))
     return multiplied * idle + cost.copy * copied + cost.constant
 

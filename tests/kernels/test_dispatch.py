@@ -17,7 +17,7 @@ PROBLEMS = {
     "single sample": Problem(1, (1024, 1024), 0),
     "tiny": Problem(1, (1, 1), 0),
     "4x1": Problem(128, (1024, 1024), 0, (4, 1)),
-    "1x4": Problem(128, (1024, 1024), 0, (1, 4)),
+    "whole outputs": Problem(128, (1024, 1024), 0, (1, 1024)),
     "convolution": Problem(64, (64, 64, 3, 3), 0, window=PADDED, size=(8, 8)),
     "strided": Problem(64, (32, 16, 3, 3), 0, window=Window((3, 3), (2, 2), (1, 1, 1, 1)), size=(16, 16)),
     "depthwise": Problem(64, (64, 1, 3, 3), 0, window=PADDED._replace(groups=64), size=(8, 8)),
@@ -54,9 +54,9 @@ def test_the_rule_finds_both_kernels_where_both_can_win():
     assert kernels(PROBLEMS["depthwise"])[-1] == "dense"
 
 
-def test_tall_blocks_pay_at_higher_densities_than_single_weights():
-    count = {name: kernels(PROBLEMS[name]).count("native") for name in ("linear", "4x1", "1x4")}
-    assert count["linear"] == count["1x4"] < count["4x1"]
+def test_the_more_a_block_holds_the_higher_the_density_at_which_it_pays():
+    singles, tall, whole = (kernels(PROBLEMS[name]).count("native") for name in ("linear", "4x1", "whole outputs"))
+    assert singles < tall < whole == EMPTY + 1
 
 
 def test_an_instruction_set_without_timings_takes_the_measured_ones():
