@@ -43,7 +43,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]. Returns [..., out_features]."""
         self._saw(x)
-        return spmm(x, self.values, self.plan, self.bias, self._kernel)
+        return spmm(x, self.values, self.plan, self.bias, self._route)
 
     def to_dense(self) -> nn.Linear:
         """A torch.nn.Linear with the same outputs, zeros exact, and the same bias Parameter."""
@@ -57,7 +57,7 @@ class SparseLinear(SparseLayer):
         batch = 1
         for size in shape[:-1]:
             batch *= size
-        return dispatch.choose_linear(self._kernel, device, dtype, batch, tuple(self.shape), self.nnz)
+        return dispatch.choose_linear(self._route, device, dtype, batch, tuple(self.shape), self.nnz)
 
     def extra_repr(self) -> str:
         """What repr() shows."""
