@@ -23,7 +23,7 @@ TOLERANCE = 1e-3  # float32 against float32: a wrong index or a missing term is 
 
 @dataclass(frozen=True)
 class Layer:
-    """A dense layer and its input: `channels` is (in, out); images are square; a linear layer's batch is all its rows."""
+    """A dense layer and its input: `channels` is (in, out), images are square, a linear layer's batch is its rows."""
 
     kind: str
     batch: int

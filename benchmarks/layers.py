@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import forward
 import pytest
 import torch
 from cases import (
@@ -31,20 +32,15 @@ from cases import (
 )
 from results import Cell, Record
 from table import block, summary
-from timing import command, interleaved, machine
+from timing import command, interleaved, machine, parts
 
 
 @pytest.mark.parametrize("sparsity", [0.9])
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("name", ["dense", "native"])
+@pytest.mark.parametrize("layer, name", forward.ways(LAYERS))
 def test_forward_backward(benchmark, layer, name, sparsity):
     benchmark.group = f"forward + backward {layer} sparsity {sparsity}"
-    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity)
-    try:
-        case = dense_case(layer, name) if name == "dense" else sparse_case(layer, name, sparsified(layer, sparsity))
-    except Absent as absent:
-        pytest.skip(str(absent))
-    benchmark.pedantic(case.step, rounds=15, warmup_rounds=3)
+    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity, way=name)
+    benchmark.pedantic(forward.case(layer, name, sparsity).step, **forward.ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -95,11 +91,6 @@ def select(filters: Sequence[str]) -> list[Layer]:
     if not chosen:
         raise SystemExit(f"expected --layers to match one of {', '.join(map(str, LAYERS))}, got {', '.join(filters)}")
     return chosen
-
-
-def parts(text: str) -> list[str]:
-    """The items of a comma-separated option."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

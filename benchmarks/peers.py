@@ -92,14 +92,14 @@ class _CsrProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, values = ctx.saved_tensors
-        dx = (ctx.layer.transposed(values) @ dy.t()).t()
+        dx = (ctx.layer.transposed(values) @ dy.t()).t() if ctx.needs_input_grad[0] else None
         dvalues = torch.sparse.sampled_addmm(ctx.layer.matrix(values), dy.t(), x, beta=0.0).values()
         return dx, dvalues, dy.sum(0), None
 
 
 @contextmanager
 def _quiet():
-    """torch calls its CSR tensors beta, once per process."""
+    """Mutes torch, which calls its CSR tensors beta once per process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         yield

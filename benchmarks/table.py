@@ -65,10 +65,17 @@ def _row(cell: Cell) -> tuple[str, ...]:
     others = (_times(cell.speedup(name)) for name in OTHERS)
     spreads = [cell.seconds[name].spread for name in (cell.best_dense, "native") if name in cell.seconds]
     return (
-        f"{cell.sparsity:.0%}", f"{cell.seconds[cell.best_dense].median * 1e3:.2f}", _times(cell.speedup("native")), _number(cell.efficiency("native")),
-        "-" if aim is None else f"{aim:g}x", _verdict(got, aim), *others,
-        _times(cell.over_sparseprop), _verdict(peer, peer_aim), f"±{max(spreads):.0%}",
-    )  # fmt: skip
+        f"{cell.sparsity:.0%}",
+        f"{cell.seconds[cell.best_dense].median * 1e3:.2f}",
+        _times(cell.speedup("native")),
+        _number(cell.efficiency("native")),
+        "-" if aim is None else f"{aim:g}x",
+        _verdict(got, aim),
+        *others,
+        _times(cell.over_sparseprop),
+        _verdict(peer, peer_aim),
+        f"±{max(spreads):.0%}",
+    )
 
 
 def _times(value: float | None) -> str:

@@ -65,3 +65,8 @@ def machine() -> dict[str, Any]:
 def command() -> str:
     """The command line that runs this process."""
     return shlex.join(["python", *sys.argv])
+
+
+def parts(text: str) -> list[str]:
+    """The items of a comma-separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]
