@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
-from cases import SPARSITIES, target
+from cases import target
 from results import Cell, Record
 
 if TYPE_CHECKING:
@@ -51,13 +51,14 @@ def draw(record: Record) -> Figure:
     if not cells:
         raise SystemExit("expected cells with the native kernel, got none, try layers.py without --variants")
     patterns = list(dict.fromkeys(cell.pattern for cell in cells))
+    sparsities = sorted({cell.sparsity for cell in cells})
     groups = list(dict.fromkeys(cell.group for cell in cells))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(groups) + 0.4, 3.5 * len(patterns) + 0.5), dpi=150)
         panels = figure.subplots(len(patterns), len(groups), sharex=True, sharey=True, squeeze=False)
         for row, pattern in zip(panels, patterns, strict=True):
             for axes, group in zip(row, groups, strict=True):
-                _panel(axes, [cell for cell in cells if (cell.pattern, cell.group) == (pattern, group)])
+                _panel(axes, [cell for cell in cells if (cell.pattern, cell.group) == (pattern, group)], sparsities)
                 axes.set_title(f"{group}, {pattern}")
             row[0].set_ylabel("speed-up over the best dense layer")
         for axes in panels[-1]:
@@ -71,32 +72,31 @@ def _caption(about: Mapping[str, Any]) -> str:
     return f"forward + backward · {machine} · torch {about['torch']} · spfde {about['spfde']} · {about['date'][:10]}"
 
 
-def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
+def _panel(axes: Axes, cells: Sequence[Cell], sparsities: Sequence[float]) -> None:
     axes.set_yscale("log", base=2)
     axes.set_ylim(0.25, 32)
     axes.set_yticks([0.25, 0.5, 1, 2, 4, 8, 16, 32], ["¼x", "½x", "1x", "2x", "4x", "8x", "16x", "32x"])
     # Equal steps: 60% to 98% on a linear axis would crowd where it matters.
-    axes.set_xticks(range(len(SPARSITIES)), [f"{sparsity:.0%}" for sparsity in SPARSITIES])
-    axes.set_xlim(-0.3, len(SPARSITIES) - 0.7)
+    axes.set_xticks(range(len(sparsities)), [f"{sparsity:.0%}" for sparsity in sparsities])
+    axes.set_xlim(-0.3, len(sparsities) - 0.7)
     axes.axhline(1, color=INK, linewidth=1.2)
     right = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "top"}
     axes.annotate("break-even", (1, 1), (-2, -3), color=MUTED, fontsize=8, **right)
+
+    def line(points: Mapping[float, float | None], **style: Any) -> None:
+        known = [sparsity for sparsity in sparsities if points.get(sparsity) is not None]
+        if known:
+            axes.plot([sparsities.index(s) for s in known], [points[s] for s in known], **style)
+
     for prefix, dashes in PEERS.items():
-        _line(axes, _means(cells, prefix), color="#9aa3b0", linestyle=dashes, linewidth=1.3, label=f"{prefix} (mean)")
+        line(_means(cells, prefix), color="#9aa3b0", linestyle=dashes, linewidth=1.3, label=f"{prefix} (mean)")
     for index, layer in enumerate(dict.fromkeys(cell.layer for cell in cells)):
         points = {cell.sparsity: cell.speedup("native") for cell in cells if cell.layer == layer}
-        _line(
-            axes,
-            points,
-            color=COLOURS[index % len(COLOURS)],
-            marker="o",
-            markersize=3.5,
-            label=layer.removeprefix(cells[0].group).strip(),
-        )
+        style = {"color": COLOURS[index % len(COLOURS)], "marker": "o", "markersize": 3.5}
+        line(points, label=layer.removeprefix(f"{cells[0].group} "), **style)
     if cells:
-        aims = {s: target(cells[0].pattern, cells[0].kind, s) for s in SPARSITIES}
-        points = {sparsity: aim for sparsity, aim in aims.items() if aim is not None}
-        _line(axes, points, color=INK, linestyle="", marker="_", markersize=14, markeredgewidth=2, label="target")
+        points = {cell.sparsity: target(cell.pattern, cell.kind, cell.sparsity) for cell in cells}
+        line(points, color=INK, linestyle="", marker="_", markersize=14, markeredgewidth=2, label="target")
         axes.legend(loc="upper left", fontsize=7)
 
 
@@ -108,12 +108,6 @@ def _means(cells: Sequence[Cell], prefix: str) -> dict[float, float]:
         if speedups:
             found.setdefault(cell.sparsity, []).append(max(speedups))
     return {sparsity: geometric_mean(values) for sparsity, values in found.items()}
-
-
-def _line(axes: Axes, points: dict[float, float], **style) -> None:
-    known = [sparsity for sparsity in SPARSITIES if sparsity in points]
-    if known:
-        axes.plot([SPARSITIES.index(s) for s in known], [points[s] for s in known], **style)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
