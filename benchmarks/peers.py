@@ -87,14 +87,15 @@ class _CsrProduct(torch.autograd.Function):
     def forward(ctx, x, values, bias, layer):
         ctx.save_for_backward(x, values)
         ctx.layer = layer
-        return torch.addmm(bias[:, None], layer.matrix(values), x.t()).t()
+        matrix = layer.matrix(values)
+        return (matrix @ x.t() if bias is None else torch.addmm(bias[:, None], matrix, x.t())).t()
 
     @staticmethod
     def backward(ctx, dy):
         x, values = ctx.saved_tensors
         dx = (ctx.layer.transposed(values) @ dy.t()).t() if ctx.needs_input_grad[0] else None
         dvalues = torch.sparse.sampled_addmm(ctx.layer.matrix(values), dy.t(), x, beta=0.0).values()
-        return dx, dvalues, dy.sum(0), None
+        return dx, dvalues, dy.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 @contextmanager
