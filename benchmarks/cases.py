@@ -127,7 +127,7 @@ def dense_names(layer: Layer, compiled: bool = True) -> list[str]:
 
 def sparse_names(layer: Layer, pattern: str) -> list[str]:
     """The sparse ways of a layer: ours, then the peers that have such a layer; they know no patterns."""
-    peers = ["torch csr", "sparseprop"] if layer.kind == "linear" else ["sparseprop batch", "sparseprop images"]
+    peers = ["torch csr", "sparseprop"] if layer.kind == "linear" else ["sparseprop"]
     return [*KERNELS, *(peers if pattern == "unstructured" else ())]
 
 

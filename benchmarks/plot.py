@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#14181f", "#586173", "#dde1e7"
 COLOURS = ("#0a66c2", "#c2410c", "#0f766e", "#7c3aed", "#65a30d", "#be185d")
-PEERS = {"torch csr": ":", "sparseprop": "--"}  # dash pattern, by the start of a way's name
+PEERS = {"torch csr": ":", "sparseprop": "--"}  # dash patterns
 STYLE = {
     "axes.edgecolor": LINE,
     "axes.grid": True,
@@ -88,8 +88,8 @@ def _panel(axes: Axes, cells: Sequence[Cell], sparsities: Sequence[float]) -> No
         if known:
             axes.plot([sparsities.index(s) for s in known], [points[s] for s in known], **style)
 
-    for prefix, dashes in PEERS.items():
-        line(_means(cells, prefix), color="#9aa3b0", linestyle=dashes, linewidth=1.3, label=f"{prefix} (mean)")
+    for name, dashes in PEERS.items():
+        line(_means(cells, name), color="#9aa3b0", linestyle=dashes, linewidth=1.3, label=f"{name} (mean)")
     for index, layer in enumerate(dict.fromkeys(cell.layer for cell in cells)):
         points = {cell.sparsity: cell.speedup("native") for cell in cells if cell.layer == layer}
         style = {"color": COLOURS[index % len(COLOURS)], "marker": "o", "markersize": 3.5}
@@ -100,13 +100,12 @@ def _panel(axes: Axes, cells: Sequence[Cell], sparsities: Sequence[float]) -> No
         axes.legend(loc="upper left", fontsize=7)
 
 
-def _means(cells: Sequence[Cell], prefix: str) -> dict[float, float]:
-    """Geometric mean over the layers, by sparsity, of the fastest way whose name starts with `prefix`."""
+def _means(cells: Sequence[Cell], name: str) -> dict[float, float]:
+    """Geometric mean of the speed-up over the layers, by sparsity."""
     found: dict[float, list[float]] = {}
     for cell in cells:
-        speedups = [cell.speedup(name) for name in cell.seconds if name.startswith(prefix)]
-        if speedups:
-            found.setdefault(cell.sparsity, []).append(max(speedups))
+        if name in cell.seconds:
+            found.setdefault(cell.sparsity, []).append(cell.speedup(name))
     return {sparsity: geometric_mean(values) for sparsity, values in found.items()}
 
 

@@ -43,12 +43,8 @@ class Cell:
     @property
     def best_dense(self) -> str | None:
         """The fastest dense way; None where nothing was timed."""
-        return self._fastest("dense")
-
-    @property
-    def best_sparseprop(self) -> str | None:
-        """The fastest of SparseProp's ways, if it was timed."""
-        return self._fastest("sparseprop")
+        names = [name for name in self.seconds if name.startswith("dense")]
+        return min(names, key=lambda name: self.seconds[name].median, default=None)
 
     def speedup(self, name: str | None) -> float | None:
         """Time of the best dense way over that of `name`, None where it was not timed."""
@@ -62,7 +58,7 @@ class Cell:
     @property
     def over_sparseprop(self) -> float | None:
         """Time of SparseProp over that of our native kernel."""
-        return self._ratio(self.best_sparseprop, "native")
+        return self._ratio("sparseprop", "native")
 
     def verdicts(self) -> Iterator[tuple[str, float | None, float]]:
         """(what, measured or None if absent, aimed at) of each target that applies here."""
@@ -75,10 +71,6 @@ class Cell:
     def _ratio(self, base: str | None, name: str | None) -> float | None:
         timed = base in self.seconds and name in self.seconds
         return self.seconds[base].median / self.seconds[name].median if timed else None
-
-    def _fastest(self, prefix: str) -> str | None:
-        names = [name for name in self.seconds if name.startswith(prefix)]
-        return min(names, key=lambda name: self.seconds[name].median, default=None)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def lines(threads: Sequence[int], cells: Sequence[Cell]) -> list[str]:
 
 
 def _ways(cell: Cell) -> list[tuple[str, float]]:
-    names = (cell.best_dense, "native", cell.best_sparseprop)
+    names = (cell.best_dense, "native", "sparseprop")
     return [(name, cell.seconds[name].median) for name in names if name in cell.seconds]
 
 

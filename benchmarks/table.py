@@ -7,7 +7,7 @@ from statistics import geometric_mean
 
 from results import Cell
 
-OTHERS = ("masked", "auto", "torch csr", "sparseprop", "sparseprop batch", "sparseprop images")
+OTHERS = ("masked", "auto", "torch csr", "sparseprop")
 HEAD = ("sparsity", "dense ms", "speed-up", "efficiency", "target", "", *OTHERS, "over SparseProp", "", "spread")
 
 

@@ -13,9 +13,7 @@ def timing(median: float) -> Timing:
     return Timing(median, median * 0.9, median * 0.95, median * 1.05)
 
 
-def cell(
-    sparsity: float = 0.9, pattern: str = "unstructured", absent: dict[str, str] | None = None, **ms: float
-) -> Cell:
+def cell(sparsity: float = 0.9, pattern: str = "unstructured", absent: Mapping[str, str] = NONE, **ms: float) -> Cell:
     """A convolution; ways are named by keywords with _ for a blank, times in milliseconds."""
     seconds = {name.replace("_", " "): timing(value / 1e3) for name, value in ms.items()}
     shape = ("conv 3x3 8x8 4px b2", "conv", "conv 3x3", 32)

@@ -38,8 +38,8 @@ SMALL = [
 
 
 def suited(layer: Layer, name: str) -> Layer:
-    """SparseProp's kernels over the batch are wrong where it is no multiple of 8."""
-    return replace(layer, batch=8) if name == "sparseprop batch" else layer
+    """SparseProp's convolutions over the batch are wrong where it is no multiple of 8."""
+    return replace(layer, batch=8) if name == "sparseprop" else layer
 
 
 WAYS = [(suited(layer, name), name) for layer in SMALL for name in sparse_names(layer, "unstructured")]
@@ -132,7 +132,7 @@ def test_a_pattern_that_spfde_refuses_is_absent_with_its_reason():
         sparsified(SMALL[0], 0.5, "no-such-pattern")
 
 
-@pytest.mark.parametrize("layer, name", [(SMALL[0], "sparseprop"), (SMALL[2], "sparseprop batch")], ids=str)
+@pytest.mark.parametrize("layer, name", [(SMALL[0], "sparseprop"), (SMALL[2], "sparseprop")], ids=str)
 def test_a_peer_that_is_missing_is_not_installed(monkeypatch, layer, name):
     monkeypatch.setitem(sys.modules, "sparseprop.modules", None)
     with pytest.raises(Absent, match="^not installed$"):
@@ -142,7 +142,7 @@ def test_a_peer_that_is_missing_is_not_installed(monkeypatch, layer, name):
 def test_sparseprop_has_no_groups():
     pytest.importorskip("sparseprop")
     with pytest.raises(Absent, match="no groups"):
-        sparse_case(SMALL[-1], "sparseprop batch", sparsified(SMALL[-1], 0.5))
+        sparse_case(SMALL[-1], "sparseprop", sparsified(SMALL[-1], 0.5))
 
 
 def test_sparse_ways_do_not_share_the_layer_they_come_from():
@@ -176,3 +176,14 @@ def test_targets_ascend_and_stop_at_what_was_agreed(pattern, kind):
     assert aims == sorted(aims) and aims[0] >= 1
     assert target(pattern, kind, 0.5) is None
     assert target("2:4", kind, 0.9) is None
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_sparseprop_takes_the_faster_of_its_two_ways(monkeypatch, faster):
+    pytest.importorskip("sparseprop")
+    monkeypatch.setattr("peers._seconds", lambda case: case.module.vectorizing_over_on != faster)
+    layer = replace(SMALL[2], batch=8)
+    case = sparse_case(layer, "sparseprop", sparsified(layer, 0.5))
+    assert case.module.vectorizing_over_on is faster
+    assert case.x.is_contiguous() is faster  # the way over the batch has the batch innermost
+    check(case, expected(layer, sparsified(layer, 0.5)))

@@ -53,7 +53,7 @@ def test_a_filter_that_matches_nothing_is_refused():
 
 
 def test_a_plot_has_break_even_targets_and_a_line_per_layer():
-    cells = [cell(s, dense=10, native=5, sparseprop_batch=20) for s in SPARSITIES]
+    cells = [cell(s, dense=10, native=5, sparseprop=20) for s in SPARSITIES]
     blocks = [cell(0.9, "block:4x1", dense=10, native=2), cell(0.7, "block:4x1", dense=10, native=4)]
     first, second = plot.draw(record(*cells, *blocks)).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in first.get_lines()}

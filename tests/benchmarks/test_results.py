@@ -15,21 +15,19 @@ def test_speedup_is_over_the_fastest_dense_way():
     assert some.efficiency("native") == pytest.approx(0.4)
 
 
-def test_sparseprop_is_taken_at_its_fastest():
-    some = cell(dense=10, native=2, sparseprop_batch=5, sparseprop_images=9)
-    assert some.best_sparseprop == "sparseprop batch"
-    assert some.over_sparseprop == pytest.approx(2.5)
+def test_sparseprop_is_measured_against_our_native_kernel():
+    assert cell(dense=10, native=2, auto=1, sparseprop=5).over_sparseprop == pytest.approx(2.5)
 
 
 def test_what_was_not_timed_has_no_figures():
     some = cell(dense=10, absent={"native": "no such pattern"})
-    assert some.speedup("native") is some.efficiency("native") is some.over_sparseprop is some.best_sparseprop is None
+    assert some.speedup("native") is some.efficiency("native") is some.over_sparseprop is None
     assert cell().best_dense is None
     assert cell().speedup("native") is None
 
 
 def test_targets_apply_where_they_were_agreed():
-    ways = {"dense": 10, "native": 2, "sparseprop_batch": 5}
+    ways = {"dense": 10, "native": 2, "sparseprop": 5}
     assert [(what, aim) for what, _, aim in cell(0.9, **ways).verdicts()] == [("dense", 3.5), ("SparseProp", 3)]
     assert [(what, aim) for what, _, aim in cell(0.95, **ways).verdicts()] == [("dense", 6)]
     assert [(what, aim) for what, _, aim in cell(0.9, "block:4x1", **ways).verdicts()] == [("dense", 5.5)]
@@ -46,10 +44,10 @@ def test_a_record_survives_its_file(tmp_path):
 
 
 def test_a_block_shows_figures_and_verdicts():
-    text = block([cell(0.9, dense=10, native=2, sparseprop_batch=5), cell(0.95, dense=10, native=2.5)])
+    text = block([cell(0.9, dense=10, native=2, sparseprop=5), cell(0.95, dense=10, native=2.5)])
     head, names, first, second = text.strip().splitlines()
     assert head == "conv 3x3 8x8 4px b2 · unstructured · best dense: dense"
-    assert "masked" not in names and "sparseprop images" not in names
+    assert "masked" not in names and "torch csr" not in names
     assert first.split() == ["90%", "10.00", "5.00x", "0.50", "3.5x", "pass", "2.00x", "2.50x", "FAIL", "±5%"]
     assert second.split() == ["95%", "10.00", "4.00x", "0.20", "6x", "FAIL", "-", "-", "±5%"]
 
