@@ -132,11 +132,11 @@ def test_a_pattern_that_spfde_refuses_is_absent_with_its_reason():
         sparsified(SMALL[0], 0.5, "no-such-pattern")
 
 
-@pytest.mark.parametrize("layer, name", [(SMALL[0], "sparseprop"), (SMALL[2], "sparseprop")], ids=str)
-def test_a_peer_that_is_missing_is_not_installed(monkeypatch, layer, name):
+@pytest.mark.parametrize("layer", [SMALL[0], SMALL[2]], ids=str)
+def test_a_peer_that_is_missing_is_not_installed(monkeypatch, layer):
     monkeypatch.setitem(sys.modules, "sparseprop.modules", None)
     with pytest.raises(Absent, match="^not installed$"):
-        sparse_case(layer, name, sparsified(layer, 0.5))
+        sparse_case(layer, "sparseprop", sparsified(layer, 0.5))
 
 
 def test_sparseprop_has_no_groups():
