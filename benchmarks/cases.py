@@ -176,11 +176,11 @@ def sparsified(layer: Layer, sparsity: float, pattern: str = "unstructured") -> 
         raise Absent(f"spfde: {error}") from error
 
 
-def expected(layer: Layer, sparse: spfde.nn.SparseLayer) -> tuple[Tensor, ...]:
-    """One step of the dense layer with the weights of `sparse`: what every sparse way has to give."""
-    dense, x, mask = _masked(layer, sparse), layer.input(), sparse.mask()
+def expected(layer: Layer, sparse: spfde.nn.SparseLayer | None = None) -> tuple[Tensor, ...]:
+    """One step of the dense layer, with the weights of `sparse` if given: what every way has to give."""
+    dense, x = layer.dense() if sparse is None else _masked(layer, sparse), layer.input()
     y, dx, dweight, *dbias = Case(dense, x, _output_gradient(dense, x), lambda weight: weight).step()
-    return y.detach(), dx, dweight * mask, *dbias
+    return y.detach(), dx, dweight if sparse is None else dweight * sparse.mask(), *dbias
 
 
 def check(case: Case, wanted: tuple[Tensor, ...]) -> None:

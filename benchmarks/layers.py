@@ -8,8 +8,9 @@ Every way of a layer is first checked against the dense layer with the same weig
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import forward
@@ -30,7 +31,7 @@ from cases import (
     sparse_names,
     sparsified,
 )
-from results import Cell, Record
+from record import Cell, Record
 from table import block, summary
 from timing import command, interleaved, machine, parts
 
@@ -58,31 +59,46 @@ class Options:
 def measure(layer: Layer, pattern: str, sparsities: Sequence[float], options: Options) -> list[Cell]:
     """One cell per sparsity."""
     torch.compiler.reset()  # its limit on recompilations counts all layers of a process together
-    dense = {name: dense_case(layer, name) for name in dense_names(layer) if options.wants(name)}
-    return [_cell(layer, pattern, sparsity, dense, options) for sparsity in sparsities]
+    makers = {name: partial(dense_case, layer, name) for name in dense_names(layer) if options.wants(name)}
+    dense, absent = _checked(makers, expected(layer))
+    return [_cell(layer, pattern, sparsity, options, dense, absent) for sparsity in sparsities]
 
 
-def _cell(layer: Layer, pattern: str, sparsity: float, dense: dict[str, Case], options: Options) -> Cell:
+def _cell(
+    layer: Layer, pattern: str, sparsity: float, options: Options, dense: dict[str, Case], absent: dict[str, str]
+) -> Cell:
     names = [name for name in sparse_names(layer, pattern) if options.wants(name)]
-    cases, absent, density = dict(dense), {}, 1 - sparsity
+    cases, density = {}, 1 - sparsity
     try:
         sparse = sparsified(layer, sparsity, pattern)
     except Absent as reason:
-        absent = {name: str(reason) for name in names}
+        absent = absent | {name: str(reason) for name in names}
     else:
-        density, wanted = 1 - sparse.sparsity, expected(layer, sparse)
-        for name in names:
-            try:
-                case = sparse_case(layer, name, sparse)
-                check(case, wanted)
-                cases[name] = case
-            except Absent as reason:
-                absent[name] = str(reason)
-    lone = len(cases) == len(dense)  # nothing to compare the dense layer with
-    seconds = {} if lone else interleaved({name: case.step for name, case in cases.items()}, options.rounds)
+        density = 1 - sparse.sparsity
+        makers = {name: partial(sparse_case, layer, name, sparse) for name in names}
+        cases, without = _checked(makers, expected(layer, sparse))
+        absent = absent | without
+    # Without a sparse way there is nothing to compare the dense layer with.
+    steps = {name: case.step for name, case in (dense | cases).items()} if cases else {}
+    seconds = interleaved(steps, options.rounds)
     return Cell(
         str(layer), layer.kind, layer.group, layer.lanes, pattern, sparsity, density, seconds, absent
     )  # fmt: skip
+
+
+def _checked(
+    makers: Mapping[str, Callable[[], Case]], wanted: tuple[torch.Tensor, ...]
+) -> tuple[dict[str, Case], dict[str, str]]:
+    """The ways that can be made and give what is wanted, and why the others are absent."""
+    cases, absent = {}, {}
+    for name, make in makers.items():
+        try:
+            case = make()
+            check(case, wanted)
+            cases[name] = case
+        except Absent as reason:
+            absent[name] = str(reason)
+    return cases, absent
 
 
 def select(filters: Sequence[str]) -> list[Layer]:

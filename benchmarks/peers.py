@@ -60,7 +60,7 @@ def _csr(dense: nn.Linear, x: Tensor, dy: Tensor) -> Case:
 class CsrLinear(nn.Module):
     """y = x W^T + b for a torch CSR matrix W, every product in the form that torch does fastest.
 
-    Autograd's own route computes the dense weight gradient and the input gradient from W^T in CSC: ten times slower.
+    Autograd's own route through a CSR matrix took two to four times as long (1024x1024, 90% sparse).
     """
 
     def __init__(self, dense: nn.Linear) -> None:

@@ -12,7 +12,7 @@ from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from cases import target
-from results import Cell, Record
+from record import Cell, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

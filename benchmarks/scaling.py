@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from layers import Options, measure, select
-from results import Cell, Record
+from record import Cell, Record
 from timing import command, machine, parts
 
 LAYERS = ("linear 2048x2048", "3x3 16x16", "3x3 128x128", "1x1 64x256")

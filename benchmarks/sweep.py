@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from cases import Absent, Layer, check, dense_case, dense_names, expected, sparse_case, sparsified
-from results import Cell, Record
+from record import Cell, Record
 from timing import command, interleaved, machine, parts
 from torch import nn
 

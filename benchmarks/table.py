@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import geometric_mean
 
-from results import Cell
+from record import Cell
 
 OTHERS = ("masked", "auto", "torch csr", "sparseprop")
 HEAD = ("sparsity", "dense ms", "speed-up", "efficiency", "target", "", *OTHERS, "over SparseProp", "", "spread")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import Timing
+from record import Timing
 
 from spfde import env
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from results import Cell, Record, Timing
+from record import Cell, Record, Timing
 
 NONE: Mapping[str, str] = {}
 

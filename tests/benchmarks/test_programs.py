@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import layers
 import overhead
 import plot
@@ -10,8 +12,8 @@ import scaling
 import sweep
 import torch
 from benchmarks.records import cell, record
-from cases import SPARSITIES, Layer, conv
-from results import Record
+from cases import SPARSITIES, Layer, conv, sparse_case
+from record import Record
 from torch import nn
 
 SMALL = [Layer("linear", 32, (32, 48)), conv(16, (8, 8), 4, 3)]
@@ -157,3 +159,15 @@ def test_the_core_is_itself_again_after_its_calls_were_timed():
         assert len(calls) == 1
         raise KeyError
     assert dict(vars(core)) == before
+
+
+def test_a_way_that_computes_something_else_is_listed_and_not_timed(small, monkeypatch):
+    def wrong(layer, name, sparse):
+        case = sparse_case(layer, name, sparse)
+        return replace(case, x=2 * case.x) if name == "masked" else case
+
+    monkeypatch.setattr(layers, "sparse_case", wrong)
+    [some] = layers.measure(SMALL[1], "unstructured", [0.5], layers.Options(1, ("native", "masked")))
+    assert list(some.seconds) == ["dense", "dense channels_last", "native"]
+    assert some.absent.keys() == {"masked"}
+    assert some.absent["masked"].startswith("wrong output")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from benchmarks.records import cell, record
-from results import Record
+from record import Record
 from table import block, summary
 
 
