@@ -48,9 +48,9 @@ format: setup
 	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
 	@touch $@
 
-# The peers. One that does not build is listed as not installed.
+# The peers. One that does not build is listed as not installed. SparseProp asks the python3 on PATH where pybind11 is.
 .venv/.bench: .venv/.installed
-	$(BIN)/python -m pip install --no-build-isolation -e '.[bench]' || \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --no-build-isolation -e '.[bench]' || \
 	  echo "spfde: expected SparseProp to build, got an error, going on without it" >&2
 	@touch $@
 
