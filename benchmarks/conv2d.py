@@ -1,16 +1,11 @@
-"""conv2d: a convolution forward, sparse beside dense."""
+"""conv2d: a convolution forward, sparse beside dense and SparseProp."""
 
+import forward
 import pytest
-import torch
 from cases import CONV
 
 
-@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
-@pytest.mark.parametrize("variant", ["dense", "dense channels_last", "native", "masked"])
-@pytest.mark.parametrize("layer", CONV, ids=str)
-def test_forward(benchmark, layer, variant, sparsity):
-    benchmark.group = f"conv2d forward {layer} sparsity {sparsity}"
-    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity)
-    module, x = layer.variant(variant, sparsity)
-    with torch.no_grad():
-        benchmark.pedantic(module, (x,), rounds=15, warmup_rounds=3)
+@pytest.mark.parametrize("sparsity", forward.SPARSITIES)
+@pytest.mark.parametrize("layer, name", forward.ways(CONV))
+def test_forward(benchmark, layer, name, sparsity):
+    forward.run(benchmark, "conv2d", layer, name, sparsity)

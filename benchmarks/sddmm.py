@@ -1,24 +1,21 @@
-"""sddmm: the weight gradient of a linear layer at its stored positions, beside the dense weight gradient."""
+"""sddmm: the weight gradient of a linear layer at its stored positions, beside the dense one and torch CSR's."""
 
+import forward
 import pytest
 import torch
 from cases import LINEAR
 
-from spfde.kernels import sddmm
+WAYS = ("dense", "native", "masked", "torch csr")  # SparseProp computes both gradients in one call
 
 
-@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
-@pytest.mark.parametrize("variant", ["dense", "native", "masked"])
+@pytest.mark.parametrize("sparsity", forward.SPARSITIES)
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("layer", LINEAR, ids=str)
-def test_weight_gradient(benchmark, layer, variant, sparsity):
+def test_weight_gradient(benchmark, layer, name, sparsity):
     benchmark.group = f"sddmm {layer} sparsity {sparsity}"
-    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity)
-    sparse, x = layer.variant("native", sparsity)
-    dy = torch.randn(layer.batch, layer.channels[1])
-    plan = sparse.plan
-    if variant == "dense":
-        benchmark.pedantic(lambda: (dy.t() @ x, dy.sum(0)), rounds=15, warmup_rounds=3)
-    else:
-        kernel = "native" if variant == "native" else "dense"
-        args = (dy, x, plan.row_ptr, plan.col, True, kernel)
-        benchmark.pedantic(sddmm.compute, args, rounds=15, warmup_rounds=3)
+    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity, way=name)
+    case = forward.case(layer, name, sparsity)
+    y, parameters = case.module(case.x), list(case.module.parameters())
+    benchmark.pedantic(
+        torch.autograd.grad, (y, parameters, case.dy), {"retain_graph": True}, **forward.ROUNDS
+    )  # fmt: skip

@@ -21,6 +21,7 @@ class Clock:
 
 
 _running: list[Clock] = []
+_inside: list[bool] = []  # not empty while a kernel is being timed: one that it calls is part of it
 
 
 @contextmanager
@@ -39,13 +40,15 @@ def timed(kernel: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(kernel)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not _running:
+        if not _running or _inside:
             return kernel(*args, **kwargs)
+        _inside.append(True)
         start = time.perf_counter()
         try:
             return kernel(*args, **kwargs)
         finally:
             seconds = time.perf_counter() - start
+            _inside.clear()
             for clock in _running:
                 clock.seconds += seconds
 

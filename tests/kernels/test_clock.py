@@ -30,6 +30,18 @@ def test_nested_clocks_stop_on_their_own():
     assert inner.seconds == 0 < outer.seconds
 
 
+def test_a_kernel_called_by_another_counts_once():
+    @clock.timed
+    def outer():
+        work(0.02)
+
+    start = time.perf_counter()
+    with clock.measure() as measured:
+        outer()
+        work(0.01)
+    assert 0.03 <= measured.seconds <= time.perf_counter() - start
+
+
 def test_a_kernel_that_raises_counts_and_its_clock_stops():
     @clock.timed
     def fail():

@@ -1,0 +1,72 @@
+"""Timing in turn (A B C A B C), so that a machine that slows down slows all alike."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import torch
+from record import Timing
+
+from spfde import env
+
+WARMUP = 2
+
+
+def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = WARMUP) -> dict[str, Timing]:
+    """Seconds of each step, over `rounds` rounds in which every step runs once, after `warmup` unrecorded ones."""
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(warmup + rounds):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                samples[name].append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return {name: summarise(seconds[warmup:]) for name, seconds in samples.items()}
+
+
+def summarise(seconds: list[float]) -> Timing:
+    """Median, minimum and quartiles."""
+    q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    return Timing(median, min(seconds), q1, q3)
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement has to name: processor, cores, instruction set, threads, versions and date."""
+    facts = env.report()
+    return {
+        "cpu": facts["cpu"],
+        "cores": os.cpu_count(),
+        "usable_cores": facts["threads"]["cpus"],
+        "threads": torch.get_num_threads(),
+        "isa": facts["native"].get("isa"),
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "torch": facts["torch"],
+        "spfde": facts["spfde"],
+        "python": facts["python"],
+        "platform": facts["platform"],
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "load": os.getloadavg()[0],
+        "warnings": facts["warnings"],
+    }
+
+
+def command() -> str:
+    """The command line that runs this process."""
+    return shlex.join(["python", *sys.argv])
+
+
+def parts(text: str) -> list[str]:
+    """The items of a comma-separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]
