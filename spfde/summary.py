@@ -12,7 +12,7 @@ from spfde.nn import SparseLayer
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One weighted layer. `kernel` is "auto" before the first forward."""
+    """One weighted layer. `kernel` is "auto" before the first forward. `nnz` counts weights, whatever the pattern."""
 
     name: str
     kind: str
@@ -73,7 +73,7 @@ def summary(model: nn.Module) -> Summary:
                     kind=type(module).__name__,
                     shape=tuple(module.shape),
                     sparsity=module.sparsity,
-                    nnz=module.nnz,
+                    nnz=module.stored,
                     pattern=module.pattern,
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,

@@ -151,9 +151,7 @@ class _Spmm(torch.autograd.Function):
 
 
 @torch.library.custom_op("spfde::spmm", mutates_args=())
-def _op(
-    x: Tensor, values: Tensor, bias: Tensor | None, units: Sequence[Tensor], rows: int, kernel: str
-) -> Tensor:
+def _op(x: Tensor, values: Tensor, bias: Tensor | None, units: Sequence[Tensor], rows: int, kernel: str) -> Tensor:
     index = Units(*units)
     choice = dispatch.linear(kernel, x, rows, *dispatch.stored(index.row_ptr, values.shape[1:]))
     return compute(x, values, bias, index, rows, choice.kernel)
