@@ -1,9 +1,9 @@
 """Where the stored weights are: the one place that turns a mask into index structures.
 
-A weight of shape [rows, ...] is seen as a matrix [rows, cols] and stored in blocks (see `spfde.structure`). Its canonical
-index is `row_ptr` [block rows + 1] and `col` [capacity], int32, in blocks, columns ascending within a row; the first
-`row_ptr[-1]` slots are live, the rest hold 0. Everything else a kernel wants is derived here into a `Plan`, which is
-rebuilt after a topology change and never saved.
+A weight of shape [rows, ...] is seen as a matrix [rows, cols] and stored in blocks (see `spfde.structure`). Its
+canonical index is `row_ptr` [block rows + 1] and `col` [capacity], int32, in blocks, columns ascending within a row; the
+first `row_ptr[-1]` slots are live, the rest hold 0. Everything else a kernel wants is derived here into a `Plan`, which
+is rebuilt after a topology change and never saved.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class Units(NamedTuple):
 class Plan:
     """Everything the kernels of one layer read, and scratch of the masked dense route.
 
-    nnz: live blocks. weights: stored weights. positions: of the live blocks, ascending. block: what a kernel multiplies at
-    once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, None for other patterns.
+    nnz: live blocks. weights: stored weights. positions: of the live blocks, ascending. block: what a kernel multiplies
+    at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, None for other patterns.
     """
 
     shape: tuple[int, ...]
@@ -148,7 +148,7 @@ class Plan:
         return values.reshape(-1, 1, 1) if values.shape[1] == 1 else values
 
     def dense_buffer(self) -> Tensor:
-        """A persistent flat float32 buffer of the dense weight and one element more, zero wherever nothing is stored."""
+        """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""
         if self._dense is None:
             self._dense = torch.zeros(prod(self.shape) + 1, device=self.positions.device)
         return self._dense

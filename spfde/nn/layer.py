@@ -150,8 +150,8 @@ class SparseLayer(nn.Module, ABC):
         """Changes which blocks are stored, in place; kept ones keep their values, new ones start at 0.
 
         positions: as `positions()` gives them (int64), ascending, unique, at most `capacity`. newborn: those among them
-        that start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of `values`
-        now holds, -1 where it holds a new block or none. The caller applies it to whatever else is shaped like
+        that start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of
+        `values` now holds, -1 where it holds a new block or none. The caller applies it to whatever else is shaped like
         `values` (see `permute`).
 
         Raises:
