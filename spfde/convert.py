@@ -64,8 +64,8 @@ def sparsify(
         example_input: an input (or tuple of inputs) of the model, to find the order of execution.
 
     Raises:
-        ValueError: an argument is out of range or contradicts the pattern; a layer is a subclass, parametrized, hooked, tied or already sparse
-            (named, with what to do); nothing is left to convert. The model is unchanged then.
+        ValueError: an argument is out of range or contradicts the pattern; a layer is a subclass, parametrized, hooked,
+            tied or already sparse (named, with what to do); nothing is left to convert. The model is unchanged then.
         TypeError: model is not a torch.nn.Module.
     """
     if not isinstance(model, nn.Module):

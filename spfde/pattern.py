@@ -1,9 +1,9 @@
 """Where the stored weights are: the one place that turns a mask into index structures.
 
 A weight of shape [rows, ...] is seen as a matrix [rows, cols] and stored in blocks (see `spfde.structure`). Its
-canonical index is `row_ptr` [block rows + 1] and `col` [capacity], int32, in blocks, columns ascending within a row; the
-first `row_ptr[-1]` slots are live, the rest hold 0. Everything else a kernel wants is derived here into a `Plan`, which
-is rebuilt after a topology change and never saved.
+canonical index is `row_ptr` [block rows + 1] and `col` [capacity], int32, in blocks, columns ascending within a row;
+the first `row_ptr[-1]` slots are live, the rest hold 0. Everything else a kernel wants is derived here into a `Plan`,
+which is rebuilt after a topology change and never saved.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Plan:
     """Everything the kernels of one layer read, and scratch of the masked dense route.
 
     nnz: live blocks. weights: stored weights. positions: of the live blocks, ascending. block: what a kernel multiplies
-    at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, None for other patterns.
+    at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, else None.
     """
 
     shape: tuple[int, ...]

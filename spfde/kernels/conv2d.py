@@ -172,7 +172,7 @@ def _block(block: Sequence[int]) -> Sequence[int]:
 
 
 def _dense_memory(x: Tensor) -> tuple[Tensor, bool]:
-    """x without gaps, copied only if it has some, and whether its memory is channels_last."""
+    """The input without gaps, copied only if it has some, and whether its memory is channels_last."""
     if x.is_contiguous():
         return x, False
     last = x.is_contiguous(memory_format=torch.channels_last)

@@ -17,8 +17,8 @@ class MEST(Topology):
 
     The count per layer never changes. Growth draws from everything that was not kept, so a dropped weight may come
     back, at value 0. Blocks move whole, by the sum of their scores; weights stay in their group where the pattern
-    counts in groups (n:m), in their output where it counts per output (fan-in). The moved share halves at 9/16 of the training and ends at 12/16. Source: MEST (2110.14032),
-    elastic mutation; lam = 0 is the authors' own default.
+    counts in groups (n:m), in their output where it counts per output (fan-in). The moved share halves at 9/16 of the
+    training and ends at 12/16. Source: MEST (2110.14032), elastic mutation; lam = 0 is the authors' own default.
 
     Args:
         model: has spfde sparse layers.
@@ -54,7 +54,7 @@ class MEST(Topology):
         old, group = layer.positions(), layer.structure.groups(layer.grid, layer.values.device)
         groups = int(group[-1]) + 1 if group.numel() else 1
         held, size = (torch.bincount(g, minlength=groups) for g in (group[old], group))
-        # The least important first; a group (all of a layer, for most patterns) drops no more than it has room to regrow.
+        # The least important first; a group (for most patterns the layer) drops no more than it has room to regrow.
         order = torch.sort(self._importance(layer), descending=True, stable=True).indices.flip(0)
         droppable = order[first_in_groups(group[old][order], size - held)]
         count = min(int(self.schedule(self._step) * layer.nnz), droppable.numel())
