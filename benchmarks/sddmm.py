@@ -20,5 +20,5 @@ def test_weight_gradient(benchmark, layer, variant, sparsity):
         benchmark.pedantic(lambda: (dy.t() @ x, dy.sum(0)), rounds=15, warmup_rounds=3)
     else:
         kernel = "native" if variant == "native" else "dense"
-        args = (dy, x, plan.row_ptr, plan.col, True, kernel)
+        args = (dy, x, plan.units, plan.block, True, kernel)
         benchmark.pedantic(sddmm.compute, args, rounds=15, warmup_rounds=3)
