@@ -108,7 +108,7 @@ def _backward(ctx, dy):
         block = values.shape[1:]
         dvalues, dbias = torch.ops.spfde.conv2d_weight_grad(dy, x.detach(), units, block, *window, need_bias, kernel)
     grads = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
-    return *grads, *[None] * 7
+    return *grads, [None] * len(units), *[None] * 6
 
 
 _conv2d.register_autograd(_backward, setup_context=_setup_context)

@@ -190,7 +190,7 @@ def _backward(ctx, dy):
     if need_values or need_bias:
         dvalues, dbias = torch.ops.spfde.sddmm(dy, x.detach(), units, values.shape[1:], need_bias, ctx.kernel)
     dx, dvalues, dbias = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
-    return dx, dvalues, dbias, None, None, None
+    return dx, dvalues, dbias, [None] * len(units), None, None
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
