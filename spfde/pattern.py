@@ -169,7 +169,7 @@ def build_plan(
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
     weights = nnz * height * width if not grid.ragged else int((places < grid.weights).sum())
-    kept = positions if whole and window.groups == 1 else None
+    kept = positions if whole and nnz and window.groups == 1 else None
     empty = index.col.new_empty(0)
     order = outside = None
     if height == 1:
