@@ -193,7 +193,7 @@ def _sparsity(sparsity: float | None, rule: Pattern, distribution: str | Mapping
     for name, given in {"": sparsity, **named}.items():
         what = f"sparsity of {name!r}" if name else "sparsity"
         if given is not None and not 0 <= given <= 1:
-            raise ValueError(f"expected {what} in [0, 1] (fraction of zeros), got {given}")
+            raise ValueError(f"expected {what} in [0, 1], got {given} (it is the fraction of zeros)")
         if given is not None and own is not None and not isclose(given, own, abs_tol=1e-3):
             raise ValueError(
                 f"expected {what} {own:.4g}, which pattern {str(rule)!r} fixes, got {given}, try leaving it out"
