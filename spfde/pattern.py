@@ -145,7 +145,7 @@ class Plan:
             return values.masked_fill(self._outside, 0)
         if self._order is not None:
             return values.reshape(-1).index_select(0, self._order).view(-1, 1, 1)
-        return values.reshape(-1, 1, 1) if values.shape[1] == 1 else values
+        return values.reshape(-1, 1, 1) if values.shape[1] == 1 < values.shape[2] else values
 
     def dense_buffer(self) -> Tensor:
         """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""
@@ -168,6 +168,8 @@ def build_plan(
     nnz = positions.numel()
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
+    if grid.block == (1, 1):
+        positions = places.view(-1)[:nnz]  # the same numbers: keep them once
     weights = nnz * height * width if not grid.ragged else int((places < grid.weights).sum())
     kept = positions if whole and nnz and window.groups == 1 else None
     empty = index.col.new_empty(0)
