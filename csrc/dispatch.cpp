@@ -1,6 +1,7 @@
 // One entry point per op, forwarding to the copy compiled for the instruction set in use.
 #include <stdexcept>
 
+#include "spfde/blocks.h"
 #include "spfde/conv2d_geometry.h"
 #include "spfde/sddmm.h"
 #include "spfde/spmm.h"
@@ -33,6 +34,30 @@ SPFDE_DISPATCH(shifted_product, ShiftedProductArgs)
 
 #define SPFDE_OP shifted_correlation
 SPFDE_DISPATCH(shifted_correlation, ShiftedCorrelationArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP spmm_blocks
+SPFDE_DISPATCH(spmm_blocks, SpmmBlocksArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP spmm_blocks_input_grad
+SPFDE_DISPATCH(spmm_blocks_input_grad, SpmmBlocksInputGradArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP sddmm_blocks
+SPFDE_DISPATCH(sddmm_blocks, SddmmBlocksArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP shifted_blocks
+SPFDE_DISPATCH(shifted_blocks, Conv2dBlocksArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP shifted_blocks_input_grad
+SPFDE_DISPATCH(shifted_blocks_input_grad, Conv2dBlocksInputGradArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP shifted_blocks_weight_grad
+SPFDE_DISPATCH(shifted_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
 #undef SPFDE_OP
 
 }  // namespace spfde

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "spfde/blocks.h"
 #include "spfde/conv2d.h"
 #include "spfde/isa.h"
 #include "spfde/masked.h"
@@ -31,6 +32,10 @@ std::string path_providing(void* symbol) {
 
 spfde::Conv2dShape conv2d_shape(const std::array<int64_t, 16>& s) {
   return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]};
+}
+
+spfde::BlockIndex block_index(int64_t height, int64_t width, uintptr_t unit_ptr, uintptr_t unit_col) {
+  return {height, width, pointer<int32_t>(unit_ptr), pointer<int32_t>(unit_col)};
 }
 
 std::vector<std::string> names(const std::vector<spfde::Isa>& isas) {
@@ -60,7 +65,7 @@ PYBIND11_MODULE(_C, m) {
       "spmm",
       [](int64_t rows, int64_t cols, int64_t batch, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
          uintptr_t x, uintptr_t y, int threads) {
-        spfde::spmm({rows, cols, batch, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
+        spfde::spmm({rows, cols, batch, 1, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
                      pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
       },
       release());
@@ -68,8 +73,8 @@ PYBIND11_MODULE(_C, m) {
       "sddmm",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dy,
          uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int threads) {
-        spfde::sddmm({rows, cols, batch, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(dy),
-                      pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias), threads});
+        spfde::sddmm({rows, cols, batch, 1, capacity, pointer<int32_t>(row_ptr), pointer<int32_t>(col),
+                      pointer<float>(dy), pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias), threads});
       },
       release());
   m.def(
@@ -77,7 +82,8 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
          uintptr_t x, uintptr_t y, bool x_channels_last, bool y_channels_last, int threads) {
         spfde::conv2d({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
-                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), x_channels_last, y_channels_last, threads});
+                       pointer<float>(bias), pointer<float>(x), pointer<float>(y), x_channels_last, y_channels_last,
+                       threads});
       },
       release());
   m.def(
@@ -85,7 +91,8 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dy,
          uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int threads) {
         spfde::conv2d_input_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), dy_channels_last, dx_channels_last, threads});
+                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), dy_channels_last,
+                                  dx_channels_last, threads});
       },
       release());
   m.def(
@@ -93,8 +100,64 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 16>& shape, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t x,
          uintptr_t dy, bool x_channels_last, bool dy_channels_last, uintptr_t dvalues, uintptr_t dbias, int threads) {
         spfde::conv2d_weight_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                   pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last, capacity, pointer<float>(dvalues),
-                                   pointer<float>(dbias), threads});
+                                   pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last, capacity,
+                                   pointer<float>(dvalues), pointer<float>(dbias), threads});
+      },
+      release());
+
+  m.def(
+      "spmm_blocks",
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
+         uintptr_t unit_col, uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y, int threads) {
+        spfde::spmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col),
+                            pointer<float>(values), pointer<float>(bias), pointer<float>(x), pointer<float>(y),
+                            threads});
+      },
+      release());
+  m.def(
+      "spmm_blocks_input_grad",
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
+         uintptr_t unit_col, uintptr_t values, uintptr_t dy, uintptr_t dx, int threads) {
+        spfde::spmm_blocks_input_grad({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col),
+                                       pointer<float>(values), pointer<float>(dy), pointer<float>(dx), threads});
+      },
+      release());
+  m.def(
+      "sddmm_blocks",
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, int64_t capacity, uintptr_t unit_ptr,
+         uintptr_t unit_col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int threads) {
+        spfde::sddmm_blocks({rows, cols, batch, 1, block_index(height, width, unit_ptr, unit_col), capacity,
+                             pointer<float>(dy), pointer<float>(x), pointer<float>(dvalues), pointer<float>(dbias),
+                             threads});
+      },
+      release());
+  m.def(
+      "conv2d_blocks",
+      [](const std::array<int64_t, 16>& shape, int64_t height, int64_t width, uintptr_t unit_ptr, uintptr_t unit_col,
+         uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y, bool x_channels_last, bool y_channels_last,
+         int threads) {
+        spfde::conv2d_blocks({conv2d_shape(shape), block_index(height, width, unit_ptr, unit_col),
+                              pointer<float>(values), pointer<float>(bias), pointer<float>(x), pointer<float>(y),
+                              x_channels_last, y_channels_last, threads});
+      },
+      release());
+  m.def(
+      "conv2d_blocks_input_grad",
+      [](const std::array<int64_t, 16>& shape, int64_t height, int64_t width, uintptr_t unit_ptr, uintptr_t unit_col,
+         uintptr_t values, uintptr_t dy, uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int threads) {
+        spfde::conv2d_blocks_input_grad({conv2d_shape(shape), block_index(height, width, unit_ptr, unit_col),
+                                         pointer<float>(values), pointer<float>(dy), pointer<float>(dx),
+                                         dy_channels_last, dx_channels_last, threads});
+      },
+      release());
+  m.def(
+      "conv2d_blocks_weight_grad",
+      [](const std::array<int64_t, 16>& shape, int64_t height, int64_t width, int64_t capacity, uintptr_t unit_ptr,
+         uintptr_t unit_col, uintptr_t x, uintptr_t dy, bool x_channels_last, bool dy_channels_last, uintptr_t dvalues,
+         uintptr_t dbias, int threads) {
+        spfde::conv2d_blocks_weight_grad({conv2d_shape(shape), block_index(height, width, unit_ptr, unit_col),
+                                          pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last,
+                                          capacity, pointer<float>(dvalues), pointer<float>(dbias), threads});
       },
       release());
 

@@ -7,10 +7,13 @@ from typing import Any
 
 from spfde import freezing, nn, sieving, topology
 from spfde.convert import densify, sparsify
+from spfde.kernels.table import Table
 from spfde.summary import summary
+from spfde.tune import tune, use_table
 
 __version__ = "0.1.0"
 __all__ = [
+    "Table",
     "data",
     "densify",
     "freezing",
@@ -22,6 +25,8 @@ __all__ = [
     "summary",
     "topology",
     "train",
+    "tune",
+    "use_table",
 ]
 
 # Loaded when asked for: what runs a training, not what a layer needs.

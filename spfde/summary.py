@@ -12,7 +12,11 @@ from spfde.nn import SparseLayer
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One weighted layer. `kernel` is "auto" before the first forward. `nnz` counts weights, whatever the pattern."""
+    """One weighted layer. `kernel` is "auto" before the first forward.
+
+    nnz: stored weights, whatever the pattern. multiply_adds: those of the dense forward product for the input last
+    seen, 0 before. table: the name of the measured table that the layer chooses by, if any.
+    """
 
     name: str
     kind: str
@@ -23,6 +27,8 @@ class LayerSummary:
     kernel: str
     reason: str
     runs_sparse: bool
+    multiply_adds: int = 0
+    table: str | None = None
 
     @property
     def converted(self) -> bool:
@@ -42,6 +48,17 @@ class Summary:
         converted = [row for row in self.rows if row.converted]
         return sum(row.runs_sparse for row in converted) / len(converted) if converted else 0.0
 
+    @property
+    def sparse_work_share(self) -> float:
+        """Share of the converted layers' dense multiply-adds that runs in a sparse kernel, in [0, 1]."""
+        work = sum(row.multiply_adds for row in self.rows if row.converted)
+        return sum(row.multiply_adds for row in self.rows if row.runs_sparse) / work if work else 0.0
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names of the measured tables in use."""
+        return tuple(sorted({row.table for row in self.rows if row.table is not None}))
+
     def __str__(self) -> str:
         head = ("layer", "shape", "sparsity", "pattern", "kernel", "why")
         body = [
@@ -56,8 +73,10 @@ class Summary:
         share = 1 - stored / dense if dense else 0.0
         lines.append(
             f"{stored} of {dense} weights stored ({share:.1%} sparse); {run} of {len(converted)} sparse layers "
-            f"run a sparse kernel ({self.sparse_share:.0%})"
+            f"run a sparse kernel ({self.sparse_share:.0%}), with {self.sparse_work_share:.0%} of their multiply-adds"
         )
+        if self.tables:
+            lines.append(f"kernels measured in table {', '.join(self.tables)}")
         return "\n".join(lines)
 
 
@@ -78,6 +97,8 @@ def summary(model: nn.Module) -> Summary:
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,
                     runs_sparse=choice is not None and choice.kernel == "native",
+                    multiply_adds=0 if choice is None else choice.problem.multiply_adds,
+                    table=None if module.table is None else module.table.name,
                 )
             )
         elif isinstance(module, nn.Linear | nn.Conv2d):

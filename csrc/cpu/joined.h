@@ -60,6 +60,32 @@ inline void join_source(const Conv2dGeometry& g, const Planes& p, const float* x
       }
 }
 
+// The way back: channels [begin, end) of dX from the planes; pixels that no tap reads are 0.
+inline void part_source(const Conv2dGeometry& g, const Planes& p, const float* planes, int64_t begin, int64_t end,
+                        bool channels_last, int64_t first, int64_t images, float* dx) {
+  const int64_t pixels = g.h.source_length * g.w.source_length;
+  const Strides by = strides(g.source_channels, pixels, channels_last);
+  const int64_t step = g.w.source_step * by.pixel;
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t n = 0; n < images; ++n) {
+      float* image = dx + (first + n) * g.source_channels * pixels + c * by.channel;
+      for (int64_t i = 0; i < pixels; ++i) image[i * by.pixel] = 0.f;
+      for (int64_t ph = 0; ph < g.h.source_phases; ++ph)
+        for (int64_t pw = 0; pw < g.w.source_phases; ++pw) {
+          const int64_t slot = g.slot[ph * g.w.source_phases + pw];
+          if (slot < 0) continue;
+          const int64_t h_first = g.h.source_first[ph], w_first = g.w.source_first[pw];
+          const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
+          const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
+          const float* plane = planes + c * p.channel_stride + slot * p.plane_stride + n * g.h.pitch * g.w.pitch;
+          for (int64_t u = h.begin; u < h.end; ++u) {
+            float* to = image + ((h_first + u * g.h.source_step) * g.w.source_length + w_first) * by.pixel;
+            for (int64_t v = w.begin; v < w.end; ++v) to[v * step] = plane[u * g.w.pitch + v];
+          }
+        }
+    }
+}
+
 // Copies channel r of dY into a plane, zero outside the image.
 inline void join_target(const Conv2dGeometry& g, const Planes& p, int64_t r, const float* dy, bool channels_last,
                         int64_t first, int64_t images, float* plane) {

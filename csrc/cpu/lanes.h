@@ -1,6 +1,8 @@
-// Batch lanes: a row-major activation [batch, features] as tiles [tile][feature][lane], and back.
+// Batch lanes: activations as tiles [tile][feature][lane], and back.
 //
-// A lane is one sample; consecutive lanes make a feature's stream. Unused lanes of the last tile hold zero.
+// Consecutive lanes make a feature's stream. A lane is one sample of a row-major activation [batch, features], or one
+// position of an activation [images, features, positions] (a pointwise convolution in NCHW): `positions` lanes then
+// lie side by side in memory, and packing is copying instead of transposing. Unused lanes of the last tile hold zero.
 #pragma once
 
 #include "simd.h"
@@ -8,23 +10,56 @@
 namespace spfde::SPFDE_ISA {
 
 struct Lanes {
-  int64_t batch;
+  int64_t batch;      // lanes in all
+  int64_t positions;  // 1 for a row-major activation
   int64_t tiles;
   int64_t lanes;  // per tile, a multiple of kWidth
+
+  int64_t used(int64_t tile) const { return max(0, min(lanes, batch - tile * lanes)); }
+
+  // Memory offset of a tile whose lanes are all in use and neighbours in memory, else -1.
+  int64_t direct(int64_t tile, int64_t features) const {
+    const int64_t image = tile * lanes / positions, position = tile * lanes % positions;
+    const bool whole = positions > 1 && used(tile) == lanes && position + lanes <= positions;
+    return whole ? image * features * positions + position : -1;
+  }
 };
 
 // Tiles of at most `widest` lanes, as equal as the vector width allows.
-inline Lanes split_batch(int64_t batch, int64_t widest) {
+inline Lanes split_batch(int64_t batch, int64_t positions, int64_t widest) {
   const int64_t tiles = ceil_div(batch, widest);
-  return {batch, tiles, round_up(ceil_div(batch, tiles), kWidth)};
+  return {batch, positions, tiles, round_up(ceil_div(batch, tiles), kWidth)};
 }
 
-inline int64_t lanes_used(const Lanes& l, int64_t tile) { return max(0, min(l.lanes, l.batch - tile * l.lanes)); }
+constexpr int64_t kAhead = 16;  // rows to prefetch ahead: planes lie pages apart, where no hardware prefetcher follows
 
-// packed[f * lanes + b] = x[(tile * lanes + b) * features + f] for f in [begin, end), zero in unused lanes.
-inline void pack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* x, int64_t features,
-                       float* packed) {
-  const int64_t used = lanes_used(l, tile);
+// to[f * to_pitch + q] = from[f * from_pitch + q] for q < n; `ahead` is whichever of the two lies in far memory.
+template <int V, int kWrite>
+inline void copy_rows(const float* from, int64_t from_pitch, int64_t rows, int64_t n, float* to, int64_t to_pitch) {
+  const char* ahead = reinterpret_cast<const char*>(kWrite ? to : from);
+  const int64_t step = (kWrite ? to_pitch : from_pitch) * int64_t{sizeof(float)};
+  for (int64_t f = 0; f < rows; ++f, from += from_pitch, to += to_pitch, ahead += step) {
+    const int64_t vectors = V > 0 ? V : n / kWidth;
+    for (int64_t v = 0; v < vectors; ++v) {
+      if (v * kWidth % 16 == 0) __builtin_prefetch(ahead + kAhead * step + v * kWidth * 4, kWrite, 3);
+      store(to + v * kWidth, load(from + v * kWidth));
+    }
+    if (V == 0)
+      for (int64_t q = vectors * kWidth; q < n; ++q) to[q] = from[q];
+  }
+}
+template <int kWrite>
+inline void copy_rows(const float* from, int64_t from_pitch, int64_t rows, int64_t n, float* to, int64_t to_pitch) {
+  if (n == 2 * kWidth) return copy_rows<2, kWrite>(from, from_pitch, rows, n, to, to_pitch);
+  if (n == 8 * kWidth) return copy_rows<8, kWrite>(from, from_pitch, rows, n, to, to_pitch);
+  copy_rows<0, kWrite>(from, from_pitch, rows, n, to, to_pitch);
+}
+
+// ---- row-major: 8 x 8 (or 4 x 4, 16 x 16) transpositions ----------------------------------------------------------
+
+inline void transpose_in(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* x, int64_t features,
+                         float* packed) {
+  const int64_t used = l.used(tile);
   x += tile * l.lanes * features;
   for (int64_t b = 0; b < l.lanes; b += kWidth) {
     int64_t f = begin;
@@ -33,18 +68,18 @@ inline void pack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end,
         Vec v[kWidth];
         for (int i = 0; i < kWidth; ++i) v[i] = load(x + (b + i) * features + f);
         transpose(v);
-        for (int i = 0; i < kWidth; ++i) store(packed + (f + i) * l.lanes + b, v[i]);
+        for (int i = 0; i < kWidth; ++i) store(packed + (f - begin + i) * l.lanes + b, v[i]);
       }
     }
     for (; f < end; ++f)
-      for (int i = 0; i < kWidth; ++i) packed[f * l.lanes + b + i] = b + i < used ? x[(b + i) * features + f] : 0.f;
+      for (int i = 0; i < kWidth; ++i)
+        packed[(f - begin) * l.lanes + b + i] = b + i < used ? x[(b + i) * features + f] : 0.f;
   }
 }
 
-// y[(tile * lanes + b) * features + f] = packed[(f - begin) * lanes + b] for f in [begin, end).
-inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* packed, float* y,
-                         int64_t features) {
-  const int64_t used = lanes_used(l, tile);
+inline void transpose_out(const Lanes& l, int64_t tile, int64_t begin, int64_t end, const float* packed, float* y,
+                          int64_t features) {
+  const int64_t used = l.used(tile);
   y += tile * l.lanes * features;
   for (int64_t b = 0; b < used; b += kWidth) {
     int64_t f = begin;
@@ -59,6 +94,50 @@ inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t begin, int64_t en
     for (; f < end; ++f)
       for (int64_t i = b; i < min(b + kWidth, used); ++i) y[i * features + f] = packed[(f - begin) * l.lanes + i];
   }
+}
+
+// -------------------------------------------------------------------------------------------------------------------
+
+// Calls body(memory offset, packed offset, n) for each run of lanes of tiles [tile, tile + count) that are neighbours
+// in memory; packed tiles are tile_stride floats apart.
+template <typename Body>
+inline void for_runs(const Lanes& l, int64_t tile, int64_t count, int64_t tile_stride, int64_t features, Body body) {
+  const int64_t first = tile * l.lanes, end = min(l.batch, first + count * l.lanes);
+  for (int64_t b = first; b < end;) {
+    const int64_t image = b / l.positions, position = b % l.positions, lane = (b - first) % l.lanes;
+    const int64_t n = min(min(l.positions - position, end - b), l.lanes - lane);
+    body(image * features * l.positions + position, (b - first) / l.lanes * tile_stride + lane, n);
+    b += n;
+  }
+}
+
+// packed[(f - begin) * lanes + b] = feature f of lane b of a tile for f in [begin, end), zero in unused lanes; for
+// tiles [tile, tile + count), packed tile_stride floats apart.
+inline void pack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begin, int64_t end, const float* x,
+                       int64_t features, float* packed, int64_t tile_stride) {
+  if (l.positions == 1) {
+    for (int64_t t = 0; t < count; ++t) transpose_in(l, tile + t, begin, end, x, features, packed + t * tile_stride);
+    return;
+  }
+  for_runs(l, tile, count, tile_stride, features, [&](int64_t offset, int64_t at, int64_t n) {
+    copy_rows<0>(x + offset + begin * l.positions, l.positions, end - begin, n, packed + at, l.lanes);
+  });
+  const int64_t last = tile + count - 1, used = l.used(last);
+  packed += (count - 1) * tile_stride;
+  for (int64_t f = begin; f < end; ++f)
+    for (int64_t b = used; b < l.lanes; ++b) packed[(f - begin) * l.lanes + b] = 0.f;
+}
+
+// The way back, for features [begin, end).
+inline void unpack_lanes(const Lanes& l, int64_t tile, int64_t count, int64_t begin, int64_t end, const float* packed,
+                         int64_t tile_stride, float* y, int64_t features) {
+  if (l.positions == 1) {
+    for (int64_t t = 0; t < count; ++t) transpose_out(l, tile + t, begin, end, packed + t * tile_stride, y, features);
+    return;
+  }
+  for_runs(l, tile, count, tile_stride, features, [&](int64_t offset, int64_t at, int64_t n) {
+    copy_rows<1>(packed + at, l.lanes, end - begin, n, y + offset + begin * l.positions, l.positions);
+  });
 }
 
 }  // namespace spfde::SPFDE_ISA

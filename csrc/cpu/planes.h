@@ -20,14 +20,14 @@ namespace spfde::SPFDE_ISA {
 
 struct Planes {
   int64_t lanes;
-  int64_t images, chunks;              // per chunk; chunks of the batch
-  int64_t plane_stride;                // positions between the slots of a source channel
-  int64_t channel_stride;              // positions between source channels
-  int64_t source_size;                 // floats of all source channels
-  int64_t target_size;                 // floats of one target row
-  int64_t runs, run;                   // runs of a target row, floats in each (a multiple of kWidth)
-  int64_t source_run, target_run;      // floats between runs
-  int64_t shift_rows, shift_floats;    // how far the taps reach beyond a run
+  int64_t images, chunks;            // per chunk; chunks of the batch
+  int64_t plane_stride;              // positions between the slots of a source channel
+  int64_t channel_stride;            // positions between source channels
+  int64_t source_size;               // floats of all source channels
+  int64_t target_size;               // floats of one target row
+  int64_t runs, run;                 // runs of a target row, floats in each (a multiple of kWidth)
+  int64_t source_run, target_run;    // floats between runs
+  int64_t shift_rows, shift_floats;  // how far the taps reach beyond a run
 
   int64_t tap_position(const Conv2dGeometry& g, int64_t i, int64_t j) const {
     const int64_t slot = g.slot[g.h.source_phase[i] * g.w.source_phases + g.w.source_phase[j]];
@@ -174,7 +174,7 @@ inline void lanes_in(const float* x, int64_t image, int64_t images, int64_t lane
   }
 }
 
-// y[b * image + i] = packed[place(i) * lanes + b] for i < n; every i has a place.
+// y[b * image + i] = packed[place(i) * lanes + b] for i < n, 0 where i has no place.
 template <typename Place>
 inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
                       float* y) {
@@ -184,13 +184,18 @@ inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_
       for (int64_t next = 0; next < n; next += kWidth) {
         const int64_t i = min(next, n - kWidth);
         Vec v[kWidth];
-        for (int j = 0; j < kWidth; ++j) v[j] = load(packed + place(i + j) * lanes);
+        for (int j = 0; j < kWidth; ++j) {
+          const int64_t q = place(i + j);
+          v[j] = q < 0 ? Vec{} : load(packed + q * lanes);
+        }
         transpose(v);
         for (int j = 0; j < kWidth; ++j) store(y + j * image + i, v[j]);
       }
     } else {
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < filled; ++j) y[j * image + i] = packed[place(i) * lanes + j];
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t q = place(i);
+        for (int64_t j = 0; j < filled; ++j) y[j * image + i] = q < 0 ? 0.f : packed[q * lanes + j];
+      }
     }
   }
 }
@@ -212,25 +217,24 @@ inline void move_lanes(const Places& places, int64_t lanes, int64_t stride, int6
     constexpr int64_t kLine = 2 * kWidth;  // channels at a time: whole cache lines of the image
     for (int64_t c = begin; c < end; c += kLine) {
       const int64_t n = min(kLine, end - c);
-      for (int64_t i = 0; i < places.pixels; ++i)
-        if (places.at[i] >= 0) {
-          const int64_t first = places.at[i] + (c - begin) * stride;
-          move(x + i * channels + c, n, [=](int64_t j) { return first + j * stride; }, packed);
-        }
+      for (int64_t i = 0; i < places.pixels; ++i) {
+        const int64_t at = places.at[i], first = at + (c - begin) * stride;
+        move(x + i * channels + c, n, [=](int64_t j) { return at < 0 ? -1 : first + j * stride; }, packed);
+      }
     }
     return;
   }
   for (int64_t c = begin; c < end; c += places.span) {
     const int32_t* at = places.at;
-    move(x + c * places.pixels, min(places.span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
-         packed + (c - begin) * stride * lanes);
+    move(
+        x + c * places.pixels, min(places.span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
+        packed + (c - begin) * stride * lanes);
   }
 }
 
 inline void clear_blanks(const Conv2dGeometry& g, const Planes& p, const Blanks& blanks, float* packed) {
   for (int64_t c = 0; c < g.source_channels; ++c, packed += p.channel_stride * p.lanes)
-    for (int64_t i = 0; i < blanks.count; ++i)
-      memset(packed + blanks.at[i] * p.lanes, 0, p.lanes * sizeof(float));
+    for (int64_t i = 0; i < blanks.count; ++i) memset(packed + blanks.at[i] * p.lanes, 0, p.lanes * sizeof(float));
 }
 
 }  // namespace spfde::SPFDE_ISA

@@ -33,35 +33,83 @@ typedef int32_t VecMask __attribute__((vector_size(kWidth * 4)));
 #define SPFDE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (VecMask{__VA_ARGS__}))
 #endif
 
-// (a0 b0 a1 b1 ...) of the lower and of the upper halves.
-inline Vec interleave_lower(Vec a, Vec b) {
+// Interleavings within 128-bit lanes, where shuffles are cheap: of the lower and the upper two floats of each lane, and
+// of its lower and upper pair.
+inline Vec low_floats(Vec a, Vec b) {
 #if defined(__AVX512F__)
-  return SPFDE_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return SPFDE_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
 #elif defined(__AVX2__)
-  return SPFDE_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  return SPFDE_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
 #else
   return SPFDE_SHUFFLE(a, b, 0, 4, 1, 5);
 #endif
 }
-inline Vec interleave_upper(Vec a, Vec b) {
+inline Vec high_floats(Vec a, Vec b) {
 #if defined(__AVX512F__)
-  return SPFDE_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return SPFDE_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
 #elif defined(__AVX2__)
-  return SPFDE_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  return SPFDE_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
 #else
   return SPFDE_SHUFFLE(a, b, 2, 6, 3, 7);
 #endif
 }
+inline Vec low_pairs(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return SPFDE_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+#elif defined(__AVX2__)
+  return SPFDE_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+#else
+  return SPFDE_SHUFFLE(a, b, 0, 1, 4, 5);
+#endif
+}
+inline Vec high_pairs(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return SPFDE_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+#elif defined(__AVX2__)
+  return SPFDE_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+#else
+  return SPFDE_SHUFFLE(a, b, 2, 3, 6, 7);
+#endif
+}
 
-// v[i][j] <-> v[j][i]: log2(kWidth) perfect shuffles.
+#if defined(__AVX2__)
+// The same for whole lanes, across the vector.
+inline Vec low_lanes(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return SPFDE_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+#else
+  return SPFDE_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+#endif
+}
+inline Vec high_lanes(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return SPFDE_SHUFFLE(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+#else
+  return SPFDE_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+#endif
+}
+#endif
+
+// v[i][j] <-> v[j][i]: whole 128-bit lanes first, then 4 x 4 floats within lanes.
 inline void transpose(Vec (&v)[kWidth]) {
-  for (int round = 1; round < kWidth; round *= 2) {
+#if defined(__AVX2__)
+  for (int width = kWidth / 4; width > 1; width /= 2) {
     Vec next[kWidth];
     for (int i = 0; i < kWidth / 2; ++i) {
-      next[2 * i] = interleave_lower(v[i], v[i + kWidth / 2]);
-      next[2 * i + 1] = interleave_upper(v[i], v[i + kWidth / 2]);
+      const int at = i / 4 * 8 + i % 4;
+      next[at] = low_lanes(v[i], v[i + kWidth / 2]);
+      next[at + 4] = high_lanes(v[i], v[i + kWidth / 2]);
     }
     for (int i = 0; i < kWidth; ++i) v[i] = next[i];
+  }
+#endif
+  for (int q = 0; q < kWidth; q += 4) {
+    const Vec a = low_floats(v[q], v[q + 1]), b = low_floats(v[q + 2], v[q + 3]);
+    const Vec c = high_floats(v[q], v[q + 1]), d = high_floats(v[q + 2], v[q + 3]);
+    v[q] = low_pairs(a, b);
+    v[q + 1] = high_pairs(a, b);
+    v[q + 2] = low_pairs(c, d);
+    v[q + 3] = high_pairs(c, d);
   }
 }
 
@@ -79,26 +127,10 @@ inline Quad fold(Vec v) {
   return sum;
 }
 
-// (sum of a's lanes, of b's, of c's, of d's). The first two rounds stay within 128-bit lanes, where shuffles are cheap.
+// (sum of a's lanes, of b's, of c's, of d's).
 inline Quad sum_each(Vec a, Vec b, Vec c, Vec d) {
-#if defined(__AVX512F__)
-#define SPFDE_LOW(x, y) SPFDE_SHUFFLE(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define SPFDE_HIGH(x, y) SPFDE_SHUFFLE(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-#define SPFDE_LOW2(x, y) SPFDE_SHUFFLE(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define SPFDE_HIGH2(x, y) SPFDE_SHUFFLE(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-#elif defined(__AVX2__)
-#define SPFDE_LOW(x, y) SPFDE_SHUFFLE(x, y, 0, 8, 1, 9, 4, 12, 5, 13)
-#define SPFDE_HIGH(x, y) SPFDE_SHUFFLE(x, y, 2, 10, 3, 11, 6, 14, 7, 15)
-#define SPFDE_LOW2(x, y) SPFDE_SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13)
-#define SPFDE_HIGH2(x, y) SPFDE_SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15)
-#else
-#define SPFDE_LOW(x, y) SPFDE_SHUFFLE(x, y, 0, 4, 1, 5)
-#define SPFDE_HIGH(x, y) SPFDE_SHUFFLE(x, y, 2, 6, 3, 7)
-#define SPFDE_LOW2(x, y) SPFDE_SHUFFLE(x, y, 0, 1, 4, 5)
-#define SPFDE_HIGH2(x, y) SPFDE_SHUFFLE(x, y, 2, 3, 6, 7)
-#endif
-  const Vec ab = SPFDE_LOW(a, b) + SPFDE_HIGH(a, b), cd = SPFDE_LOW(c, d) + SPFDE_HIGH(c, d);
-  return fold(SPFDE_LOW2(ab, cd) + SPFDE_HIGH2(ab, cd));
+  const Vec ab = low_floats(a, b) + high_floats(a, b), cd = low_floats(c, d) + high_floats(c, d);
+  return fold(low_pairs(ab, cd) + high_pairs(ab, cd));
 }
 
 // The sum of p[0 : n] (n a multiple of kWidth) in double: many terms, much cancellation.

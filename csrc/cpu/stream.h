@@ -18,6 +18,16 @@ struct Segments {
   const int32_t* end;    // [rows]
 };
 
+// Rows of sums on their way through the panels.
+struct Sum {
+  const float* from;  // rows from_pitch floats apart; nullptr: this panel starts the sum, from the bias
+  int64_t from_pitch;
+  float* to;  // rows to_pitch floats apart
+  int64_t to_pitch;
+  const float* bias;  // [rows] or nullptr
+  int64_t rows;       // rows that exist
+};
+
 struct AxpyPanel {
   int64_t rows;
   Segments weights;
@@ -25,13 +35,10 @@ struct AxpyPanel {
   const int32_t* offset;
   int64_t pitch;
   const float* source;
-  bool first;          // the panel that starts the sum, from the bias
-  const float* bias;   // [rows] or nullptr
-  float* target;       // rows target_pitch floats apart
-  int64_t target_pitch;
+  Sum sum;
 };
 
-// target[r, 0 : V * kWidth] (=, if first, bias[r]; else +=) sum over the row's weights of value * stream.
+// sum.to[r, 0 : V * kWidth] = sum.from[r] (or bias[r]) + sum over the row's weights of value * stream.
 template <int V>
 void axpy_panel(const AxpyPanel& panel) {
   constexpr int kChains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // weights in flight, so that short strips have chains enough
@@ -39,11 +46,12 @@ void axpy_panel(const AxpyPanel& panel) {
   for (int64_t r = 0; r < a.rows; ++r) {
     int64_t k = a.weights.begin[r];
     const int64_t end = a.weights.end[r];
-    if (k == end && !a.first) continue;
-    float* target = a.target + r * a.target_pitch;
+    if (k == end && a.sum.from == a.sum.to) continue;
     Vec acc[kChains][V];
     for (int i = 0; i < V; ++i)
-      acc[0][i] = a.first ? broadcast(a.bias ? a.bias[r] : 0.f) : load(target + i * kWidth);
+      acc[0][i] = a.sum.from   ? load(a.sum.from + r * a.sum.from_pitch + i * kWidth)
+                  : a.sum.bias ? broadcast(a.sum.bias[r])
+                               : Vec{};
     for (int c = 1; c < kChains; ++c)
       for (int i = 0; i < V; ++i) acc[c][i] = Vec{};
     for (; k + kChains <= end; k += kChains)
@@ -59,7 +67,8 @@ void axpy_panel(const AxpyPanel& panel) {
     }
     for (int c = 1; c < kChains; ++c)
       for (int i = 0; i < V; ++i) acc[0][i] += acc[c][i];
-    for (int i = 0; i < V; ++i) store(target + i * kWidth, acc[0][i]);
+    float* to = a.sum.to + r * a.sum.to_pitch;
+    for (int i = 0; i < V; ++i) store(to + i * kWidth, acc[0][i]);
   }
 }
 
@@ -93,8 +102,8 @@ struct DotPanel {
   const float* source;
   const float* target;  // rows target_pitch floats apart
   int64_t target_pitch;
-  int64_t length;       // floats of a run, a multiple of kWidth
-  int64_t runs;         // consecutive runs are source_run and target_run floats apart
+  int64_t length;  // floats of a run, a multiple of kWidth
+  int64_t runs;    // consecutive runs are source_run and target_run floats apart
   int64_t source_run, target_run;
   float* result;  // one per stored weight
 };
@@ -175,13 +184,14 @@ inline void dot_panel(const DotPanel& panel) {
   }
 }
 
-// Streams in a panel, each occupying `bytes`: half of an L1 cache, or twice L1 (so L2) where a row has so few weights
-// that a visit to a row would cost more than the weights it finds there.
+// Streams in a panel, each occupying `bytes`: an L1 cache, or up to four times as much (so L2) where a row has so few
+// weights that a visit to it would cost more than the weights it finds there.
 inline int64_t panel_streams(int64_t bytes, double density) {
-  constexpr int64_t kNear = 32 * 1024, kFar = 64 * 1024;
-  constexpr double kWorthVisiting = 10;
-  const int64_t near = max(1, kNear / bytes);
-  return near * density >= kWorthVisiting ? near : max(1, kFar / bytes);
+  constexpr int64_t kNear = 32 * 1024, kFar = 128 * 1024;
+  constexpr double kWorthVisiting = 15;
+  int64_t panel = kNear;
+  while (panel < kFar && panel / bytes * density < kWorthVisiting) panel *= 2;
+  return max(1, panel / bytes);
 }
 
 // segment[p * rows + r] = first stored weight of row r with col >= p * width - shift, for p in [0, panels]: where each

@@ -1,58 +1,56 @@
 """The cost model behind the dispatch rule: time of the native kernel over the dense product's, forward + backward.
 
-ratio = multiply * density * waste + copy * copied / weights + constant, with the dense product's multiply-adds as the
-unit. waste: positions computed per position used. copied: activations packed and unpacked per output position. The
-constants are a fit by eye to whole-layer timings on two AVX2 cores (`benchmarks/layers.py` takes such timings); the
-shape of the model is the kernels' own: a stream per stored weight, plus copies that do not shrink with the density.
+ratio = multiply * idle * density ** power + copy * copied / weights + constant, with the dense product's multiply-adds
+as the unit. power < 1: the more weights a row stores, the more its streams share. Blocks of several outputs share from
+the start: tall * density in place of multiply * density ** power. copied: activations packed and unpacked per output
+position, which no sparsity makes fewer. idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the
+constants to what `benchmarks/layers.py` measures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod, sqrt
+from typing import NamedTuple
 
-from spfde.kernels.choice import KernelChoice
-from spfde.pattern import Window
+from spfde.kernels.choice import Problem
 
-MULTIPLY = 2.1  # a stored weight's multiply-adds against the dense product's
-COPY_PLANES = 17.0  # one activation into or out of padded planes, in multiply-adds of the dense product
-COPY_STRIDED = 30.0  # the same where a stride scatters it over phases
-COPY_LANES = 90.0  # one activation into or out of batch lanes: a transposition
-CONSTANT = 0.05
+
+class Cost(NamedTuple):
+    """The constants of one op on one instruction set."""
+
+    multiply: float
+    power: float
+    copy: float
+    constant: float
+    tall: float
+
+
+AVX2 = {
+    "linear": Cost(multiply=1.66, power=0.819, copy=0.0, constant=0.0189, tall=1.25),
+    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
+}
+COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
-WORTH = 1.1  # the masked dense route costs this much over the plain dense layer
+MASKED = 1.1  # the masked dense route over the plain dense layer
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Predicted time of the native kernel over the dense product's."""
-
-    ratio: float
-    density: float
+def constants(op: str, isa: str) -> Cost:
+    """Those of an op ("linear" or "conv2d") on an instruction set."""
+    return COSTS.get(isa, AVX2)[op]
 
 
-def linear(batch: int, shape: tuple[int, int], nnz: int) -> Estimate:
-    """The estimate for a [rows, cols] weight with `nnz` stored weights and `batch` input rows."""
-    size = max(1, prod(shape))
-    density = nnz / size
-    idle = sqrt(max(1.0, LANES / max(batch, 8)))
-    return Estimate(MULTIPLY * density * idle + COPY_LANES * sum(shape) / size + CONSTANT, density)
+def ratio(problem: Problem, cost: Cost) -> float:
+    """Predicted time of the native kernel over the plain dense layer's; grows with the density."""
+    density, (height, width) = problem.density, problem.block
+    if height == 1 < width:  # whole outputs: a dense product of those alone
+        return density
+    idle = sqrt(max(1.0, LANES / max(problem.positions, 8)))
+    multiplied = cost.tall * density if height > 1 else cost.multiply * density**cost.power
+    copied = copied_per_position(problem) / max(1, prod(problem.shape))
+    return multiplied * idle + cost.copy * copied + cost.constant
 
 
-def convolution(batch: int, size: tuple[int, int], shape: tuple[int, ...], window: Window, nnz: int) -> Estimate:
-    """The estimate for a weight of dense `shape` with outputs of `size`."""
-    weights = max(1, prod(shape))
-    density = nnz / weights
-    steps = prod(window.stride)
-    waste = prod((n + k - 1) / n for n, k in zip(size, (min(2, k) for k in window.kernel), strict=True))
-    copied = shape[1] * window.groups * steps + shape[0]
-    copy = COPY_PLANES if steps == 1 else COPY_STRIDED
-    idle = sqrt(max(1.0, LANES / max(batch * prod(size), 8)))
-    return Estimate(MULTIPLY * density * waste * idle + copy * copied / weights + CONSTANT, density)
-
-
-def choose(estimate: Estimate) -> KernelChoice:
-    """The native kernel where it is predicted to beat the masked dense product."""
-    speedup = 1 / estimate.ratio
-    text = f"predicted {speedup:.1f}x the dense product at density {estimate.density:.2f}"
-    return KernelChoice("native" if estimate.ratio < WORTH else "dense", text)
+def copied_per_position(problem: Problem) -> int:
+    """Activations read and written for one output position: a stride leaves inputs that no other output shares."""
+    rows, cols = problem.shape[:2]
+    return cols * problem.window.groups * prod(problem.window.stride) + rows

@@ -1,18 +1,22 @@
-"""Which kernel runs: a pure function of the problem, so that two runs and a resumed run give the same bits."""
+"""Which kernel runs: a pure function of the problem, so that two runs and a resumed run give the same bits.
+
+`kernel` is "auto" (the cost model), a kernel's name (forced), or the name of a table of measurements in use.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
 
+from spfde._native import native
 from spfde.kernels import cost
-from spfde.kernels.choice import KERNELS, KernelChoice
+from spfde.kernels.choice import KERNELS, KernelChoice, Problem, bucket_of
+from spfde.kernels.table import Table, in_use
 from spfde.pattern import Window
-
-Block = tuple[int, int]
 
 
 def check_kernel(kernel: str) -> str:
@@ -34,36 +38,51 @@ def check_device(x: Tensor, values: Tensor) -> None:
         )
 
 
-def stored(unit_ptr: Tensor, block: Sequence[int]) -> tuple[int, Block]:
+def stored(unit_ptr: Tensor, block: Sequence[int]) -> tuple[int, tuple[int, int]]:
     """The number of stored weights, read only where that costs no device synchronisation, and the block."""
     height, width = block
     return int(unit_ptr[-1]) * height if unit_ptr.device.type == "cpu" else 0, (height, width)
 
 
-def linear(kernel: str, x: Tensor, rows: int, nnz: int, block: Block = (1, 1)) -> KernelChoice:
+def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoice:
+    """The fastest kernel the table has measured for the problem, else the one the cost model predicts."""
+    measured = table and table.measured(problem)
+    if measured:
+        gain = f"measured {measured.speedup:.1f}x the masked dense product at density {measured.density:.2f}"
+        return KernelChoice(measured.kernel, f"{gain} (table {table.name})", problem)
+    ratio = cost.ratio(problem, cost.constants(problem.op, isa))
+    gain = f"predicted {1 / ratio:.1f}x the dense product at density {problem.density:.2f}"
+    unmeasured = f" (not in table {table.name})" if table else ""
+    return KernelChoice("native" if ratio < cost.MASKED else "dense", gain + unmeasured, problem)
+
+
+def linear(kernel: str, x: Tensor, rows: int, nnz: int, block: tuple[int, int] = (1, 1)) -> KernelChoice:
     """The kernel for a sparse [rows, x.shape[1]] weight applied to x [batch, cols]."""
-    return choose_linear(kernel, x.device.type, x.dtype, x.shape[0], (rows, x.shape[1]), nnz, block)
+    batch, cols = x.shape
+    return choose_linear(kernel, x.device.type, x.dtype, batch, (rows, cols), nnz, block)
 
 
-def linear_grad(kernel: str, dy: Tensor, cols: int, nnz: int, block: Block = (1, 1)) -> KernelChoice:
+def linear_grad(kernel: str, dy: Tensor, cols: int, nnz: int, block: tuple[int, int] = (1, 1)) -> KernelChoice:
     """The same choice, seen from the gradient dy [batch, rows]."""
-    return choose_linear(kernel, dy.device.type, dy.dtype, dy.shape[0], (dy.shape[1], cols), nnz, block)
+    batch, rows = dy.shape
+    return choose_linear(kernel, dy.device.type, dy.dtype, batch, (rows, cols), nnz, block)
 
 
 def convolution(
-    kernel: str, x: Tensor, shape: tuple[int, ...], window: Window, nnz: int, block: Block = (1, 1)
+    kernel: str, x: Tensor, shape: tuple[int, ...], window: Window, nnz: int, block: tuple[int, int] = (1, 1)
 ) -> KernelChoice:
     """The kernel for a sparse weight of dense `shape` applied to x [batch, channels, height, width]."""
-    size = window.output_size(x.shape[2], x.shape[3])
-    return choose_convolution(kernel, x.device.type, x.dtype, x.shape[0], size, shape, window, nnz, block)
+    batch, _, height, width = x.shape
+    size = window.output_size(height, width)
+    return choose_convolution(kernel, x.device.type, x.dtype, batch, size, shape, window, nnz, block)
 
 
 def convolution_grad(
-    kernel: str, dy: Tensor, shape: tuple[int, ...], window: Window, nnz: int, block: Block = (1, 1)
+    kernel: str, dy: Tensor, shape: tuple[int, ...], window: Window, nnz: int, block: tuple[int, int] = (1, 1)
 ) -> KernelChoice:
     """The same choice, seen from the gradient dy [batch, out, out_height, out_width]."""
-    size = (dy.shape[2], dy.shape[3])
-    return choose_convolution(kernel, dy.device.type, dy.dtype, dy.shape[0], size, shape, window, nnz, block)
+    batch, _, *size = dy.shape
+    return choose_convolution(kernel, dy.device.type, dy.dtype, batch, tuple(size), shape, window, nnz, block)
 
 
 @lru_cache(maxsize=4096)
@@ -74,14 +93,14 @@ def choose_linear(
     batch: int,
     shape: tuple[int, int],
     nnz: int,
-    block: Block = (1, 1),
+    block: tuple[int, int] = (1, 1),
 ) -> KernelChoice:
-    """The kernel for a linear layer; `dtype` is the input's, `block` what a kernel multiplies at once.
+    """The kernel for a linear layer; `dtype` is the input's, `nnz` counts stored weights.
 
     Raises:
-        ValueError: `kernel` names a kernel that cannot run on this device or in this precision.
+        ValueError: `kernel` names none, or one that cannot run on this device or in this precision.
     """
-    return _settled(kernel, device, dtype, block) or cost.choose(cost.linear(batch, shape, nnz))
+    return _choose(kernel, device, dtype, Problem(batch, shape, bucket_of(nnz, prod(shape)), block))
 
 
 @lru_cache(maxsize=4096)
@@ -94,26 +113,34 @@ def choose_convolution(
     shape: tuple[int, ...],
     window: Window,
     nnz: int,
-    block: Block = (1, 1),
+    block: tuple[int, int] = (1, 1),
 ) -> KernelChoice:
-    """The kernel for a convolution with outputs of `size`; `dtype` and `block` as for `choose_linear`.
+    """The kernel for a convolution with outputs of `size`; `dtype` is the input's, `nnz` counts stored weights.
 
     Raises:
-        ValueError: `kernel` names a kernel that cannot run on this device or in this precision.
+        ValueError: `kernel` names none, or one that cannot run on this device or in this precision.
     """
-    return _settled(kernel, device, dtype, block) or cost.choose(cost.convolution(batch, size, shape, window, nnz))
+    return _choose(kernel, device, dtype, Problem(batch, shape, bucket_of(nnz, prod(shape)), block, window, size))
 
 
-def _settled(kernel: str, device: str, dtype: torch.dtype, block: Block) -> KernelChoice | None:
-    """The choice where there is none to make."""
+def has_choice(device: str, dtype: torch.dtype) -> bool:
+    """Whether more than one kernel can run on this device and in this precision."""
+    return device == "cpu" and dtype != torch.float64
+
+
+def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> KernelChoice:
+    table = in_use(kernel)
+    if table is None:
+        check_kernel(kernel)
+    free = kernel == "auto" or table is not None
     if dtype == torch.float64:
         if kernel == "native":
             raise ValueError("expected float32 input for kernel 'native', got float64, try kernel = 'auto'")
-        return KernelChoice("reference", "float64 takes the reference path")
-    if block[0] == 1 < block[1] and kernel in ("auto", "native"):
-        return KernelChoice("native", "a dense product over the stored outputs alone")
+        return KernelChoice("reference", "float64 takes the reference path", problem)
+    if problem.block[0] == 1 < problem.block[1] and (free or kernel == "native"):
+        return KernelChoice("native", "a dense product over the stored outputs alone", problem)
     if device != "cpu":
         if kernel == "native":
             raise ValueError(f"expected a CPU tensor for kernel 'native', got {device}, try kernel = 'auto'")
-        return KernelChoice("dense" if kernel == "auto" else kernel, f"no sparse kernel for {device} in this build")
-    return None if kernel == "auto" else KernelChoice(kernel, "forced by layer.kernel")
+        return KernelChoice("dense" if free else kernel, f"no sparse kernel for {device} in this build", problem)
+    return choose(problem, native().isa(), table) if free else KernelChoice(kernel, "forced by layer.kernel", problem)

@@ -12,8 +12,11 @@ from spfde.pattern import Plan
 
 
 def applies(plan: Plan, kernel: str, dtype: torch.dtype) -> bool:
-    """Whether this route runs: wherever whole outputs are stored, unless another kernel is forced or it is float64."""
-    return plan.kept is not None and kernel in ("auto", "native") and dtype != torch.float64
+    """Whether this route runs: wherever whole outputs are stored, unless another kernel is forced or it is float64.
+
+    As `dispatch` says, but without asking it: this is traced under torch.compile.
+    """
+    return plan.kept is not None and kernel not in ("dense", "reference") and dtype != torch.float64
 
 
 @timed

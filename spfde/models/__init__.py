@@ -1,31 +1,76 @@
-"""Models: `build(name, ...)` returns one of the networks the methods were published on."""
+"""The model zoo: `create(name, ...)` returns one of the networks the methods were published on."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from spfde._names import unknown
-from spfde.models.resnet import BasicBlock, ResNet
+from spfde.models.gpt import GPT
+from spfde.models.mobilenet import MobileNetV2
+from spfde.models.resnet import BasicBlock, Bottleneck, ImageNetResNet, ResNet
+from spfde.models.vgg import VGG19
+from spfde.models.vit import ViT
 
-__all__ = ["MODELS", "BasicBlock", "ResNet", "build"]
+__all__ = [
+    "GPT",
+    "MODELS",
+    "VGG19",
+    "BasicBlock",
+    "Bottleneck",
+    "ImageNetResNet",
+    "MobileNetV2",
+    "ResNet",
+    "ViT",
+    "build",
+    "create",
+    "options",
+]
 
-MODELS: Mapping[str, int] = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+# What is given by position is what the name stands for; the rest are options.
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": partial(ImageNetResNet, depth, "imagenet") for depth in (18, 50)},
+    **{f"resnet{depth}_cifar": partial(ImageNetResNet, depth, "cifar", num_classes=10) for depth in (18, 50)},
+    "vgg19_bn": partial(VGG19, "imagenet"),
+    "vgg19_bn_cifar": partial(VGG19, "cifar", num_classes=10),
+    "mobilenet_v2": partial(MobileNetV2, "imagenet"),
+    "mobilenet_v2_cifar": partial(MobileNetV2, "cifar", num_classes=10),
+    "vit_tiny": partial(ViT, 192, 12, 3),
+    "vit_small": partial(ViT, 384, 12, 6),
+    "vit_tiny_cifar": partial(ViT, 192, 12, 3, image_size=32, patch_size=4, num_classes=10),
+    "vit_small_cifar": partial(ViT, 384, 12, 6, image_size=32, patch_size=4, num_classes=10),
+    "gpt2": partial(GPT, 768, 12, 12),
+    "gpt_mini": partial(GPT, 384, 6, 6, vocab_size=65, context=256, bias=False),
+}
 
 
-def build(name: str, num_classes: int = 10, in_channels: int = 3, **options: Any) -> nn.Module:
-    """Build the network called `name`; `options` are those of its class, such as `width=2` of "resnet32".
+def create(name: str, **given: Any) -> nn.Module:
+    """Create the network called `name`, its weights drawn anew; `given` are its options, such as `width=2`.
 
     Raises:
         ValueError: the name, an option or an option's value is not a known one.
     """
-    if name not in MODELS:
-        raise unknown("a model", name, MODELS)
-    known = [option for option in inspect.signature(ResNet).parameters if option != "depth"]
-    for option in options:
+    known = options(name)
+    for option in given:
         if option not in known:
             raise unknown(f"an option of {name!r}", option, known)
-    return ResNet(MODELS[name], num_classes=num_classes, in_channels=in_channels, **options)
+    return MODELS[name](**given)
+
+
+build = create  # its first name
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Names of the options that `create` takes for the network called `name`.
+
+    Raises:
+        ValueError: the name is not a known one.
+    """
+    if name not in MODELS:
+        raise unknown("a model", name, MODELS)
+    return tuple(inspect.signature(MODELS[name]).parameters)

@@ -77,7 +77,7 @@ class SparseConv2d(SparseLayer):
         if self._pad_before is not None:
             x = F.pad(x, self._pad_before, mode=self.padding_mode)
         self._saw(x)
-        return conv2d(x, self.values, self.plan, self.window, self.bias, self._kernel)
+        return conv2d(x, self.values, self.plan, self.window, self.bias, self._route)
 
     def to_dense(self) -> nn.Conv2d:
         """A torch.nn.Conv2d with the same outputs, zeros exact, and the same bias Parameter."""
@@ -93,7 +93,7 @@ class SparseConv2d(SparseLayer):
         batch = shape[0] if len(shape) == 4 else 1
         size, plan = self.window.output_size(shape[-2], shape[-1]), self.plan
         return dispatch.choose_convolution(
-            self._kernel, device, dtype, batch, size, plan.shape, self.window, plan.multiplied, plan.block
+            self._route, device, dtype, batch, size, plan.shape, self.window, plan.multiplied, plan.block
         )
 
     def extra_repr(self) -> str:

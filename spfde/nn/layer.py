@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spfde.kernels.dispatch import KernelChoice, check_kernel
 from spfde.kernels.masked import to_dense
+from spfde.kernels.table import Table, use
 from spfde.pattern import (
     ONE_TAP,
     Index,
@@ -56,7 +57,8 @@ class SparseLayer(nn.Module, ABC):
         self.register_parameter("bias", bias)
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
-        self._kernel = "auto"
+        self._kernel = self._route = "auto"
+        self._table: Table | None = None
         self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
         self._build_plan()
 
@@ -129,6 +131,21 @@ class SparseLayer(nn.Module, ABC):
     @kernel.setter
     def kernel(self, name: str) -> None:
         self._kernel = check_kernel(name)
+        self._settle_route()
+
+    @property
+    def table(self) -> Table | None:
+        """The measurements that choose the kernel unless one is forced; None: the cost model. Not in state_dict."""
+        return self._table
+
+    @table.setter
+    def table(self, table: Table | None) -> None:
+        self._table = table
+        self._settle_route()
+
+    def _settle_route(self) -> None:
+        """What the ops are told to run: they take strings, so a table goes by its name."""
+        self._route = self._kernel if self._table is None or self._kernel != "auto" else use(self._table)
 
     @property
     def choice(self) -> KernelChoice | None:
@@ -141,7 +158,7 @@ class SparseLayer(nn.Module, ABC):
 
     def _saw(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
-            self._seen = (x.device.type, x.dtype, tuple(x.shape))
+            self.__dict__["_seen"] = (x.device.type, x.dtype, x.shape)  # past Module.__setattr__: every forward pays
 
     # ---- topology -------------------------------------------------------------------------------------------------
 
@@ -198,6 +215,7 @@ class SparseLayer(nn.Module, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._settle_route()
         self._build_plan()
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):

@@ -44,7 +44,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]. Returns [..., out_features]."""
         self._saw(x)
-        return spmm(x, self.values, self.plan, self.bias, self._kernel)
+        return spmm(x, self.values, self.plan, self.bias, self._route)
 
     def to_dense(self) -> nn.Linear:
         """A torch.nn.Linear with the same outputs, zeros exact, and the same bias Parameter."""
@@ -59,7 +59,7 @@ class SparseLinear(SparseLayer):
         for size in shape[:-1]:
             batch *= size
         plan = self.plan
-        return dispatch.choose_linear(self._kernel, device, dtype, batch, plan.shape, plan.multiplied, plan.block)
+        return dispatch.choose_linear(self._route, device, dtype, batch, plan.shape, plan.multiplied, plan.block)
 
     def extra_repr(self) -> str:
         """What repr() shows."""

@@ -75,7 +75,7 @@ class Recipe:
         None, _integer(1).or_none(), "Training images to load (the data set's own number)."
     )
     test_images: int | None = _knob(None, _integer(1).or_none(), "Test images to load (the data set's own number).")
-    model: str = _knob("resnet20", _NAME, "Network, as spfde.models.build knows it.")
+    model: str = _knob("resnet20", _NAME, "Network, as spfde.models.create knows it.")
     width: float = _knob(1.0, _POSITIVE, "Factor on the network's channel counts.")
     method: str = _knob("spfde", _one_of(*METHODS), "Method: spfde, or dense (the same training with no lever).")
     epochs: int = _knob(20, _integer(1), "Epochs of training.")

@@ -74,6 +74,23 @@ def datasets(recipe: Recipe) -> Any:
     return load(recipe.dataset, **{name: count for name, count in counts.items() if count is not None})
 
 
+def network(recipe: Recipe, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Create the recipe's network for images of `shape` (c, h, w).
+
+    Raises:
+        ValueError: an unknown name, a network that does not take images, or a width that it does not have.
+    """
+    from spfde.models import create, options
+
+    known = options(recipe.model)
+    if "num_classes" not in known:
+        raise ValueError(f"expected a network for images, got {recipe.model!r}, try 'resnet20'")
+    given = {"num_classes": num_classes, "in_channels": shape[0]}
+    if "image_size" in known:
+        given["image_size"] = shape[1]
+    return create(recipe.model, **given, **({"width": recipe.width} if recipe.width != 1 else {}))
+
+
 def build(
     recipe: Recipe,
     model: nn.Module | None = None,
@@ -91,15 +108,13 @@ def build(
     if (train_set is None) != (test_set is None):
         raise ValueError("expected both train_set and test_set, got one of them, try passing both or none")
     if train_set is not None and model is None:
-        raise ValueError("expected a model for your data set, got none, try model=spfde.models.build(...)")
+        raise ValueError("expected a model for your data set, got none, try model=spfde.models.create(...)")
     torch.manual_seed(recipe.seed)
     if train_set is None:
         data = datasets(recipe)
         train_set, test_set = data.train, data.test
         if model is None:
-            from spfde.models import build as build_model
-
-            model = build_model(recipe.model, data.num_classes, data.shape[0], width=recipe.width)
+            model = network(recipe, data.num_classes, data.shape)
     train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
     first, _, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
     model = wiring.sparsified(model, recipe, first)

@@ -6,10 +6,30 @@ from kernels.problems import build
 from torch import nn
 
 from spfde.kernels import clock, conv2d, dispatch, spmm
+from spfde.kernels.choice import EMPTY, Problem, bucket_of
 from spfde.nn import SparseLinear
 from spfde.pattern import Window
 
 F32 = torch.float32
+PADDED = Window((3, 3), (1, 1), (1, 1, 1, 1))
+PROBLEMS = {
+    "linear": Problem(128, (1024, 1024), 0),
+    "single sample": Problem(1, (1024, 1024), 0),
+    "tiny": Problem(1, (1, 1), 0),
+    "4x1": Problem(128, (1024, 1024), 0, (4, 1)),
+    "whole outputs": Problem(128, (1024, 1024), 0, (1, 1024)),
+    "convolution": Problem(64, (64, 64, 3, 3), 0, window=PADDED, size=(8, 8)),
+    "strided": Problem(64, (32, 16, 3, 3), 0, window=Window((3, 3), (2, 2), (1, 1, 1, 1)), size=(16, 16)),
+    "depthwise": Problem(64, (64, 1, 3, 3), 0, window=PADDED._replace(groups=64), size=(8, 8)),
+    "no batch": Problem(0, (64, 64), 0),
+    "no weights": Problem(8, (64, 0), 0),
+}
+
+
+def kernels(problem, table=None):
+    """The kernel at every density, the sparsest first."""
+    buckets = range(EMPTY, -1, -1)
+    return [dispatch.choose(problem._replace(bucket=bucket), "avx2", table).kernel for bucket in buckets]
 
 
 def test_dense_below_the_break_even_and_native_above():
@@ -21,12 +41,76 @@ def test_dense_below_the_break_even_and_native_above():
     assert "density 0.05" in sparse.reason
 
 
-def test_a_choice_is_a_pure_function():
-    window = Window((3, 3), (1, 1), (1, 1, 1, 1))
-    args = ("auto", "cpu", F32, 64, (8, 8), (64, 64, 3, 3), window, 3000)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_denser_weight_never_turns_dense_into_native(name):
+    chosen = kernels(PROBLEMS[name])
+    assert chosen == sorted(chosen, reverse=True)  # "native" before "dense"
+    assert set(chosen) <= {"native", "dense"}
+
+
+def test_the_rule_finds_both_kernels_where_both_can_win():
+    assert set(kernels(PROBLEMS["linear"])) == {"native", "dense"}
+    assert set(kernels(PROBLEMS["convolution"])) == {"native", "dense"}
+    assert kernels(PROBLEMS["depthwise"])[-1] == "dense"
+
+
+def test_the_more_a_block_holds_the_higher_the_density_at_which_it_pays():
+    singles, tall, whole = (kernels(PROBLEMS[name]).count("native") for name in ("linear", "4x1", "whole outputs"))
+    assert singles < tall < whole == EMPTY + 1
+
+
+def test_an_instruction_set_without_timings_takes_the_measured_ones():
+    problem = PROBLEMS["linear"]._replace(bucket=24)
+    assert dispatch.choose(problem, "neon") == dispatch.choose(problem, "avx2")
+
+
+@pytest.mark.parametrize(
+    ("stored", "size", "bucket"),
+    [
+        (100, 100, 0),
+        (50, 100, 8),
+        (25, 100, 16),
+        (95_761, 100_000, 0),  # 2 ** (-1 / 16) = 0.957603: the edge of the first bucket
+        (95_760, 100_000, 1),
+        (0, 100, EMPTY),
+        (0, 0, EMPTY),
+        (1, 2**24, EMPTY),
+        (1, 2**40, EMPTY),
+    ],
+)
+def test_the_buckets_of_a_density(stored, size, bucket):
+    assert bucket_of(stored, size) == bucket
+
+
+def test_a_bucket_holds_its_density_within_five_percent():
+    for stored in range(1, 1001):
+        problem = Problem(1, (10, 100), bucket_of(stored, 1000))
+        assert problem.density == pytest.approx(stored / 1000, rel=0.05)
+
+
+def test_a_choice_is_a_pure_function_and_says_what_it_is_for():
+    args = ("auto", "cpu", F32, 64, (8, 8), (64, 64, 3, 3), PADDED, 3686)
     first = dispatch.choose_convolution(*args)
     dispatch.choose_convolution.cache_clear()
     assert dispatch.choose_convolution(*args) == first
+    assert first.problem == PROBLEMS["convolution"]._replace(bucket=27)
+    assert (first.problem.op, first.problem.positions, first.problem.multiply_adds) == ("conv2d", 4096, 4096 * 36864)
+    linear = dispatch.choose_linear("auto", "cpu", F32, 128, (1024, 1024), 2**20, (4, 1))
+    assert linear.problem == PROBLEMS["4x1"]
+
+
+def test_a_gradient_takes_the_choice_of_its_layer():
+    x, dy = torch.empty(4, 64, 8, 8), torch.empty(4, 32, 4, 4)
+    window = Window((3, 3), (2, 2), (1, 1, 1, 1))
+    args = ((32, 64, 3, 3), window, 1843)
+    assert dispatch.convolution("auto", x, *args) is dispatch.convolution_grad("auto", dy, *args)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_whole_outputs_take_their_smaller_product_on_any_device(device):
+    choice = dispatch.choose_linear("auto", device, F32, 64, (8, 6), 42, (1, 6))
+    assert (choice.kernel, choice.reason) == ("native", "a dense product over the stored outputs alone")
+    assert dispatch.choose_linear("dense", device, F32, 64, (8, 6), 42, (1, 6)).kernel == "dense"
 
 
 def test_other_devices_and_precisions_have_no_choice():
@@ -36,6 +120,8 @@ def test_other_devices_and_precisions_have_no_choice():
         dispatch.choose_linear("native", "cuda", F32, 64, (8, 8), 6)
     with pytest.raises(ValueError, match="expected float32.*float64.*try"):
         dispatch.choose_linear("native", "cpu", torch.float64, 64, (8, 8), 6)
+    with pytest.raises(ValueError, match="expected kernel 'auto' or one of .* got 'fast'"):
+        dispatch.choose_linear("fast", "cpu", F32, 64, (8, 8), 6)
 
 
 def test_a_layer_names_its_kernel_and_takes_a_forced_one():
@@ -60,6 +146,8 @@ def test_bad_input_is_refused_with_what_was_expected():
         spmm(torch.ones(2, 6, dtype=torch.int64), values, plan)
     with pytest.raises(ValueError, match="expected x on cpu like the layer, got meta, try"):
         spmm(torch.ones(2, 6, device="meta"), values, plan)
+    with pytest.raises(ValueError, match="expected kernel 'auto' or one of .* got 'fast'"):
+        spmm(torch.ones(2, 6), values, plan, None, "fast")
     window = Window((3, 3))
     plan, values = build((4, 2, 3, 3), window, 0.5, 0, 0)
     with pytest.raises(ValueError, match=r"expected x of shape \[batch, 2, height, width\], got \[1, 3, 8, 8\]"):

@@ -17,7 +17,7 @@ from spfde.models import BasicBlock, ResNet
     [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
 )
 def test_parameter_counts_are_the_papers(name, millions):
-    count = sum(p.numel() for p in models.build(name).parameters())
+    count = sum(p.numel() for p in models.create(name).parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.05 if millions == 1.7 else 0.005)
 
 
@@ -51,7 +51,7 @@ def test_any_image_gives_logits_and_gradients_everywhere(width, shortcut, channe
 
 
 def test_stages_have_the_papers_channels_and_sizes():
-    net = models.build("resnet20", width=2)
+    net = models.create("resnet20", width=2)
     x = net.relu(net.bn1(net.conv1(torch.randn(1, 3, 32, 32))))
     assert x.shape == (1, 32, 32, 32)
     shapes = [(1, 32, 32, 32), (1, 64, 16, 16), (1, 128, 8, 8)]
@@ -82,7 +82,7 @@ def test_a_block_adds_its_input():
 
 def test_weights_start_with_he_variance():
     torch.manual_seed(0)
-    weight = models.build("resnet20").layer3[1].conv1.weight
+    weight = models.create("resnet20").layer3[1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
 
 
@@ -90,17 +90,17 @@ def test_the_same_seed_gives_the_same_network():
     states = []
     for _ in range(2):
         torch.manual_seed(7)
-        states.append(models.build("resnet20", 10, 1).state_dict())
+        states.append(models.create("resnet20", in_channels=1).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_unknown_names_and_values_are_refused():
     with pytest.raises(ValueError, match=r"a model to be one of .*, got 'resnet-20', try 'resnet20'"):
-        models.build("resnet-20")
+        models.create("resnet-20")
     with pytest.raises(ValueError, match=r"an option of 'resnet20'.*got 'widht', try 'width'"):
-        models.build("resnet20", widht=2)
+        models.create("resnet20", widht=2)
     with pytest.raises(ValueError, match=r"an option of 'resnet20'.*got 'depth'"):
-        models.build("resnet20", depth=32)
+        models.create("resnet20", depth=32)
     with pytest.raises(ValueError, match=r"expected a depth of 6n \+ 2 with n >= 1, got 18"):
         ResNet(18)
     with pytest.raises(ValueError, match=r"got 2, try 20"):

@@ -72,7 +72,7 @@ def test_what_is_frozen_has_its_target_count_and_stays_as_it_was():
     from spfde import data, models
 
     digits = data.load("digits", train=128, test=32)
-    model = models.build("resnet20", in_channels=1, width=0.25)
+    model = models.create("resnet20", in_channels=1, width=0.25)
     result = fit(recipe(), model=model, train_set=digits.train, test_set=digits.test, on_epoch=look)
     assert result.model is model and len(kept) >= 3
     layers = [m for m in model.modules() if isinstance(m, SparseLayer)]

@@ -38,7 +38,7 @@ def test_stops_with_the_step_and_what_to_look_at_and_goes_on_once_mended(poison,
 
     def run(out, **options):
         torch.manual_seed(3)
-        model = models.build("resnet20", in_channels=1, width=0.25)
+        model = models.create("resnet20", in_channels=1, width=0.25)
         train = Images(digits.train.images.clone(), digits.train.targets)
 
         def after(record):

@@ -172,12 +172,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(options, words, stopped):
 
 
 def test_a_checkpoint_of_other_data_or_another_network_is_refused(stopped, digits):
-    model = models.build("resnet20", in_channels=1, width=0.25)
+    model = models.create("resnet20", in_channels=1, width=0.25)
     half = torch.utils.data.Subset(digits.train, range(64))
     with pytest.raises(CheckpointError, match="expected the 128 training samples of .*, got 64"):
         fit(recipe(out=stopped), model=model, train_set=half, test_set=digits.test, resume=True)
     with pytest.raises(CheckpointError, match="expected the checkpoint of this network"):
-        fit(recipe(out=stopped), model=models.build("resnet20", in_channels=1, width=0.5), resume=True)
+        fit(recipe(out=stopped), model=models.create("resnet20", in_channels=1, width=0.5), resume=True)
 
 
 def test_nothing_to_resume(tmp_path):
@@ -207,7 +207,7 @@ class Noisy(Dataset):
 def test_a_random_augmentation_goes_on_where_it_was(digits, tmp_path):
     def run(out, **options):
         torch.manual_seed(1)
-        model = models.build("resnet20", in_channels=1, width=0.25)
+        model = models.create("resnet20", in_channels=1, width=0.25)
         data = {"train_set": Noisy(digits.train), "test_set": digits.test}
         return fit(recipe(out=out, epochs=3, freeze=0), model=model, **data, **options)
 

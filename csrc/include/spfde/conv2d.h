@@ -1,7 +1,8 @@
 // Two-dimensional cross-correlation with a sparse weight: forward, input gradient, weight gradient.
 //
-// Activations are float32 [batch, channels, height, width], contiguous or (by their flag) channels_last. A stored weight of output channel o in group g has
-// col = (c * kernel_h + i) * kernel_w + j with c the input channel counted inside the group.
+// Activations are float32 [batch, channels, height, width], contiguous or (by their flag) channels_last. A stored
+// weight of output channel o in group g has col = (c * kernel_h + i) * kernel_w + j with c the input channel counted
+// inside the group.
 #pragma once
 
 #include <cstdint>
@@ -53,9 +54,9 @@ struct Conv2dWeightGradArgs {
   const float* x;          // [batch, in_channels, in_h, in_w]
   const float* dy;         // [batch, out_channels, out_h, out_w]
   bool x_channels_last, dy_channels_last;
-  int64_t capacity;        // slots of dvalues, >= nnz
-  float* dvalues;          // [capacity] written, 0 past nnz
-  float* dbias;            // [out_channels] written, or nullptr
+  int64_t capacity;  // slots of dvalues, >= nnz
+  float* dvalues;    // [capacity] written, 0 past nnz
+  float* dbias;      // [out_channels] written, or nullptr
   int threads;
 };
 

@@ -10,13 +10,14 @@ namespace spfde {
 struct SpmmArgs {
   int64_t rows;            // rows of W
   int64_t cols;            // columns of W
-  int64_t batch;           // rows of X and Y
+  int64_t batch;           // rows of X and Y, or images x positions
+  int64_t positions;       // 1: X [batch, cols] and Y [batch, rows]; P: X [images, cols, P] and Y [images, rows, P]
   const int32_t* row_ptr;  // [rows + 1] ascending, row_ptr[0] == 0
   const int32_t* col;      // [nnz] column of each stored weight, ascending within a row
   const float* values;     // [nnz]
   const float* bias;       // [rows] or nullptr
-  const float* x;          // [batch, cols] row-major
-  float* y;                // [batch, rows] row-major, every element written
+  const float* x;          // see positions
+  float* y;                // see positions, every element written
   int threads;             // >= 1
 };
 

@@ -1,0 +1,98 @@
+"""Fits the cost model's constants (spfde/kernels/cost.py) to timings taken by layers.py.
+
+    python benchmarks/layers.py --threads 1 --json layers.json
+    python benchmarks/fit_cost.py layers.json [more.json]
+
+Least squares on the logarithm of native / best dense seconds (eager ones: the masked dense route is not compiled). It
+prints what to put into cost.py for the timings' instruction set, and how far the fit is off. `tall` stays at its start
+where no blocks were timed. Needs scipy, which scikit-learn brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from pathlib import Path
+from typing import Any
+
+from cases import CONV, LINEAR, Layer
+from scipy.optimize import least_squares
+
+from spfde.kernels.choice import Problem, bucket_of
+from spfde.kernels.cost import Cost, ratio
+from spfde.nn import SparseConv2d
+
+START, LOWEST, HIGHEST = Cost(2, 0.9, 10, 0.05, 1.25), Cost(0, 0, 0, 0, 0), Cost(100, 1, 1000, 1, 100)
+LAYERS = {str(layer): layer for layer in [*LINEAR, *CONV]}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A timed layer: what the dispatch rule sees of it, and native over best dense seconds."""
+
+    name: str
+    problem: Problem
+    ratio: float
+
+
+def row(cell: dict[str, Any]) -> Row | None:
+    """A cell of layers.py's JSON; None where the native kernel was not timed."""
+    seconds = {name: timing["median"] for name, timing in cell["seconds"].items()}
+    if "native" not in seconds:
+        return None
+    dense = min(value for name, value in seconds.items() if name in ("dense", "dense channels_last"))
+    name = f"{cell['layer']} {cell['pattern']} {cell['sparsity']:.0%}"
+    return Row(name, problem(LAYERS[cell["layer"]], cell["density"], cell["pattern"]), seconds["native"] / dense)
+
+
+def problem(layer: Layer, density: float, pattern: str) -> Problem:
+    """What the dispatch rule sees of a layer."""
+    dense = layer.dense()
+    size = dense.weight.numel()
+    height, width = map(int, pattern.removeprefix("block:").split("x")) if pattern.startswith("block:") else (1, 1)
+    block = (height, width) if height > 1 else (1, 1)
+    linear = Problem(layer.batch, tuple(dense.weight.shape), bucket_of(round(density * size), size), block)
+    if layer.kind == "linear":
+        return linear
+    window = SparseConv2d.from_dense(dense).window
+    return linear._replace(window=window, size=window.output_size(layer.size, layer.size))
+
+
+def errors(cost: Cost, rows: list[Row]) -> list[float]:
+    """log(predicted / measured) of each row."""
+    return [log(ratio(row.problem, cost) / row.ratio) for row in rows]
+
+
+def fit(rows: list[Row]) -> Cost:
+    """The constants with the least squared error."""
+    result = least_squares(lambda p: errors(Cost(*p), rows), START, bounds=(LOWEST, HIGHEST), x_scale=START)
+    return Cost(*(round(float(f"{value:.3g}"), 6) for value in result.x))
+
+
+def main() -> None:
+    """Prints the constants of each op, then measured and predicted speed-up of each layer."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("json", nargs="+", type=Path, help="files written by layers.py --json on one instruction set")
+    records = [json.loads(path.read_text()) for path in parser.parse_args().json]
+    isas = sorted({record["machine"]["isa"] for record in records})
+    if len(isas) != 1:
+        parser.error(f"expected timings of one instruction set, got {', '.join(isas)}, try one call for each")
+    timed = [timed for record in records for cell in record["cells"] if (timed := row(cell))]
+    for op in ("linear", "conv2d"):
+        rows = [timed_row for timed_row in timed if timed_row.problem.op == op]
+        if not rows:
+            continue
+        cost = fit(rows)
+        off = errors(cost, rows)
+        average, most = exp(sqrt(sum(e * e for e in off) / len(off))), exp(max(map(abs, off)))
+        print(f'{isas[0]}: "{op}": {cost}')
+        print(f"  off by {average:.2f}x on average, {most:.2f}x at most")
+        for timed_row, error in zip(rows, off, strict=True):
+            measured = 1 / timed_row.ratio
+            print(f"  {timed_row.name:44}  measured {measured:5.2f}x  predicted {measured * exp(-error):5.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""A whole training step (forward, backward, SGD), sparse beside the best dense way, and its peak memory.
+
+    python benchmarks/step.py [--models resnet32 vgg19_bn] [--sparsities 0.5 0.9 0.95] [--rounds 15] [--threads 2]
+                              [--json FILE]
+
+The dense baseline is the fastest of eager contiguous, eager channels_last and torch.compile. All ways of a network take
+turns, so that a machine that slows down slows all alike. Memory is against the leaner of the two eager ways: compiling
+takes memory of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import pytest
+import torch
+from memory import peak
+from networks import DENSE, MEMORY_CASE, MEMORY_TARGET, NETWORKS, TARGETS, Sparse, cases
+
+from spfde import env
+from spfde.nn import SparseLayer
+
+WARMUP = 3
+EAGER = ("contiguous", "channels_last")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of a network: seconds per step by way (medians), peak bytes by way, what did not run and why.
+
+    layers: (sparse layers that take a sparse kernel, all sparse layers).
+    """
+
+    network: str
+    case: Sparse
+    dense: Mapping[str, float]
+    sparse: float | None = None
+    layers: tuple[int, int] = (0, 0)
+    absent: str = ""
+    peaks: Mapping[str, int] | None = None
+
+    @property
+    def best(self) -> str:
+        """The fastest dense way."""
+        return min(self.dense, key=self.dense.__getitem__)
+
+    @property
+    def speedup(self) -> float | None:
+        """Seconds of the best dense way over those of the sparse one."""
+        return None if self.sparse is None else self.dense[self.best] / self.sparse
+
+    @property
+    def target(self) -> float | None:
+        """The speed-up to reach, if this case has one."""
+        return TARGETS.get((self.network, self.case))
+
+    @property
+    def memory(self) -> float | None:
+        """Peak of the sparse way over that of the leaner dense one."""
+        return self.peaks and self.peaks["sparse"] / min(self.peaks[way] for way in EAGER)
+
+
+@pytest.mark.parametrize("way", ["contiguous", "channels_last", "sparse"])
+def test_step(benchmark, way):
+    benchmark.group = "training step of resnet32, sparsity 0.9"
+    benchmark.extra_info.update(threads=torch.get_num_threads())
+    _, step = NETWORKS["resnet32"].way(Sparse("unstructured", 0.9) if way == "sparse" else way)
+    benchmark.pedantic(step, rounds=5, warmup_rounds=2)
+
+
+def interleaved(steps: Mapping[str | Sparse, Callable[[], None]], rounds: int) -> dict[str | Sparse, float]:
+    """Median seconds of each step, the steps taking turns."""
+    times: dict[str | Sparse, list[float]] = {way: [] for way in steps}
+    gc.collect()
+    gc.disable()  # a collection would hit whoever is running
+    try:
+        for _ in range(WARMUP + rounds):
+            for way, step in steps.items():
+                start = time.perf_counter()
+                step()
+                times[way].append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return {way: statistics.median(seconds[WARMUP:]) for way, seconds in times.items()}
+
+
+def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> list[Row]:
+    """The rows of one network."""
+    torch.compiler.reset()
+    ways: dict[str | Sparse, tuple[torch.nn.Module, Callable[[], None]]] = {}
+    absent: dict[Sparse, str] = {}
+    for way in (*DENSE, *cases(name, sparsities)):
+        try:
+            ways[way] = NETWORKS[name].way(way)
+        except ValueError as error:
+            if way in DENSE:
+                raise
+            absent[way] = str(error)
+    seconds = interleaved({way: step for way, (_, step) in ways.items()}, rounds)
+    dense = {way: seconds[way] for way in DENSE}
+    layers = {way: _sparse_layers(model) for way, (model, _) in ways.items()}
+    ways.clear()  # the memory of a child is its own, but the machine's is shared
+    rows = []
+    for case in cases(name, sparsities):
+        if case in absent:
+            rows.append(Row(name, case, dense, absent=absent[case]))
+            continue
+        peaks = None
+        if case == MEMORY_CASE:
+            peaks = {way: peak(name, way, threads) for way in EAGER} | {"sparse": peak(name, case, threads)}
+        rows.append(Row(name, case, dense, seconds[case], layers[case], peaks=peaks))
+    return rows
+
+
+def _sparse_layers(model: torch.nn.Module) -> tuple[int, int]:
+    kernels = [m.kernel for m in model.modules() if isinstance(m, SparseLayer)]
+    return sum(kernel != "dense" for kernel in kernels), len(kernels)
+
+
+HEADER = (
+    f"{'network':14}{'case':19}{'dense ms':>10} {'best dense':14}{'sparse ms':>10}{'speed-up':>9}{'target':>8}"
+    f" {'':5}{'layers sparse':>14}{'peak memory':>13}"
+)
+
+
+def line(row: Row) -> str:
+    """The row of the printed table."""
+    start = f"{row.network:14}{row.case!s:19}{row.dense[row.best] * 1e3:10.1f} {row.best:14}"
+    if row.sparse is None:
+        return f"{start}{'absent':>10}  {row.absent}"
+    text = f"{start}{row.sparse * 1e3:10.1f}{row.speedup:8.2f}x"
+    text += f"{row.target:7.2f}x {verdict(row.speedup >= row.target):5}" if row.target else f"{'':8} {'':5}"
+    text += f"{'{} of {}'.format(*row.layers):>14}"
+    if row.memory is not None:
+        text += f"{row.memory:8.0%} <= {MEMORY_TARGET:.0%} {verdict(row.memory <= MEMORY_TARGET)}"
+    return text
+
+
+def verdict(met: bool) -> str:
+    """The word for a target that is met or not."""
+    return "pass" if met else "FAIL"
+
+
+def main() -> None:
+    """Prints speed-up and peak memory of every case beside its target, and how many targets are met."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME",
+                        help=f"any of {', '.join(NETWORKS)} (all)")  # fmt: skip
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.9, 0.95])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", help="also write what was measured, in seconds and bytes")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    print(HEADER)
+    for name in options.models:
+        for row in measure(name, options.sparsities, options.rounds, options.threads):
+            rows.append(row)
+            print(line(row), flush=True)
+    aims = [row.speedup is not None and row.speedup >= row.target for row in rows if row.target]
+    aims += [row.memory <= MEMORY_TARGET for row in rows if row.memory is not None]
+    print(f"{sum(aims)} of {len(aims)} targets met, {options.threads} threads, medians of {options.rounds} rounds")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"environment": env.report(), "threads": options.threads, "rounds": options.rounds,
+                       "rows": [{**asdict(row), "speedup": row.speedup, "target": row.target, "memory": row.memory}
+                                for row in rows]}, file, indent=1)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

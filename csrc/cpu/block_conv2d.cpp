@@ -1,0 +1,163 @@
+#include "block_stream.h"
+#include "chunk.h"
+#include "spfde/blocks.h"
+
+namespace spfde::SPFDE_ISA {
+namespace {
+
+constexpr int64_t kBlockDotFloats = 2 * kStrip;  // positions x lanes that one visit to a block row correlates
+
+// What the three products share: the forward's geometry, with rows padded to whole blocks.
+struct BlockConv {
+  std::shared_ptr<const Conv2dGeometry> geometry;
+  int64_t height, width, block_rows, rows;  // rows padded
+  Layout layout;
+  bool empty;
+
+  BlockConv(const Conv2dShape& shape, const BlockIndex& index, int threads)
+      : geometry(forward_geometry(shape)), height(index.height), width(index.width) {
+    block_rows = ceil_div(shape.out_channels, height);
+    rows = block_rows * height;
+    empty = shape.batch == 0 || rows == 0 || shape.out_h * shape.out_w == 0;
+    if (!empty) layout = lay_out(*geometry, rows, height, threads);
+  }
+
+  // Rows [begin, end) of dY, zero where there is no such channel.
+  void pack_dy(const float* dy, bool channels_last, int64_t first, int64_t images, int64_t begin, int64_t end,
+               float* packed) const {
+    const int64_t size = layout.planes.target_size, real = min(end, geometry->target_channels);
+    pack_target(*geometry, layout, dy, channels_last, first, images, begin, real, packed);
+    memset(packed + (real - begin) * size, 0, (end - real) * size * sizeof(float));
+  }
+
+  BlockPanel panel(const Streams& streams, int64_t q, int64_t begin, int64_t end, const float* values) const {
+    const int32_t* segments = streams.segment + q * block_rows + begin / height;
+    return {(end - begin) / height, {segments, segments + block_rows}, height, width, values, streams.offset,
+            layout.planes.lanes};
+  }
+};
+
+}  // namespace
+
+void shifted_blocks(const Conv2dBlocksArgs& a) {
+  const BlockConv conv(a.shape, a.index, a.threads);
+  if (conv.empty) return;
+  const Conv2dGeometry& g = *conv.geometry;
+  const Layout& l = conv.layout;
+  const Planes& p = l.planes;
+  const int64_t vectors = p.run / kWidth, strips = ceil_div(vectors, kBlockVectors);
+  const Streams streams = index_streams(g, p, a.index.unit_ptr, a.index.unit_col, conv.block_rows, conv.width, 1,
+                                        min(p.run, kBlockStrip), a.threads);
+
+#pragma omp parallel for schedule(static) collapse(2) num_threads(a.threads)
+  for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
+    for (int64_t block = 0; block < l.row_blocks; ++block) {
+      const int64_t begin = block * l.row_block, end = min(conv.rows, begin + l.row_block);
+      const int64_t real = min(end, g.target_channels);
+      const int64_t first = chunk * p.images, images = min(p.images, g.batch - first);
+      float* source = scratch<float>(Scratch::source, p.source_size);
+      float* target = scratch<float>(Scratch::target, (end - begin) * p.target_size);
+      pack_source(g, l, a.x, a.x_channels_last, first, images, source);
+      for (int64_t run = 0; run < p.runs; ++run)
+        for (int64_t s = 0; s < strips; ++s) {
+          const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
+          float* sums = target + run * p.target_run + v * kWidth;
+          for (int64_t q = 0; q < streams.panels; ++q)
+            block_axpy_panel(v_end - v, conv.panel(streams, q, begin, end, a.values),
+                             source + run * p.source_run + v * kWidth,
+                             {q == 0 ? nullptr : sums, p.target_size, sums, p.target_size,
+                              a.bias ? a.bias + begin : nullptr, real - begin});
+        }
+      unpack_target(g, l, target, begin, real, a.y_channels_last, first, images, a.y);
+    }
+}
+
+// The forward's streams run backwards: dX gathers in the source planes, a panel of channels at a time.
+void shifted_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
+  const BlockConv conv(a.shape, a.index, a.threads);
+  const Conv2dGeometry& g = *conv.geometry;
+  if (conv.empty) {
+    memset(a.dx, 0, g.batch * g.source_channels * g.h.source_length * g.w.source_length * sizeof(float));
+    return;
+  }
+  const Layout& l = conv.layout;
+  const Planes& p = l.planes;
+  const int64_t vectors = p.run / kWidth, strips = ceil_div(vectors, kBlockVectors);
+  const Streams streams = index_streams(g, p, a.index.unit_ptr, a.index.unit_col, conv.block_rows, conv.width, 1,
+                                        min(p.run, kBlockStrip), a.threads);
+  // Panels may go to different threads only where no block straddles two of them.
+  const bool separate = g.groups == 1 || g.source_channels / g.groups % conv.width == 0;
+  const int64_t shares = separate ? min(streams.panels, ceil_div(a.threads, p.chunks)) : 1;
+
+#pragma omp parallel for schedule(static) collapse(2) num_threads(a.threads)
+  for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
+    for (int64_t share = 0; share < shares; ++share) {
+      const int64_t q_begin = streams.panels * share / shares, q_end = streams.panels * (share + 1) / shares;
+      const int64_t begin = q_begin * streams.panel, end = min(g.source_channels, q_end * streams.panel);
+      const int64_t first = chunk * p.images, images = min(p.images, g.batch - first);
+      float* source = scratch<float>(Scratch::source, p.source_size);
+      float* target = scratch<float>(Scratch::target, conv.rows * p.target_size);
+      conv.pack_dy(a.dy, a.dy_channels_last, first, images, 0, conv.rows, target);
+      memset(source + begin * p.channel_stride * p.lanes, 0,
+             (end - begin) * p.channel_stride * p.lanes * sizeof(float));
+      for (int64_t run = 0; run < p.runs; ++run)
+        for (int64_t s = 0; s < strips; ++s) {
+          const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
+          for (int64_t q = q_begin; q < q_end; ++q)
+            block_scatter_panel(v_end - v, conv.panel(streams, q, 0, conv.rows, a.values),
+                                source + run * p.source_run + v * kWidth, target + run * p.target_run + v * kWidth,
+                                p.target_size);
+        }
+      unpack_source(g, l, source, begin, end, a.dx_channels_last, first, images, a.dx);
+    }
+}
+
+// Threads own private sums over their share of the chunks, added in thread order.
+void shifted_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
+  const BlockConv conv(a.shape, a.index, a.threads);
+  const Conv2dGeometry& g = *conv.geometry;
+  const int64_t size = a.index.unit_ptr[conv.block_rows] * conv.height, channels = g.target_channels;
+  float* partial = scratch<float>(Scratch::partial, size * a.threads);
+  double* partial_bias = scratch<double>(Scratch::bias, channels * a.threads);
+  for (int64_t k = 0; k < size * a.threads; ++k) partial[k] = 0.f;
+  for (int64_t r = 0; r < channels * a.threads; ++r) partial_bias[r] = 0.;
+
+  if (!conv.empty) {
+    const Layout& l = conv.layout;
+    const Planes& p = l.planes;
+    const int64_t vectors = p.run / kWidth, strips = ceil_div(p.run, kBlockDotFloats);
+    const int64_t together = max(1, min(p.runs, kBlockDotFloats / p.run));
+    const Streams streams = index_streams(g, p, a.index.unit_ptr, a.index.unit_col, conv.block_rows, conv.width,
+                                          together, min(p.run, kBlockDotFloats), a.threads);
+    const int64_t tasks = p.chunks * l.row_blocks;
+#pragma omp parallel for schedule(static, 1) num_threads(a.threads)
+    for (int64_t worker = 0; worker < a.threads; ++worker) {
+      float* dvalues = partial + worker * size;
+      double* dbias = partial_bias + worker * channels;
+      for (int64_t task = tasks * worker / a.threads; task < tasks * (worker + 1) / a.threads; ++task) {
+        const int64_t begin = task % l.row_blocks * l.row_block, end = min(conv.rows, begin + l.row_block);
+        const int64_t first = task / l.row_blocks * p.images, images = min(p.images, g.batch - first);
+        float* source = scratch<float>(Scratch::source, p.source_size);
+        float* target = scratch<float>(Scratch::target, (end - begin) * p.target_size);
+        pack_source(g, l, a.x, a.x_channels_last, first, images, source);
+        conv.pack_dy(a.dy, a.dy_channels_last, first, images, begin, end, target);
+        if (a.dbias)
+          for (int64_t r = begin; r < min(end, channels); ++r)
+            dbias[r] += sum_in_double(target + (r - begin) * p.target_size, p.target_size);
+        for (int64_t run = 0; run < p.runs; run += together)
+          for (int64_t s = 0; s < strips; ++s) {
+            const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
+            for (int64_t q = 0; q < streams.panels; ++q)
+              block_dot_panel(
+                  conv.panel(streams, q, begin, end, nullptr),
+                  {source + run * p.source_run + v * kWidth, target + run * p.target_run + v * kWidth, p.target_size,
+                   (v_end - v) * kWidth, min(together, p.runs - run), p.source_run, p.target_run, dvalues});
+          }
+      }
+    }
+  }
+  add_partials(partial, size, a.threads, a.capacity * conv.height * conv.width, a.dvalues);
+  if (a.dbias) add_partials(partial_bias, channels, a.threads, channels, a.dbias);
+}
+
+}  // namespace spfde::SPFDE_ISA

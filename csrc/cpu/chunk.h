@@ -1,0 +1,126 @@
+// One chunk of images on its way through a convolution: its layout, the copies in and out, and where streams lie.
+#pragma once
+
+#include "joined.h"
+#include "planes.h"
+#include "spfde/conv2d_geometry.h"
+#include "spfde/workspace.h"
+#include "stream.h"
+
+namespace spfde::SPFDE_ISA {
+
+// One call's layout: planes, where pixels go, and the rows that a task computes.
+struct Layout {
+  Planes planes;
+  Places source, target;
+  Blanks blanks;
+  int64_t row_block, row_blocks;
+};
+
+// `unit` rows stay together.
+inline Layout lay_out(const Conv2dGeometry& g, int64_t rows, int64_t unit, int threads) {
+  Layout l{};
+  l.planes = plan_planes(g, threads);
+  if (l.planes.source_size > INT32_MAX) refuse_size("conv2d", l.planes.source_size);
+  if (l.planes.lanes > 1) {
+    l.source = source_places(g, l.planes);
+    l.target = target_places(g, l.planes);
+    l.blanks = source_blanks(l.planes, l.source);
+  }
+  l.row_block = max(1, ceil_div(rows / unit, max(1, ceil_div(threads, l.planes.chunks)))) * unit;
+  l.row_blocks = ceil_div(rows, l.row_block);
+  return l;
+}
+
+inline void pack_source(const Conv2dGeometry& g, const Layout& l, const float* x, bool channels_last, int64_t first,
+                        int64_t images, float* packed) {
+  if (l.planes.lanes == 1) return join_source(g, l.planes, x, channels_last, first, images, packed);
+  clear_blanks(g, l.planes, l.blanks, packed);
+  move_lanes<true>(l.source, l.planes.lanes, l.planes.channel_stride, 0, g.source_channels, g.source_channels,
+                   channels_last, x + first * g.source_channels * l.source.pixels, images, packed);
+}
+
+// Rows [begin, end) of dY; one row per channel.
+inline void pack_target(const Conv2dGeometry& g, const Layout& l, const float* dy, bool channels_last, int64_t first,
+                        int64_t images, int64_t begin, int64_t end, float* packed) {
+  const Planes& p = l.planes;
+  if (p.lanes == 1) {
+    for (int64_t r = begin; r < end; ++r)
+      join_target(g, p, r, dy, channels_last, first, images, packed + (r - begin) * p.target_size);
+    return;
+  }
+  move_lanes<true>(l.target, p.lanes, p.target_size / p.lanes, begin, end, g.target_channels, channels_last,
+                   dy + first * g.target_channels * l.target.pixels, images, packed);
+}
+
+inline void unpack_target(const Conv2dGeometry& g, const Layout& l, const float* packed, int64_t begin, int64_t end,
+                          bool channels_last, int64_t first, int64_t images, float* y) {
+  const Planes& p = l.planes;
+  if (p.lanes == 1) {
+    for (int64_t r = begin; r < end; ++r)
+      part_target(g, r, packed + (r - begin) * p.target_size, channels_last, first, images, y);
+    return;
+  }
+  const int64_t phases = g.h.target_phases * g.w.target_phases;
+  move_lanes<false>(l.target, p.lanes, p.target_size / p.lanes * phases, begin / phases, end / phases,
+                    g.target_channels, channels_last, y + first * g.target_channels * l.target.pixels, images, packed);
+}
+
+// Channels [begin, end) of dX out of the source planes that gathered it.
+inline void unpack_source(const Conv2dGeometry& g, const Layout& l, const float* packed, int64_t begin, int64_t end,
+                          bool channels_last, int64_t first, int64_t images, float* dx) {
+  const Planes& p = l.planes;
+  if (p.lanes == 1) return part_source(g, p, packed, begin, end, channels_last, first, images, dx);
+  move_lanes<false>(l.source, p.lanes, p.channel_stride, begin, end, g.source_channels, channels_last,
+                    dx + first * g.source_channels * l.source.pixels, images,
+                    packed + begin * p.channel_stride * p.lanes);
+}
+
+// Position of every stored weight in the source planes, and where each panel of source channels begins in each row.
+struct Streams {
+  int64_t panels, panel;   // source channels per panel
+  const int32_t* offset;   // [nnz]
+  const int32_t* segment;  // [(panels + 1) * rows]
+};
+
+// One visit to a row covers `runs` runs of `floats` floats; panels are a multiple of `width` channels.
+inline Streams index_streams(const Conv2dGeometry& g, const Planes& planes, const int32_t* row_ptr, const int32_t* col,
+                             int64_t rows, int64_t width, int64_t runs, int64_t floats, int threads) {
+  const int64_t taps = g.h.taps * g.w.taps;
+  const int64_t source_group = g.source_channels / g.groups, row_group = rows / g.groups;
+  const int64_t bytes = (runs + planes.shift_rows) * (floats + planes.shift_floats) * int64_t{sizeof(float)} * g.slots;
+  const double per_channel = row_ptr[rows] / (static_cast<double>(rows) * max(1, source_group));
+  const int64_t panel = round_up(panel_streams(bytes, per_channel), width);
+  const int64_t panels = max(1, ceil_div(g.source_channels, panel));
+  int32_t* offset = scratch<int32_t>(Scratch::offsets, row_ptr[rows] + taps);
+  int32_t* segment = scratch<int32_t>(Scratch::segments, (panels + 1) * rows);
+  int32_t* tap_position = offset + row_ptr[rows];
+  for (int64_t i = 0; i < g.h.taps; ++i)
+    for (int64_t j = 0; j < g.w.taps; ++j)
+      tap_position[i * g.w.taps + j] = static_cast<int32_t>(planes.tap_position(g, i, j));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t first_channel = r / row_group * source_group;
+    int64_t base = first_channel * planes.channel_stride, column = 0;
+    for (int32_t k = row_ptr[r]; k < row_ptr[r + 1]; ++k) {
+      for (; col[k] >= column + taps; column += taps) base += planes.channel_stride;
+      for (; col[k] < column; column -= taps) base -= planes.channel_stride;
+      offset[k] = static_cast<int32_t>(base + tap_position[col[k] - column]);
+    }
+    split_row(row_ptr, col, rows, r, panels, panel * taps, first_channel * taps, segment);
+  }
+  return {panels, panel, offset, segment};
+}
+
+// out[k] = the sum over threads, in thread order, of partial[thread * n + k]; 0 for k in [n, capacity).
+template <typename T>
+inline void add_partials(const T* partial, int64_t n, int64_t threads, int64_t capacity, float* out) {
+  for (int64_t k = 0; k < n; ++k) {
+    T sum = 0;
+    for (int64_t t = 0; t < threads; ++t) sum += partial[t * n + k];
+    out[k] = static_cast<float>(sum);
+  }
+  for (int64_t k = n; k < capacity; ++k) out[k] = 0.f;
+}
+
+}  // namespace spfde::SPFDE_ISA

@@ -1,0 +1,159 @@
+"""Measures which kernel is fastest for each sparse layer of a model, on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spfde.kernels import conv2d, spmm
+from spfde.kernels.choice import Problem
+from spfde.kernels.dispatch import has_choice
+from spfde.kernels.table import Entry, Machine, Table
+from spfde.nn import SparseConv2d, SparseLayer
+
+CANDIDATES = ("native", "dense")  # "reference" is never the fastest
+WARM_UPS = 2
+
+Case = tuple[SparseLayer, torch.Size]  # a layer, and the shape of an input its op was given
+
+
+def tune(
+    model: nn.Module, example_input: Any, *, table: Table | None = None, repeats: int = 9, threads: int | None = None
+) -> Table:
+    """Measures the kernels of every sparse layer, forward + backward, and fixes the layers' choices.
+
+    example_input: a batch as in training, or a tuple of inputs: another batch size or image size is another problem,
+    which the table leaves to the cost model. table: measurements to add to; what it holds is not measured again.
+    repeats: timings of each kernel, taken in turns after warm-up; their median counts. threads: torch's if None.
+
+    The model runs once, in eval mode; weights, gradients, buffers, modes and torch's random state stay as they are. A
+    layer whose `kernel` is forced is measured too and stays forced. Returns the table, which the layers now use (see
+    `use_table`).
+
+    Raises:
+        ValueError: `repeats` or `threads` is not a positive whole number, `table` was measured elsewhere, or no sparse
+            layer that runs has kernels to choose among.
+    """
+    for name, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"expected {name} to be a positive whole number, got {value!r}")
+    machine = Machine.here(threads)
+    table = Table(machine, ()) if table is None else table
+    table.check_machine(machine, "tuning without a table")
+    cases = _cases(model, example_input)
+    if not cases:
+        raise ValueError(
+            "expected a model that runs sparse layers on a CPU in float32 or lower precision, got none, try "
+            "spfde.sparsify(model) first"
+        )
+    known = {entry.problem for entry in table.entries}
+    with _threads(machine.threads):
+        new = [Entry(p, _measure(case, repeats)) for p, case in cases.items() if p not in known]
+    table = table.with_entries(new)
+    use_table(model, table)
+    return table
+
+
+def use_table(model: nn.Module, table: Table | None) -> None:
+    """Lets a table choose the kernels of every sparse layer of a model, or the cost model again (None).
+
+    The layers keep it through deepcopy and pickle; it is not part of state_dict.
+
+    Raises:
+        TypeError: `table` is neither.
+        ValueError: the model has no sparse layer.
+    """
+    if not isinstance(table, Table | None):
+        raise TypeError(f"expected a spfde.Table or None, got {type(table).__name__}, try spfde.Table.load(path)")
+    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+    if not layers:
+        raise ValueError("expected a model with sparse layers, got none, try spfde.sparsify(model) first")
+    for layer in layers:
+        layer.table = table
+
+
+def _cases(model: nn.Module, example_input: Any) -> dict[Problem, Case]:
+    """The distinct problems of one forward pass, each with the first layer that has it."""
+    cases: dict[Problem, Case] = {}
+
+    def see(layer: SparseLayer, *_: Any) -> None:
+        device, dtype, shape = layer._seen
+        if has_choice(device, dtype):
+            cases.setdefault(layer.choice.problem, (layer, shape))
+
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+    hooks = [layer.register_forward_hook(see) for layer in layers]
+    try:
+        with torch.no_grad(), _untouched(model), torch.compiler.set_stance("force_eager"):
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return cases
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards modes, buffers and torch's random state are what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(case: Case, repeats: int) -> tuple[tuple[str, float], ...]:
+    """Median seconds of each candidate; they take turns, so that a busy machine slows all of them alike."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        steps = {kernel: _step(*case, kernel) for kernel in CANDIDATES}
+        times: dict[str, list[float]] = {kernel: [] for kernel in CANDIDATES}
+        for _ in range(WARM_UPS + repeats):
+            for kernel, step in steps.items():
+                start = time.perf_counter()
+                step()
+                times[kernel].append(time.perf_counter() - start)
+    return tuple((kernel, median(seconds[WARM_UPS:])) for kernel, seconds in times.items())
+
+
+def _step(layer: SparseLayer, shape: torch.Size, kernel: str) -> Callable[[], object]:
+    """Forward and backward of the layer's op on random input: no gradient reaches the layer, no scratch stays there."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).requires_grad_()
+    values = layer.values.detach().float().requires_grad_()
+    bias = None if layer.bias is None else layer.bias.detach().float().requires_grad_()
+    plan = replace(layer.plan, _dense=None)
+
+    def forward() -> Tensor:
+        if isinstance(layer, SparseConv2d):
+            return conv2d(x, values, plan, layer.window, bias, kernel)
+        return spmm(x, values, plan, bias, kernel)
+
+    inputs = [x, values] if bias is None else [x, values, bias]
+    dy = torch.randn(forward().shape, generator=generator)
+    return lambda: torch.autograd.grad(forward(), inputs, dy)

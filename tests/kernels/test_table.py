@@ -1,0 +1,192 @@
+"""Tables of measured kernels: what settles a problem, what is saved, and what is refused."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from spfde.kernels import dispatch
+from spfde.kernels.choice import EMPTY, Problem
+from spfde.kernels.table import Entry, Machine, Table, use
+from spfde.pattern import Window
+
+LINEAR = Problem(128, (256, 512), 16)
+CONV = Problem(64, (8, 4, 3, 5), 24, (4, 1), Window((3, 5), (2, 1), (1, 0, 1, 1), (1, 2), 2), (7, 6))
+NATIVE, DENSE = {"native": 1e-3, "dense": 3e-3}, {"native": 5e-3, "dense": 4e-3}
+
+
+def table(*entries):
+    machine = Machine("0.1.0", "2.13.0", "a CPU", "avx2", 2)
+    return Table(machine, tuple(Entry(problem, tuple(seconds.items())) for problem, seconds in entries))
+
+
+def here(*entries):
+    return replace(table(*entries), machine=Machine.here())
+
+
+def at(bucket):
+    return LINEAR._replace(bucket=bucket)
+
+
+def kernel(measured, bucket):
+    entry = measured.measured(at(bucket))
+    return None if entry is None else entry.kernel
+
+
+def test_the_fastest_kernel_is_chosen_and_the_reason_names_the_table():
+    both = table((LINEAR, NATIVE), (CONV, DENSE))
+    choice = dispatch.choose(LINEAR, "avx2", both)
+    assert choice.kernel == "native"
+    assert choice.reason == f"measured 3.0x the masked dense product at density 0.25 (table {both.name})"
+    choice = dispatch.choose(CONV, "avx2", both)
+    assert choice.kernel == "dense"
+    assert choice.reason.startswith("measured 0.8x the masked dense product")
+    assert both.name == f"avx2-2t-{both.digest}"
+    assert len(both.digest) == 12
+
+
+def test_what_was_not_measured_is_left_to_the_cost_model():
+    other = LINEAR._replace(batch=127)
+    choice, predicted = (dispatch.choose(other, "avx2", t) for t in (table((LINEAR, DENSE)), None))
+    assert choice.kernel == predicted.kernel
+    assert choice.reason.startswith(predicted.reason)
+    assert "(not in table avx2-2t-" in choice.reason
+
+
+@pytest.mark.parametrize("field", ["batch", "shape", "block"])
+def test_a_problem_must_match_in_everything_but_its_density(field):
+    other = LINEAR._replace(**{field: {"batch": 64, "shape": (256, 513), "block": (4, 1)}[field]})
+    assert table((LINEAR, NATIVE)).measured(other) is None
+
+
+def test_a_measurement_settles_the_densities_that_leave_no_doubt():
+    measured = table((at(16), NATIVE), (at(8), DENSE))
+    assert [kernel(measured, b) for b in (0, 7, 8, 9, 15, 16, 17, EMPTY)] == [
+        *["dense"] * 3, None, None, *["native"] * 3,
+    ]  # fmt: skip
+    assert measured.measured(at(40)).density == at(16).density
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_contradicting_measurements_still_never_turn_dense_into_native(order):
+    entries = [(at(8), DENSE), (at(12), NATIVE), (at(20), DENSE), (at(30), NATIVE), (at(40), DENSE)]
+    measured = table(*entries[::order])
+    chosen = [dispatch.choose(at(bucket), "avx2", measured).kernel for bucket in range(EMPTY, -1, -1)]
+    assert chosen == sorted(chosen, reverse=True)
+    assert kernel(measured, 12) == "native"
+    assert kernel(measured, 8) == "dense"
+
+
+def test_an_input_gradient_takes_its_layers_entry():
+    backward = LINEAR._replace(shape=(512, 256))
+    measured = table((LINEAR, NATIVE))
+    assert measured.measured(backward) == measured.entries[0]
+    assert table((LINEAR, NATIVE), (backward, DENSE)).measured(backward).kernel == "dense"
+    assert table((CONV, NATIVE)).measured(CONV._replace(shape=(4, 8, 3, 5))) is None
+
+
+def test_the_name_changes_with_every_measurement():
+    tables = [
+        table((LINEAR, NATIVE)),
+        table((LINEAR, {**NATIVE, "dense": 3.1e-3})),
+        table((at(17), NATIVE)),
+        table((LINEAR, NATIVE), (CONV, NATIVE)),
+        replace(table((LINEAR, NATIVE)), machine=replace(table().machine, cpu="another")),
+    ]
+    assert len({t.digest for t in tables}) == len(tables)
+    assert table((LINEAR, NATIVE)).digest == tables[0].digest
+    assert table((LINEAR, NATIVE)).with_entries(table((CONV, NATIVE)).entries) == tables[3]
+
+
+def test_a_saved_table_comes_back_the_same(tmp_path):
+    saved = here((LINEAR, {"native": 1 / 3, "dense": 0.1}), (CONV, DENSE))
+    saved.save(tmp_path / "table.json")
+    loaded = Table.load(tmp_path / "table.json")
+    assert loaded == saved
+    assert loaded.name == saved.name
+    assert loaded.measured(CONV) == saved.entries[1]
+
+
+@pytest.mark.parametrize("field", ["spfde", "torch", "cpu", "isa", "threads"])
+def test_a_table_of_another_machine_is_refused_unless_allowed(field, tmp_path):
+    mine = here((LINEAR, NATIVE))
+    value = mine.machine.threads + 1 if field == "threads" else "other"
+    other = replace(mine, machine=replace(mine.machine, **{field: value}))
+    other.save(tmp_path / "table.json")
+    here_value = asdict(mine.machine)[field]
+    with pytest.raises(ValueError) as error:
+        Table.load(tmp_path / "table.json")
+    assert f"expected a table of this machine ({field} {here_value}), got one of {field} {value}, try" in str(
+        error.value
+    )
+    assert "allow_other_machine=True" in str(error.value)
+    assert Table.load(tmp_path / "table.json", allow_other_machine=True) == other
+
+
+def broken(change):
+    values = {"machine": asdict(Machine.here()), "entries": []}
+    entry = {**LINEAR._asdict(), "window": LINEAR.window._asdict(), "seconds": dict(NATIVE)}
+    values["entries"].append(entry)
+    change(values, entry)
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v, e: v.pop("machine"),
+        lambda v, e: v["machine"].pop("cpu"),
+        lambda v, e: v["machine"].update(speed=1),
+        lambda v, e: v.update(entries=3),
+        lambda v, e: v.update(entries=[3]),
+        lambda v, e: e.pop("seconds"),
+        lambda v, e: e.pop("window"),
+        lambda v, e: e.pop("bucket"),
+        lambda v, e: e.update(bucket=EMPTY + 1),
+        lambda v, e: e.update(bucket=-1),
+        lambda v, e: e.update(bucket=True),
+        lambda v, e: e.update(batch="128"),
+        lambda v, e: e.update(shape=[3, 4, 5]),
+        lambda v, e: e.update(shape=[3.0, 4]),
+        lambda v, e: e.update(color=1),
+        lambda v, e: e["window"].update(padding=None),
+        lambda v, e: e["seconds"].pop("dense"),
+        lambda v, e: e["seconds"].pop("native"),
+        lambda v, e: e["seconds"].update(fast=1.0),
+        lambda v, e: e["seconds"].update(native=0.0),
+        lambda v, e: e["seconds"].update(native=-1.0),
+        lambda v, e: e["seconds"].update(native=float("nan")),
+        lambda v, e: e["seconds"].update(native=None),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(change, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(broken(lambda v, e: None))
+    assert Table.load(path).entries == (Entry(LINEAR, tuple(NATIVE.items())),)
+    path.write_text(broken(change))
+    with pytest.raises(
+        ValueError, match=r"expected a table written by Table.save in .*table.json, got .* try spfde.tune"
+    ):
+        Table.load(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Table.load(tmp_path / "none.json")
+    for text in ("", "{", "[]", "3", "null"):
+        (tmp_path / "table.json").write_text(text)
+        with pytest.raises(ValueError, match="expected a table written by Table.save"):
+            Table.load(tmp_path / "table.json")
+
+
+def test_the_ops_know_a_table_in_use_by_its_name():
+    mine = here((LINEAR, DENSE))
+    args = ("cpu", torch.float32, 128, (256, 512), 256 * 512 // 4)
+    with pytest.raises(ValueError, match="expected kernel 'auto'"):
+        dispatch.choose_linear(mine.name, *args)
+    assert use(mine) == mine.name
+    assert dispatch.choose_linear(mine.name, *args).kernel == "dense"
+    assert dispatch.choose_linear("auto", *args).kernel == "native"
+    assert dispatch.choose_linear(mine.name, "cuda", *args[1:]).kernel == "dense"
+    assert dispatch.choose_linear(mine.name, "cpu", torch.float64, *args[2:]).kernel == "reference"
