@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from math import prod
+from math import isclose
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from spfde._names import unknown
 from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
-from spfde.pattern import parse_pattern
+from spfde.structure import Grid, Pattern
 from spfde.topology import birth
 from spfde.topology import distribution as distributions
 
@@ -30,7 +30,7 @@ _DATA_INITS = ("snip", "grasp", "synflow", "force")
 
 def sparsify(
     model: nn.Module,
-    sparsity: float = 0.9,
+    sparsity: float | None = None,
     *,
     pattern: str = "unstructured",
     distribution: str | Mapping[str, float] = "uniform",
@@ -48,9 +48,11 @@ def sparsify(
 
     Args:
         model: the model, or a bare nn.Linear / nn.Conv2d.
-        sparsity: fraction of the converted layers' weights that is zero, in [0, 1]. A layer keeps
-            round((1 - sparsity) * numel) weights, at least 1 unless sparsity is 1.
-        pattern: "unstructured".
+        sparsity: fraction of the converted layers' weights that is zero, in [0, 1]. None: 0.9, or what the pattern
+            itself gives. A layer keeps round((1 - sparsity) * size) of its blocks (single weights, unless the pattern
+            says otherwise), at least 1 unless sparsity is 1.
+        pattern: "unstructured", "block:RxC" (R outputs x C inputs), "n:m" such as "2:4", "fan-in" (as many weights for
+            every output) or "channel" (whole outputs).
         distribution: "uniform" (the first weighted layer and the last nn.Linear stay dense, in registration order, or
             in execution order if example_input is given), "erk", "global", or {layer name: sparsity}, which converts
             just those layers.
@@ -62,29 +64,23 @@ def sparsify(
         example_input: an input (or tuple of inputs) of the model, to find the order of execution.
 
     Raises:
-        ValueError: an argument is out of range; a layer is a subclass, parametrized, hooked, tied or already sparse
-            (named, with what to do); nothing is left to convert. The model is unchanged then.
+        ValueError: an argument is out of range or contradicts the pattern; a layer is a subclass, parametrized, hooked,
+            tied or already sparse (named, with what to do); nothing is left to convert. The model is unchanged then.
         TypeError: model is not a torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"expected sparsity in [0, 1] (fraction of zeros), got {sparsity}")
-    parse_pattern(pattern)
+    rule = Pattern.parse(pattern)
+    sparsity = _sparsity(sparsity, rule, distribution)
     _check_init(init, data, loss_fn)
     bare = type(model) in _CONVERTERS
     layers = {"": model} if bare else _convertible(model, tuple(exclude))
     if isinstance(distribution, Mapping):
-        counts = _counts_by_name(layers, distribution)
-    else:
-        if distribution not in _DISTRIBUTIONS:
-            raise unknown("distribution (or a mapping)", distribution, _DISTRIBUTIONS)
-        if distribution == "uniform" and not bare:
-            for name in _kept_dense(model, layers, example_input):
-                del layers[name]
-        counts = None
-    if counts is not None:
-        layers = {name: layers[name] for name in counts}
+        _check_names(layers, distribution)
+        layers = {name: layer for name, layer in layers.items() if name in distribution}
+    elif distribution == "uniform" and not bare:
+        for name in _kept_dense(model, layers, example_input):
+            del layers[name]
     if not layers:
         raise ValueError(
             "expected at least one nn.Linear or nn.Conv2d to convert, got none, try fewer exclusions, "
@@ -94,10 +90,10 @@ def sparsify(
         _check_layer(name or "the layer", layer)
     _check_tied(model, layers)
     weights = {name: layer.weight for name, layer in layers.items()}
-    layer_scores = birth.scores(weights, init, seed)
-    if counts is None:
-        counts = _counts(weights, str(distribution), sparsity, layer_scores)
-    masks = birth.masks(weights, counts, layer_scores)
+    grids = {name: _grid(rule, name or "the layer", layer) for name, layer in layers.items()}
+    layer_scores = birth.scores(weights, grids, init, seed)
+    counts = _counts(weights, grids, distribution, sparsity, layer_scores)
+    masks = birth.masks(weights, grids, rule, counts, layer_scores)
     converted = {layer: _CONVERTERS[type(layer)](layer, masks[name], pattern) for name, layer in layers.items()}
     return converted[model] if bare else _swap(model, converted)
 
@@ -188,29 +184,58 @@ def _check_init(init: str, data: Any, loss_fn: Any) -> None:
         raise ValueError(f"expected no data and no loss_fn for init {init!r}, which does not look at them")
 
 
-def _counts_by_name(layers: Mapping[str, nn.Module], wanted: Mapping[str, float]) -> dict[str, int]:
-    for name, sparsity in wanted.items():
+def _sparsity(sparsity: float | None, rule: Pattern, distribution: str | Mapping[str, float]) -> float:
+    """The sparsity that is meant; refuses what contradicts the pattern or is out of range."""
+    named = distribution if isinstance(distribution, Mapping) else {}
+    if not named and distribution not in _DISTRIBUTIONS:
+        raise unknown("distribution (or a mapping)", distribution, _DISTRIBUTIONS)
+    own = rule.sparsity
+    for name, given in {"": sparsity, **named}.items():
+        what = f"sparsity of {name!r}" if name else "sparsity"
+        if given is not None and not 0 <= given <= 1:
+            raise ValueError(f"expected {what} in [0, 1], got {given} (it is the fraction of zeros)")
+        if given is not None and own is not None and not isclose(given, own, abs_tol=1e-3):
+            raise ValueError(
+                f"expected {what} {own:.4g}, which pattern {str(rule)!r} fixes, got {given}, try leaving it out"
+            )
+    if own is not None and not named and distribution != "uniform":
+        raise ValueError(
+            f"expected distribution 'uniform', as pattern {str(rule)!r} fixes every layer's sparsity, got "
+            f"{distribution!r}"
+        )
+    return sparsity if sparsity is not None else 0.9 if own is None else own
+
+
+def _check_names(layers: Mapping[str, nn.Module], wanted: Mapping[str, float]) -> None:
+    for name in wanted:
         if name not in layers:
             raise unknown("a layer in distribution", name, layers)
-        if not 0 <= sparsity <= 1:
-            raise ValueError(f"expected sparsity of {name!r} in [0, 1], got {sparsity}")
-    return {
-        name: distributions.stored_count(wanted[name], prod(layers[name].weight.shape))
-        for name in layers
-        if name in wanted
-    }
+
+
+def _grid(rule: Pattern, name: str, layer: nn.Module) -> Grid:
+    try:
+        return rule.grid(tuple(layer.weight.shape), getattr(layer, "groups", 1))
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from error
 
 
 def _counts(
-    weights: Mapping[str, Tensor], distribution: str, sparsity: float, layer_scores: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor],
+    grids: Mapping[str, Grid],
+    distribution: str | Mapping[str, float],
+    sparsity: float,
+    layer_scores: Mapping[str, Tensor],
 ) -> dict[str, int]:
+    """How many blocks each layer keeps."""
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    blocks = {name: grid.size for name, grid in grids.items()}
+    if isinstance(distribution, Mapping):
+        return {name: distributions.stored_count(distribution[name], size) for name, size in blocks.items()}
     if distribution == "uniform":
-        return distributions.uniform(shapes, sparsity)
+        return distributions.uniform(shapes, sparsity, blocks)
     if distribution == "erk":
-        return distributions.erk(shapes, sparsity)
-    total = sum(prod(shape) for shape in shapes.values())
-    return birth.keep_globally(layer_scores, distributions.stored_count(sparsity, total))
+        return distributions.erk(shapes, sparsity, blocks)
+    return birth.keep_globally(layer_scores, distributions.stored_count(sparsity, sum(blocks.values())))
 
 
 def _kept_dense(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any) -> set[str]:

@@ -45,7 +45,7 @@ def weighted(module: nn.Module) -> bool:
 
 def stored_weights(module: nn.Module) -> int:
     """The number of weights a layer multiplies."""
-    return module.nnz if isinstance(module, SparseLayer) else module.weight.numel()
+    return module.stored if isinstance(module, SparseLayer) else module.weight.numel()
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """Where the stored weights are: the one place that turns a mask into index structures.
 
-A weight of shape [rows, ...] is seen as a matrix [rows, cols]. Its canonical index is `row_ptr` [rows + 1] and `col`
-[capacity], int32, columns ascending within a row; the first `row_ptr[-1]` slots are live, the rest hold 0. Everything
-else a kernel wants is derived here into a `Plan`, which is rebuilt after a topology change and never saved.
+A weight of shape [rows, ...] is seen as a matrix [rows, cols] and stored in blocks (see `spfde.structure`). Its
+canonical index is `row_ptr` [block rows + 1] and `col` [capacity], int32, in blocks, columns ascending within a row;
+the first `row_ptr[-1]` slots are live, the rest hold 0. Everything else a kernel wants is derived here into a `Plan`,
+which is rebuilt after a topology change and never saved.
 """
 
 from __future__ import annotations
@@ -14,30 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spfde.structure import Grid
+
 
 class Index(NamedTuple):
-    """The canonical index of a sparse weight."""
+    """The canonical index of a sparse weight, in blocks."""
 
     row_ptr: Tensor
     col: Tensor
 
 
-def parse_pattern(pattern: str) -> str:
-    """Returns the pattern's name.
-
-    Raises:
-        ValueError: the pattern has no kernel in this version.
-    """
-    if pattern != "unstructured":
-        raise ValueError(
-            f"expected pattern 'unstructured', got {pattern!r}, try 'unstructured': structured patterns have no "
-            f"kernel in this version"
-        )
-    return pattern
-
-
 def index_from_positions(positions: Tensor, rows: int, cols: int, capacity: int) -> Index:
-    """The index of the weights at ascending flat `positions` [nnz] (int64) of a [rows, cols] matrix."""
+    """The index of what is stored at ascending flat `positions` [nnz] (int64) of a [rows, cols] matrix."""
     row = positions // cols
     counts = torch.bincount(row, minlength=rows)
     row_ptr = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
@@ -48,7 +37,7 @@ def index_from_positions(positions: Tensor, rows: int, cols: int, capacity: int)
 
 
 def positions_of(index: Index, cols: int) -> Tensor:
-    """Flat positions [nnz] (int64), ascending, of the weights an index stores."""
+    """Flat positions [nnz] (int64), ascending, of what an index stores."""
     counts = index.row_ptr.long().diff()
     row = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     return row * cols + index.col[: row.numel()]
@@ -96,22 +85,40 @@ class Window(NamedTuple):
 ONE_TAP = Window()
 
 
-@dataclass(eq=False)
-class Plan:
-    """Everything the kernels of one layer read: the index, its transpose, and scratch of the masked dense route.
+class Units(NamedTuple):
+    """What the kernels read of an index, in *units*: a unit is one column of a block, R weights that share an input.
 
-    The transpose groups the weights by input channel (and by the stride residue of their tap, see
-    `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to slots of `values`, dead slots to themselves.
+    For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
+    stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
+    themselves. For R > 1 units follow the blocks, the kernels need no transpose, and `t_*` are empty.
     """
 
-    shape: tuple[int, ...]
-    nnz: int
     row_ptr: Tensor
     col: Tensor
     t_row_ptr: Tensor
     t_col: Tensor
     t_perm: Tensor
+    # Flat place of every kernel-side value in the dense weight (int64), its size where there is none.
+    places: Tensor
+
+
+@dataclass(eq=False)
+class Plan:
+    """Everything the kernels of one layer read, and scratch of the masked dense route.
+
+    nnz: live blocks. weights: stored weights. positions: of the live blocks, ascending. block: what a kernel multiplies
+    at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, else None.
+    """
+
+    shape: tuple[int, ...]
+    nnz: int
+    weights: int
     positions: Tensor
+    block: tuple[int, int]
+    units: Units
+    kept: Tensor | None = None
+    _order: Tensor | None = field(default=None, repr=False)
+    _outside: Tensor | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -124,19 +131,75 @@ class Plan:
         """Columns of the weight matrix (weights per output feature, if dense)."""
         return prod(self.shape[1:])
 
+    @property
+    def multiplied(self) -> int:
+        """Stored weights as the kernels see them, whole blocks at the edges: what dispatch decides by."""
+        return self.nnz * prod(self.block) if self.block[0] > 1 else self.weights
+
+    def arrange(self, values: Tensor) -> Tensor:
+        """The stored values as the kernels read them, differentiable: [units, 1, 1] for R == 1, else [capacity, R, C].
+
+        What reaches outside the weight is held at 0 and gets gradient 0.
+        """
+        if self._outside is not None:
+            return values.masked_fill(self._outside, 0)
+        if self._order is not None:
+            return values.reshape(-1).index_select(0, self._order).view(-1, 1, 1)
+        return values.reshape(-1, 1, 1) if values.shape[1] == 1 < values.shape[2] else values
+
     def dense_buffer(self) -> Tensor:
-        """A persistent float32 buffer of the dense shape, zero wherever nothing is stored."""
+        """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""
         if self._dense is None:
-            self._dense = torch.zeros(self.shape, device=self.row_ptr.device)
+            self._dense = torch.zeros(prod(self.shape) + 1, device=self.positions.device)
         return self._dense
 
 
-def build_plan(index: Index, shape: tuple[int, ...], window: Window = ONE_TAP) -> Plan:
-    """Derives the plan of a weight of dense `shape` from its canonical index."""
-    rows, cols, capacity = shape[0], prod(shape[1:]), index.col.numel()
-    device = index.col.device
-    positions = positions_of(index, cols)
+def build_plan(
+    index: Index, shape: tuple[int, ...], window: Window = ONE_TAP, grid: Grid | None = None, whole: bool = False
+) -> Plan:
+    """Derives the plan of a weight of dense `shape` from its canonical index.
+
+    grid: how the weight is cut into blocks, single weights if None. whole: its blocks are whole outputs.
+    """
+    taps = prod(window.kernel)
+    grid = grid or Grid(shape[0], prod(shape[1:]) // taps, taps)
+    (height, width), capacity, cols = grid.block, index.col.numel(), prod(shape[1:])
+    positions = positions_of(index, grid.shape[1])
     nnz = positions.numel()
+    places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
+    places[:nnz] = grid.places(positions)
+    if grid.block == (1, 1):
+        positions = places.view(-1)[:nnz]  # the same numbers: keep them once
+    weights = nnz * height * width if not grid.ragged else int((places < grid.weights).sum())
+    kept = positions if whole and nnz and window.groups == 1 else None
+    empty = index.col.new_empty(0)
+    order = outside = None
+    if height == 1:
+        flat = places.view(-1)
+        if width > 1 and (grid.taps > 1 or grid.ragged):  # the kernels walk a row's columns in order
+            flat, order = torch.sort(flat, stable=True)
+        unit = index_from_positions(flat[:weights], shape[0], cols, flat.numel())
+        transpose = (empty,) * 3 if kept is not None else _transpose(flat[:weights], flat.numel(), shape, window)
+        units = Units(*unit, *transpose, flat)
+    else:
+        outside = places == grid.weights if grid.ragged else None
+        units = Units(index.row_ptr * width, _unit_columns(index, grid), empty, empty, empty, places.view(-1))
+    block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
+    return Plan(tuple(shape), nnz, weights, positions, block, units, kept, order, outside)
+
+
+def _unit_columns(index: Index, grid: Grid) -> Tensor:
+    """Column [capacity * C] (int32) of every unit; one outside the weight repeats its neighbour, its value is 0."""
+    channel = index.col.view(-1, 1) // grid.taps * grid.block[1]
+    channel = (channel + torch.arange(grid.block[1], device=channel.device)).clamp_(max=grid.channels - 1)
+    return (channel * grid.taps + index.col.view(-1, 1) % grid.taps).to(torch.int32).view(-1)
+
+
+def _transpose(
+    positions: Tensor, capacity: int, shape: tuple[int, ...], window: Window
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The transposed index of single weights at ascending flat `positions`, and its permutation; see `Units`."""
+    rows, cols = shape[0], prod(shape[1:])
     taps = prod(window.kernel)
     out_group, in_group = rows // window.groups, cols // taps
     row, column = positions // cols, positions % cols
@@ -148,16 +211,6 @@ def build_plan(index: Index, shape: tuple[int, ...], window: Window = ONE_TAP) -
     t_row = (channel * window.stride[0] + phase_h) * window.stride[1] + phase_w
     t_rows, t_cols = in_group * window.groups * prod(window.stride), out_group * taps
     t_positions, order = torch.sort(t_row * t_cols + row % out_group * taps + tap)
-    t_index = index_from_positions(t_positions, t_rows, t_cols, capacity)
-    t_perm = torch.arange(capacity, dtype=torch.int32, device=device)
-    t_perm[:nnz] = order.to(torch.int32)
-    return Plan(
-        shape=tuple(shape),
-        nnz=nnz,
-        row_ptr=index.row_ptr,
-        col=index.col,
-        t_row_ptr=t_index.row_ptr,
-        t_col=t_index.col,
-        t_perm=t_perm,
-        positions=positions,
-    )
+    perm = torch.arange(capacity, dtype=torch.int32, device=positions.device)
+    perm[: positions.numel()] = order.to(torch.int32)
+    return *index_from_positions(t_positions, t_rows, t_cols, capacity), perm

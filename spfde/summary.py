@@ -14,8 +14,8 @@ from spfde.nn import SparseLayer
 class LayerSummary:
     """One weighted layer. `kernel` is "auto" before the first forward.
 
-    multiply_adds: those of the dense forward product for the input last seen, 0 before. table: the name of the measured
-    table that the layer chooses by, if any.
+    nnz: stored weights, whatever the pattern. multiply_adds: those of the dense forward product for the input last
+    seen, 0 before. table: the name of the measured table that the layer chooses by, if any.
     """
 
     name: str
@@ -92,7 +92,7 @@ def summary(model: nn.Module) -> Summary:
                     kind=type(module).__name__,
                     shape=tuple(module.shape),
                     sparsity=module.sparsity,
-                    nnz=module.nnz,
+                    nnz=module.stored,
                     pattern=module.pattern,
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,

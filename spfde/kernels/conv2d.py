@@ -6,12 +6,14 @@ with gaps is copied first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
-from spfde.kernels import dispatch
+from spfde.kernels import dispatch, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import gather, scatter, to_dense
 from spfde.kernels.precision import (
@@ -20,8 +22,9 @@ from spfde.kernels.precision import (
     through_dispatcher,
     without_autocast,
 )
+from spfde.kernels.sddmm import slots
 from spfde.kernels.spmm import transposed
-from spfde.pattern import Index, Plan, Window, positions_of
+from spfde.pattern import Plan, Units, Window
 
 Shape = tuple[int, ...]
 
@@ -37,7 +40,7 @@ def conv2d(
 ) -> Tensor:
     """The cross-correlation of x with the sparse weight of `plan`, plus bias.
 
-    x: [batch, channels, height, width] or [channels, height, width]. values: [capacity, 1, 1]. bias: [out] or None.
+    x: [batch, channels, height, width] or [channels, height, width]. values: [capacity, R, C]. bias: [out] or None.
     Returns [(batch,) out, out_height, out_width] in the precision that `spfde.kernels.precision` states.
 
     Raises:
@@ -60,15 +63,18 @@ def conv2d(
     with without_autocast(x.device.type):
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        if through_dispatcher(x):
+        if whole.applies(plan, kernel, dtype):
+            y = whole.compute(lambda weight: conv2d_ref(x, weight, None, window), values, plan, bias)
+        elif through_dispatcher(x):
             y = torch.ops.spfde.conv2d(
-                x, values, bias, plan.row_ptr, plan.col, plan.t_row_ptr, plan.t_col, plan.t_perm,
-                plan.shape, window.stride, window.padding, window.dilation, window.groups, kernel,
+                x, plan.arrange(values), bias, list(plan.units), plan.shape, window.stride, window.padding,
+                window.dilation, window.groups, kernel,
             )  # fmt: skip
         else:
-            choice = dispatch.convolution(kernel, x, plan.shape, window, plan.nnz)
+            choice = dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block)
+            values = plan.arrange(values)
             if choice.kernel == "reference":
-                y = conv2d_ref(x, to_dense(values, plan.positions, plan.shape), bias, window)
+                y = conv2d_ref(x, to_dense(values, plan.units.places, plan.shape), bias, window)
             else:
                 y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel)
     return y.to(result)
@@ -79,8 +85,7 @@ def compute(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    row_ptr: Tensor,
-    col: Tensor,
+    units: Units,
     shape: Shape,
     window: Window,
     kernel: str,
@@ -88,15 +93,16 @@ def compute(
 ) -> Tensor:
     """Y [batch, out, out_h, out_w] outside autograd; `kernel` names one, "auto" is resolved before."""
     if kernel == "reference":
-        cols = shape[1] * shape[2] * shape[3]
-        return conv2d_ref(x, to_dense(values, positions_of(Index(row_ptr, col), cols), shape), bias, window)
+        return conv2d_ref(x, to_dense(values, units.places, shape), bias, window)
     if kernel == "dense":
-        return conv2d_ref(x, scatter(values, row_ptr, col, shape, buffer), bias, window)
+        return conv2d_ref(x, scatter(values, units, shape, buffer), bias, window)
     x, last = _dense_memory(x)
     y = _empty((x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
-    native().conv2d(
-        _native_shape(x.shape, shape, window), row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
-        0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, torch.get_num_threads(),
+    run = native().conv2d if values.shape[1] == 1 else native().conv2d_blocks
+    run(
+        _native_shape(x.shape, shape, window), *_block(values.shape[1:]), units.row_ptr.data_ptr(),
+        units.col.data_ptr(), values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
+        last, last, torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -105,11 +111,7 @@ def compute(
 def compute_input_grad(
     dy: Tensor,
     values: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
-    t_row_ptr: Tensor,
-    t_col: Tensor,
-    t_perm: Tensor,
+    units: Units,
     size: Shape,
     shape: Shape,
     window: Window,
@@ -119,13 +121,18 @@ def compute_input_grad(
     """DX [batch, channels, *size] outside autograd."""
     x_shape = (dy.shape[0], shape[1] * window.groups, *size)
     if kernel != "native":
-        weight = scatter(values, row_ptr, col, shape, buffer)
+        weight = scatter(values, units, shape, buffer)
         return _dense_backward(dy, dy.new_empty(x_shape), weight, window, 0)
     dy, last = _dense_memory(dy)
-    dx, values = _empty(x_shape, last), transposed(values, t_perm)
-    native().conv2d_input_grad(
-        _native_shape(x_shape, shape, window), t_row_ptr.data_ptr(), t_col.data_ptr(), values.data_ptr(),
-        dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
+    dx = _empty(x_shape, last)
+    if values.shape[1] == 1:
+        values, row_ptr, col = transposed(values, units.t_perm), units.t_row_ptr, units.t_col
+        run = native().conv2d_input_grad
+    else:
+        row_ptr, col, run = units.row_ptr, units.col, native().conv2d_blocks_input_grad
+    run(
+        _native_shape(x_shape, shape, window), *_block(values.shape[1:]), row_ptr.data_ptr(), col.data_ptr(),
+        values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
     )  # fmt: skip
     return dx
 
@@ -134,29 +141,38 @@ def compute_input_grad(
 def compute_weight_grad(
     dy: Tensor,
     x: Tensor,
-    row_ptr: Tensor,
-    col: Tensor,
+    units: Units,
+    block: Sequence[int],
     shape: Shape,
     window: Window,
     bias: bool,
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    """The weight gradient [capacity, 1, 1] and, if `bias`, the bias gradient [out] (else empty)."""
-    capacity = col.numel()
+    """The weight gradient [-1, R, C] and, if `bias`, the bias gradient [out] (else empty).
+
+    block: R and C of the values, as `Plan.arrange` gives them.
+    """
     if kernel != "native":
         dense = _dense_backward(dy, x, dy.new_empty(1).expand(shape), window, 1)
-        return gather(dense, row_ptr, col, capacity), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
+        return gather(dense, units, block), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
     (dy, dy_last), (x, x_last) = _dense_memory(dy), _dense_memory(x)
-    dvalues, dbias = x.new_empty(capacity, 1, 1), x.new_empty(shape[0] if bias else 0)
-    native().conv2d_weight_grad(
-        _native_shape(x.shape, shape, window), capacity, row_ptr.data_ptr(), col.data_ptr(), x.data_ptr(),
-        dy.data_ptr(), x_last, dy_last, dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
+    dvalues, dbias = x.new_empty(slots(units, block), *block), x.new_empty(shape[0] if bias else 0)
+    run = native().conv2d_weight_grad if block[0] == 1 else native().conv2d_blocks_weight_grad
+    run(
+        _native_shape(x.shape, shape, window), *_block(block), dvalues.shape[0], units.row_ptr.data_ptr(),
+        units.col.data_ptr(), x.data_ptr(), dy.data_ptr(), x_last, dy_last, dvalues.data_ptr(),
+        dbias.data_ptr() if bias else 0, torch.get_num_threads(),
     )  # fmt: skip
     return dvalues, dbias
 
 
+def _block(block: Sequence[int]) -> Sequence[int]:
+    """R and C as the native kernels for blocks take them; those for single weights take none."""
+    return () if block[0] == 1 else block
+
+
 def _dense_memory(x: Tensor) -> tuple[Tensor, bool]:
-    """x without gaps, copied only if it has some, and whether its memory is channels_last."""
+    """The input without gaps, copied only if it has some, and whether its memory is channels_last."""
     if x.is_contiguous():
         return x, False
     last = x.is_contiguous(memory_format=torch.channels_last)
@@ -212,7 +228,7 @@ class _Conv2d(torch.autograd.Function):
         ctx.save_for_backward(x if values.requires_grad else None, values)
         ctx.plan, ctx.window, ctx.kernel, ctx.size = plan, window, kernel, x.shape[2:]
         buffer = plan.dense_buffer() if kernel == "dense" else None
-        return compute(x, values, bias, plan.row_ptr, plan.col, plan.shape, window, kernel, buffer)
+        return compute(x, values, bias, plan.units, plan.shape, window, kernel, buffer)
 
     @staticmethod
     def backward(ctx, dy):
@@ -223,13 +239,10 @@ class _Conv2d(torch.autograd.Function):
         with torch.no_grad():
             if need_x:
                 buffer = plan.dense_buffer() if kernel == "dense" else None
-                dx = compute_input_grad(
-                    dy, values, plan.row_ptr, plan.col, plan.t_row_ptr, plan.t_col, plan.t_perm, ctx.size,
-                    plan.shape, window, kernel, buffer,
-                )  # fmt: skip
+                dx = compute_input_grad(dy, values, plan.units, ctx.size, plan.shape, window, kernel, buffer)
             if need_values:
                 dvalues, dbias = compute_weight_grad(
-                    dy, x, plan.row_ptr, plan.col, plan.shape, window, need_bias, kernel
+                    dy, x, plan.units, values.shape[1:], plan.shape, window, need_bias, kernel
                 )
             elif need_bias:
                 dbias = dy.sum((0, 2, 3))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
@@ -37,9 +38,10 @@ def check_device(x: Tensor, values: Tensor) -> None:
         )
 
 
-def stored(row_ptr: Tensor) -> int:
-    """The number of stored weights, read only where that costs no device synchronisation."""
-    return int(row_ptr[-1]) if row_ptr.device.type == "cpu" else 0
+def stored(unit_ptr: Tensor, block: Sequence[int]) -> tuple[int, tuple[int, int]]:
+    """The number of stored weights, read only where that costs no device synchronisation, and the block."""
+    height, width = block
+    return int(unit_ptr[-1]) * height if unit_ptr.device.type == "cpu" else 0, (height, width)
 
 
 def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoice:
@@ -58,6 +60,12 @@ def linear(kernel: str, x: Tensor, rows: int, nnz: int, block: tuple[int, int] =
     """The kernel for a sparse [rows, x.shape[1]] weight applied to x [batch, cols]."""
     batch, cols = x.shape
     return choose_linear(kernel, x.device.type, x.dtype, batch, (rows, cols), nnz, block)
+
+
+def linear_grad(kernel: str, dy: Tensor, cols: int, nnz: int, block: tuple[int, int] = (1, 1)) -> KernelChoice:
+    """The same choice, seen from the gradient dy [batch, rows]."""
+    batch, rows = dy.shape
+    return choose_linear(kernel, dy.device.type, dy.dtype, batch, (rows, cols), nnz, block)
 
 
 def convolution(
@@ -129,6 +137,8 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> K
         if kernel == "native":
             raise ValueError("expected float32 input for kernel 'native', got float64, try kernel = 'auto'")
         return KernelChoice("reference", "float64 takes the reference path", problem)
+    if problem.block[0] == 1 < problem.block[1] and (free or kernel == "native"):
+        return KernelChoice("native", "a dense product over the stored outputs alone", problem)
     if device != "cpu":
         if kernel == "native":
             raise ValueError(f"expected a CPU tensor for kernel 'native', got {device}, try kernel = 'auto'")

@@ -1,49 +1,56 @@
-"""The masked dense route: stored values into a dense weight, and a dense weight's gradient back to stored positions."""
+"""The masked dense route: stored values into a dense weight, and a dense weight's gradient back to stored positions.
+
+values are those of `Plan.arrange`: [units, 1, 1] or [capacity, R, C].
+"""
 
 from __future__ import annotations
 
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
-from spfde.pattern import Index, positions_of
+from spfde.pattern import Units
 
 
-def to_dense(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+def to_dense(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The dense weight, zeros exact, differentiable in `values` to any order.
 
-    values: [capacity, 1, 1]. positions: flat positions [nnz], int64. Returns a new tensor of `shape`.
+    places: the flat place of every value in the dense weight, its size where there is none. Returns a new tensor of
+    `shape`.
     """
-    live = values.reshape(-1)[: positions.numel()]
-    return values.new_zeros(prod(shape)).index_put((positions,), live).view(shape)
+    return values.new_zeros(prod(shape) + 1).scatter(0, places, values.reshape(-1))[:-1].view(shape)
 
 
-def scatter(values: Tensor, row_ptr: Tensor, col: Tensor, shape: tuple[int, ...], buffer: Tensor | None) -> Tensor:
-    """The dense weight, outside autograd; written into `buffer` if given, whose other elements are zero already."""
-    if values.device.type != "cpu" or values.dtype != torch.float32:
-        return to_dense(values, positions_of(Index(row_ptr, col), prod(shape[1:])), shape)
-    dense = torch.zeros(shape) if buffer is None else buffer
-    native().scatter_values(
-        shape[0], prod(shape[1:]), row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), dense.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return dense
+def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor | None) -> Tensor:
+    """The dense weight, outside autograd; written into `buffer` if it fits, whose other elements are zero already."""
+    fits = buffer is not None and buffer.dtype == values.dtype
+    dense = buffer if fits else values.new_zeros(prod(shape) + 1)
+    if _native_runs(values, values.shape[1:]):
+        native().scatter_values(
+            shape[0], prod(shape[1:]), units.row_ptr.data_ptr(), units.col.data_ptr(), values.data_ptr(),
+            dense.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+    else:
+        dense.scatter_(0, units.places, values.reshape(-1))
+    return dense[:-1].view(shape)
 
 
-def gather(dense: Tensor, row_ptr: Tensor, col: Tensor, capacity: int) -> Tensor:
-    """The elements of `dense` at the stored positions, as values [capacity, 1, 1] with 0 in dead slots."""
+def gather(dense: Tensor, units: Units, block: tuple[int, ...]) -> Tensor:
+    """The elements of `dense` at the stored places, as values [-1, *block] with 0 where there is none."""
     rows, cols = dense.shape[0], prod(dense.shape[1:])
-    if dense.device.type != "cpu" or dense.dtype != torch.float32:
-        positions = positions_of(Index(row_ptr, col), cols)
-        values = dense.new_zeros(capacity, 1, 1)
-        values.view(-1)[: positions.numel()] = dense.reshape(-1)[positions]
-        return values
+    if not _native_runs(dense, block):
+        return F.pad(dense.reshape(-1), (0, 1)).index_select(0, units.places).view(-1, *block)
     dense = dense.contiguous()
-    values = torch.empty(capacity, 1, 1)
+    values = torch.empty(units.col.numel(), 1, 1)
     native().gather_values(
-        rows, cols, capacity, row_ptr.data_ptr(), col.data_ptr(), dense.data_ptr(), values.data_ptr(),
-        torch.get_num_threads(),
+        rows, cols, units.col.numel(), units.row_ptr.data_ptr(), units.col.data_ptr(), dense.data_ptr(),
+        values.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return values
+
+
+def _native_runs(tensor: Tensor, block: tuple[int, ...]) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tuple(block) == (1, 1)

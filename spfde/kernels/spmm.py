@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spfde._native import native
-from spfde.kernels import dispatch, sddmm
+from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import scatter, to_dense
 from spfde.kernels.precision import (
@@ -17,22 +20,21 @@ from spfde.kernels.precision import (
     through_dispatcher,
     without_autocast,
 )
-from spfde.pattern import Index, Plan, positions_of
+from spfde.pattern import Plan, Units
 
 
-def spmm_ref(x: Tensor, values: Tensor, row_ptr: Tensor, col: Tensor, bias: Tensor | None = None) -> Tensor:
+def spmm_ref(x: Tensor, values: Tensor, units: Units, rows: int, bias: Tensor | None = None) -> Tensor:
     """Y = X W^T + bias in plain torch, differentiable to any order.
 
-    x: [..., cols]. values: [capacity, 1, 1]. Returns [..., rows].
+    x: [..., cols]. values: as `Plan.arrange` gives them. Returns [..., rows].
     """
-    shape = (row_ptr.numel() - 1, x.shape[-1])
-    return F.linear(x, to_dense(values, positions_of(Index(row_ptr, col), shape[1]), shape), bias)
+    return F.linear(x, to_dense(values, units.places, (rows, x.shape[-1])), bias)
 
 
 def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
     """Y = X W^T + bias for the sparse W of `plan`.
 
-    x: [..., cols]. values: [capacity, 1, 1]. bias: [rows] or None. Returns [..., rows] in the precision that
+    x: [..., cols]. values: [capacity, R, C]. bias: [rows] or None. Returns [..., rows] in the precision that
     `spfde.kernels.precision` states.
 
     Raises:
@@ -48,14 +50,15 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
         flat = x.reshape(-1, cols).to(dtype)
         values = values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        if through_dispatcher(flat):
-            y = torch.ops.spfde.spmm(
-                flat, values, bias, plan.row_ptr, plan.col, plan.t_row_ptr, plan.t_col, plan.t_perm, kernel
-            )
+        if whole.applies(plan, kernel, dtype):
+            y = whole.compute(lambda weight: F.linear(flat, weight), values, plan, bias)
+        elif through_dispatcher(flat):
+            y = torch.ops.spfde.spmm(flat, plan.arrange(values), bias, list(plan.units), rows, kernel)
         else:
-            choice = dispatch.linear(kernel, flat, rows, plan.nnz)
+            choice = dispatch.linear(kernel, flat, rows, plan.multiplied, plan.block)
+            values = plan.arrange(values)
             if choice.kernel == "reference":
-                y = F.linear(flat, to_dense(values, plan.positions, plan.shape), bias)
+                y = spmm_ref(flat, values, plan.units, rows, bias)
             else:
                 y = _Spmm.apply(flat, values, bias, plan, choice.kernel)
     return y.to(result).view(*x.shape[:-1], rows)
@@ -66,32 +69,52 @@ def compute(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    row_ptr: Tensor,
-    col: Tensor,
+    units: Units,
+    rows: int,
     kernel: str,
     buffer: Tensor | None = None,
 ) -> Tensor:
     """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before."""
-    rows, cols, batch = row_ptr.numel() - 1, x.shape[1], x.shape[0]
     if kernel == "reference":
-        return spmm_ref(x, values, row_ptr, col, bias)
+        return spmm_ref(x, values, units, rows, bias)
     if kernel == "dense":
-        return F.linear(x, scatter(values, row_ptr, col, (rows, cols), buffer), bias)
-    x = x.contiguous()
-    y = x.new_empty(batch, rows)
-    native().spmm(
-        rows, cols, batch, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
-        0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return y
+        return F.linear(x, scatter(values, units, (rows, x.shape[1]), buffer), bias)
+    return _product(x, values, bias, units.row_ptr, units.col, rows)
 
 
 @timed
-def _input_grad(dy: Tensor, values: Tensor, plan: Plan, kernel: str) -> Tensor:
-    if kernel == "dense":
-        return dy @ scatter(values, plan.row_ptr, plan.col, plan.shape, plan.dense_buffer())
-    values = transposed(values, plan.t_perm)
-    return compute(dy, values, None, plan.t_row_ptr, plan.t_col, kernel)
+def compute_input_grad(
+    dy: Tensor, values: Tensor, units: Units, cols: int, kernel: str, buffer: Tensor | None = None
+) -> Tensor:
+    """DX [batch, cols] outside autograd."""
+    if kernel != "native":
+        return dy @ scatter(values, units, (dy.shape[1], cols), buffer)
+    height, width = values.shape[1:]
+    if height == 1:
+        return _product(dy, transposed(values, units.t_perm), None, units.t_row_ptr, units.t_col, cols)
+    dy, (batch, rows) = dy.contiguous(), dy.shape
+    dx = dy.new_empty(batch, cols)
+    native().spmm_blocks_input_grad(
+        rows, cols, batch, height, width, units.row_ptr.data_ptr(), units.col.data_ptr(), values.data_ptr(),
+        dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx
+
+
+def _product(x: Tensor, values: Tensor, bias: Tensor | None, row_ptr: Tensor, col: Tensor, rows: int) -> Tensor:
+    """Y [batch, rows] by the native kernel for the block size of `values`."""
+    x, (batch, cols) = x.contiguous(), x.shape
+    y = x.new_empty(batch, rows)
+    height, width = values.shape[1:]
+    args = (
+        row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(),
+        y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    if height == 1:
+        native().spmm(rows, cols, batch, *args)
+    else:
+        native().spmm_blocks(rows, cols, batch, height, width, *args)
+    return y
 
 
 def transposed(values: Tensor, t_perm: Tensor) -> Tensor:
@@ -107,7 +130,7 @@ class _Spmm(torch.autograd.Function):
         ctx.save_for_backward(x if values.requires_grad else None, values)
         ctx.plan, ctx.kernel = plan, kernel
         buffer = plan.dense_buffer() if kernel == "dense" else None
-        return compute(x, values, bias, plan.row_ptr, plan.col, kernel, buffer)
+        return compute(x, values, bias, plan.units, plan.rows, kernel, buffer)
 
     @staticmethod
     def backward(ctx, dy):
@@ -117,9 +140,10 @@ class _Spmm(torch.autograd.Function):
         dx = dvalues = dbias = None
         with torch.no_grad():
             if need_x:
-                dx = _input_grad(dy, values, plan, kernel)
+                buffer = plan.dense_buffer() if kernel == "dense" else None
+                dx = compute_input_grad(dy, values, plan.units, plan.cols, kernel, buffer)
             if need_values:
-                dvalues, dbias = sddmm.compute(dy, x, plan.row_ptr, plan.col, need_bias, kernel)
+                dvalues, dbias = sddmm.compute(dy, x, plan.units, values.shape[1:], need_bias, kernel)
             elif need_bias:
                 dbias = dy.sum(0)
         dx, dvalues, dbias = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
@@ -127,43 +151,46 @@ class _Spmm(torch.autograd.Function):
 
 
 @torch.library.custom_op("spfde::spmm", mutates_args=())
-def _op(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    row_ptr: Tensor,
-    col: Tensor,
-    t_row_ptr: Tensor,
-    t_col: Tensor,
-    t_perm: Tensor,
-    kernel: str,
-) -> Tensor:
-    choice = dispatch.linear(kernel, x, row_ptr.numel() - 1, dispatch.stored(row_ptr))
-    return compute(x, values, bias, row_ptr, col, choice.kernel)
+def _op(x: Tensor, values: Tensor, bias: Tensor | None, units: Sequence[Tensor], rows: int, kernel: str) -> Tensor:
+    index = Units(*units)
+    choice = dispatch.linear(kernel, x, rows, *dispatch.stored(index.row_ptr, values.shape[1:]))
+    return compute(x, values, bias, index, rows, choice.kernel)
+
+
+@torch.library.custom_op("spfde::spmm_input_grad", mutates_args=())
+def _input_grad(dy: Tensor, values: Tensor, units: Sequence[Tensor], cols: int, kernel: str) -> Tensor:
+    index = Units(*units)
+    choice = dispatch.linear_grad(kernel, dy, cols, *dispatch.stored(index.row_ptr, values.shape[1:]))
+    return compute_input_grad(dy, values, index, cols, choice.kernel)
 
 
 @_op.register_fake
-def _fake(x, values, bias, row_ptr, col, t_row_ptr, t_col, t_perm, kernel):
-    return x.new_empty(x.shape[0], row_ptr.shape[0] - 1)
+def _fake(x, values, bias, units, rows, kernel):
+    return x.new_empty(x.shape[0], rows)
+
+
+@_input_grad.register_fake
+def _input_grad_fake(dy, values, units, cols, kernel):
+    return dy.new_empty(dy.shape[0], cols)
 
 
 def _setup_context(ctx, inputs, output):
-    x, values, _, *index, kernel = inputs
-    ctx.save_for_backward(x, values, *index)
+    x, values, _, units, _, kernel = inputs
+    ctx.save_for_backward(x, values, *units)
     ctx.kernel = kernel
 
 
 def _backward(ctx, dy):
-    x, values, row_ptr, col, t_row_ptr, t_col, t_perm = ctx.saved_tensors
+    x, values, *units = ctx.saved_tensors
     need_x, need_values, need_bias = ctx.needs_input_grad[:3]
     dx = dvalues = dbias = None
+    dy = dy.detach()
     if need_x:
-        t_values = transposed(values.detach(), t_perm)
-        dx = torch.ops.spfde.spmm(dy.detach(), t_values, None, t_row_ptr, t_col, row_ptr, col, t_perm, ctx.kernel)
+        dx = torch.ops.spfde.spmm_input_grad(dy, values.detach(), units, x.shape[1], ctx.kernel)
     if need_values or need_bias:
-        dvalues, dbias = torch.ops.spfde.sddmm(dy.detach(), x.detach(), row_ptr, col, need_bias, ctx.kernel)
+        dvalues, dbias = torch.ops.spfde.sddmm(dy, x.detach(), units, values.shape[1:], need_bias, ctx.kernel)
     dx, dvalues, dbias = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
-    return dx, dvalues, dbias, None, None, None, None, None, None
+    return dx, dvalues, dbias, [None] * len(units), None, None
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
@@ -171,4 +198,9 @@ _op.register_autograd(_backward, setup_context=_setup_context)
 
 @register_flop_formula(torch.ops.spfde.spmm)
 def _flops(x_shape, values_shape, *args, out_shape=None, **kwargs) -> int:
-    return 2 * x_shape[0] * values_shape[0]
+    return 2 * x_shape[0] * prod(values_shape)
+
+
+@register_flop_formula(torch.ops.spfde.spmm_input_grad)
+def _input_grad_flops(dy_shape, values_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * dy_shape[0] * prod(values_shape)

@@ -34,7 +34,8 @@ class SparseConv2d(SparseLayer):
         """The layer with the weights of `conv` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
 
         Raises:
-            ValueError: the mask's shape or dtype differs from the weight's, or the pattern has no kernel.
+            ValueError: the mask's shape or dtype differs from the weight's, the pattern is unknown, or the mask (or the
+                nonzeros) violate it: the first such place is named.
             TypeError: `conv` is not a torch.nn.Conv2d.
         """
         if not isinstance(conv, nn.Conv2d):
@@ -90,9 +91,9 @@ class SparseConv2d(SparseLayer):
 
     def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
         batch = shape[0] if len(shape) == 4 else 1
-        height, width = self.window.output_size(shape[-2], shape[-1])
+        size, plan = self.window.output_size(shape[-2], shape[-1]), self.plan
         return dispatch.choose_convolution(
-            self._route, device, dtype, batch, (height, width), tuple(self.shape), self.window, self.nnz
+            self._route, device, dtype, batch, size, plan.shape, self.window, plan.multiplied, plan.block
         )
 
     def extra_repr(self) -> str:

@@ -20,14 +20,16 @@ from spfde.pattern import (
     build_plan,
     check_index,
     index_from_positions,
-    parse_pattern,
+    positions_of,
 )
+from spfde.structure import Pattern
 
 
 class SparseLayer(nn.Module, ABC):
-    """A layer whose weight is stored as `values` [capacity, 1, 1] and an index; base of SparseLinear and SparseConv2d.
+    """A layer whose weight is stored as `values` [capacity, R, C] and an index; base of SparseLinear and SparseConv2d.
 
-    The first `nnz` slots of `values` are live, the rest hold 0 and get gradient 0.
+    The first `nnz` slots of `values` are live, the rest hold 0 and get gradient 0. A slot is one block of the pattern:
+    R outputs x C inputs, a single weight unless the pattern is "block:RxC" or "channel" (see `spfde.structure`).
     """
 
     values: nn.Parameter
@@ -44,14 +46,14 @@ class SparseLayer(nn.Module, ABC):
         window: Window = ONE_TAP,
     ) -> None:
         super().__init__()
-        self.pattern = parse_pattern(pattern)
+        self.structure = Pattern.parse(pattern)
         self.shape = weight.shape
         self.window = window
+        self.grid = self.structure.grid(tuple(weight.shape), window.groups)
         mask = weight.detach() != 0 if mask is None else _check_mask(mask, weight)
-        positions = mask.reshape(-1).nonzero().view(-1)
-        rows, cols = self._matrix()
-        index = index_from_positions(positions, rows, cols, positions.numel())
-        self.values = nn.Parameter(weight.detach().reshape(-1)[positions].view(-1, 1, 1), weight.requires_grad)
+        positions = self.structure.positions(mask, self.grid)
+        index = index_from_positions(positions, *self.grid.shape, positions.numel())
+        self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
         self.register_parameter("bias", bias)
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
@@ -60,12 +62,12 @@ class SparseLayer(nn.Module, ABC):
         self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
         self._build_plan()
 
-    def _matrix(self) -> tuple[int, int]:
-        return self.shape[0], prod(self.shape[1:])
-
     def _build_plan(self) -> None:
-        meta = self.row_ptr.is_meta
-        self._plan: Plan | None = None if meta else build_plan(Index(self.row_ptr, self.col), self.shape, self.window)
+        if self.row_ptr.is_meta:
+            self._plan: Plan | None = None
+            return
+        index, whole = Index(self.row_ptr, self.col), self.structure.kind == "channel"
+        self._plan = build_plan(index, self.shape, self.window, self.grid, whole)
 
     @property
     def plan(self) -> Plan:
@@ -77,33 +79,46 @@ class SparseLayer(nn.Module, ABC):
     # ---- what is stored -------------------------------------------------------------------------------------------
 
     @property
+    def pattern(self) -> str:
+        """Name of the pattern, as `spfde.sparsify` takes it."""
+        return str(self.structure)
+
+    @property
     def nnz(self) -> int:
-        """Number of stored weights."""
+        """Number of stored blocks: single weights unless the pattern says otherwise."""
         return self.plan.nnz
+
+    @property
+    def stored(self) -> int:
+        """Number of stored weights."""
+        return self.plan.weights
 
     @property
     def sparsity(self) -> float:
         """Share of the weights that is not stored, in [0, 1]."""
-        return 1.0 - self.nnz / max(1, prod(self.shape))
+        return 1.0 - self.stored / max(1, prod(self.shape))
 
     def positions(self) -> Tensor:
-        """Flat positions [nnz] (int64, ascending) of the stored weights in the dense weight."""
+        """Positions [nnz] (int64, ascending) of the stored blocks in the pattern's grid (see `spfde.structure`).
+
+        For patterns of single weights that is their flat place in the dense weight.
+        """
         return self.plan.positions
 
     def mask(self) -> Tensor:
         """Bool tensor of the dense shape, true exactly at the stored positions (a stored value may be 0)."""
-        mask = torch.zeros(prod(self.shape), dtype=torch.bool, device=self.values.device)
-        mask[self.plan.positions] = True
-        return mask.view(self.shape)
+        mask = torch.zeros(prod(self.shape) + 1, dtype=torch.bool, device=self.values.device)
+        mask[self.plan.units.places] = True
+        return mask[:-1].view(self.shape)
 
     def dense_weight(self) -> Tensor:
         """The dense weight, zeros exact, detached."""
-        return to_dense(self.values.detach(), self.plan.positions, self.shape)
+        return self.weight.detach()
 
     @property
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
-        return to_dense(self.values, self.plan.positions, self.shape)
+        return to_dense(self.plan.arrange(self.values), self.plan.units.places, self.shape)
 
     # ---- which kernel runs ----------------------------------------------------------------------------------------
 
@@ -149,17 +164,17 @@ class SparseLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def move_to(self, positions: Tensor, newborn: Tensor | None = None) -> Tensor:
-        """Changes which weights are stored, in place; kept weights keep their value, new ones start at 0.
+        """Changes which blocks are stored, in place; kept ones keep their values, new ones start at 0.
 
-        positions: flat positions (int64), ascending, unique, at most `capacity` of them. newborn: those among them that
-        start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of `values`
-        now holds, -1 where it holds a new weight or none. The caller applies it to whatever else is shaped like
+        positions: as `positions()` gives them (int64), ascending, unique, at most `capacity`. newborn: those among them
+        that start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of
+        `values` now holds, -1 where it holds a new block or none. The caller applies it to whatever else is shaped like
         `values` (see `permute`).
 
         Raises:
-            ValueError: positions are unsorted, repeated, out of range, or more than the capacity.
+            ValueError: positions are unsorted, repeated, out of range, more than the capacity, or violate the pattern.
         """
-        capacity, size = self.values.shape[0], prod(self.shape)
+        capacity, size = self.values.shape[0], self.grid.size
         if positions.dtype != torch.int64 or positions.dim() != 1 or positions.numel() > capacity:
             raise ValueError(
                 f"expected at most {capacity} int64 positions (the layer's capacity), got {positions.dtype} "
@@ -169,6 +184,9 @@ class SparseLayer(nn.Module, ABC):
             int(positions[0]) < 0 or int(positions[-1]) >= size or bool((positions.diff() <= 0).any())
         ):
             raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
+        problem = self.structure.problem(positions, self.grid)
+        if problem:
+            raise ValueError(problem)
         positions, old = positions.contiguous(), self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
         if old.numel():
@@ -176,7 +194,7 @@ class SparseLayer(nn.Module, ABC):
             source[: positions.numel()] = torch.where(old[slot] == positions, slot, -1)
         if newborn is not None:
             source[: positions.numel()][torch.isin(positions, newborn)] = -1
-        index = index_from_positions(positions, *self._matrix(), capacity)
+        index = index_from_positions(positions, *self.grid.shape, capacity)
         self.row_ptr.copy_(index.row_ptr)
         self.col.copy_(index.col)
         permute(self.values.data, source)
@@ -218,16 +236,21 @@ class SparseLayer(nn.Module, ABC):
         """Puts values and index of a dense checkpoint's weight into `state_dict`; returns what is wrong, or None."""
         if dense.shape != self.shape:
             return f"expected a dense weight of shape {list(self.shape)}, got {list(dense.shape)}"
-        positions = dense.reshape(-1).nonzero().view(-1)
+        blocks = self.grid.cut(dense)
+        positions = (blocks != 0).any(2).any(1).nonzero().view(-1)  # a stored value may be 0: blocks need not be full
         if positions.numel() != self.nnz:
+            what = "nonzeros" if self.grid.block == (1, 1) else "blocks that are not zero"
             return (
-                f"expected a dense weight with {self.nnz} nonzeros, got {positions.numel()}, try loading the "
+                f"expected a dense weight with {self.nnz} {what}, got {positions.numel()}, try loading the "
                 f"checkpoint before spfde.sparsify"
             )
+        problem = self.structure.problem(positions, self.grid)
+        if problem:
+            return problem
         capacity = self.values.shape[0]
-        values = dense.new_zeros(capacity, 1, 1)
-        values.view(-1)[: positions.numel()] = dense.reshape(-1)[positions]
-        index = index_from_positions(positions, *self._matrix(), capacity)
+        values = dense.new_zeros(self.values.shape)
+        values[: positions.numel()] = blocks[positions]
+        index = index_from_positions(positions, *self.grid.shape, capacity)
         state_dict.update({prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col})
         return None
 
@@ -236,7 +259,12 @@ class SparseLayer(nn.Module, ABC):
         row_ptr, col = state_dict.get(prefix + "row_ptr"), state_dict.get(prefix + "col")
         if row_ptr is None or col is None:
             return None
-        return check_index(Index(row_ptr, col), *self._matrix(), self.values.shape[0])
+        values = state_dict.get(prefix + "values", self.values)
+        if values.shape != self.values.shape:
+            return f"expected values of shape {list(self.values.shape)}, got {list(values.shape)}"
+        index = Index(row_ptr, col)
+        problem = check_index(index, *self.grid.shape, self.values.shape[0])
+        return problem or self.structure.problem(positions_of(index, self.grid.shape[1]), self.grid)
 
     def _shared_repr(self) -> str:
         return (

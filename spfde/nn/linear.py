@@ -22,7 +22,8 @@ class SparseLinear(SparseLayer):
         """The layer with the weights of `linear` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
 
         Raises:
-            ValueError: the mask's shape or dtype differs from the weight's, or the pattern has no kernel.
+            ValueError: the mask's shape or dtype differs from the weight's, the pattern is unknown, or the mask (or the
+                nonzeros) violate it: the first such place is named.
             TypeError: `linear` is not a torch.nn.Linear.
         """
         if not isinstance(linear, nn.Linear):
@@ -57,7 +58,8 @@ class SparseLinear(SparseLayer):
         batch = 1
         for size in shape[:-1]:
             batch *= size
-        return dispatch.choose_linear(self._route, device, dtype, batch, tuple(self.shape), self.nnz)
+        plan = self.plan
+        return dispatch.choose_linear(self._route, device, dtype, batch, plan.shape, plan.multiplied, plan.block)
 
     def extra_repr(self) -> str:
         """What repr() shows."""

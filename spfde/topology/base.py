@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
-from spfde.topology.birth import keep_highest
+from spfde.topology.birth import keep_highest_in_groups
 
 
 class Topology(ABC):
@@ -94,8 +94,7 @@ class Topology(ABC):
             layer = self.layers[name]
             surplus = layer.nnz - self.target[name]
             if surplus > 0:
-                score = layer.values.detach().view(-1)[: layer.nnz].abs()
-                self._move(layer, layer.positions()[keep_highest(score, self.target[name])])
+                self._move(layer, self._highest(layer, self.target[name]))
             self._settled.add(name)
         return names
 
@@ -123,6 +122,14 @@ class Topology(ABC):
         self.target = dict(state["target"])
         self._settled = set(state["settled"])
         self._generator.set_state(state["generator"])
+
+    @staticmethod
+    def _highest(layer: SparseLayer, count: int) -> Tensor:
+        """Positions of the `count` stored blocks of the largest magnitude, as the pattern allows."""
+        positions, rule, grid = layer.positions(), layer.structure, layer.grid
+        score = layer.values.detach().abs().sum((1, 2))[: layer.nnz]
+        group, quota = rule.groups(grid, score.device)[positions], rule.quota(grid, count, score.device)
+        return positions[keep_highest_in_groups(score, group, quota)]
 
     @abstractmethod
     def _update_layer(self, layer: SparseLayer) -> int:

@@ -1,31 +1,55 @@
-"""Birth of a mask: which weights a new sparse layer keeps."""
+"""Birth of a mask: which blocks (single weights, unless the pattern says otherwise) a new sparse layer keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
 import torch
 from torch import Tensor
 
+from spfde.structure import Grid, Pattern
+
 INITS = ("random", "magnitude")
 
 
-def scores(weights: Mapping[str, Tensor], init: str, seed: int) -> dict[str, Tensor]:
-    """A score per weight (flat, by layer); the highest are kept.
+def scores(weights: Mapping[str, Tensor], grids: Mapping[str, Grid], init: str, seed: int) -> dict[str, Tensor]:
+    """A score per block (flat, by layer); the highest are kept.
 
-    "random": seeded noise. "magnitude": the absolute value.
+    "random": seeded noise. "magnitude": the sum of the absolute values.
     """
     if init == "magnitude":
-        return {name: weight.detach().reshape(-1).abs() for name, weight in weights.items()}
+        return {name: grids[name].cut(weight.detach().abs()).sum((1, 2)) for name, weight in weights.items()}
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(weight.numel(), generator=generator).to(weight.device) for name, weight in weights.items()}
+    return {
+        name: torch.rand(grids[name].size, generator=generator).to(weight.device) for name, weight in weights.items()
+    }
 
 
 def keep_highest(score: Tensor, count: int) -> Tensor:
     """Ascending positions (int64) of the `count` highest scores, ties to the lower position: always exactly `count`."""
     order = torch.sort(score, descending=True, stable=True).indices
     return order[:count].sort().values
+
+
+def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
+    """Which entries (bool) are among the first `quota[g]` of their group g, in the order given.
+
+    group: [n] int64. quota: [number of groups] int64.
+    """
+    place = torch.arange(group.numel(), device=group.device)
+    if quota.numel() == 1:
+        return place < quota
+    order = torch.sort(group, stable=True).indices
+    held = torch.bincount(group, minlength=quota.numel())
+    rank = torch.empty_like(place)
+    rank[order] = place - (held.cumsum(0) - held)[group[order]]
+    return rank < quota[group]
+
+
+def keep_highest_in_groups(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:
+    """Ascending positions (int64) of the `quota[g]` highest scores of every group g, ties to the lower position."""
+    order = torch.sort(score, descending=True, stable=True).indices
+    return order[first_in_groups(group[order], quota)].sort().values
 
 
 def keep_globally(layer_scores: Mapping[str, Tensor], count: int) -> dict[str, int]:
@@ -45,12 +69,19 @@ def keep_globally(layer_scores: Mapping[str, Tensor], count: int) -> dict[str, i
 
 
 def masks(
-    weights: Mapping[str, Tensor], counts: Mapping[str, int], layer_scores: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor],
+    grids: Mapping[str, Grid],
+    pattern: Pattern,
+    counts: Mapping[str, int],
+    layer_scores: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Bool masks of the dense shapes that keep `counts[name]` weights of each layer."""
+    """Bool masks of the dense shapes that keep `counts[name]` blocks of each layer, as the pattern allows."""
     out = {}
     for name, weight in weights.items():
-        mask = torch.zeros(prod(weight.shape), dtype=torch.bool, device=weight.device)
-        mask[keep_highest(layer_scores[name], counts[name])] = True
-        out[name] = mask.view(weight.shape)
+        grid, device = grids[name], weight.device
+        quota = pattern.quota(grid, counts[name], device)
+        kept = keep_highest_in_groups(layer_scores[name], pattern.groups(grid, device), quota)
+        mask = torch.zeros(grid.weights + 1, dtype=torch.bool, device=device)
+        mask[grid.places(kept)] = True
+        out[name] = mask[:-1].view(weight.shape)
     return out

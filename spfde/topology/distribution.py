@@ -1,7 +1,7 @@
-"""How many weights each layer keeps, for a sparsity of the whole model.
+"""How many blocks each layer keeps, for a sparsity of the whole model.
 
-Every function takes the dense shapes by name and the sparsity (fraction of zeros), and returns the count of stored
-weights by name.
+Every function takes the dense shapes by name, the sparsity (fraction of zeros) and how many blocks each layer has in
+all (single weights if None), and returns the count of stored blocks by name.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ def stored_count(sparsity: float, size: int) -> int:
     return max(round((1 - sparsity) * size), 0 if sparsity == 1 else min(1, size))
 
 
-def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
+def uniform(shapes: Mapping[str, Shape], sparsity: float, blocks: Mapping[str, int] | None = None) -> dict[str, int]:
     """The same sparsity in every layer."""
-    return {name: stored_count(sparsity, prod(shape)) for name, shape in shapes.items()}
+    blocks = blocks or _weights(shapes)
+    return {name: stored_count(sparsity, blocks[name]) for name in shapes}
 
 
-def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
+def erk(shapes: Mapping[str, Shape], sparsity: float, blocks: Mapping[str, int] | None = None) -> dict[str, int]:
     """Density proportional to sum(dimensions) / product(dimensions): small layers stay denser.
 
     Layers whose density would pass 1 are made dense and the scale is solved again, until none does. Source: RigL
     (1911.11134), section 3, after SET.
     """
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    sizes = _weights(shapes)
+    blocks = blocks or sizes
     raw = {name: sum(shape) / max(1, sizes[name]) for name, shape in shapes.items()}
     total = (1 - sparsity) * sum(sizes.values())
     dense: set[str] = set()
@@ -42,4 +44,8 @@ def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
             break
         dense |= over
     density = {name: 1.0 if name in dense else max(0.0, raw[name] * scale) for name in shapes}
-    return {name: stored_count(sparsity if sparsity == 1 else 1 - density[name], sizes[name]) for name in shapes}
+    return {name: stored_count(sparsity if sparsity == 1 else 1 - density[name], blocks[name]) for name in shapes}
+
+
+def _weights(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    return {name: prod(shape) for name, shape in shapes.items()}

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.topology.base import Topology
-from spfde.topology.birth import keep_highest
+from spfde.topology.birth import first_in_groups
 from spfde.topology.schedule import Stairs
 
 
@@ -16,8 +16,9 @@ class MEST(Topology):
     """Drops the stored weights with the lowest |w| + lam |dL/dw| and grows as many at random, layer by layer.
 
     The count per layer never changes. Growth draws from everything that was not kept, so a dropped weight may come
-    back, at value 0. The moved share halves at 9/16 of the training and ends at 12/16. Source: MEST (2110.14032),
-    elastic mutation; lam = 0 is the authors' own default.
+    back, at value 0. Blocks move whole, by the sum of their scores; weights stay in their group where the pattern
+    counts in groups (n:m), in their output where it counts per output (fan-in). The moved share halves at 9/16 of the
+    training and ends at 12/16. Source: MEST (2110.14032), elastic mutation; lam = 0 is the authors' own default.
 
     Args:
         model: has spfde sparse layers.
@@ -50,15 +51,21 @@ class MEST(Topology):
         self.schedule = Stairs(drop_fraction, total_steps)
 
     def _update_layer(self, layer: SparseLayer) -> int:
-        inactive = layer.shape.numel() - layer.nnz
-        count = min(int(self.schedule(self._step) * layer.nnz), inactive)
+        old, group = layer.positions(), layer.structure.groups(layer.grid, layer.values.device)
+        groups = int(group[-1]) + 1 if group.numel() else 1
+        held, size = (torch.bincount(g, minlength=groups) for g in (group[old], group))
+        # The least important first; a group (for most patterns the layer) drops no more than it has room to regrow.
+        order = torch.sort(self._importance(layer), descending=True, stable=True).indices.flip(0)
+        droppable = order[first_in_groups(group[old][order], size - held)]
+        count = min(int(self.schedule(self._step) * layer.nnz), droppable.numel())
         if count == 0:
             return 0
-        old = layer.positions()
-        kept = old[keep_highest(self._importance(layer), layer.nnz - count)]
-        grown = self._draw(layer.shape.numel(), kept, count)
+        stays = torch.ones_like(old, dtype=torch.bool)
+        stays[droppable[:count]] = False
+        kept = old[stays]
+        grown = self._draw(group, kept, held - torch.bincount(group[kept], minlength=groups))
         self._move(layer, torch.cat([kept, grown]).sort().values, newborn=grown)
-        return count
+        return count * layer.values[0].numel()
 
     def _importance(self, layer: SparseLayer) -> Tensor:
         score = layer.values.detach().abs()
@@ -69,12 +76,13 @@ class MEST(Topology):
                     "optimizer.zero_grad()"
                 )
             score = score + self.lam * layer.values.grad.abs()
-        return score.view(-1)[: layer.nnz]
+        return score.sum((1, 2))[: layer.nnz]
 
-    def _draw(self, size: int, kept: Tensor, count: int) -> Tensor:
-        """`count` distinct positions outside `kept`, all equally likely."""
-        free = torch.ones(size, dtype=torch.bool, device=kept.device)
+    def _draw(self, group: Tensor, kept: Tensor, count: Tensor) -> Tensor:
+        """`count[g]` distinct positions of each group g outside `kept`, all equally likely."""
+        free = torch.ones_like(group, dtype=torch.bool)
         free[kept] = False
         candidates = free.nonzero().view(-1)
-        drawn = torch.randperm(candidates.numel(), generator=self._generator)[:count]
-        return candidates[drawn.to(candidates.device)]
+        drawn = torch.randperm(candidates.numel(), generator=self._generator)
+        candidates = candidates[drawn.to(candidates.device)]
+        return candidates[first_in_groups(group[candidates], count)]

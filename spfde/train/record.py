@@ -81,7 +81,7 @@ def sparsity(model: nn.Module) -> float:
 
     layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
     weights = sum(layer.shape.numel() for layer in layers)
-    return 1 - sum(layer.nnz for layer in layers) / weights if weights else 0.0
+    return 1 - sum(layer.stored for layer in layers) / weights if weights else 0.0
 
 
 def write_run(out: Path, session: Session) -> None:

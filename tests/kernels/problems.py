@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from hypothesis import strategies as st
@@ -13,9 +12,11 @@ from spfde.kernels import conv2d, spmm
 from spfde.kernels.conv2d import conv2d_ref
 from spfde.kernels.masked import to_dense
 from spfde.pattern import Plan, Window, build_plan, index_from_positions
+from spfde.structure import Pattern
 
 AWKWARD = [1, 2, 3, 5, 7, 8, 13, 17, 31, 32, 33, 64, 65, 100]
 DENSITIES = [0.0, 0.02, 0.1, 0.3, 0.7, 1.0]
+BLOCKS = ("block:2x1", "block:4x1", "block:8x1", "block:4x4", "block:3x2", "block:1x4", "block:16x3", "channel")
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Problem:
         return [t for t in (self.x, self.values, self.bias) if t is not None]
 
     def exact(self) -> list[Tensor]:
-        """Output, then the gradients of x, values and bias, all float64 (contiguous: see conv2d._dense_backward)."""
+        """Output, then the gradients of x, values and bias, all float64 (contiguous: see conv2d._symmetric)."""
         return self._dense([t.detach().double().contiguous() for t in self.inputs()], self.dy.double())
 
     def magnitudes(self) -> list[Tensor]:
@@ -47,23 +48,26 @@ class Problem:
 
     def _dense(self, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
         x, values, *bias = (t.requires_grad_() for t in inputs)
-        weight = to_dense(values, self.plan.positions, self.plan.shape)
+        weight = to_dense(self.plan.arrange(values), self.plan.units.places, self.plan.shape)
         b = bias[0] if bias else None
         linear = torch.nn.functional.linear
         y = linear(x, weight, b) if self.window is None else conv2d_ref(x, weight, b, self.window)
         return [y.detach(), *torch.autograd.grad(y, [x, values, *bias], dy)]
 
 
-def build(shape: tuple[int, ...], window: Window | None, density: float, dead: int, seed: int) -> tuple[Plan, Tensor]:
+def build(
+    shape: tuple[int, ...], window: Window | None, density: float, dead: int, seed: int, pattern: str = "unstructured"
+) -> tuple[Plan, Tensor]:
     """A plan with a random mask, and values with `dead` slots past the live ones."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(shape[0], prod(shape[1:]), generator=generator) < density
-    positions = mask.reshape(-1).nonzero().view(-1)
+    generator, window = torch.Generator().manual_seed(seed), window or Window()
+    rule = Pattern.parse(pattern)
+    grid = rule.grid(shape, window.groups)
+    positions = (torch.rand(grid.size, generator=generator) < density).nonzero().view(-1)
     capacity = positions.numel() + dead
-    index = index_from_positions(positions, *mask.shape, capacity)
-    values = torch.randn(capacity, 1, 1, generator=generator)
+    values = torch.randn(capacity, *grid.block, generator=generator)
     values[positions.numel() :] = 0
-    return build_plan(index, shape, window or Window()), values.requires_grad_()
+    index = index_from_positions(positions, *grid.shape, capacity)
+    return build_plan(index, shape, window, grid, rule.kind == "channel"), values.requires_grad_()
 
 
 def finish(plan: Plan, window: Window | None, x: Tensor, values: Tensor, bias: bool, seed: int) -> Problem:
@@ -76,11 +80,12 @@ def finish(plan: Plan, window: Window | None, x: Tensor, values: Tensor, bias: b
 
 
 @st.composite
-def linear(draw) -> Problem:
+def linear(draw, patterns: tuple[str, ...] = ("unstructured",)) -> Problem:
     rows, cols = draw(st.sampled_from(AWKWARD)), draw(st.sampled_from([*AWKWARD, 257, 700]))
     batch = draw(st.sampled_from([(0,), (1,), (2,), (9,), (64,), (70,), (3, 5), (2, 1, 33)]))
     seed = draw(st.integers(0, 2**16))
-    plan, values = build((rows, cols), None, draw(st.sampled_from(DENSITIES)), draw(st.sampled_from([0, 4])), seed)
+    density, dead, pattern = (draw(st.sampled_from(choices)) for choices in (DENSITIES, [0, 4], patterns))
+    plan, values = build((rows, cols), None, density, dead, seed, pattern)
     generator = torch.Generator().manual_seed(seed + 2)
     x = torch.randn(*batch, cols, generator=generator)
     if draw(st.booleans()):  # a view whose rows are not adjacent
@@ -89,9 +94,11 @@ def linear(draw) -> Problem:
 
 
 @st.composite
-def convolution(draw) -> Problem:
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+def convolution(draw, patterns: tuple[str, ...] = ("unstructured",)) -> Problem:
+    groups, pattern = draw(st.sampled_from([1, 1, 1, 2, 3])), draw(st.sampled_from(patterns))
     out_group, in_group = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    if groups > 1 and pattern.startswith("block"):  # a block may not span two groups
+        out_group *= Pattern.parse(pattern).numbers[0]
     pair = lambda low, high: (draw(st.integers(low, high)), draw(st.integers(low, high)))  # noqa: E731
     kernel, stride, dilation = pair(1, 4), pair(1, 3), pair(1, 3)
     window = Window(kernel, stride, (*pair(0, 3), *pair(0, 3)), dilation, groups)
@@ -100,7 +107,8 @@ def convolution(draw) -> Problem:
     height, width = (draw(st.integers(n, n + 17)) for n in least)
     seed = draw(st.integers(0, 2**16))
     shape = (out_group * groups, in_group, *kernel)
-    plan, values = build(shape, window, draw(st.sampled_from(DENSITIES)), draw(st.sampled_from([0, 4])), seed)
+    density, dead = draw(st.sampled_from(DENSITIES)), draw(st.sampled_from([0, 4]))
+    plan, values = build(shape, window, density, dead, seed, pattern)
     generator = torch.Generator().manual_seed(seed + 2)
     batch = draw(st.sampled_from([0, 1, 2, 5, 9]))
     x = torch.randn(batch, in_group * groups, height, width, generator=generator)

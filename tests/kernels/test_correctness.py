@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels.problems import Problem, build, convolution, finish, linear
+from kernels.problems import BLOCKS, Problem, build, convolution, finish, linear
 
 from spfde.kernels import conv2d, spmm
 from spfde.pattern import Window, build_plan, index_from_positions
@@ -36,10 +36,25 @@ def test_convolution(kernel, problem):
     check(problem, kernel)
 
 
+@pytest.mark.parametrize("kernel", ["native", "dense", "reference"])
+@given(problem=linear(BLOCKS))
+@settings(max_examples=60, deadline=None)
+def test_linear_in_blocks(kernel, problem):
+    check(problem, kernel)
+
+
+@pytest.mark.parametrize("kernel", ["native", "dense", "reference"])
+@given(problem=convolution(BLOCKS))
+@settings(max_examples=120, deadline=None)
+def test_convolution_in_blocks(kernel, problem):
+    check(problem, kernel)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("draw", [linear, convolution])
-def test_native_over_many_more_problems(draw):
-    @given(problem=draw())
+@pytest.mark.parametrize("patterns", [("unstructured",), BLOCKS], ids=["single", "blocks"])
+def test_native_over_many_more_problems(draw, patterns):
+    @given(problem=draw(patterns))
     @settings(max_examples=3000, deadline=None)
     def many(problem):
         check(problem, "native")
@@ -47,26 +62,28 @@ def test_native_over_many_more_problems(draw):
     many()
 
 
-def layer(shape, window, density, seed=0):
-    return build(shape, window, density, 0, seed)
+def layer(shape, window, density, pattern="unstructured"):
+    return build(shape, window, density, 0, 0, pattern)
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
 @pytest.mark.parametrize(
     ("channels", "size", "kernel", "stride"),
     [((16, 16), 32, 3, 1), ((64, 64), 8, 3, 1), ((130, 70), 4, 3, 1), ((16, 32), 32, 3, 2), ((96, 40), 14, 1, 1),
      ((3, 8), 56, 7, 2)],
 )  # fmt: skip
-def test_convolutions_of_real_networks(channels, size, kernel, stride):
+def test_convolutions_of_real_networks(channels, size, kernel, stride, pattern):
     pad = kernel // 2
     window = Window((kernel, kernel), (stride, stride), (pad,) * 4)
-    plan, values = layer((channels[1], channels[0], kernel, kernel), window, 0.1)
+    plan, values = layer((channels[1], channels[0], kernel, kernel), window, 0.1, pattern)
     x = torch.randn(9, channels[0], size, size, generator=torch.Generator().manual_seed(3))
     check(finish(plan, window, x, values, True, 0), "native")
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1", "block:8x4"])
 @pytest.mark.parametrize(("rows", "cols", "batch"), [(1000, 1030, 130), (1, 5000, 3), (3000, 1, 65), (257, 511, 300)])
-def test_wide_linear_layers_cross_panels_and_tiles(rows, cols, batch):
-    plan, values = layer((rows, cols), None, 0.1)
+def test_wide_linear_layers_cross_panels_and_tiles(rows, cols, batch, pattern):
+    plan, values = layer((rows, cols), None, 0.1, pattern)
     x = torch.randn(batch, cols, generator=torch.Generator().manual_seed(3))
     check(finish(plan, None, x, values, True, 0), "native")
 

@@ -106,6 +106,13 @@ def test_a_gradient_takes_the_choice_of_its_layer():
     assert dispatch.convolution("auto", x, *args) is dispatch.convolution_grad("auto", dy, *args)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_whole_outputs_take_their_smaller_product_on_any_device(device):
+    choice = dispatch.choose_linear("auto", device, F32, 64, (8, 6), 42, (1, 6))
+    assert (choice.kernel, choice.reason) == ("native", "a dense product over the stored outputs alone")
+    assert dispatch.choose_linear("dense", device, F32, 64, (8, 6), 42, (1, 6)).kernel == "dense"
+
+
 def test_other_devices_and_precisions_have_no_choice():
     assert dispatch.choose_linear("auto", "cuda", F32, 64, (8, 8), 6).kernel == "dense"
     assert dispatch.choose_linear("auto", "cpu", torch.float64, 64, (8, 8), 6).kernel == "reference"

@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from spfde import sparsify
 from spfde.kernels import conv2d, conv2d_ops, spmm  # noqa: F401
-from spfde.nn import SparseConv2d, SparseLinear
 from spfde.pattern import Window
 
 WINDOW = Window((3, 2), (2, 1), (1, 0, 1, 1), (1, 2), 2)
@@ -20,84 +20,80 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def linear_problem(dead=2):
-    plan, values = build((12, 20), None, 0.3, dead, 0)
+PATTERNS = ["unstructured", "block:4x2"]
+
+
+def linear_problem(pattern="unstructured"):
+    plan, values = build((12, 20), None, 0.3, 2, 0, pattern)
+    values = plan.arrange(values).detach().requires_grad_()
     return plan, values, torch.randn(5, 20, generator=generator(), requires_grad=True)
 
 
-def conv_problem(dead=2):
-    plan, values = build((6, 2, 3, 2), WINDOW, 0.4, dead, 0)
+def conv_problem(pattern="unstructured"):
+    plan, values = build((8, 2, 3, 2), WINDOW, 0.4, 2, 0, pattern)
+    values = plan.arrange(values).detach().requires_grad_()
     return plan, values, torch.randn(3, 4, 7, 8, generator=generator(), requires_grad=True)
-
-
-def index(plan):
-    return plan.row_ptr, plan.col, plan.t_row_ptr, plan.t_col, plan.t_perm
 
 
 def window_args(plan):
     return list(plan.shape), list(WINDOW.stride), list(WINDOW.padding), list(WINDOW.dilation), WINDOW.groups
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_opcheck_spmm(kernel, bias):
-    plan, values, x = linear_problem()
+def test_opcheck_linear(kernel, bias, pattern):
+    plan, values, x = linear_problem(pattern)
+    units, dy = list(plan.units), torch.randn(5, 12)
     b = torch.randn(12, requires_grad=True) if bias else None
-    opcheck(torch.ops.spfde.spmm.default, (x, values, b, *index(plan), kernel))
+    opcheck(torch.ops.spfde.spmm.default, (x, values, b, units, 12, kernel))
+    opcheck(torch.ops.spfde.spmm_input_grad.default, (dy, values.detach(), units, 20, kernel))
+    opcheck(torch.ops.spfde.sddmm.default, (dy, x.detach(), units, values.shape[1:], bias, kernel))
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("bias", [True, False])
-def test_opcheck_sddmm(kernel, bias):
-    plan, _, x = linear_problem()
-    opcheck(torch.ops.spfde.sddmm.default, (torch.randn(5, 12), x.detach(), plan.row_ptr, plan.col, bias, kernel))
+def test_opcheck_conv2d(kernel, pattern):
+    plan, values, x = conv_problem(pattern)
+    b, dy = torch.randn(8, requires_grad=True), torch.randn(3, 8, *WINDOW.output_size(7, 8))
+    units, window, block = list(plan.units), window_args(plan), values.shape[1:]
+    opcheck(torch.ops.spfde.conv2d.default, (x, values, b, units, *window, kernel))
+    opcheck(torch.ops.spfde.conv2d_input_grad.default, (dy, values.detach(), units, [7, 8], *window, kernel))
+    opcheck(torch.ops.spfde.conv2d_weight_grad.default, (dy, x.detach(), units, block, *window, True, kernel))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_opcheck_conv2d(kernel):
-    plan, values, x = conv_problem()
-    b = torch.randn(6, requires_grad=True)
-    args = (*index(plan), *window_args(plan))
-    opcheck(torch.ops.spfde.conv2d.default, (x, values, b, *args, kernel))
-    dy = torch.randn(3, 6, *WINDOW.output_size(7, 8))
-    opcheck(
-        torch.ops.spfde.conv2d_input_grad.default,
-        (dy, values.detach(), *index(plan), [7, 8], *window_args(plan), kernel),
-    )
-    opcheck(
-        torch.ops.spfde.conv2d_weight_grad.default,
-        (dy, x.detach(), plan.row_ptr, plan.col, *window_args(plan), True, kernel),
-    )
-
-
-def test_the_weight_gradient_ops_agree_with_their_references():
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kernel", ["native", "dense"])
+def test_the_weight_gradient_op_agrees_with_its_reference(pattern, kernel):
     from spfde.kernels.sddmm import sddmm_ref
 
-    plan, _, x = linear_problem()
-    dy = torch.randn(5, 12)
+    plan, values, x = linear_problem(pattern)
+    dy, block = torch.randn(5, 12), values.shape[1:]
     for got, exact in zip(
-        torch.ops.spfde.sddmm(dy, x.detach(), plan.row_ptr, plan.col, True, "native"),
-        sddmm_ref(dy, x.detach(), plan.row_ptr, plan.col),
+        torch.ops.spfde.sddmm(dy, x.detach(), list(plan.units), block, True, kernel),
+        sddmm_ref(dy, x.detach(), plan.units, block),
         strict=True,
     ):
         torch.testing.assert_close(got, exact)
 
 
-def layers():
+def layers(pattern="unstructured"):
+    """A linear layer and a convolution, ragged for blocks."""
+    torch.manual_seed(0)
+    linear, conv = nn.Linear(20, 14), nn.Conv2d(5, 6, 3, stride=2, padding=1)
+    inputs = torch.randn(5, 20), torch.randn(2, 5, 9, 9)
     return [
-        (SparseLinear.from_dense(nn.Linear(20, 12), torch.rand(12, 20) < 0.3), torch.randn(5, 20)),
-        (
-            SparseConv2d.from_dense(nn.Conv2d(4, 6, 3, stride=2, padding=1), torch.rand(6, 4, 3, 3) < 0.3),
-            torch.randn(2, 4, 9, 9),
-        ),
+        (sparsify(layer, None if pattern == "2:4" else 0.7, pattern=pattern), x)
+        for layer, x in zip((linear, conv), inputs, strict=True)
     ]
 
 
 @pytest.mark.parametrize("case", [0, 1], ids=["linear", "conv2d"])
 @pytest.mark.parametrize("kernel", ["native", "dense", "auto"])
-def test_compiles_fullgraph_to_the_same_bits(case, kernel):
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1", "block:4x2", "block:1x3", "2:4", "fan-in", "channel"])
+def test_compiles_fullgraph_to_the_same_bits(case, kernel, pattern):
     torch._dynamo.reset()
-    layer, x = layers()[case]
+    layer, x = layers(pattern)[case]
     layer.kernel = kernel
     x.requires_grad_()
     dy = torch.randn_like(layer(x))
@@ -108,14 +104,16 @@ def test_compiles_fullgraph_to_the_same_bits(case, kernel):
     assert all(map(torch.equal, torch.autograd.grad(y, (x, layer.values, layer.bias), dy), eager))
 
 
-def test_a_topology_change_does_not_recompile():
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x3", "block:1x3", "channel"])
+def test_a_topology_change_does_not_recompile(pattern):
     torch._dynamo.reset()
-    layer, x = layers()[0]
+    layer, x = layers(pattern)[0]
+    layer.kernel = "native" if pattern == "channel" else "dense"
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
     compiled(x)
     for seed in range(3):
-        positions = torch.randperm(240, generator=torch.Generator().manual_seed(seed))[: layer.nnz]
+        positions = torch.randperm(layer.grid.size, generator=torch.Generator().manual_seed(seed))[: layer.nnz]
         layer.move_to(positions.sort().values)
         torch.nn.init.normal_(layer.values)
         torch.testing.assert_close(compiled(x), layer.to_dense()(x))
@@ -123,29 +121,32 @@ def test_a_topology_change_does_not_recompile():
 
 
 @pytest.mark.parametrize("case", [0, 1], ids=["linear", "conv2d"])
-def test_flops_count_stored_weights(case):
-    layer, x = layers()[case]
+@pytest.mark.parametrize("pattern", ["unstructured", "channel"])
+def test_flops_count_stored_weights(case, pattern):
+    layer, x = layers(pattern)[case]
     x.requires_grad_()
     y = layer(x)
     positions = y.numel() // layer.shape[0]
     with FlopCounterMode(display=False) as counter:
         layer(x).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * layer.nnz * positions
+    assert counter.get_total_flops() == 3 * 2 * layer.stored * positions
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_shapes_on_fake_tensors(device):
     with FakeTensorMode():
         values, x = torch.empty(72, 1, 1, device=device), torch.empty(5, 20, device=device)
-        index = [torch.empty(n, dtype=torch.int32, device=device) for n in (13, 72, 21, 72, 72)]
-        y = torch.ops.spfde.spmm(x, values, None, *index, "auto")
+        units = [torch.empty(n, dtype=torch.int32, device=device) for n in (13, 72, 21, 72, 72)]
+        units.append(torch.empty(72, dtype=torch.int64, device=device))
+        y = torch.ops.spfde.spmm(x, values, None, units, 12, "auto")
         assert y.shape == (5, 12)
         assert y.device.type == device
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x2", "channel"])
 @pytest.mark.parametrize("case", [0, 1], ids=["linear", "conv2d"])
-def test_autocast_and_half_inputs(case):
-    layer, x = layers()[case]
+def test_autocast_and_half_inputs(case, pattern):
+    layer, x = layers(pattern)[case]
     exact = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
@@ -185,9 +186,10 @@ def test_a_double_backward_is_refused(case, compiled):
             grad.sum().backward()
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x2", "block:1x3", "channel"])
 @pytest.mark.parametrize("case", [0, 1], ids=["linear", "conv2d"])
-def test_float64_takes_the_reference_path_to_any_order(case):
-    layer, x = layers()[case]
+def test_float64_takes_the_reference_path_to_any_order(case, pattern):
+    layer, x = layers(pattern)[case]
     layer.double()
     x = x.double().requires_grad_()
     if case:

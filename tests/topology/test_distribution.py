@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spfde.structure import Grid, Pattern
 from spfde.topology import birth
 from spfde.topology.distribution import erk, stored_count, uniform
 
@@ -46,6 +47,25 @@ def test_highest_scores_win_and_ties_go_to_the_lower_position():
     assert birth.keep_highest(torch.tensor([1.0]), 0).tolist() == []
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30), st.lists(
+    st.integers(0, 4), min_size=1, max_size=4))  # fmt: skip
+def test_every_group_keeps_its_own_highest(entries, quota):
+    group, score = (torch.tensor([min(e[0], len(quota) - 1) for e in entries]), torch.tensor([e[1] for e in entries]))
+    expected = []
+    for g, count in enumerate(quota):
+        members = [i for i in range(len(entries)) if int(group[i]) == g]
+        expected += sorted(members, key=lambda i: (-int(score[i]), i))[:count]
+    assert birth.keep_highest_in_groups(score, group, torch.tensor(quota)).tolist() == sorted(expected)
+
+
+def test_counts_in_blocks():
+    blocks = {"a": 10, "b": 101, "c": 3}
+    assert uniform(SHAPES, 0.8, blocks) == {"a": 2, "b": 20, "c": 1}
+    scale = 0.01 * 19504 / (25 + 102 + 74)
+    density = {"a": 25 * scale / 432, "b": 102 * scale / 18432, "c": 74 * scale / 640}
+    assert erk(SHAPES, 0.99, blocks) == {name: max(1, round(density[name] * blocks[name])) for name in blocks}
+
+
 def test_global_counts_are_exact_and_leave_no_layer_empty():
     scores = {"big": torch.arange(100.0) + 10, "small": torch.zeros(5)}
     assert birth.keep_globally(scores, 20) == {"big": 19, "small": 1}
@@ -54,8 +74,11 @@ def test_global_counts_are_exact_and_leave_no_layer_empty():
 
 
 def test_random_masks_follow_the_seed():
-    weights = {"w": torch.randn(30, 30)}
-    masks = [birth.masks(weights, {"w": 90}, birth.scores(weights, "random", seed))["w"] for seed in (0, 0, 1)]
+    weights, grids, rule = {"w": torch.randn(30, 30)}, {"w": Grid(30, 30)}, Pattern()
+    masks = [
+        birth.masks(weights, grids, rule, {"w": 90}, birth.scores(weights, grids, "random", seed))["w"]
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert all(int(mask.sum()) == 90 for mask in masks)
