@@ -168,7 +168,8 @@ def build_plan(
     nnz = positions.numel()
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
-    if grid.block == (1, 1):
+    single = grid.block == (1, 1)
+    if single:
         positions = places.view(-1)[:nnz]  # the same numbers: keep them once
     weights = nnz * height * width if not grid.ragged else int((places < grid.weights).sum())
     kept = positions if whole and nnz and window.groups == 1 else None
@@ -178,7 +179,7 @@ def build_plan(
         flat = places.view(-1)
         if width > 1 and (grid.taps > 1 or grid.ragged):  # the kernels walk a row's columns in order
             flat, order = torch.sort(flat, stable=True)
-        unit = index_from_positions(flat[:weights], shape[0], cols, flat.numel())
+        unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())
         transpose = (empty,) * 3 if kept is not None else _transpose(flat[:weights], flat.numel(), shape, window)
         units = Units(*unit, *transpose, flat)
     else:

@@ -87,7 +87,7 @@ def _input_grad_fake(dy, values, units, size, shape, stride, padding, dilation, 
 
 @_weight_grad.register_fake
 def _weight_grad_fake(dy, x, units, block, shape, stride, padding, dilation, groups, bias, kernel):
-    return x.new_empty(slots(units, block), *block), x.new_empty(shape[0] if bias else 0)
+    return x.new_empty(slots(Units(*units), block), *block), x.new_empty(shape[0] if bias else 0)
 
 
 def _setup_context(ctx, inputs, output):

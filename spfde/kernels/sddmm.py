@@ -53,9 +53,9 @@ def compute(
     return dvalues, dbias
 
 
-def slots(units: Sequence[Tensor], block: Sequence[int]) -> int:
+def slots(units: Units, block: Sequence[int]) -> int:
     """How many blocks the values of a kernel have room for."""
-    return Units(*units).places.shape[0] // prod(block)
+    return units.places.shape[0] // (block[0] * block[1])
 
 
 @torch.library.custom_op("spfde::sddmm", mutates_args=())
@@ -69,7 +69,7 @@ def _op(
 
 @_op.register_fake
 def _fake(dy, x, units, block, bias, kernel):
-    return x.new_empty(slots(units, block), *block), x.new_empty(dy.shape[1] if bias else 0)
+    return x.new_empty(slots(Units(*units), block), *block), x.new_empty(dy.shape[1] if bias else 0)
 
 
 @register_flop_formula(torch.ops.spfde.sddmm)
