@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "spfde/conv2d_geometry.h"
+#include "spfde/norm.h"
 #include "spfde/sddmm.h"
 #include "spfde/spmm.h"
 
@@ -33,6 +34,14 @@ SPFDE_DISPATCH(shifted_product, ShiftedProductArgs)
 
 #define SPFDE_OP shifted_correlation
 SPFDE_DISPATCH(shifted_correlation, ShiftedCorrelationArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP norm_act
+SPFDE_DISPATCH(norm_act, NormActArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP norm_act_grad
+SPFDE_DISPATCH(norm_act_grad, NormActGradArgs)
 #undef SPFDE_OP
 
 }  // namespace spfde

@@ -12,6 +12,7 @@
 #include "spfde/conv2d.h"
 #include "spfde/isa.h"
 #include "spfde/masked.h"
+#include "spfde/norm.h"
 #include "spfde/sddmm.h"
 #include "spfde/spmm.h"
 
@@ -32,6 +33,8 @@ std::string path_providing(void* symbol) {
 spfde::Conv2dShape conv2d_shape(const std::array<int64_t, 16>& s) {
   return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]};
 }
+
+spfde::NormShape norm_shape(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3] != 0}; }
 
 std::vector<std::string> names(const std::vector<spfde::Isa>& isas) {
   std::vector<std::string> out;
@@ -95,6 +98,27 @@ PYBIND11_MODULE(_C, m) {
         spfde::conv2d_weight_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
                                    pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last, capacity, pointer<float>(dvalues),
                                    pointer<float>(dbias), threads});
+      },
+      release());
+
+  m.def(
+      "norm_act",
+      [](const std::array<int64_t, 4>& shape, int act, bool batch_statistics, double eps, uintptr_t weight,
+         uintptr_t bias, uintptr_t x, uintptr_t residual, uintptr_t mean, uintptr_t var, uintptr_t y, int threads) {
+        spfde::norm_act({norm_shape(shape), static_cast<spfde::Activation>(act), batch_statistics, eps,
+                         pointer<float>(weight), pointer<float>(bias), pointer<float>(x), pointer<float>(residual),
+                         pointer<float>(mean), pointer<float>(var), pointer<float>(y), threads});
+      },
+      release());
+  m.def(
+      "norm_act_grad",
+      [](const std::array<int64_t, 4>& shape, int act, bool batch_statistics, double eps, uintptr_t weight,
+         uintptr_t bias, uintptr_t mean, uintptr_t var, uintptr_t x, uintptr_t y, uintptr_t dy, uintptr_t dx,
+         uintptr_t dresidual, uintptr_t dweight, uintptr_t dbias, int threads) {
+        spfde::norm_act_grad({norm_shape(shape), static_cast<spfde::Activation>(act), batch_statistics, eps,
+                              pointer<float>(weight), pointer<float>(bias), pointer<float>(mean), pointer<float>(var),
+                              pointer<float>(x), pointer<float>(y), pointer<float>(dy), pointer<float>(dx),
+                              pointer<float>(dresidual), pointer<float>(dweight), pointer<float>(dbias), threads});
       },
       release());
 

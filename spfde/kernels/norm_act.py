@@ -1,0 +1,296 @@
+"""norm_act: y = act(batch_norm(x) + residual) and its gradients, each in two passes over memory.
+
+x is saved for backward, and y only where a residual hides it from x: the next layer saves y anyway. Native for float32
+on a CPU; everything else is torch's own batch_norm, addition and activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spfde._names import unknown
+from spfde._native import native
+from spfde.kernels.clock import timed
+from spfde.kernels.precision import refuse_double_backward, through_dispatcher
+
+# In the order of Activation in csrc/include/spfde/norm.h.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+
+def norm_act_ref(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: str = "none",
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return ACTIVATIONS[act](y if residual is None else y + residual)
+
+
+def norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: str = "none",
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
+
+    x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6".
+    With `training`, statistics are the batch's, and running_mean and running_var, where given, move towards them (the
+    variance unbiased); otherwise they are the statistics. Returns y in the memory format of x.
+
+    Raises:
+        ValueError: a shape does not fit, `act` names none, statistics are missing, or one value per channel would have
+            to give a variance. The running statistics have not moved then.
+    """
+    _check(x, running_mean, running_var, weight, bias, residual, act, training)
+    if not _runs_native(x, running_mean, running_var, weight, bias, residual):
+        return norm_act_ref(
+            x, running_mean, running_var, weight, bias,
+            residual=residual, act=act, training=training, momentum=momentum, eps=eps,
+        )  # fmt: skip
+    fixed = (None, None) if training else (running_mean, running_var)
+    run = torch.ops.spfde.norm_act if through_dispatcher(x) else _NormAct.apply
+    y, mean, var = run(x, residual, weight, bias, *fixed, act, eps)
+    if training and running_mean is not None and running_var is not None:
+        n = x.numel() // x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1))
+    return y
+
+
+def _check(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    training: bool,
+) -> None:
+    if act not in ACTIVATIONS:
+        raise unknown("act", act, ACTIVATIONS)
+    if x.dim() < 2:
+        raise ValueError(f"expected x of shape [batch, channels, ...], got {list(x.shape)}")
+    channels = x.shape[1]
+    vectors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(f"expected {name} of shape [{channels}], got {list(vector.shape)}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("expected running_mean and running_var both or neither, got one of them")
+    if running_mean is None and not training:
+        raise ValueError("expected running_mean and running_var, got None, try training=True for the batch's statistics")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"expected residual of shape {list(x.shape)} like x, got {list(residual.shape)}")
+    if training and x.numel() == channels:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")  # torch's
+
+
+def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the native kernel takes these: float32 in this machine's memory, and at least one value."""
+    fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return fits and all(t is None or (t.dtype == torch.float32 and t.device == x.device) for t in others)
+
+
+# ---- outside autograd -----------------------------------------------------------------------------------------------
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """The memory format that x has, or is copied to."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
+    """The fields of NormShape in csrc/include/spfde/norm.h; single pixels have one layout, read as channels_last."""
+    batch, channels = x.shape[:2]
+    pixels = x.numel() // (batch * channels)
+    return batch, channels, pixels, pixels == 1 or _format(x) == torch.channels_last
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@timed
+def compute(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, var) with the batch's statistics where none are given; x and residual have one memory format."""
+    own = mean is None
+    if own:
+        mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    y = torch.empty_like(x)
+    native().norm_act(
+        _native_shape(x), _CODES[act], own, eps, _address(weight), _address(bias), x.data_ptr(), _address(residual),
+        _address(mean), _address(var), y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return y, mean, var
+
+
+@timed
+def compute_grad(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    own: bool,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """(dx, dresidual, dweight, dbias); dresidual only with y. `own`: whether mean and var are those of x."""
+    dy = dy.contiguous(memory_format=_format(x))
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+    dresidual = None if y is None else torch.empty_like(x)
+    native().norm_act_grad(
+        _native_shape(x), _CODES[act], own, eps, _address(weight), _address(bias), mean.data_ptr(), var.data_ptr(),
+        x.data_ptr(), _address(y), dy.data_ptr(), dx.data_ptr(), _address(dresidual), dweight.data_ptr(),
+        dbias.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dresidual, dweight, dbias
+
+
+def _packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both in one memory format, copied only where they are not."""
+    layout = _format(x)
+    return x.contiguous(memory_format=layout), None if residual is None else residual.contiguous(memory_format=layout)
+
+
+def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if v is None else v.contiguous() for v in vectors)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------
+
+
+class _NormAct(torch.autograd.Function):
+    """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
+
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, mean, var, act, eps):
+        ctx.own, ctx.act, ctx.eps, ctx.residual = mean is None, act, eps, residual is not None
+        x, residual = _packed(x, residual)
+        weight, bias, mean, var = _vectors(weight, bias, mean, var)
+        y, mean, var = compute(x, residual, weight, bias, mean, var, act, eps)
+        ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, mean, var)
+        ctx.set_materialize_grads(False)
+        if ctx.own:
+            ctx.mark_non_differentiable(mean, var)
+            return y, mean, var
+        return y, None, None
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 8
+        with torch.no_grad():
+            x, y, weight, bias, mean, var = ctx.saved_tensors
+            grads = compute_grad(dy, x, y, weight, bias, mean, var, ctx.own, ctx.act, ctx.eps)
+        return _wanted(ctx, dy, grads)
+
+
+def _wanted(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of the eight inputs, None where nobody asks."""
+    dx, dresidual, dweight, dbias = grads
+    dresidual = dy if dresidual is None and ctx.residual else dresidual
+    wanted = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad, strict=False)
+    return (*refuse_double_backward([grad if need else None for grad, need in wanted]), None, None, None, None)
+
+
+@torch.library.custom_op("spfde::norm_act", mutates_args=())
+def _op(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    own = mean is None
+    x, residual = _packed(x, residual)
+    y, mean, var = compute(x, residual, *_vectors(weight, bias, mean, var), act, eps)
+    return (y, mean, var) if own else (y, x.new_empty(0), x.new_empty(0))
+
+
+@_op.register_fake
+def _fake(x, residual, weight, bias, mean, var, act, eps):
+    size = x.shape[1] if mean is None else 0
+    return torch.empty_like(x, memory_format=_format(x)), x.new_empty(size), x.new_empty(size)
+
+
+@torch.library.custom_op("spfde::norm_act_grad", mutates_args=())
+def _grad_op(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    own: bool,
+    act: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y = _packed(x, y)
+    weight, bias, mean, var = _vectors(weight, bias, mean, var)
+    dx, dresidual, dweight, dbias = compute_grad(dy, x, y, weight, bias, mean, var, own, act, eps)
+    return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
+
+
+@_grad_op.register_fake
+def _grad_fake(dy, x, y, weight, bias, mean, var, own, act, eps):
+    dx = torch.empty_like(x, memory_format=_format(x))
+    return dx, x.new_empty(0) if y is None else torch.empty_like(dx), x.new_empty(mean.shape), x.new_empty(mean.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    x, residual, weight, bias, mean, var, act, eps = inputs
+    y, own_mean, own_var = output
+    ctx.own, ctx.act, ctx.eps, ctx.residual = mean is None, act, eps, residual is not None
+    statistics = (own_mean, own_var) if ctx.own else (mean, var)
+    ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, *statistics)
+
+
+def _backward(ctx, dy, *_):
+    x, y, weight, bias, mean, var = ctx.saved_tensors
+    tensors = (None if t is None else t.detach() for t in (dy, x, y, weight, bias, mean, var))
+    dx, dresidual, dweight, dbias = torch.ops.spfde.norm_act_grad(*tensors, ctx.own, ctx.act, ctx.eps)
+    return _wanted(ctx, dy, (dx, None if y is None else dresidual, dweight, dbias))
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)
