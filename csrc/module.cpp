@@ -104,10 +104,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "norm_act",
       [](const std::array<int64_t, 4>& shape, int act, bool batch_statistics, double eps, uintptr_t weight,
-         uintptr_t bias, uintptr_t x, uintptr_t residual, uintptr_t mean, uintptr_t var, uintptr_t y, int threads) {
+         uintptr_t bias, uintptr_t x, uintptr_t residual, uintptr_t mean, uintptr_t var,
+         uintptr_t running_mean, uintptr_t running_var, double momentum, uintptr_t y, int threads) {
         spfde::norm_act({norm_shape(shape), static_cast<spfde::Activation>(act), batch_statistics, eps,
                          pointer<float>(weight), pointer<float>(bias), pointer<float>(x), pointer<float>(residual),
-                         pointer<float>(mean), pointer<float>(var), pointer<float>(y), threads});
+                         pointer<float>(mean), pointer<float>(var), pointer<float>(running_mean),
+                         pointer<float>(running_var), momentum, pointer<float>(y), threads});
       },
       release());
   m.def(

@@ -64,8 +64,13 @@ struct Forward {
       const double mean = sum.first / n, var = sum.second / n - mean * mean;
       a.mean[c] = static_cast<float>(numbers[kMean] + mean);
       a.var[c] = var < 0. ? 0.f : static_cast<float>(var);
+      if (a.running_mean) approach(a.running_mean[c], a.mean[c]);
+      if (a.running_var) approach(a.running_var[c], a.var[c] * n / (n - 1.));
     }
     set_affine(a.weight, a.bias, a.mean[c], a.var[c], a.eps, c, numbers);
+  }
+  void approach(float& running, double target) const {
+    running = static_cast<float>((1. - a.momentum) * running + a.momentum * target);
   }
   template <class T, class Numbers>
   void write(T, const Numbers& m, int64_t at, int64_t lane) const {

@@ -64,14 +64,16 @@ def norm_act(
             to give a variance. The running statistics have not moved then.
     """
     _check(x, running_mean, running_var, weight, bias, residual, act, training)
-    if not _runs_native(x, running_mean, running_var, weight, bias, residual):
+    if not _runs_native(x, residual, running_mean, running_var, weight, bias):
         return norm_act_ref(
             x, running_mean, running_var, weight, bias,
             residual=residual, act=act, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
+    statistics = (running_mean, running_var, training, momentum, eps)
+    if not through_dispatcher(x):
+        return _NormAct.apply(x, residual, weight, bias, *statistics, act)
     fixed = (None, None) if training else (running_mean, running_var)
-    run = torch.ops.spfde.norm_act if through_dispatcher(x) else _NormAct.apply
-    y, mean, var = run(x, residual, weight, bias, *fixed, act, eps)
+    y, mean, var = torch.ops.spfde.norm_act(x, residual, weight, bias, *fixed, eps, act)
     if training and running_mean is not None and running_var is not None:
         n = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -109,10 +111,13 @@ def _check(
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")  # torch's
 
 
-def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the native kernel takes these: float32 in this machine's memory, and at least one value."""
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return fits and all(t is None or (t.dtype == torch.float32 and t.device == x.device) for t in others)
+def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
+    """Whether the native kernel takes these: float32 in a CPU's memory, some values, vectors without gaps."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+        return False
+    if residual is not None and (residual.dtype != x.dtype or residual.device != x.device):
+        return False
+    return all(v is None or (v.dtype == x.dtype and v.device == x.device and v.is_contiguous()) for v in vectors)
 
 
 # ---- outside autograd -----------------------------------------------------------------------------------------------
@@ -141,20 +146,27 @@ def compute(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    act: str,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
     eps: float,
+    act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, var) with the batch's statistics where none are given; x and residual have one memory format."""
-    own = mean is None
-    if own:
+    """(y, mean, var): the running statistics, or with `training` the batch's, towards which the running ones move."""
+    if training:
         mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    else:
+        mean, var, running_mean, running_var = running_mean, running_var, None, None
     y = torch.empty_like(x)
     native().norm_act(
-        _native_shape(x), _CODES[act], own, eps, _address(weight), _address(bias), x.data_ptr(), _address(residual),
-        _address(mean), _address(var), y.data_ptr(), torch.get_num_threads(),
+        _native_shape(x), _CODES[act], training, eps, _address(weight), _address(bias), x.data_ptr(),
+        _address(residual), mean.data_ptr(), var.data_ptr(), _address(running_mean), _address(running_var), momentum,
+        y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+    for moved in (running_mean, running_var):
+        if moved is not None and not moved.is_inference():
+            torch.autograd.graph.increment_version(moved)  # an earlier backward that needs the old ones must notice
     return y, mean, var
 
 
@@ -167,16 +179,16 @@ def compute_grad(
     bias: Tensor | None,
     mean: Tensor,
     var: Tensor,
-    own: bool,
-    act: str,
+    training: bool,
     eps: float,
+    act: str,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """(dx, dresidual, dweight, dbias); dresidual only with y. `own`: whether mean and var are those of x."""
+    """(dx, dresidual, dweight, dbias); dresidual only with y."""
     dy = dy.contiguous(memory_format=_format(x))
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
     dresidual = None if y is None else torch.empty_like(x)
     native().norm_act_grad(
-        _native_shape(x), _CODES[act], own, eps, _address(weight), _address(bias), mean.data_ptr(), var.data_ptr(),
+        _native_shape(x), _CODES[act], training, eps, _address(weight), _address(bias), mean.data_ptr(), var.data_ptr(),
         x.data_ptr(), _address(y), dy.data_ptr(), dx.data_ptr(), _address(dresidual), dweight.data_ptr(),
         dbias.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -189,10 +201,6 @@ def _packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x.contiguous(memory_format=layout), None if residual is None else residual.contiguous(memory_format=layout)
 
 
-def _vectors(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if v is None else v.contiguous() for v in vectors)
-
-
 # ---- autograd -------------------------------------------------------------------------------------------------------
 
 
@@ -200,34 +208,26 @@ class _NormAct(torch.autograd.Function):
     """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, residual, weight, bias, mean, var, act, eps):
-        ctx.own, ctx.act, ctx.eps, ctx.residual = mean is None, act, eps, residual is not None
+    def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act):
         x, residual = _packed(x, residual)
-        weight, bias, mean, var = _vectors(weight, bias, mean, var)
-        y, mean, var = compute(x, residual, weight, bias, mean, var, act, eps)
+        y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
+        ctx.settings, ctx.residual = (training, eps, act), residual is not None
         ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, mean, var)
-        ctx.set_materialize_grads(False)
-        if ctx.own:
-            ctx.mark_non_differentiable(mean, var)
-            return y, mean, var
-        return y, None, None
+        return y
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        if dy is None:
-            return (None,) * 8
+    def backward(ctx, dy):
         with torch.no_grad():
-            x, y, weight, bias, mean, var = ctx.saved_tensors
-            grads = compute_grad(dy, x, y, weight, bias, mean, var, ctx.own, ctx.act, ctx.eps)
-        return _wanted(ctx, dy, grads)
+            grads = compute_grad(dy, *ctx.saved_tensors, *ctx.settings)
+        return (*_wanted(ctx, dy, grads), None, None, None, None, None, None)
 
 
-def _wanted(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients of the eight inputs, None where nobody asks."""
+def _wanted(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The gradients of x, residual, weight and bias, None where nobody asks."""
     dx, dresidual, dweight, dbias = grads
     dresidual = dy if dresidual is None and ctx.residual else dresidual
-    wanted = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad, strict=False)
-    return (*refuse_double_backward([grad if need else None for grad, need in wanted]), None, None, None, None)
+    wanted = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad[:4], strict=True)
+    return refuse_double_backward([grad if need else None for grad, need in wanted])
 
 
 @torch.library.custom_op("spfde::norm_act", mutates_args=())
@@ -238,17 +238,16 @@ def _op(
     bias: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
-    act: str,
     eps: float,
+    act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own = mean is None
     x, residual = _packed(x, residual)
-    y, mean, var = compute(x, residual, *_vectors(weight, bias, mean, var), act, eps)
-    return (y, mean, var) if own else (y, x.new_empty(0), x.new_empty(0))
+    y, own_mean, own_var = compute(x, residual, weight, bias, mean, var, mean is None, 0.0, eps, act)
+    return (y, own_mean, own_var) if mean is None else (y, x.new_empty(0), x.new_empty(0))
 
 
 @_op.register_fake
-def _fake(x, residual, weight, bias, mean, var, act, eps):
+def _fake(x, residual, weight, bias, mean, var, eps, act):
     size = x.shape[1] if mean is None else 0
     return torch.empty_like(x, memory_format=_format(x)), x.new_empty(size), x.new_empty(size)
 
@@ -262,35 +261,34 @@ def _grad_op(
     bias: Tensor | None,
     mean: Tensor,
     var: Tensor,
-    own: bool,
-    act: str,
+    training: bool,
     eps: float,
+    act: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, y = _packed(x, y)
-    weight, bias, mean, var = _vectors(weight, bias, mean, var)
-    dx, dresidual, dweight, dbias = compute_grad(dy, x, y, weight, bias, mean, var, own, act, eps)
+    dx, dresidual, dweight, dbias = compute_grad(dy, x, y, weight, bias, mean, var, training, eps, act)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
 @_grad_op.register_fake
-def _grad_fake(dy, x, y, weight, bias, mean, var, own, act, eps):
+def _grad_fake(dy, x, y, weight, bias, mean, var, training, eps, act):
     dx = torch.empty_like(x, memory_format=_format(x))
     return dx, x.new_empty(0) if y is None else torch.empty_like(dx), x.new_empty(mean.shape), x.new_empty(mean.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    x, residual, weight, bias, mean, var, act, eps = inputs
+    x, residual, weight, bias, mean, var, eps, act = inputs
     y, own_mean, own_var = output
-    ctx.own, ctx.act, ctx.eps, ctx.residual = mean is None, act, eps, residual is not None
-    statistics = (own_mean, own_var) if ctx.own else (mean, var)
+    ctx.settings, ctx.residual = (mean is None, eps, act), residual is not None
+    statistics = (own_mean, own_var) if mean is None else (mean, var)
     ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, *statistics)
 
 
 def _backward(ctx, dy, *_):
-    x, y, weight, bias, mean, var = ctx.saved_tensors
-    tensors = (None if t is None else t.detach() for t in (dy, x, y, weight, bias, mean, var))
-    dx, dresidual, dweight, dbias = torch.ops.spfde.norm_act_grad(*tensors, ctx.own, ctx.act, ctx.eps)
-    return _wanted(ctx, dy, (dx, None if y is None else dresidual, dweight, dbias))
+    tensors = [None if t is None else t.detach() for t in (dy, *ctx.saved_tensors)]
+    dx, dresidual, dweight, dbias = torch.ops.spfde.norm_act_grad(*tensors, *ctx.settings)
+    dresidual = None if tensors[2] is None else dresidual
+    return (*_wanted(ctx, dy, (dx, dresidual, dweight, dbias)), None, None, None, None)
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

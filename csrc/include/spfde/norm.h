@@ -20,7 +20,7 @@ struct NormShape {
 };
 
 struct NormActArgs {
-  NormShape shape;  // n >= 1
+  NormShape shape;  // n >= 1, n >= 2 with batch_statistics
   Activation act;
   bool batch_statistics;  // mean and var are computed here, else given
   double eps;
@@ -30,8 +30,11 @@ struct NormActArgs {
   const float* residual;  // or nullptr
   float* mean;            // [channels]
   float* var;             // [channels], biased: divided by n
-  float* y;               // every element written
-  int threads;            // >= 1
+  float* running_mean;    // [channels] or nullptr: moves by momentum towards mean, with batch_statistics
+  float* running_var;     // [channels] or nullptr: towards the variance divided by n - 1
+  double momentum;
+  float* y;     // every element written
+  int threads;  // >= 1
 };
 
 struct NormActGradArgs {
