@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from spfde import freezing, nn, sieving, topology
+from spfde import freezing, fusing, nn, sieving, topology
 from spfde.convert import densify, sparsify
+from spfde.fusing import fuse, unfuse
 from spfde.summary import summary
 
 __version__ = "0.1.0"
@@ -14,6 +15,8 @@ __all__ = [
     "data",
     "densify",
     "freezing",
+    "fuse",
+    "fusing",
     "models",
     "nn",
     "report",
@@ -22,6 +25,7 @@ __all__ = [
     "summary",
     "topology",
     "train",
+    "unfuse",
 ]
 
 # Loaded when asked for: what runs a training, not what a layer needs.

@@ -35,7 +35,7 @@ def norm_act_ref(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
+    """Y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     return ACTIVATIONS[act](y if residual is None else y + residual)
 
@@ -53,7 +53,7 @@ def norm_act(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
+    """Y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
 
     x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6".
     With `training`, statistics are the batch's, and running_mean and running_var, where given, move towards them (the
@@ -104,7 +104,9 @@ def _check(
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected running_mean and running_var both or neither, got one of them")
     if running_mean is None and not training:
-        raise ValueError("expected running_mean and running_var, got None, try training=True for the batch's statistics")
+        raise ValueError(
+            "expected running_mean and running_var, got None, try training=True for the batch's statistics"
+        )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"expected residual of shape {list(x.shape)} like x, got {list(residual.shape)}")
     if training and x.numel() == channels:

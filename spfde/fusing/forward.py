@@ -1,0 +1,59 @@
+"""Stands in for the forward of one module: the same computation with its norms fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from spfde.fusing.chains import Call, rewrite, trace
+
+
+class FusedForward:
+    """The rewritten forward of `module`, one function for each of its two modes.
+
+    It lives in the instance's `__dict__`, so the module keeps its class, children and state_dict. The functions follow
+    from the class's forward and are never copied or saved: deepcopy and pickle make them anew.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Raises Untraceable: the forward must not be replaced."""
+        self.module = module
+        self._functions, self.calls = _functions_of(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._functions[self.module.training](self.module, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module}
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what a copy lacks: its module is complete by the time someone asks.
+        if name not in ("_functions", "calls"):
+            raise AttributeError(name)
+        self._functions, self.calls = _functions_of(self.module)
+        return vars(self)[name]
+
+
+def _functions_of(module: nn.Module) -> tuple[dict[bool, Callable], tuple[Call, ...]]:
+    """The forward for each mode (dropout and the like are traced as they are in it), and the calls in training."""
+    functions: dict[bool, Callable] = {}
+    calls: tuple[Call, ...] = ()
+    before = module.training
+    try:
+        for mode in (False, True):
+            module.training = mode  # not train(): what is inside stays as it is
+            graph = trace(module)
+            calls = tuple(rewrite(graph, module))
+            functions[mode] = _compiled(graph)
+    finally:
+        module.training = before
+    return functions, calls
+
+
+def _compiled(graph: fx.Graph) -> Callable:
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(compile(code.src, "<spfde.fuse>", "exec"), names)
+    return names["forward"]
