@@ -46,8 +46,26 @@ class Call:
     reason: str
 
 
+class _Proxy(fx.Proxy):
+    """Keeps what is done in place in place: torch.fx would trace `x += y` as `x = x + y`."""
+
+
+def _in_place(function: Callable) -> Callable:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Shallow(fx.Tracer):
     """Every module called is a leaf, and no tensor is a constant."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ class FusedForward:
     """The rewritten forward of `module`, one function for each of its two modes.
 
     It lives in the instance's `__dict__`, so the module keeps its class, children and state_dict. The functions follow
-    from the class's forward and are never copied or saved: deepcopy and pickle make them anew.
+    from the class's forward and are never saved: what pickle loads makes them anew at its first call.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -25,11 +26,17 @@ class FusedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._functions[self.module.training](self.module, *args, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
+        other = object.__new__(FusedForward)
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self.module}
 
     def __getattr__(self, name: str) -> Any:
-        # Only what a copy lacks: its module is complete by the time someone asks.
+        # Only after pickle, which has completed the module by the time someone asks.
         if name not in ("_functions", "calls"):
             raise AttributeError(name)
         self._functions, self.calls = _functions_of(self.module)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from spfde.fusing.chains import Untraceable, obstacle
@@ -130,8 +129,6 @@ def _forwards(model: nn.Module) -> tuple[list[FusedForward], dict[nn.Module, str
 
 
 def _forward(module: nn.Module) -> FusedForward:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise Untraceable("it is scripted")
     if not isinstance(vars(module).get("forward"), FusedForward | None):
         raise Untraceable("its forward is replaced on the instance")
     return FusedForward(module)

@@ -297,12 +297,10 @@ LEFT = [
     (lambda: hooked("norm"), "", "it has hooks, which would see the fused output"),
     (lambda: Plain(MyNorm(3)), "", "MyNorm is not nn.BatchNorm2d itself"),
     (lambda: Plain(nn.SyncBatchNorm(3)), "", "SyncBatchNorm is not nn.BatchNorm2d itself"),
-    (lambda: torch.jit.script(Plain()), "", "is not nn.BatchNorm2d itself"),
 ]
 
 
 @pytest.mark.parametrize(("make", "chain", "reason"), LEFT, ids=[reason for *_, reason in LEFT])
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_what_is_not_fused_says_why_and_works_as_before(make, chain, reason):
     torch.manual_seed(0)
     model = make()
