@@ -41,7 +41,7 @@ inline void set_affine(const float* weight, const float* bias, float mean, float
 
 template <Activation A, bool kResidual>
 struct Forward {
-  const NormActArgs& a;
+  NormActArgs a;
   double n;
   bool sums() const { return a.batch_statistics; }
 
@@ -83,7 +83,7 @@ struct Forward {
 // With dz = dy behind the activation: dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat)).
 template <Activation A, bool kResidual>
 struct Backward {
-  const NormActGradArgs& a;
+  NormActGradArgs a;
   double n;
   bool sums() const { return true; }
 
