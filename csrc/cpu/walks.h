@@ -50,6 +50,7 @@ struct PerLane {  // in channels_last neighbours differ
   }
 };
 
+// Operations and numbers travel by value into every inner loop: a store may alias what a reference points to.
 template <class Op, class Numbers>
 inline void write_span(Op op, Numbers m, int64_t at, int64_t n) {
   int64_t i = 0;
@@ -138,6 +139,9 @@ typedef double DoublesUnaligned __attribute__((vector_size(kWidth * 8), aligned(
 inline void add_in_double(double* sums, Vec v) {
   *reinterpret_cast<DoublesUnaligned*>(sums) += __builtin_convertvector(v, Doubles);
 }
+inline void add_in_double(double* sums, const double* others) {
+  *reinterpret_cast<DoublesUnaligned*>(sums) += *reinterpret_cast<const DoublesUnaligned*>(others);
+}
 
 // Adds rows begin to end of kBlock vectors at `lane` to sums [2, lanes].
 template <int kBlock, class Op>
@@ -176,7 +180,7 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
   const int64_t lanes = repeats * s.channels, rows = values / lanes, rest = values % lanes;
   const int64_t wide = lanes * ceil_div(256, lanes);  // a row when writing: less to do per row
   // The number of blocks does not depend on the threads, so neither do the bits.
-  const int64_t block = max(64, ceil_div(rows, 64)), blocks = ceil_div(rows, block);
+  const int64_t block = max(64, ceil_div(rows, 64)), blocks = max(1, ceil_div(rows, block));
   float* table = scratch<float>(Scratch::bias, kNumbers * wide);
   double* sums = scratch<double>(Scratch::partial, 2 * blocks * lanes);
   const PerLane m = {table, wide};
@@ -187,11 +191,10 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
   };
   const auto total = [&](int64_t c) {
     Pair<double> sum = {0., 0.};
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t i = c; i < lanes; i += s.channels) {
-        sum.first += sums[2 * b * lanes + i];
-        sum.second += sums[(2 * b + 1) * lanes + i];
-      }
+    for (int64_t i = c; i < lanes; i += s.channels) {
+      sum.first += sums[i];
+      sum.second += sums[lanes + i];
+    }
     for (int64_t i = c; i < rest; i += s.channels) {
       const Pair<float> t = op.term(float{}, m, rows * lanes + i, i);
       sum.first += t.first;
@@ -212,6 +215,10 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < blocks; ++b)
         sum_block(op, m, b * block, min(rows, (b + 1) * block), lanes, sums + 2 * b * lanes);
+      // The first block's sums become those of all.
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < 2 * lanes; i += kWidth)
+        for (int64_t b = 1; b < blocks; ++b) add_in_double(sums + i, sums + 2 * b * lanes + i);
     }
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < s.channels; ++c) {
