@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from spfde.kernels.recompute import without_saving
 from spfde.nn.norm import FusedNormAct2d
 
 FUSABLE = (nn.BatchNorm2d, FusedNormAct2d)  # these very types: a subclass may do something else
@@ -117,9 +118,12 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         torch.set_rng_state(tensors)
 
 
-def rewrite(graph: fx.Graph, module: nn.Module) -> list[Call]:
-    """Fuses every chain of the graph in place; returns what became of each norm, in order."""
-    return [_fuse_at(node, graph, module) for node in list(graph.nodes) if _is_norm(node, module)]
+def rewrite(graph: fx.Graph, module: nn.Module, recompute: bool) -> list[Call]:
+    """Fuses every chain of the graph in place; returns what became of each norm, in order.
+
+    With `recompute`, a layer that follows a chain without addition does not save its input.
+    """
+    return [_fuse_at(node, graph, module, recompute) for node in list(graph.nodes) if _is_norm(node, module)]
 
 
 def obstacle(norm: nn.Module) -> str:
@@ -129,7 +133,7 @@ def obstacle(norm: nn.Module) -> str:
     return "it has hooks, which would see the fused output" if _hooked(norm) else ""
 
 
-def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Call:
+def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool) -> Call:
     norm = module.get_submodule(str(node.target))
     reason = obstacle(norm)
     if not reason and (len(node.args) != 1 or node.kwargs):
@@ -156,8 +160,23 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Call:
     end.replace_all_uses_with(fused)
     for dead in dict.fromkeys((end, last, node)):
         graph.erase_node(dead)
+    if recompute and residual is None:
+        _remake_for(fused, graph, module)
     parts = ["norm", *(["add"] if residual is not None else []), *([act] if act != "none" else [])]
     return Call(norm, "+".join(parts), reason if act == "none" else "")
+
+
+def _remake_for(fused: fx.Node, graph: fx.Graph, module: nn.Module) -> None:
+    """Lets the one layer that reads a fused output call for it again in backward."""
+    user = _only_user(fused)
+    if user is None or user.op != "call_module" or _is_norm(user, module) or user.args != (fused,) or user.kwargs:
+        return
+    if any(True for _ in module.get_submodule(str(user.target)).children()):
+        return
+    with graph.inserting_before(user):
+        layer = graph.get_attr(str(user.target))
+        user.replace_all_uses_with(graph.call_function(without_saving, (layer, fused)))
+    graph.erase_node(user)
 
 
 def _is_norm(node: fx.Node, module: nn.Module) -> bool:

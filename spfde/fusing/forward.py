@@ -18,10 +18,10 @@ class FusedForward:
     from the class's forward and are never saved: what pickle loads makes them anew at its first call.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, recompute: bool = False) -> None:
         """Raises Untraceable: the forward must not be replaced."""
-        self.module = module
-        self._functions, self.calls = _functions_of(module)
+        self.module, self.recompute = module, recompute
+        self._functions, self.calls = _functions_of(module, recompute)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._functions[self.module.training](self.module, *args, **kwargs)
@@ -33,17 +33,17 @@ class FusedForward:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module}
+        return {"module": self.module, "recompute": self.recompute}
 
     def __getattr__(self, name: str) -> Any:
         # Only after pickle, which has completed the module by the time someone asks.
         if name not in ("_functions", "calls"):
             raise AttributeError(name)
-        self._functions, self.calls = _functions_of(self.module)
+        self._functions, self.calls = _functions_of(self.module, self.recompute)
         return vars(self)[name]
 
 
-def _functions_of(module: nn.Module) -> tuple[dict[bool, Callable], tuple[Call, ...]]:
+def _functions_of(module: nn.Module, recompute: bool) -> tuple[dict[bool, Callable], tuple[Call, ...]]:
     """The forward for each mode (dropout and the like are traced as they are in it), and the calls in training."""
     functions: dict[bool, Callable] = {}
     calls: tuple[Call, ...] = ()
@@ -52,7 +52,7 @@ def _functions_of(module: nn.Module) -> tuple[dict[bool, Callable], tuple[Call, 
         for mode in (False, True):
             module.training = mode  # not train(): what is inside stays as it is
             graph = trace(module)
-            calls = tuple(rewrite(graph, module))
+            calls = tuple(rewrite(graph, module, recompute))
             functions[mode] = _compiled(graph)
     finally:
         module.training = before

@@ -41,19 +41,22 @@ class Report:
         return "\n".join([*lines, f"{joined} of {len(self.rows)} norms {word} with what follows them"])
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     """Makes one call of every norm (+ residual addition) (+ ReLU or ReLU6) in place, and returns the model.
 
     Parameters, buffers, state_dict keys, module names and classes stay: an nn.BatchNorm2d becomes a
     `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
 
+    recompute: a layer that follows a norm and activation does not save its input, backward makes it again: half the
+    memory there for one more pass over it.
+
     A rewritten forward is the one of the moment: fuse again after changing an attribute on which it branches.
 
     Raises:
         TypeError: model is not an nn.Module.
     """
-    forwards, _ = _forwards(_checked(model))
+    forwards, _ = _forwards(_checked(model), recompute)
     for forward in forwards:
         if any("+" in call.chain for call in forward.calls):
             forward.module.forward = forward
@@ -84,7 +87,7 @@ def report(model: nn.Module) -> Report:
         TypeError: model is not an nn.Module.
     """
     names = {module: name or "the model" for name, module in _checked(model).named_modules()}
-    forwards, problems = _forwards(model)
+    forwards, problems = _forwards(model, recompute=False)
     rows = []
     for norm in model.modules():
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -114,7 +117,7 @@ def _checked(model: nn.Module) -> nn.Module:
     return model
 
 
-def _forwards(model: nn.Module) -> tuple[list[FusedForward], dict[nn.Module, str]]:
+def _forwards(model: nn.Module, recompute: bool) -> tuple[list[FusedForward], dict[nn.Module, str]]:
     """The rewritten forward of every module around a norm, and why some cannot have one; outer before inner."""
     forwards, problems = [], {}
     for module in model.modules():
@@ -122,13 +125,13 @@ def _forwards(model: nn.Module) -> tuple[list[FusedForward], dict[nn.Module, str
         if not norms or type(module).forward is nn.Module.forward:
             continue
         try:
-            forwards.append(_forward(module))
+            forwards.append(_forward(module, recompute))
         except Untraceable as problem:
             problems[module] = str(problem)
     return forwards, problems
 
 
-def _forward(module: nn.Module) -> FusedForward:
+def _forward(module: nn.Module, recompute: bool) -> FusedForward:
     if not isinstance(vars(module).get("forward"), FusedForward | None):
         raise Untraceable("its forward is replaced on the instance")
-    return FusedForward(module)
+    return FusedForward(module, recompute)

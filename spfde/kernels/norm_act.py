@@ -7,6 +7,7 @@ on a CPU; everything else is torch's own batch_norm, addition and activation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) ->
 # ---- outside autograd -----------------------------------------------------------------------------------------------
 
 
-def _format(x: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor) -> torch.memory_format:
     """The memory format that x has, or is copied to."""
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
@@ -135,7 +136,7 @@ def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
     """The fields of NormShape in csrc/include/spfde/norm.h; single pixels have one layout, read as channels_last."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
-    return batch, channels, pixels, pixels == 1 or _format(x) == torch.channels_last
+    return batch, channels, pixels, pixels == 1 or memory_format_of(x) == torch.channels_last
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -186,7 +187,7 @@ def compute_grad(
     act: str,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """(dx, dresidual, dweight, dbias); dresidual only with y."""
-    dy = dy.contiguous(memory_format=_format(x))
+    dy = dy.contiguous(memory_format=memory_format_of(x))
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
     dresidual = None if y is None else torch.empty_like(x)
     native().norm_act_grad(
@@ -197,9 +198,9 @@ def compute_grad(
     return dx, dresidual, dweight, dbias
 
 
-def _packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both in one memory format, copied only where they are not."""
-    layout = _format(x)
+    layout = memory_format_of(x)
     return x.contiguous(memory_format=layout), None if residual is None else residual.contiguous(memory_format=layout)
 
 
@@ -211,7 +212,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act):
-        x, residual = _packed(x, residual)
+        x, residual = packed(x, residual)
         y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
         ctx.settings, ctx.residual = (training, eps, act), residual is not None
         ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, mean, var)
@@ -221,76 +222,25 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx, dy):
         with torch.no_grad():
             grads = compute_grad(dy, *ctx.saved_tensors, *ctx.settings)
-        return (*_wanted(ctx, dy, grads), None, None, None, None, None, None)
+        return (*wanted_grads(ctx, dy, grads), None, None, None, None, None, None)
 
 
-def _wanted(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+def can_remake(node: Any) -> bool:
+    """Whether `remake` works: an eager native call without a residual made this node of the autograd graph."""
+    return isinstance(node, _NormAct._backward_cls) and not node.residual
+
+
+def remake(node: Any) -> Tensor:
+    """The output y of the call that made `node`, bit for bit, from what that call has saved."""
+    x, _, weight, bias, mean, var = node.saved_tensors
+    _, eps, act = node.settings
+    with torch.no_grad():
+        return compute(x, None, weight, bias, mean, var, False, 0.0, eps, act)[0]
+
+
+def wanted_grads(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     """The gradients of x, residual, weight and bias, None where nobody asks."""
     dx, dresidual, dweight, dbias = grads
     dresidual = dy if dresidual is None and ctx.residual else dresidual
-    wanted = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad[:4], strict=True)
-    return refuse_double_backward([grad if need else None for grad, need in wanted])
-
-
-@torch.library.custom_op("spfde::norm_act", mutates_args=())
-def _op(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, residual = _packed(x, residual)
-    y, own_mean, own_var = compute(x, residual, weight, bias, mean, var, mean is None, 0.0, eps, act)
-    return (y, own_mean, own_var) if mean is None else (y, x.new_empty(0), x.new_empty(0))
-
-
-@_op.register_fake
-def _fake(x, residual, weight, bias, mean, var, eps, act):
-    size = x.shape[1] if mean is None else 0
-    return torch.empty_like(x, memory_format=_format(x)), x.new_empty(size), x.new_empty(size)
-
-
-@torch.library.custom_op("spfde::norm_act_grad", mutates_args=())
-def _grad_op(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    training: bool,
-    eps: float,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y = _packed(x, y)
-    dx, dresidual, dweight, dbias = compute_grad(dy, x, y, weight, bias, mean, var, training, eps, act)
-    return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
-
-
-@_grad_op.register_fake
-def _grad_fake(dy, x, y, weight, bias, mean, var, training, eps, act):
-    dx = torch.empty_like(x, memory_format=_format(x))
-    return dx, x.new_empty(0) if y is None else torch.empty_like(dx), x.new_empty(mean.shape), x.new_empty(mean.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    x, residual, weight, bias, mean, var, eps, act = inputs
-    y, own_mean, own_var = output
-    ctx.settings, ctx.residual = (mean is None, eps, act), residual is not None
-    statistics = (own_mean, own_var) if mean is None else (mean, var)
-    ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, *statistics)
-
-
-def _backward(ctx, dy, *_):
-    tensors = [None if t is None else t.detach() for t in (dy, *ctx.saved_tensors)]
-    dx, dresidual, dweight, dbias = torch.ops.spfde.norm_act_grad(*tensors, *ctx.settings)
-    dresidual = None if tensors[2] is None else dresidual
-    return (*_wanted(ctx, dy, (dx, dresidual, dweight, dbias)), None, None, None, None)
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
+    pairs = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad[:4], strict=True)
+    return refuse_double_backward([grad if need else None for grad, need in pairs])
