@@ -3,6 +3,7 @@
 
 #include "spfde/blocks.h"
 #include "spfde/conv2d_geometry.h"
+#include "spfde/norm.h"
 #include "spfde/sddmm.h"
 #include "spfde/spmm.h"
 
@@ -58,6 +59,14 @@ SPFDE_DISPATCH(shifted_blocks_input_grad, Conv2dBlocksInputGradArgs)
 
 #define SPFDE_OP shifted_blocks_weight_grad
 SPFDE_DISPATCH(shifted_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP norm_act
+SPFDE_DISPATCH(norm_act, NormActArgs)
+#undef SPFDE_OP
+
+#define SPFDE_OP norm_act_grad
+SPFDE_DISPATCH(norm_act_grad, NormActGradArgs)
 #undef SPFDE_OP
 
 }  // namespace spfde

@@ -13,6 +13,7 @@
 #include "spfde/conv2d.h"
 #include "spfde/isa.h"
 #include "spfde/masked.h"
+#include "spfde/norm.h"
 #include "spfde/sddmm.h"
 #include "spfde/spmm.h"
 
@@ -37,6 +38,7 @@ spfde::Conv2dShape conv2d_shape(const std::array<int64_t, 16>& s) {
 spfde::BlockIndex block_index(int64_t height, int64_t width, uintptr_t unit_ptr, uintptr_t unit_col) {
   return {height, width, pointer<int32_t>(unit_ptr), pointer<int32_t>(unit_col)};
 }
+spfde::NormShape norm_shape(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3] != 0}; }
 
 std::vector<std::string> names(const std::vector<spfde::Isa>& isas) {
   std::vector<std::string> out;
@@ -158,6 +160,29 @@ PYBIND11_MODULE(_C, m) {
         spfde::conv2d_blocks_weight_grad({conv2d_shape(shape), block_index(height, width, unit_ptr, unit_col),
                                           pointer<float>(x), pointer<float>(dy), x_channels_last, dy_channels_last,
                                           capacity, pointer<float>(dvalues), pointer<float>(dbias), threads});
+      },
+      release());
+
+  m.def(
+      "norm_act",
+      [](const std::array<int64_t, 4>& shape, int act, bool batch_statistics, double eps, uintptr_t weight,
+         uintptr_t bias, uintptr_t x, uintptr_t residual, uintptr_t mean, uintptr_t var, uintptr_t running_mean,
+         uintptr_t running_var, double momentum, uintptr_t y, int threads) {
+        spfde::norm_act({norm_shape(shape), static_cast<spfde::Activation>(act), batch_statistics, eps,
+                         pointer<float>(weight), pointer<float>(bias), pointer<float>(x), pointer<float>(residual),
+                         pointer<float>(mean), pointer<float>(var), pointer<float>(running_mean),
+                         pointer<float>(running_var), momentum, pointer<float>(y), threads});
+      },
+      release());
+  m.def(
+      "norm_act_grad",
+      [](const std::array<int64_t, 4>& shape, int act, bool batch_statistics, double eps, uintptr_t weight,
+         uintptr_t bias, uintptr_t mean, uintptr_t var, uintptr_t x, uintptr_t y, uintptr_t dy, uintptr_t dx,
+         uintptr_t dresidual, uintptr_t dweight, uintptr_t dbias, int threads) {
+        spfde::norm_act_grad({norm_shape(shape), static_cast<spfde::Activation>(act), batch_statistics, eps,
+                              pointer<float>(weight), pointer<float>(bias), pointer<float>(mean), pointer<float>(var),
+                              pointer<float>(x), pointer<float>(y), pointer<float>(dy), pointer<float>(dx),
+                              pointer<float>(dresidual), pointer<float>(dweight), pointer<float>(dbias), threads});
       },
       release());
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from spfde import freezing, nn, sieving, topology
+from spfde import freezing, fusing, nn, sieving, topology
 from spfde.convert import densify, sparsify
+from spfde.fusing import fuse, unfuse
 from spfde.kernels.table import Table
 from spfde.summary import summary
 from spfde.tune import tune, use_table
@@ -17,6 +18,8 @@ __all__ = [
     "data",
     "densify",
     "freezing",
+    "fuse",
+    "fusing",
     "models",
     "nn",
     "report",
@@ -26,6 +29,7 @@ __all__ = [
     "topology",
     "train",
     "tune",
+    "unfuse",
     "use_table",
 ]
 

@@ -1,0 +1,235 @@
+"""Finds norm (+ addition) (+ activation) in one module's forward and makes one call of them.
+
+Only the module's own forward is looked at: everything it calls is a leaf. So a chain is found wherever its parts are
+called by the same forward, and what is rewritten stays as small as one block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from spfde.kernels.recompute import without_saving
+from spfde.nn.norm import FusedNormAct2d
+
+FUSABLE = (nn.BatchNorm2d, FusedNormAct2d)  # these very types: a subclass may do something else
+
+_ACT_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
+_ACT_FUNCTIONS = {
+    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", "relu": "relu",
+    "relu_": "relu",
+}  # fmt: skip
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_IN_PLACE = (operator.iadd, "add_")
+# What tracing would silently settle once and for all.
+_UNSTABLE = {"isinstance", "type", "is_tensor", "is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled"}
+
+
+class Untraceable(Exception):
+    """A forward that must not be replaced by its trace; the message says why."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One norm called by a forward: what was fused with it, and what kept more from being fused."""
+
+    norm: nn.Module
+    chain: str
+    reason: str
+
+
+class _Proxy(fx.Proxy):
+    """Keeps what is done in place in place: torch.fx would trace `x += y` as `x = x + y`."""
+
+
+def _in_place(function: Callable) -> Callable:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class _Shallow(fx.Tracer):
+    """Every module called is a leaf, and no tensor is a constant."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not any(a is t for t in (*self.root.parameters(), *self.root.buffers())):
+            raise Untraceable("its forward makes a tensor of its own")
+        return super().create_arg(a)
+
+
+def trace(module: nn.Module) -> fx.Graph:
+    """The graph of the module's own forward, as its class defines it, in its present mode.
+
+    Raises:
+        Untraceable: torch.fx cannot follow, or what it follows would not always hold.
+    """
+    forward = inspect.unwrap(type(module).forward)
+    parameters = list(inspect.signature(forward).parameters.values())
+    if any(p.kind != p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
+        raise Untraceable("its forward has optional arguments")
+    looks_at = _UNSTABLE.intersection(getattr(getattr(forward, "__code__", None), "co_names", ()))
+    if looks_at:
+        raise Untraceable(f"its forward asks {' and '.join(sorted(looks_at))}")
+    with _unchanged(module):
+        try:
+            return _Shallow().trace(module)
+        except Untraceable:
+            raise
+        except Exception as error:
+            problem = (str(error) or type(error).__name__).splitlines()[0]
+            raise Untraceable(f"torch.fx cannot trace its forward: {problem}") from error
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Refuses a forward that draws random numbers or sets attributes, both restored."""
+    state, drawn, tensors = dict(vars(module)), random.getstate(), torch.get_rng_state()
+    try:
+        yield
+        changed = vars(module).keys() != state.keys() or any(vars(module)[k] is not state[k] for k in state)
+        if changed:
+            raise Untraceable("its forward sets attributes")
+        if random.getstate() != drawn or not torch.equal(torch.get_rng_state(), tensors):
+            raise Untraceable("its forward draws random numbers")
+    finally:
+        vars(module).clear()
+        vars(module).update(state)
+        random.setstate(drawn)
+        torch.set_rng_state(tensors)
+
+
+def rewrite(graph: fx.Graph, module: nn.Module, recompute: bool) -> list[Call]:
+    """Fuses every chain of the graph in place; returns what became of each norm, in order.
+
+    With `recompute`, a layer that follows a chain without addition does not save its input.
+    """
+    return [_fuse_at(node, graph, module, recompute) for node in list(graph.nodes) if _is_norm(node, module)]
+
+
+def obstacle(norm: nn.Module) -> str:
+    """Why a norm cannot be fused whatever follows it; empty if it can."""
+    if type(norm) not in FUSABLE:
+        return f"{type(norm).__name__} is not nn.BatchNorm2d itself"
+    return "it has hooks, which would see the fused output" if _hooked(norm) else ""
+
+
+def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool) -> Call:
+    norm = module.get_submodule(str(node.target))
+    reason = obstacle(norm)
+    if not reason and (len(node.args) != 1 or node.kwargs):
+        reason = "it is called with more than its input"
+    if reason:
+        return Call(norm, "", reason)
+    last, residual = node, None
+    addition = _only_user(node)
+    if addition is not None and _adds(addition, node):
+        reason = _moving_problem(node)
+        if not reason:
+            last, residual = addition, next(a for a in addition.args if a is not node)
+    follower = _only_user(last)
+    act = _activation(follower, last, module) if follower is not None else ""
+    if act:
+        end = follower
+    else:
+        act, end = "none", last
+        reason = reason or _why_no_activation(last, follower, module)
+    if end is node:
+        return Call(norm, "norm", reason)
+    with graph.inserting_before(last):
+        fused = graph.call_module(str(node.target), (node.args[0], residual, act))
+    end.replace_all_uses_with(fused)
+    for dead in dict.fromkeys((end, last, node)):
+        graph.erase_node(dead)
+    if recompute and residual is None:
+        _remake_for(fused, graph, module)
+    parts = ["norm", *(["add"] if residual is not None else []), *([act] if act != "none" else [])]
+    return Call(norm, "+".join(parts), reason if act == "none" else "")
+
+
+def _remake_for(fused: fx.Node, graph: fx.Graph, module: nn.Module) -> None:
+    """Lets the one layer that reads a fused output call for it again in backward."""
+    user = _only_user(fused)
+    if user is None or user.op != "call_module" or _is_norm(user, module) or user.args != (fused,) or user.kwargs:
+        return
+    if any(True for _ in module.get_submodule(str(user.target)).children()):
+        return
+    with graph.inserting_before(user):
+        layer = graph.get_attr(str(user.target))
+        user.replace_all_uses_with(graph.call_function(without_saving, (layer, fused)))
+    graph.erase_node(user)
+
+
+def _is_norm(node: fx.Node, module: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(
+        module.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm
+    )
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _adds(node: fx.Node, norm: fx.Node) -> bool:
+    """Whether `node` is norm + other, and changes nothing but the norm's output."""
+    if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
+        return False
+    first, second = node.args
+    other = second if first is norm else first
+    in_place_elsewhere = node.target in _IN_PLACE and first is not norm
+    return isinstance(other, fx.Node) and other is not norm and not in_place_elsewhere
+
+
+def _moving_problem(norm: fx.Node) -> str:
+    """The norm moves behind what makes the residual: nothing may change its input in between."""
+    source = norm.args[0]
+    alone = isinstance(source, fx.Node) and len(source.users) == 1 and source.op != "placeholder"
+    return "" if alone else "its input is also used elsewhere, so the addition stays on its own"
+
+
+def _activation(node: fx.Node, value: fx.Node, module: nn.Module) -> str:
+    """The name of the activation that `node` applies to `value`, empty if it is none that can be fused."""
+    if not node.args or node.args[0] is not value or len(node.args) != 1 or node.kwargs.keys() - {"inplace"}:
+        return ""
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        return "" if _hooked(called) else _ACT_MODULES.get(type(called), "")
+    return _ACT_FUNCTIONS.get(node.target, "") if node.op in ("call_function", "call_method") else ""
+
+
+def _why_no_activation(last: fx.Node, follower: fx.Node | None, module: nn.Module) -> str:
+    if follower is None:
+        return f"its output is used in {len(last.users)} places" if last.users else "its output is not used"
+    if follower.op == "output":
+        return f"the forward of {type(module).__name__} ends with it"
+    if follower.op == "call_module":
+        called = module.get_submodule(str(follower.target))
+        hooks = " with hooks" if _hooked(called) else ""
+        return f"followed by {type(called).__name__}{hooks}"
+    return f"followed by {getattr(follower.target, '__name__', follower.target)}"
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks: tuple[Callable | Any, ...] = (
+        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    )  # fmt: skip
+    return any(hooks)

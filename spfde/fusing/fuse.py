@@ -1,0 +1,137 @@
+"""Whole models: fuse norms with the additions and activations that follow them, and undo it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from spfde.fusing.chains import Untraceable, obstacle
+from spfde.fusing.forward import FusedForward
+from spfde.nn.norm import FusedNormAct2d
+
+
+@dataclass(frozen=True)
+class NormFusing:
+    """One norm: `chain` is what runs as one ("norm+add+relu", "norm" for itself alone, "" if it stays torch's).
+
+    `reason`: why not more. `fused`: whether `spfde.fuse` has put it in.
+    """
+
+    name: str
+    chain: str
+    reason: str
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The norms of a model and what can be fused with them; str() is the table."""
+
+    rows: tuple[NormFusing, ...]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no normalisation layer, nothing to fuse"
+        width = max(len(row.name) for row in self.rows)
+        chains = max(len(row.chain or "left alone") for row in self.rows)
+        lines = [f"{r.name:{width}}  {r.chain or 'left alone':{chains}}  {r.reason}".rstrip() for r in self.rows]
+        joined = sum("+" in row.chain for row in self.rows)
+        word = "fused" if any(row.fused for row in self.rows) else "can be fused"
+        return "\n".join([*lines, f"{joined} of {len(self.rows)} norms {word} with what follows them"])
+
+
+def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
+    """Makes one call of every norm (+ residual addition) (+ ReLU or ReLU6) in place, and returns the model.
+
+    Parameters, buffers, state_dict keys, module names and classes stay: an nn.BatchNorm2d becomes a
+    `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
+    `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
+
+    recompute: a layer that follows a norm and activation does not save its input, backward makes it again: half the
+    memory there for one more pass over it.
+
+    A rewritten forward is the one of the moment: fuse again after changing an attribute on which it branches.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+    """
+    forwards, _ = _forwards(_checked(model), recompute)
+    for forward in forwards:
+        if any("+" in call.chain for call in forward.calls):
+            forward.module.forward = forward
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d and not obstacle(module):
+            module.__class__ = FusedNormAct2d
+    return model
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Gives the model of before `fuse` back, in place, with its present weights and statistics.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+    """
+    for module in _checked(model).modules():
+        if isinstance(vars(module).get("forward"), FusedForward):
+            del module.forward
+        if type(module) is FusedNormAct2d:
+            module.__class__ = nn.BatchNorm2d
+    return model
+
+
+def report(model: nn.Module) -> Report:
+    """What `fuse` did, or would do, with every normalisation layer of the model, in order of registration.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+    """
+    names = {module: name or "the model" for name, module in _checked(model).named_modules()}
+    forwards, problems = _forwards(model, recompute=False)
+    rows = []
+    for norm in model.modules():
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        calls = [call for forward in forwards for call in forward.calls if call.norm is norm]
+        around = [f"in {names[m]} ({type(m).__name__}), {why}" for m, why in problems.items() if norm in m.modules()]
+        alone = obstacle(norm)
+        chains = [call.chain for call in calls] or ["" if alone else "norm"]
+        reasons = [call.reason for call in calls] or [alone, *around[-1:], "no forward calls it"]
+        rows.append(
+            NormFusing(
+                name=names[norm],
+                chain=", ".join(dict.fromkeys(filter(None, chains))),
+                reason=next(filter(None, reasons), ""),
+                fused=type(norm) is FusedNormAct2d,
+            )
+        )
+    return Report(tuple(rows))
+
+
+fuse.report = report  # type: ignore[attr-defined]
+
+
+def _checked(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(model).__name__}, try the model itself")
+    return model
+
+
+def _forwards(model: nn.Module, recompute: bool) -> tuple[list[FusedForward], dict[nn.Module, str]]:
+    """The rewritten forward of every module around a norm, and why some cannot have one; outer before inner."""
+    forwards, problems = [], {}
+    for module in model.modules():
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules() if m is not module)
+        if not norms or type(module).forward is nn.Module.forward:
+            continue
+        try:
+            forwards.append(_forward(module, recompute))
+        except Untraceable as problem:
+            problems[module] = str(problem)
+    return forwards, problems
+
+
+def _forward(module: nn.Module, recompute: bool) -> FusedForward:
+    if not isinstance(vars(module).get("forward"), FusedForward | None):
+        raise Untraceable("its forward is replaced on the instance")
+    return FusedForward(module, recompute)

@@ -1,0 +1,246 @@
+"""norm_act: y = act(batch_norm(x) + residual) and its gradients, each in two passes over memory.
+
+x is saved for backward, and y only where a residual hides it from x: the next layer saves y anyway. Native for float32
+on a CPU; everything else is torch's own batch_norm, addition and activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spfde._names import unknown
+from spfde._native import native
+from spfde.kernels.clock import timed
+from spfde.kernels.precision import refuse_double_backward, through_dispatcher
+
+# In the order of Activation in csrc/include/spfde/norm.h.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+
+def norm_act_ref(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: str = "none",
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return ACTIVATIONS[act](y if residual is None else y + residual)
+
+
+def norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    act: str = "none",
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
+
+    x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6".
+    With `training`, statistics are the batch's, and running_mean and running_var, where given, move towards them (the
+    variance unbiased); otherwise they are the statistics. Returns y in the memory format of x.
+
+    Raises:
+        ValueError: a shape does not fit, `act` names none, statistics are missing, or one value per channel would have
+            to give a variance. The running statistics have not moved then.
+    """
+    _check(x, running_mean, running_var, weight, bias, residual, act, training)
+    if not _runs_native(x, residual, running_mean, running_var, weight, bias):
+        return norm_act_ref(
+            x, running_mean, running_var, weight, bias,
+            residual=residual, act=act, training=training, momentum=momentum, eps=eps,
+        )  # fmt: skip
+    statistics = (running_mean, running_var, training, momentum, eps)
+    if not through_dispatcher(x):
+        return _NormAct.apply(x, residual, weight, bias, *statistics, act)
+    fixed = (None, None) if training else (running_mean, running_var)
+    y, mean, var = torch.ops.spfde.norm_act(x, residual, weight, bias, *fixed, eps, act)
+    if training and running_mean is not None and running_var is not None:
+        n = x.numel() // x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1))
+    return y
+
+
+def _check(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    training: bool,
+) -> None:
+    if act not in ACTIVATIONS:
+        raise unknown("act", act, ACTIVATIONS)
+    if x.dim() < 2:
+        raise ValueError(f"expected x of shape [batch, channels, ...], got {list(x.shape)}")
+    channels = x.shape[1]
+    vectors = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, vector in vectors.items():
+        if vector is not None and vector.shape != (channels,):
+            raise ValueError(f"expected {name} of shape [{channels}], got {list(vector.shape)}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("expected running_mean and running_var both or neither, got one of them")
+    if running_mean is None and not training:
+        raise ValueError(
+            "expected running_mean and running_var, got None, try training=True for the batch's statistics"
+        )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"expected residual of shape {list(x.shape)} like x, got {list(residual.shape)}")
+    if training and x.numel() == channels:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")  # torch's
+
+
+def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
+    """Whether the native kernel takes these: float32 in a CPU's memory, some values, vectors without gaps."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+        return False
+    if residual is not None and (residual.dtype != x.dtype or residual.device != x.device):
+        return False
+    return all(v is None or (v.dtype == x.dtype and v.device == x.device and v.is_contiguous()) for v in vectors)
+
+
+# ---- outside autograd -----------------------------------------------------------------------------------------------
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format that x has, or is copied to."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
+    """The fields of NormShape in csrc/include/spfde/norm.h; single pixels have one layout, read as channels_last."""
+    batch, channels = x.shape[:2]
+    pixels = x.numel() // (batch * channels)
+    return batch, channels, pixels, pixels == 1 or memory_format_of(x) == torch.channels_last
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@timed
+def compute(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, var): the running statistics, or with `training` the batch's, towards which the running ones move."""
+    if training:
+        mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    else:
+        mean, var, running_mean, running_var = running_mean, running_var, None, None
+    y = torch.empty_like(x)
+    native().norm_act(
+        _native_shape(x), _CODES[act], training, eps, _address(weight), _address(bias), x.data_ptr(),
+        _address(residual), mean.data_ptr(), var.data_ptr(), _address(running_mean), _address(running_var), momentum,
+        y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    for moved in (running_mean, running_var):
+        if moved is not None and not moved.is_inference():
+            torch.autograd.graph.increment_version(moved)  # an earlier backward that needs the old ones must notice
+    return y, mean, var
+
+
+@timed
+def compute_grad(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    training: bool,
+    eps: float,
+    act: str,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """(dx, dresidual, dweight, dbias); dresidual only with y."""
+    dy = dy.contiguous(memory_format=memory_format_of(x))
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+    dresidual = None if y is None else torch.empty_like(x)
+    native().norm_act_grad(
+        _native_shape(x), _CODES[act], training, eps, _address(weight), _address(bias), mean.data_ptr(), var.data_ptr(),
+        x.data_ptr(), _address(y), dy.data_ptr(), dx.data_ptr(), _address(dresidual), dweight.data_ptr(),
+        dbias.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dresidual, dweight, dbias
+
+
+def packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both in one memory format, copied only where they are not."""
+    layout = memory_format_of(x)
+    return x.contiguous(memory_format=layout), None if residual is None else residual.contiguous(memory_format=layout)
+
+
+# ---- autograd -------------------------------------------------------------------------------------------------------
+
+
+class _NormAct(torch.autograd.Function):
+    """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
+
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act):
+        x, residual = packed(x, residual)
+        y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
+        ctx.settings, ctx.residual = (training, eps, act), residual is not None
+        ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, mean, var)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        with torch.no_grad():
+            grads = compute_grad(dy, *ctx.saved_tensors, *ctx.settings)
+        return (*wanted_grads(ctx, dy, grads), None, None, None, None, None, None)
+
+
+def can_remake(node: Any) -> bool:
+    """Whether `remake` works: an eager native call without a residual made this node of the autograd graph."""
+    return isinstance(node, _NormAct._backward_cls) and not node.residual
+
+
+def remake(node: Any) -> Tensor:
+    """The output y of the call that made `node`, bit for bit, from what that call has saved."""
+    x, _, weight, bias, mean, var = node.saved_tensors
+    _, eps, act = node.settings
+    with torch.no_grad():
+        return compute(x, None, weight, bias, mean, var, False, 0.0, eps, act)[0]
+
+
+def wanted_grads(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The gradients of x, residual, weight and bias, None where nobody asks."""
+    dx, dresidual, dweight, dbias = grads
+    dresidual = dy if dresidual is None and ctx.residual else dresidual
+    pairs = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad[:4], strict=True)
+    return refuse_double_backward([grad if need else None for grad, need in pairs])

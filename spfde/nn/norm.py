@@ -1,0 +1,45 @@
+"""A BatchNorm2d that adds a residual and applies an activation in the same passes over memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from spfde.kernels.norm_act import ACTIVATIONS, norm_act
+
+
+class FusedNormAct2d(nn.BatchNorm2d):
+    """y = act(batch_norm(x) + residual): nn.BatchNorm2d with the same parameters, buffers and state_dict keys.
+
+    Called with x alone it is a BatchNorm2d. `spfde.fuse` puts it where a norm, an addition and an activation follow one
+    another, and passes the other two along.
+    """
+
+    def forward(self, x: Tensor, residual: Any = None, act: str = "none") -> Tensor:
+        """Y [N, C, H, W] in the memory format of x; act: "none", "relu" or "relu6".
+
+        residual: a tensor like x; anything else that can be added to y is, afterwards.
+
+        Raises:
+            ValueError: x is not [N, C, H, W], `act` names none, or one value per channel would give a variance; the
+                running statistics have not moved then.
+        """
+        if residual is not None and not (isinstance(residual, Tensor) and residual.shape == x.shape):
+            return ACTIVATIONS[act](self(x) + residual)
+        self._check_input_dim(x)
+        track = self.training and self.track_running_stats
+        batch = self.training or self.running_mean is None
+        running = (self.running_mean, self.running_var) if track or not batch else (None, None)
+        counted = self.num_batches_tracked if track else None
+        if self.momentum is not None:
+            momentum = self.momentum
+        else:  # all batches so far weigh the same
+            momentum = 0.0 if counted is None else 1.0 / (float(counted) + 1.0)
+        y = norm_act(
+            x, *running, self.weight, self.bias,
+            residual=residual, act=act, training=batch, momentum=momentum, eps=self.eps,
+        )  # fmt: skip
+        if counted is not None:
+            counted.add_(1)  # last: what raises has not counted
+        return y
