@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from spfde.data import Images
+from spfde.train import randomness
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -21,8 +23,11 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Count the samples."""
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield images, targets [b] and indices [b] of the samples in `order` [n]."""
+    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+        """Yield images, targets [b] and indices [b] of the samples in `order` [n].
+
+        What is random about a batch is a function of `key` (integers >= 0) and the batch alone.
+        """
 
 
 def split(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -52,21 +57,26 @@ class TensorSource:
         """Count the samples."""
         return len(self.images)
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
         """Yield images, targets and indices."""
         for indices in split(order, batch_size):
             yield self.images[indices], self.targets[indices], indices
 
 
 class _Indexed(Dataset):
-    """A data set whose items carry their index."""
+    """A data set whose items carry their index, and whose batches draw from generators seeded for each of them.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    So a run that is resumed in the middle of an epoch has no generator of any worker to bring back, and the
+    numbers are the same with any number of workers.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        image, target = self.dataset[index]
-        return image, target, index
+    def __init__(self, dataset: Dataset, key: tuple[int, ...]) -> None:
+        self.dataset, self.key = dataset, key
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any, int]]:
+        with randomness.isolated():
+            randomness.seed(*self.key, indices[0])
+            return [(*self.dataset[index], index) for index in indices]
 
 
 class LoaderSource:
@@ -79,10 +89,21 @@ class LoaderSource:
         """Count the samples."""
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
         """Yield images, targets and indices."""
-        batches = [indices.tolist() for indices in split(order, batch_size)]
-        yield from DataLoader(_Indexed(self.dataset), batch_sampler=batches, num_workers=self.workers)
+        yield from DataLoader(
+            _Indexed(self.dataset, key),
+            batch_sampler=[indices.tolist() for indices in split(order, batch_size)],
+            num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_run,
+            generator=torch.Generator(),  # torch's own would move by the seeds that it draws for its workers
+        )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    # Terminals and service managers signal the whole group; a worker that died of it would end the step it feeds.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def source(dataset: Dataset, workers: int = 0) -> Source:

@@ -80,6 +80,27 @@ def test_small_class_types_become_long():
     assert targets.dtype == torch.int64
 
 
+class Random(Pairs):
+    """Items with a number from torch's generator."""
+
+    def __getitem__(self, index):
+        return torch.rand(1), index
+
+
+def test_what_is_random_about_a_batch_is_a_function_of_key_and_batch():
+    order, sources = torch.arange(12).flip(0), [source(Random(range(12)), workers) for workers in (0, 1)]
+    before = torch.get_rng_state()
+
+    def drawn(workers, key, order=order):
+        return [images for images, _, _ in sources[workers].batches(order, 4, key)]
+
+    here, there, other = drawn(0, (1, 0)), drawn(1, (1, 0)), drawn(0, (1, 1))
+    assert all(map(torch.equal, here, there)) and not any(map(torch.equal, here, other))
+    assert all(map(torch.equal, here[1:], drawn(0, (1, 0), order[4:])))
+    assert len({image.item() for batch in here for image in batch}) == 12
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter([])
