@@ -6,20 +6,20 @@ import dataclasses
 import inspect
 import json
 import shlex
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import torch
 import typer
 from rich.console import Console
 
-from spfde.train import Diverged, Recipe, Result, fit
+from spfde.train import Diverged, Recipe, Result, fit, randomness
 from spfde.train.display import Display, say
 from spfde.train.files import RUN, check_directory, checkpoints, write_json
+from spfde.train.lock import locked
 from spfde.train.session import build
-
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 Compare = Annotated[
     str | None,
@@ -70,17 +70,19 @@ def train(
             # Before the first of them trains for minutes.
             if recipe.out is not None:
                 check_directory(Path(recipe.out), resume=goes_on, overwrite=overwrite)
-        if len(runs) > 1:
-            rehearse(runs[-1][1])
-            write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
-        for name, recipe, goes_on in runs:
-            result = fit(recipe, resume=goes_on, overwrite=overwrite, progress=Display(console, name))
-            say(console, outcome(name, result))
-        if len(runs) > 1:
-            report(console, Path(given["out"]), [name for name, _, _ in runs])
-    except KeyboardInterrupt:
+        # A run holds its own directory; a comparison the one above, too.
+        with locked(Path(given["out"])) if len(runs) > 1 else nullcontext():
+            if len(runs) > 1:
+                rehearse(runs[-1][1])
+                write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
+            for name, recipe, goes_on in runs:
+                result = fit(recipe, resume=goes_on, overwrite=overwrite, progress=Display(console, name))
+                say(console, outcome(name, result))
+            if len(runs) > 1:
+                report(console, Path(given["out"]), [name for name, _, _ in runs])
+    except KeyboardInterrupt as stop:
         say(Console(stderr=True), stopped(given.get("out")))
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None  # as a shell reports it
     except (TypeError, Diverged) as error:
         raise ValueError(str(error)) from error
 
@@ -92,7 +94,7 @@ def stopped(out: str | None) -> str:
     directory = Path(out)
     if not any(map(checkpoints, (directory, *directory.glob("*/")))):
         return "stopped before the first checkpoint; start again with the same flags"
-    return f"stopped after the last checkpoint; continue with: spfde train --resume --out {shlex.quote(out)}"
+    return f"stopped, and kept; continue with: spfde train --resume --out {shlex.quote(out)}"
 
 
 def typed(context: typer.Context, name: str) -> bool:
@@ -131,7 +133,7 @@ def rehearse(recipe: Recipe) -> None:
     Raises:
         ValueError: an unknown name, or levers that the network or the number of epochs cannot meet.
     """
-    with torch.random.fork_rng(devices=[]):
+    with randomness.isolated():
         build(dataclasses.replace(recipe, train_images=1, test_images=1))
 
 

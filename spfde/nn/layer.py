@@ -148,6 +148,11 @@ class SparseLayer(nn.Module, ABC):
         self._route = self._kernel if self._table is None or self._kernel != "auto" else use(self._table)
 
     @property
+    def route(self) -> str:
+        """What settles the kernel: "auto" (the cost model), the kernel that was forced, or the table's name."""
+        return self._route
+
+    @property
     def choice(self) -> KernelChoice | None:
         """The kernel for the input last seen, with the reason; None before the first forward."""
         return None if self._seen is None else self._choose(*self._seen)

@@ -85,6 +85,10 @@ class Display:
         self._bar.update(self._task, completed=record.epoch + 1)
         self._samples, self._began = 0, time.perf_counter()
 
+    def warn(self, text: str) -> None:
+        """Write a line."""
+        say(self.console, f"{self.name}: {text}")
+
     def close(self) -> None:
         """Take the live line away."""
         self._bar.stop()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,37 +15,64 @@ FILES = ("metrics.jsonl", "run.json", "result.json", "layers.json")
 METRICS, RUN, RESULT, LAYERS = FILES
 CHECKPOINTS = "checkpoints"
 PARTIAL = ".partial"
+REFUSED = ".refused"
+_CHECKPOINT = re.compile(r"epoch-([0-9]+)(?:-step-([0-9]+))?\.pt")
 
 
-def checkpoint_path(out: Path, epoch: int) -> Path:
-    """Return where the state after an epoch (from 0) is kept."""
-    return out / CHECKPOINTS / f"epoch-{epoch:03d}.pt"
+class WriteError(OSError):
+    """A file of a run cannot be written (a full disk, a directory that is gone); what was kept before stands."""
+
+
+def checkpoint_path(out: Path, epoch: int, step: int | None = None) -> Path:
+    """Return where the state after an epoch (from 0) is kept, or after `step` of its steps."""
+    within = "" if step is None else f"-step-{step:06d}"
+    return out / CHECKPOINTS / f"epoch-{epoch:03d}{within}.pt"
+
+
+def is_epoch(path: Path) -> bool:
+    """Tell whether a checkpoint is of a whole epoch."""
+    return "-step-" not in path.name
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """List the checkpoints of a run directory, the oldest epoch first."""
-    found = {path.stem.removeprefix("epoch-"): path for path in (out / CHECKPOINTS).glob("epoch-*.pt")}
-    return [found[number] for number in sorted(filter(str.isdecimal, found), key=int)]
+    """List the checkpoints of a run directory, the oldest first."""
+    found = {path: _CHECKPOINT.fullmatch(path.name) for path in (out / CHECKPOINTS).glob("epoch-*.pt")}
+    places = {path: (int(match[1]), float(match[2] or "inf")) for path, match in found.items() if match}
+    return sorted(places, key=places.__getitem__)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file so that a crash leaves what was there or the new one, never a part of one.
 
     Raises:
-        OSError: the file cannot be written; the old one stands.
+        WriteError: the file cannot be written; the old one stands.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    with _told(path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_directory(path.parent)
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer turns some of the system's errors into its own.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause)
+        raise WriteError(
+            f"expected to write {path}, got {reason}; what was kept before stands, try freeing space, then resume"
+        ) from error
 
 
 def _sync_directory(path: Path) -> None:
@@ -70,9 +98,32 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and hand it to the system."""
-    with open(path, "a", encoding="utf-8") as file:
+    """Append one JSON line and hand it to the system.
+
+    Raises:
+        WriteError: it cannot be written; part of the line may be.
+    """
+    with _told(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def require_space(path: Path, size: int) -> None:
+    """Check that a directory takes a file of `size` bytes: quotas and file size limits count as well.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+    except OSError as error:
+        raise ValueError(
+            f"expected room for a checkpoint of {size / 2**20:.1f} MiB in {path}, got {error.strerror},"
+            " try freeing space, or another out"
+        ) from error
 
 
 def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -83,7 +134,7 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
             checkpoint to resume.
     """
     found = checkpoints(path)
-    if resume and not found:
+    if resume and not (found or begun(path)):
         raise ValueError(f"expected a checkpoint to resume in {path}, got none, try without resume")
     kept = [file.relative_to(path) for file in (*found[-1:], path / RESULT) if file.exists()]
     if kept and not (resume or overwrite):
@@ -95,6 +146,7 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for directory in (path, path / CHECKPOINTS):
             tempfile.TemporaryFile(dir=directory).close()
+        for directory in (path.parent, path, path / CHECKPOINTS):
             _sync_directory(directory)
     except OSError as error:
         raise ValueError(
@@ -102,9 +154,15 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         ) from error
 
 
+def begun(path: Path) -> bool:
+    """Tell whether a run began in a directory that ended before its first checkpoint."""
+    return (path / RUN).exists() and not (path / METRICS).exists() and not checkpoints(path)
+
+
 def clear(path: Path) -> None:
     """Remove a run's files, and what killed processes left half-written."""
-    for file in (*checkpoints(path), *(path / name for name in FILES)):
+    refused = (path / CHECKPOINTS).glob(f"*{REFUSED}")
+    for file in (*checkpoints(path), *refused, *(path / name for name in FILES)):
         file.unlink(missing_ok=True)
     sweep(path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from spfde.train import checkpoint, files, record
+from spfde.train import checkpoint, files, randomness, record
 from spfde.train.batches import Source
 from spfde.train.guard import diverged
+from spfde.train.interrupts import Interrupts
+from spfde.train.keeper import Keeper
 from spfde.train.layout import Layout
-from spfde.train.metrics import Epoch, Event
+from spfde.train.lock import locked
+from spfde.train.metrics import Epoch, Underway
 from spfde.train.progress import Progress, Silent
 from spfde.train.recipe import Recipe
 from spfde.train.record import Result
@@ -52,34 +55,47 @@ def fit(
         model: a network, instead of the recipe's.
         train_set: training data, instead of the recipe's; comes with `test_set` and `model`.
         test_set: test data.
-        resume: continue from the newest checkpoint in `out`, to the same bits as a run without the break.
+        resume: continue from the newest checkpoint in `out` that can be used, to the same bits as a run without
+            the break; newer ones that cannot are named and set aside.
         overwrite: replace the run that `out` holds.
         on_epoch: called with each epoch's record, outside of the timed part.
         progress: told what happens as it happens.
 
     Raises:
         ValueError: `out` cannot be used, or an option does not fit the data or the network.
-        CheckpointError: the checkpoint to resume is damaged or belongs to another run.
+        CheckpointError: no checkpoint to resume can be read, or it belongs to another run.
+        WriteError: a file cannot be written; what was kept before stands.
+        Interrupted: SIGINT or SIGTERM asked a run with `out` to stop; it is kept up to its last step.
         Diverged: the loss became NaN or infinite.
     """
     if resume and (recipe.out is None or overwrite):
         got = "overwrite" if overwrite else "out=None"
         raise ValueError(f"expected a run directory to resume, got {got}, try out=... and resume only")
     out = None if recipe.out is None else Path(recipe.out)
-    if out is not None:
-        files.check_directory(out, resume=resume, overwrite=overwrite)
     progress = progress or Silent()
-    with torch.random.fork_rng(devices=[]), _threads(recipe.threads):
+    with ExitStack() as stack:
+        if out is not None:
+            files.check_directory(out, resume=resume, overwrite=overwrite)
+            stack.enter_context(locked(out))
+        stack.enter_context(randomness.isolated())
+        stack.enter_context(_threads(recipe.threads))
         recipe = dataclasses.replace(recipe, threads=torch.get_num_threads())
-        session, history = _open(recipe, out, model, train_set, test_set, resume)
+        session, history, underway, doubts = _open(recipe, out, model, train_set, test_set, resume)
+        interrupts = Interrupts()
+        keeper = Keeper(out, session, history, interrupts)
         try:
             progress.start(recipe, len(history), f"{session.layout.name}: {session.layout.reason}")
-            for epoch in range(len(history), recipe.epochs):
-                done = run_epoch(session, epoch, history, out, progress)
-                history.append(done)
-                progress.epoch(done)
-                if on_epoch is not None:
-                    on_epoch(done)
+            for doubt in doubts:
+                progress.warn(doubt)
+            with interrupts.caught() if out is not None else nullcontext():
+                for epoch in range(len(history), recipe.epochs):
+                    done = run_epoch(session, epoch, keeper, progress, underway)
+                    history.append(done)
+                    underway = None
+                    progress.epoch(done)
+                    if on_epoch is not None:
+                        on_epoch(done)
+                    keeper.between(done)
         finally:
             progress.close()
         result = Result(recipe, session.model, tuple(history), session.layout)
@@ -95,22 +111,28 @@ def _open(
     train_set: Dataset | None,
     test_set: Dataset | None,
     resume: bool,
-) -> tuple[Session, list[Epoch]]:
-    if not (resume and out is not None):
+) -> tuple[Session, list[Epoch], Underway | None, list[str]]:
+    """Build a run, or take it up: the session, the epochs behind, the one under way, and what is to be told."""
+    if out is None:
+        return build(recipe, model, train_set, test_set), [], None, []
+    if not resume or files.begun(out):
+        if resume:
+            record.require_begun(out, recipe)
         session = build(recipe, model, train_set, test_set)
-        if out is not None:
-            files.clear(out)
-            record.write_run(out, session)
-        return session, []
+        files.require_space(out / files.CHECKPOINTS, session.checkpoint_size)
+        files.clear(out)
+        record.write_run(out, session)
+        return session, [], None, []
+    kept, refused = checkpoint.newest(out)
+    checkpoint.require_same_recipe(kept.recipe, recipe, kept.path)
+    session = build(recipe, model, train_set, test_set, kept.layout)
+    checkpoint.require_same_samples(kept.samples, len(session.train), kept.path)
+    session.load_state_dict(kept.session)
     files.sweep(out)
-    path = files.checkpoints(out)[-1]
-    state = checkpoint.load(path)
-    checkpoint.require_same_recipe(state, recipe, path)
-    session = build(recipe, model, train_set, test_set, Layout(**state["layout"]))
-    checkpoint.require_same_samples(state, len(session.train), path)
-    session.load_state_dict(state["session"])
-    history = record.restore_metrics(out, state["history"])
-    return session, [Epoch.from_dict(values) for values in history]
+    files.require_space(out / files.CHECKPOINTS, session.checkpoint_size)
+    doubts = checkpoint.set_aside(refused, kept.path) + session.doubts(kept.machine)
+    history = record.restore_metrics(out, [item.to_dict() for item in kept.history])
+    return session, [Epoch.from_dict(values) for values in history], kept.underway, doubts
 
 
 @contextmanager
@@ -125,67 +147,66 @@ def _threads(count: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | None, progress: Progress) -> Epoch:
-    """Train, evaluate and checkpoint one epoch; `history` holds the records of those before it."""
-    watch, model, levers = Stopwatch(), session.model, session.levers
-    with watch("levers"):
-        events = levers.begin_epoch(epoch)
-    for event in events:
-        progress.event(epoch, event)
+def run_epoch(
+    session: Session, epoch: int, keeper: Keeper, progress: Progress, underway: Underway | None = None
+) -> Epoch:
+    """Train, evaluate and checkpoint one epoch, from its start or from where it is under way."""
+    watch, model, levers = Stopwatch(seconds=underway.seconds if underway else {}), session.model, session.levers
+    if underway is None:
+        with watch("levers"):
+            events = levers.begin_epoch(epoch)
+        for event in events:
+            progress.event(epoch, event)
     with watch("data"):
         order = levers.order(epoch)
     samples = len(order)
-    flops = training_flops(model, session.example) * samples
-    loss, correct, lr = train_epoch(session, epoch, order, events, watch, progress)
+    if underway is None:
+        flops = training_flops(model, session.example) * samples
+        underway = Underway(epoch, flops=flops, events=tuple(events))
+    underway = train_epoch(session, order, underway, watch, keeper, progress)
     with watch("evaluation"):
-        accuracy = evaluate(model, session.test, session.layout)
+        accuracy = evaluate(model, session.test, session.layout, lambda: keeper.pause(underway))
     with watch("levers"):
         levers.end_epoch()
     done = Epoch(
         epoch=epoch,
-        train_loss=loss / samples,
-        train_accuracy=correct / samples,
+        train_loss=underway.loss / samples,
+        train_accuracy=underway.correct / samples,
         test_accuracy=accuracy,
-        lr=lr,
+        lr=underway.lr,
         samples=samples,
-        flops=flops,
+        flops=underway.flops,
         seconds=watch.seconds(),
         frozen=levers.frozen,
         sieved=levers.sieved,
         sparsity=record.sparsity(model),
-        events=tuple(events),
+        events=underway.events,
     )
-    if out is not None:
-        with watch("checkpoint"):
-            state = {
-                "recipe": session.recipe.to_dict(),
-                "samples": len(session.train),
-                "layout": dataclasses.asdict(session.layout),
-                "history": [item.to_dict() for item in (*history, done)],
-                "session": session.state_dict(),
-            }
-            checkpoint.save(out, epoch, state, session.recipe.keep_checkpoints)
-        done = dataclasses.replace(done, seconds=watch.seconds())
-        files.append_line(out / files.METRICS, done.to_dict())
+    with watch("checkpoint"):
+        keeper.epoch(done)
+    done = dataclasses.replace(done, seconds=watch.seconds())
+    if keeper.out is not None:
+        files.append_line(keeper.out / files.METRICS, done.to_dict())
     return done
 
 
 def train_epoch(
-    session: Session, epoch: int, order: Tensor, events: list[Event], watch: Stopwatch, progress: Progress
-) -> tuple[float, int, float]:
-    """Run an epoch's steps over `order` [n]; return summed loss, samples that were right, last learning rate.
+    session: Session, order: Tensor, underway: Underway, watch: Stopwatch, keeper: Keeper, progress: Progress
+) -> Underway:
+    """Run the steps that an epoch under way has left over `order` [n]; return where it is then.
 
     Raises:
         Diverged: the loss became NaN or infinite; that step is not taken.
+        Interrupted: the run was asked to stop; it is kept.
     """
     from spfde.kernels import clock
 
     recipe, model, optimizer, levers = session.recipe, session.model, session.optimizer, session.levers
-    steps = steps_per_epoch(len(order), recipe.batch_size)
-    batches = session.train.batches(order, recipe.batch_size)
-    total, correct, lr = 0.0, 0, 0.0
+    epoch, steps = underway.epoch, steps_per_epoch(len(order), recipe.batch_size)
+    left = order[underway.step * recipe.batch_size :]
+    batches = session.train.batches(left, recipe.batch_size, key=(recipe.seed, epoch))
     model.train()
-    for step in range(steps):
+    for step in range(underway.step, steps):
         with watch("data"):
             images, targets, indices = next(batches)
             images = session.layout.images(images)
@@ -199,24 +220,37 @@ def train_epoch(
                 raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
             loss.backward()
             optimizer.step()
-            correct += int((logits.detach().argmax(1) == targets).sum())
+            correct = int((logits.detach().argmax(1) == targets).sum())
         watch.move("step", "kernels", kernels.seconds)
         with watch("levers"):
             levers.observe(indices, logits.detach(), targets)
             moved = levers.step()
         for event in moved:
             progress.event(epoch, event)
-        events += moved
-        total += value * len(targets)
+        underway = dataclasses.replace(
+            underway,
+            step=step + 1,
+            loss=underway.loss + value * len(targets),
+            correct=underway.correct + correct,
+            lr=lr,
+            seconds=watch.seconds(),
+            events=(*underway.events, *moved),
+        )
         progress.step(epoch, step, steps, len(targets), value)
-    return total, correct, lr
+        with watch("checkpoint"):
+            keeper.step(underway)
+    return underway
 
 
-def evaluate(model: nn.Module, source: Source, layout: Layout) -> float:
-    """Return the fraction of samples whose largest logit is their class; the model is left in eval mode."""
+def evaluate(model: nn.Module, source: Source, layout: Layout, pause: Callable[[], None] = lambda: None) -> float:
+    """Return the fraction of samples whose largest logit is their class; the model is left in eval mode.
+
+    `pause` is called before every batch.
+    """
     model.eval()
     correct = 0
     with torch.no_grad():
         for images, targets, _ in source.batches(torch.arange(len(source)), EVALUATION_BATCH):
+            pause()
             correct += int((model(layout.images(images)).argmax(1) == targets).sum())
     return correct / len(source)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -68,6 +68,33 @@ class Epoch:
         fields["frozen"] = tuple(fields["frozen"])
         fields["events"] = tuple(Event(**event) for event in fields["events"])
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Underway:
+    """An epoch after `step` of its steps, of which its record will need these.
+
+    `loss` is the sum over the samples seen, `correct` how many of them were right; `flops` are the whole epoch's.
+    """
+
+    epoch: int
+    flops: float
+    events: tuple[Event, ...]
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    lr: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as a checkpoint holds them."""
+        values = dataclasses.asdict(self)
+        return {**values, "events": list(values["events"])}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Underway:
+        """Build it from `to_dict`'s values."""
+        return cls(**{**values, "events": tuple(Event(**event) for event in values["events"])})
 
 
 def parse_lines(text: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
 from spfde.train.metrics import Epoch, Event
@@ -23,12 +24,15 @@ class Progress(Protocol):
     def epoch(self, record: Epoch) -> None:
         """An epoch is done, its checkpoint written."""
 
+    def warn(self, text: str) -> None:
+        """Something is not as it should be, and the run goes on."""
+
     def close(self) -> None:
         """The run ended, well or not."""
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that nobody watches; what is not as it should be becomes a Python warning."""
 
     def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
         """Say nothing."""
@@ -41,6 +45,10 @@ class Silent:
 
     def epoch(self, record: Epoch) -> None:
         """Say nothing."""
+
+    def warn(self, text: str) -> None:
+        """Warn, at the line that called `fit`."""
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def close(self) -> None:
         """Say nothing."""

@@ -55,6 +55,10 @@ METHODS: dict[str, dict[str, float]] = {
 }
 
 
+# Fields that change where and when files are written, or how fast; a resumed run may have others.
+WITHOUT_SAY = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers")
+
+
 def _knob(default: Any, rule: Rule, text: str) -> Any:
     return field(default=default, metadata={"rule": rule, "help": text})
 
@@ -107,6 +111,9 @@ class Recipe:
     keep_checkpoints: int | None = _knob(
         None, _integer(1).or_none(), "How many of the newest checkpoints to keep (every epoch's)."
     )
+    checkpoint_every_steps: int | None = _knob(
+        None, _integer(1).or_none(), "Steps between checkpoints within an epoch (only at its end)."
+    )
 
     def __post_init__(self) -> None:
         """Check every field, then settle the levers."""
@@ -148,10 +155,10 @@ class Recipe:
 def differences(kept: Mapping[str, Any], given: Recipe) -> list[str]:
     """List what separates a kept recipe's values from a given one: `lr: 0.1, got 0.2`.
 
-    What says only where and how long files are kept does not count: a run directory may be moved.
+    What has no say in the numbers does not count: a run directory may be moved, a loader have other workers.
     """
     return [
         f"{name}: {kept.get(name)!r}, got {value!r}"
         for name, value in given.to_dict().items()
-        if name not in ("out", "keep_checkpoints") and kept.get(name) != value
+        if name not in WITHOUT_SAY and kept.get(name) != value
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spfde.train import files, metrics
+from spfde.train import checkpoint, files, metrics
 from spfde.train.layout import Layout
 from spfde.train.metrics import Epoch
 from spfde.train.recipe import Recipe
@@ -105,10 +106,26 @@ def write_run(out: Path, session: Session) -> None:
     files.write_json(out / files.RUN, values)
 
 
+def require_begun(out: Path, recipe: Recipe) -> None:
+    """Check that the run that began in a directory, and ended before its first checkpoint, has this recipe.
+
+    Raises:
+        CheckpointError: it has another one, or run.json is not readable.
+    """
+    path = out / files.RUN
+    try:
+        kept = dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(
+            f"expected a run's recipe in {path}, got {type(error).__name__}: {error}, try without resume"
+        ) from error
+    checkpoint.require_same_recipe(kept, recipe, path)
+
+
 def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Bring metrics.jsonl to the checkpoint's epoch, and return its records."""
     path = out / files.METRICS
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     records = metrics.reconcile(metrics.parse_lines(text), history)
     files.write_lines(path, records)
     return records

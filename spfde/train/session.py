@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from spfde.train import layout as layouts
 from spfde.train import levers as wiring
+from spfde.train import randomness
 from spfde.train.batches import Source, source
 from spfde.train.checkpoint import CheckpointError
 from spfde.train.layout import Layout
@@ -46,8 +47,35 @@ class Session:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "levers": self.levers.state_dict(),
-            "rng": torch.get_rng_state(),
+            "random": randomness.state(),
         }
+
+    @property
+    def checkpoint_size(self) -> int:
+        """At least the bytes of a checkpoint: weights, momentum, levers, the file's own, some room for the history."""
+        held = [*tensors(self.state_dict()), *self.model.parameters()]  # momentum is as large as the parameters
+        return sum(tensor.nbytes + 512 for tensor in held) + 2**18
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What else the numbers depend on to the bit: versions, instruction set, kernels that were forced or tuned."""
+        from spfde import __version__
+        from spfde._native import native
+        from spfde.nn import SparseLayer
+
+        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, SparseLayer)}
+        kernels = {name: layer.route for name, layer in layers.items() if layer.route != "auto"}
+        isa = native().isa() if layers else None
+        return {"spfde": __version__, "torch": str(torch.__version__), "isa": isa, "kernels": kernels}
+
+    def doubts(self, machine: Mapping[str, Any]) -> list[str]:
+        """Say for what reasons a run kept on `machine` may not go on to the same bits here."""
+        return [
+            f"expected {name} {machine.get(name)!r}, as the checkpoint was made with, got {here!r}:"
+            " the numbers may differ in their last bits from here on"
+            for name, here in self.machine.items()
+            if machine.get(name) != here
+        ]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`'s values.
@@ -59,11 +87,20 @@ class Session:
             self.model.load_state_dict(state["model"])
             self.levers.load_state_dict(state["levers"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            randomness.restore(state["random"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"expected the checkpoint of this network, got another one ({error}), try the model it was made with"
             ) from error
-        torch.set_rng_state(state["rng"])
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """List the tensors in a nest of mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors(each)
 
 
 def datasets(recipe: Recipe) -> Any:
@@ -100,7 +137,7 @@ def build(
 ) -> Session:
     """Build a run from its recipe; a model or data sets that are given take the place of the recipe's.
 
-    Seeds torch's random state. A `layout` that is given (a resumed run's) is not measured again.
+    Seeds every generator. A `layout` that is given (a resumed run's) is not measured again.
 
     Raises:
         ValueError: only one data set is given, or data sets without a model.
@@ -133,6 +170,7 @@ def build(
     active = len(train) if sieve is None else len(sieve.active)
     topology = wiring.topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
     levers = Levers(recipe, len(train), topology, freezer, sieve)
+    randomness.seed(recipe.seed)  # only now: imports on the way here draw from Python's generator, once a process
     return Session(recipe, model, optimizer, levers, train, test, layout, example)
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 CATEGORIES = ("kernels", "step", "data", "levers", "evaluation", "checkpoint", "other")
 
 
 class Stopwatch:
-    """Splits the time since its start into `CATEGORIES`, in seconds.
+    """Splits the time since its start into `CATEGORIES`, in seconds, on top of the `seconds` that it starts with.
 
     Every instant belongs to one category, the innermost open one ("other" when none is), so the parts make up
     the total whatever happens in between.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, seconds: Mapping[str, float] = {}) -> None:
         self._clock = clock
-        self._seconds = dict.fromkeys(CATEGORIES, 0.0)
+        self._seconds = {**dict.fromkeys(CATEGORIES, 0.0), **seconds}
         self._current = "other"
         self._since = clock()
 

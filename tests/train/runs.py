@@ -1,13 +1,15 @@
 """A run that is short and has everything: real digits, a small ResNet, all three levers at every epoch."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spfde.train import Epoch, Recipe, fit
+from spfde.train import Epoch, Interrupted, Recipe, fit
 from spfde.train.checkpoint import load
 from spfde.train.files import checkpoints
+from spfde.train.progress import Silent
 
 OPTIONS: dict[str, Any] = {
     "train_images": 128,
@@ -56,6 +58,21 @@ def figures(record: Epoch) -> dict:
 def last_state(out: Path) -> dict:
     """What the newest checkpoint holds of the run: network, optimizer, levers, random state."""
     return load(checkpoints(out)[-1])["session"]
+
+
+def stop_within(epoch: int, step: int, out: Path, fit=fit, **options) -> None:
+    """Runs up to and with a step (from 1) of an epoch, then sends this process what Ctrl-C sends."""
+
+    class Press(Silent):
+        def step(self, at: int, done: int, *_) -> None:
+            if (at, done + 1) == (epoch, step):
+                signal.raise_signal(signal.SIGINT)
+
+    try:
+        fit(recipe(out=out, **options.pop("fields", {})), progress=Press(), **options)
+    except Interrupted:
+        return
+    raise AssertionError(f"expected a run that reaches step {step} of epoch {epoch}")
 
 
 def stop_after(epoch: int, out: Path, **options) -> None:

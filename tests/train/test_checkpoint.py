@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spfde.train import CheckpointError, Recipe, checkpoint, files
+from spfde.train import CheckpointError, Recipe, WriteError, checkpoint, files
 
 STATE = {"weights": torch.arange(1000.0), "name": "a", "numbers": [1, 2.5, None]}
 
@@ -9,14 +9,34 @@ STATE = {"weights": torch.arange(1000.0), "name": "a", "numbers": [1, 2.5, None]
 @pytest.fixture
 def saved(tmp_path):
     files.check_directory(tmp_path, resume=False, overwrite=False)
-    checkpoint.save(tmp_path, 0, STATE)
-    return files.checkpoint_path(tmp_path, 0)
+    path = files.checkpoint_path(tmp_path, 0)
+    checkpoint.save(path, STATE)
+    return path
 
 
 def test_plain_torch_reads_it_without_trust(saved):
     state = torch.load(saved, weights_only=True)
     assert torch.equal(state["weights"], STATE["weights"])
     assert state["numbers"] == checkpoint.load(saved)["numbers"] == [1, 2.5, None]
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(saved):
+    whole = saved.read_bytes()
+    before = checkpoint.load(saved)
+    refused = 0
+    for at in range(0, len(whole), 61):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        saved.write_bytes(damaged)
+        try:
+            state = checkpoint.load(saved)
+        except CheckpointError as error:
+            refused += 1
+            assert str(saved) in str(error) and ", try an older checkpoint or a new run" in str(error)
+        else:
+            assert torch.equal(state.pop("weights"), before["weights"])  # padding, a date
+            assert state == {key: value for key, value in before.items() if key != "weights"}
+    assert refused > 4000 / 61
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
@@ -45,7 +65,7 @@ def test_a_file_that_would_run_code_is_refused(saved):
 
 def test_another_version_is_refused(saved):
     torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION + 1}, saved)
-    with pytest.raises(CheckpointError, match="expected a version 1 checkpoint at .*, got version 2, try the spfde"):
+    with pytest.raises(CheckpointError, match="expected a version 2 checkpoint at .*, got version 3, try the spfde"):
         checkpoint.load(saved)
 
 
@@ -61,9 +81,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        CheckpointError, match=r"expected to write .*epoch-001.*No space left.*the last checkpoint stands"
+        WriteError, match=r"expected to write .*epoch-001.*No space left.*what was kept before stands, try freeing"
     ):
-        checkpoint.save(saved.parents[1], 1, STATE)
+        checkpoint.save(files.checkpoint_path(saved.parents[1], 1), STATE)
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
     assert torch.equal(checkpoint.load(saved)["weights"], STATE["weights"])
 
@@ -71,24 +91,39 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved, monkeypatch):
 def test_only_the_newest_are_kept_where_asked(saved):
     out = saved.parents[1]
     for epoch in range(1, 4):
-        checkpoint.save(out, epoch, STATE, keep=2)
+        checkpoint.save(files.checkpoint_path(out, epoch), STATE)
+        checkpoint.prune(out, keep=2)
     assert [p.name for p in files.checkpoints(out)] == ["epoch-002.pt", "epoch-003.pt"]
 
 
+def test_within_an_epoch_two_are_kept_and_none_once_it_is_done(saved):
+    out = saved.parents[1]
+    for step in (5, 10, 100):
+        checkpoint.save(files.checkpoint_path(out, 1, step), STATE)
+        checkpoint.prune(out)
+    names = [p.name for p in files.checkpoints(out)]
+    assert names == ["epoch-000.pt", "epoch-001-step-000010.pt", "epoch-001-step-000100.pt"]
+    checkpoint.prune(out, keep=1)
+    assert [p.name for p in files.checkpoints(out)] == names
+    checkpoint.save(files.checkpoint_path(out, 1), STATE)
+    checkpoint.prune(out)
+    assert [p.name for p in files.checkpoints(out)] == ["epoch-000.pt", "epoch-001.pt"]
+
+
 def test_another_recipe_is_refused_by_its_fields(tmp_path):
-    state = {"recipe": Recipe(lr=0.1, seed=1).to_dict(), "samples": 90}
+    state = Recipe(lr=0.1, seed=1).to_dict()
     checkpoint.require_same_recipe(state, Recipe(lr=0.1, seed=1, out="elsewhere"), tmp_path)
     with pytest.raises(CheckpointError, match=r"\(lr: 0\.1, got 0\.2; seed: 1, got 0\), try the kept values"):
         checkpoint.require_same_recipe(state, Recipe(lr=0.2), tmp_path)
 
 
 def test_extending_the_epochs_is_refused_with_the_reason(tmp_path):
-    state = {"recipe": Recipe(epochs=20).to_dict()}
+    state = Recipe(epochs=20).to_dict()
     with pytest.raises(CheckpointError, match=r"epochs: 20, got 30.*need a new run, since the .* cosine is spread"):
         checkpoint.require_same_recipe(state, Recipe(epochs=30), tmp_path)
 
 
 def test_another_data_set_is_refused(tmp_path):
-    checkpoint.require_same_samples({"samples": 90}, 90, tmp_path)
+    checkpoint.require_same_samples(90, 90, tmp_path)
     with pytest.raises(CheckpointError, match="expected the 90 training samples of .*, got 91, try the same data"):
-        checkpoint.require_same_samples({"samples": 90}, 91, tmp_path)
+        checkpoint.require_same_samples(90, 91, tmp_path)

@@ -81,7 +81,8 @@ def test_a_run_is_not_replaced_unasked(tmp_path):
 
 
 def test_resuming_nothing_is_refused(tmp_path):
-    (tmp_path / files.RUN).touch()
+    for name in (files.RUN, files.METRICS):
+        (tmp_path / name).touch()
     with pytest.raises(ValueError, match="expected a checkpoint to resume in .*, got none, try without resume"):
         files.check_directory(tmp_path, resume=True, overwrite=False)
 

@@ -24,15 +24,15 @@ def spfde(*arguments):
 
 @pytest.fixture
 def press(monkeypatch):
-    """Sends this process the signal of Ctrl-C in the n-th evaluation of the runs to come."""
+    """Sends this process a signal, that of Ctrl-C, in the n-th evaluation of the runs to come."""
 
-    def arm(n):
+    def arm(n, number=signal.SIGINT):
         evaluate, seen = loop.evaluate, []
 
         def evaluate_and_press(*args):
             seen.append(None)
             if len(seen) == n:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             return evaluate(*args)
 
         monkeypatch.setattr(loop, "evaluate", evaluate_and_press)
@@ -47,19 +47,45 @@ def test_goes_on_with_the_command_that_it_names(press, tmp_path, monkeypatch):
     stopped = spfde(*FLAGS, "--out", out)
     monkeypatch.undo()
     assert stopped.exit_code == 130
-    assert len(checkpoints(out)) == 2 and not (out / RESULT).exists()
+    names = [path.name for path in checkpoints(out)]
+    assert names == ["epoch-000.pt", "epoch-001.pt", "epoch-002-step-000003.pt"] and not (out / RESULT).exists()
     last = stopped.stderr.strip().splitlines()[-1]
     message, command = last.split(": ", 1)
-    assert message == "stopped after the last checkpoint; continue with"
+    assert message == "stopped, and kept; continue with"
     resumed = spfde(*shlex.split(command)[2:])
     assert resumed.exit_code == 0, resumed.output
     assert "from epoch 3" in resumed.stdout
     assert same(last_state(out), last_state(whole))
 
 
-def test_before_the_first_checkpoint_there_is_nothing_to_resume(press, tmp_path):
-    press(1)
+def test_sigterm_does_the_same(press, tmp_path, monkeypatch):
+    press(1, signal.SIGTERM)
+    stopped = spfde(*FLAGS, "--out", tmp_path)
+    monkeypatch.undo()
+    assert stopped.exit_code == 128 + signal.SIGTERM
+    assert stopped.stderr.startswith("stopped, and kept; continue with: spfde train --resume --out ")
+    resumed = spfde("--resume", "--out", tmp_path)
+    assert resumed.exit_code == 0 and "from epoch" not in resumed.stdout
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_goes_on(tmp_path):
+    assert spfde(*FLAGS, "--out", tmp_path).exit_code == 0
+    newest = checkpoints(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    resumed = spfde("--resume", "--out", tmp_path)
+    assert resumed.exit_code == 0, resumed.output
+    (line,) = [line for line in resumed.stdout.splitlines() if "refused" in line]
+    assert line.startswith(f"spfde: expected a complete spfde checkpoint at {newest}, got ")
+    assert "from epoch 4" in resumed.stdout
+
+
+def test_before_the_first_step_there_is_nothing_to_resume(monkeypatch, tmp_path):
+    def press(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "build", press)
     stopped = spfde(*FLAGS, "--out", tmp_path / "run")
+    monkeypatch.undo()
     assert stopped.exit_code == 130
     assert stopped.stderr.strip() == "stopped before the first checkpoint; start again with the same flags"
     assert spfde(*FLAGS, "--epochs", 2, "--freeze", 0, "--out", tmp_path / "run").exit_code == 0
@@ -77,7 +103,8 @@ def test_a_comparison_goes_on_where_it_was(press, tmp_path, monkeypatch):
     press(6)  # four epochs of the baseline, then one and a half of spfde
     assert spfde(*FLAGS, "--compare", "dense", "--layout", "contiguous", "--out", out).exit_code == 130
     monkeypatch.undo()
-    assert len(checkpoints(out / "dense")) == 4 and len(checkpoints(out / "spfde")) == 1
+    assert len(checkpoints(out / "dense")) == 4
+    assert [path.name for path in checkpoints(out / "spfde")] == ["epoch-000.pt", "epoch-001-step-000003.pt"]
     baseline = [path.stat().st_mtime_ns for path in checkpoints(out / "dense")]
     resumed = spfde("--resume", "--out", out)
     assert resumed.exit_code == 0, resumed.output

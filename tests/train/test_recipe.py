@@ -36,6 +36,7 @@ WRONG = [
     ("workers", -1),
     ("out", 3),
     ("keep_checkpoints", 0),
+    ("checkpoint_every_steps", 0),
 ]
 
 
@@ -77,8 +78,8 @@ def test_plain_values_and_back():
         Recipe.from_dict({"learning_rate": 0.1})
 
 
-def test_differences_name_fields_and_leave_out_where_files_are_kept():
-    kept = Recipe(out="a", keep_checkpoints=2).to_dict()
+def test_differences_name_fields_and_leave_out_what_has_no_say_in_the_numbers():
+    kept = Recipe(out="a", keep_checkpoints=2, checkpoint_every_steps=5, workers=3).to_dict()
     assert differences(kept, Recipe(out="b")) == []
     assert differences(kept, Recipe(lr=0.2, seed=1)) == ["lr: 0.1, got 0.2", "seed: 0, got 1"]
 

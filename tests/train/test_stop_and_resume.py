@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 from train.runs import OPTIONS, Stop, bits, figures, last_state, recipe, same, stop_after
 
-from spfde import data, models
-from spfde.train import CheckpointError, fit
+from spfde import data, models, sparsify
+from spfde.train import CheckpointError, checkpoint, fit
 from spfde.train import files as run_files
 from spfde.train.files import checkpoint_path, checkpoints
 
@@ -134,11 +134,12 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(damage, stop
         torch.save(Stop, newest)
     else:
         newest.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello\n"}[damage])
-    with pytest.raises(CheckpointError, match=r"complete spfde checkpoint at .*epoch-002\.pt.* try removing it"):
-        fit(recipe(out=stopped), resume=True)
-    if damage == "truncated":
-        newest.unlink()
-        assert_same_run(stopped, fit(recipe(out=stopped), resume=True), whole)
+    bad = newest.read_bytes()
+    told = r"complete spfde checkpoint at .*epoch-002\.pt.*set aside as epoch-002\.pt\.refused, .* from .*epoch-001\.pt"
+    with pytest.warns(RuntimeWarning, match=told):
+        result = fit(recipe(out=stopped), resume=True)
+    assert_same_run(stopped, result, whole)
+    assert newest.with_name("epoch-002.pt.refused").read_bytes() == bad
 
 
 @pytest.mark.parametrize(
@@ -146,13 +147,42 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(damage, stop
     [
         ([1], "got another kind of file"),
         ({"model": {}}, "got another kind of file"),
-        ({"format": "spfde.train", "version": 2}, "version 1 checkpoint .*, got version 2"),
+        ({"format": "spfde.train", "version": 1}, "version 2 checkpoint .*, got version 1"),
     ],
 )
-def test_a_foreign_checkpoint_is_refused(state, words, stopped):
-    torch.save(state, checkpoints(stopped)[-1])
-    with pytest.raises(CheckpointError, match=words):
+def test_where_no_checkpoint_can_be_used_nothing_is_touched(state, words, stopped):
+    for path in checkpoints(stopped):
+        torch.save(state, path)
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=f"{words}.*; 2 older ones cannot be used either"):
         fit(recipe(out=stopped), resume=True)
+    assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+
+def test_another_machine_is_told(stopped, whole):
+    newest = checkpoints(stopped)[-1]
+    state = checkpoint.load(newest)
+    checkpoint.save(newest, {**state, "machine": {**state["machine"], "isa": "abacus"}})
+    with pytest.warns(RuntimeWarning, match="expected isa 'abacus', as the checkpoint was made with, got .* last bits"):
+        result = fit(recipe(out=stopped), resume=True)
+    assert len(result.epochs) == EPOCHS
+
+
+def test_a_kernel_that_was_forced_is_told(tmp_path, digits):
+    def run(kernel, **options):
+        torch.manual_seed(1)
+        model = sparsify(models.create("resnet20", in_channels=1, width=0.25), 0.7)
+        model.layer1[0].conv1.kernel = kernel
+        data = {"train_set": digits.train, "test_set": digits.test}
+        return fit(recipe(out=tmp_path, epochs=2, freeze=0), model=model, **data, **options)
+
+    def stop(record):
+        raise Stop
+
+    with pytest.raises(Stop):
+        run("dense", on_epoch=stop)
+    with pytest.warns(RuntimeWarning, match=r"expected kernels \{'layer1\.0\.conv1': 'dense'\}, .*, got \{\}"):
+        run("auto", resume=True)
 
 
 @pytest.mark.parametrize(

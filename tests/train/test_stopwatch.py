@@ -32,6 +32,14 @@ def test_the_parts_make_up_the_total(laps):
     assert sum(watch.seconds().values()) == clock.now - 100
 
 
+def test_it_goes_on_from_the_seconds_that_it_is_given():
+    clock = Clock()
+    watch = Stopwatch(clock, {"data": 5.0})
+    with watch("data"):
+        clock.now += 2
+    assert watch.seconds() == {**dict.fromkeys(CATEGORIES, 0.0), "data": 7.0}
+
+
 def test_an_inner_block_takes_its_time_from_the_outer_one():
     clock = Clock()
     watch = Stopwatch(clock)
