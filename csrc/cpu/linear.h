@@ -22,6 +22,15 @@ struct LinearProblem {
   int64_t padded() const { return block_rows() * height; }
 };
 
+template <typename Args>
+inline LinearProblem linear_problem(const Args& a, int64_t height, int64_t width, const int32_t* row_ptr,
+                                    const int32_t* col) {
+  LinearProblem p{a.rows, a.cols, a.batch, a.positions, height, width, row_ptr, col, a.threads};
+  const int64_t per_lane = row_ptr[p.block_rows()] * height + a.rows + a.cols;
+  p.threads = worth_threads(a.threads, static_cast<double>(a.batch) * per_lane);
+  return p;
+}
+
 struct Panels {
   int64_t width, count;  // columns per panel
   int32_t* segment;      // [(count + 1) * block rows]

@@ -17,13 +17,14 @@ from spfde.kernels import dispatch, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import gather, scatter, to_dense
 from spfde.kernels.precision import (
+    cast,
     compute_and_result_dtype,
     refuse_double_backward,
     through_dispatcher,
     without_autocast,
+    without_graph,
 )
 from spfde.kernels.sddmm import slots
-from spfde.kernels.spmm import transposed
 from spfde.pattern import Plan, Units, Window
 
 Shape = tuple[int, ...]
@@ -61,8 +62,7 @@ def conv2d(
     dispatch.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
     with without_autocast(x.device.type):
-        x, values = x.to(dtype), values.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        x, values, bias = cast(x, dtype), cast(values, dtype), cast(bias, dtype)
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: conv2d_ref(x, weight, None, window), values, plan, bias)
         elif through_dispatcher(x):
@@ -77,7 +77,7 @@ def conv2d(
                 y = conv2d_ref(x, to_dense(values, plan.units.places, plan.shape), bias, window)
             else:
                 y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel)
-    return y.to(result)
+    return cast(y, result)
 
 
 @timed
@@ -126,14 +126,16 @@ def compute_input_grad(
     dy, last = _dense_memory(dy)
     dx = _empty(x_shape, last)
     if values.shape[1] == 1:
-        values, row_ptr, col = transposed(values, units.t_perm), units.t_row_ptr, units.t_col
-        run = native().conv2d_input_grad
+        native().conv2d_input_grad(
+            _native_shape(x_shape, shape, window), units.t_row_ptr.data_ptr(), units.t_col.data_ptr(),
+            values.data_ptr(), units.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last,
+            torch.get_num_threads(),
+        )  # fmt: skip
     else:
-        row_ptr, col, run = units.row_ptr, units.col, native().conv2d_blocks_input_grad
-    run(
-        _native_shape(x_shape, shape, window), *_block(values.shape[1:]), row_ptr.data_ptr(), col.data_ptr(),
-        values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
-    )  # fmt: skip
+        native().conv2d_blocks_input_grad(
+            _native_shape(x_shape, shape, window), *values.shape[1:], units.row_ptr.data_ptr(), units.col.data_ptr(),
+            values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
+        )  # fmt: skip
     return dx
 
 
@@ -236,7 +238,7 @@ class _Conv2d(torch.autograd.Function):
         plan, window, kernel = ctx.plan, ctx.window, ctx.kernel
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         dx = dvalues = dbias = None
-        with torch.no_grad():
+        with without_graph():
             if need_x:
                 buffer = plan.dense_buffer() if kernel == "dense" else None
                 dx = compute_input_grad(dy, values, plan.units, ctx.size, plan.shape, window, kernel, buffer)
@@ -246,5 +248,5 @@ class _Conv2d(torch.autograd.Function):
                 )
             elif need_bias:
                 dbias = dy.sum((0, 2, 3))
-        grads = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
+        grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
         return *grads, None, None, None
