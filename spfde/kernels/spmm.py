@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.masked import scatter, to_dense
+from spfde.kernels.masked import scatter, to_dense, write
 from spfde.kernels.precision import (
     cast,
     compute_and_result_dtype,
@@ -74,23 +74,26 @@ def compute(
     units: Units,
     rows: int,
     kernel: str,
-    buffer: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before."""
+    """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before.
+
+    weight: the dense one, if made.
+    """
     if kernel == "reference":
         return spmm_ref(x, values, units, rows, bias)
     if kernel == "dense":
-        return F.linear(x, scatter(values, units, (rows, x.shape[1]), buffer), bias)
+        return F.linear(x, scatter(values, units, (rows, x.shape[1])) if weight is None else weight, bias)
     return _product(x, values, None, bias, units.row_ptr, units.col, rows)
 
 
 @timed
 def compute_input_grad(
-    dy: Tensor, values: Tensor, units: Units, cols: int, kernel: str, buffer: Tensor | None = None
+    dy: Tensor, values: Tensor, units: Units, cols: int, kernel: str, weight: Tensor | None = None
 ) -> Tensor:
-    """DX [batch, cols] outside autograd."""
+    """DX [batch, cols] outside autograd. weight: the dense one, if made."""
     if kernel != "native":
-        return dy @ scatter(values, units, (dy.shape[1], cols), buffer)
+        return dy @ (scatter(values, units, (dy.shape[1], cols)) if weight is None else weight)
     height, width = values.shape[1:]
     if height == 1:
         return _product(dy, values, units.t_perm, None, units.t_row_ptr, units.t_col, cols)
@@ -134,8 +137,10 @@ class _Spmm(torch.autograd.Function):
     def forward(ctx, x, values, bias, plan, kernel):
         ctx.save_for_backward(x if values.requires_grad else None, values)
         ctx.plan, ctx.kernel = plan, kernel
-        buffer = plan.dense_buffer() if kernel == "dense" else None
-        return compute(x, values, bias, plan.units, plan.rows, kernel, buffer)
+        weight = None
+        if kernel == "dense":
+            weight, ctx.written = write(values, plan)
+        return compute(x, values, bias, plan.units, plan.rows, kernel, weight)
 
     @staticmethod
     def backward(ctx, dy):
@@ -145,8 +150,8 @@ class _Spmm(torch.autograd.Function):
         dx = dvalues = dbias = None
         with without_graph():
             if need_x:
-                buffer = plan.dense_buffer() if kernel == "dense" else None
-                dx = compute_input_grad(dy, values, plan.units, plan.cols, kernel, buffer)
+                weight = write(values, plan, ctx.written)[0] if kernel == "dense" else None
+                dx = compute_input_grad(dy, values, plan.units, plan.cols, kernel, weight)
             if need_values:
                 dvalues, dbias = sddmm.compute(dy, x, plan.units, values.shape[1:], need_bias, kernel)
             elif need_bias:
