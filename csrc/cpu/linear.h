@@ -20,6 +20,7 @@ struct LinearProblem {
 
   int64_t block_rows() const { return ceil_div(rows, height); }
   int64_t padded() const { return block_rows() * height; }
+  double density() const { return row_ptr[block_rows()] / (static_cast<double>(max(1, block_rows())) * max(1, cols)); }
 };
 
 template <typename Args>
@@ -43,8 +44,7 @@ struct Panels {
 
 inline Panels plan_panels(const LinearProblem& a, int64_t lanes, int64_t most) {
   const int64_t block_rows = a.block_rows();
-  const double density = a.row_ptr[block_rows] / (static_cast<double>(max(1, block_rows)) * max(1, a.cols));
-  const int64_t width = round_up(min(most, panel_streams(lanes * int64_t{sizeof(float)}, density)), a.width);
+  const int64_t width = round_up(min(most, panel_streams(lanes * int64_t{sizeof(float)}, a.density())), a.width);
   const int64_t count = max(1, ceil_div(a.cols, width));
   return {width, count, scratch<int32_t>(Scratch::segments, (count + 1) * block_rows)};
 }
@@ -73,6 +73,8 @@ inline void pack_all(const Lanes& l, const float* x, int64_t features, int64_t p
 }
 
 // -------------------------------------------------------------------------------------------------------------------
+
+constexpr double kDense = 0.08;  // above it a row has weights enough for wide strips
 
 // Tiles packed together, so that memory is read and written in runs of several cache lines.
 inline int64_t group_of(const Lanes& l) { return l.positions > 1 ? max(1, kStrip / l.lanes) : 1; }
@@ -205,8 +207,7 @@ void linear_correlation(const LinearProblem& a, const float* dy, const float* x,
 
   const int64_t block_rows = a.block_rows(), padded = a.padded();
   // Longer strips mean fewer sums to fold, shorter ones more weights per visit to a row.
-  const double density = a.row_ptr[block_rows] / (static_cast<double>(block_rows) * max(1, a.cols));
-  const Lanes l = split_batch(a.batch, a.positions, a.height > 1 || density > 0.08 ? 2 * kStrip : kStrip);
+  const Lanes l = split_batch(a.batch, a.positions, a.height > 1 || a.density() > kDense ? 2 * kStrip : kStrip);
   const Panels panels = plan_panels(a, l.lanes, INT64_MAX);
   const bool own = l.tiles >= 8 * a.threads;
   const int64_t share = max(1, min(ceil_div(256, a.height), ceil_div(block_rows, 4 * a.threads)));
