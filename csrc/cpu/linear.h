@@ -55,7 +55,7 @@ inline void split_rows(const LinearProblem& a, const Panels& panels) {
   const int64_t block_rows = a.block_rows();
 #pragma omp for schedule(static)
   for (int64_t r = 0; r < block_rows; ++r)
-    split_row(a.row_ptr, a.col, block_rows, r, panels.count, panels.width, 0, panels.segment);
+    split_row(a.row_ptr, a.col, block_rows, r, a.cols, panels.count, panels.width, 0, panels.segment);
 }
 
 // packed[tile][feature][lane] for all tiles; features in [features, padded) are zero.
