@@ -1,0 +1,75 @@
+"""What values a recipe's field takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+LARGEST = 2**31 - 1  # more than any count of samples, epochs or pixels, and safe to multiply in 64 bits
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The values a field takes: `accepts` decides, `expected` says it in words, `names` are all of them, if few."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
+
+    def or_none(self) -> Rule:
+        """Return the same rule with None allowed."""
+        return Rule(f"{self.expected} or None", lambda v: v is None or self.accepts(v), self.names)
+
+    def nearest(self, value: Any) -> str | None:
+        """Return the name that a misspelt one may have meant."""
+        near = get_close_matches(str(value), self.names, n=1, cutoff=0.5)
+        return near[0] if near else None
+
+
+def _is_real(value: object) -> bool:
+    # The comparison comes first: an integer too large for a float has no isfinite.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
+
+
+def integer(low: int, high: int = LARGEST) -> Rule:
+    """Return the rule of an integer in [low, high]."""
+    return Rule(
+        f"an integer in [{low}, {high}]",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+    )
+
+
+def real(expected: str, accepts: Callable[[float], bool]) -> Rule:
+    """Return the rule of a finite number that `accepts` takes."""
+    return Rule(expected, lambda v: _is_real(v) and accepts(v))
+
+
+def one_of(*names: str) -> Rule:
+    """Return the rule of a few names."""
+    return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names, names)
+
+
+def increasing(rule: Rule, expected: str) -> Rule:
+    """Return the rule of a non-empty tuple of strictly increasing numbers that `rule` takes."""
+    return Rule(
+        expected,
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(map(rule.accepts, v))
+            and all(a < b for a, b in zip(v, v[1:], strict=False))
+        ),
+    )
+
+
+NAME = Rule("a name", lambda v: isinstance(v, str) and v != "")
+PATH = Rule("a path", lambda v: isinstance(v, str) and v != "" and "\0" not in v)
+FLAG = Rule("True or False", lambda v: isinstance(v, bool))
+POSITIVE = real("a number > 0", lambda v: v > 0)
+NOT_NEGATIVE = real("a number >= 0", lambda v: v >= 0)
+BELOW_ONE = real("a fraction in [0, 1)", lambda v: 0 <= v < 1)
+FRACTION = real("a fraction in (0, 1]", lambda v: 0 < v <= 1)
+INSIDE = real("a fraction in (0, 1)", lambda v: 0 < v < 1)
