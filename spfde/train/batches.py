@@ -104,8 +104,8 @@ class LoaderSource:
 def source(dataset: Dataset, workers: int = 0) -> Source:
     """Return the fastest source for a data set.
 
-    spfde's Images and Pixels and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other one, a
-    subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
+    spfde's Images and Pixels and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other
+    one, a subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
 
     Raises:
         TypeError: it has no length, is empty, or its items are not (image tensor, class index).

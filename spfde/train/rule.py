@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
-LARGEST = 2**31 - 1  # more than any count of samples, epochs or pixels, and safe to multiply in 64 bits
+LARGEST = 10**9  # more than any count of samples or epochs, and safe to multiply in 64 bits
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def _is_real(value: object) -> bool:
 
 def integer(low: int, high: int = LARGEST) -> Rule:
     """Return the rule of an integer in [low, high]."""
+    top = "10**9" if high == LARGEST else high
     return Rule(
-        f"an integer in [{low}, {high}]",
+        f"an integer in [{low}, {top}]",
         lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
     )
 
@@ -57,10 +59,7 @@ def increasing(rule: Rule, expected: str) -> Rule:
     return Rule(
         expected,
         lambda v: (
-            isinstance(v, tuple)
-            and len(v) > 0
-            and all(map(rule.accepts, v))
-            and all(a < b for a, b in zip(v, v[1:], strict=False))
+            isinstance(v, tuple) and len(v) > 0 and all(map(rule.accepts, v)) and all(a < b for a, b in pairwise(v))
         ),
     )
 

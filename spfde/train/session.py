@@ -76,7 +76,8 @@ class Session:
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
             raise CheckpointError(
-                f"expected the checkpoint's optimizer, {state['optimizer_name']}, got {name}, try the one it was made with"
+                f"expected the checkpoint's optimizer, {state['optimizer_name']}, got {name},"
+                " try the one it was made with"
             )
         try:
             self.model.load_state_dict(state["model"])
