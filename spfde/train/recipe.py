@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
-from spfde._names import unknown
 from spfde.train import rule
 from spfde.train.rule import Rule
 
@@ -170,11 +170,22 @@ class Recipe:
         Raises:
             ValueError: a name is no field of a recipe, or a value is out of range.
         """
-        known = [item.name for item in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown("a recipe's field", name, known)
+        require_fields(values, "a recipe")
         return cls(**values)
+
+
+def require_fields(names: Iterable[str], where: str) -> None:
+    """Check that every name is a field of a recipe.
+
+    Raises:
+        ValueError: one is not; the nearest field is named.
+    """
+    known = [item.name for item in dataclasses.fields(Recipe)]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = repr(near[0]) if near else "one that spfde train --help lists"
+            raise ValueError(f"expected only a recipe's fields in {where}, got {reprlib.repr(name)}, try {hint}")
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:

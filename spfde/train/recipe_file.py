@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from spfde._names import unknown
-from spfde.train.recipe import Recipe
+from spfde.train.recipe import Recipe, require_fields
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,10 +28,7 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"expected TOML in {path}, got an error ({reason}), try lines like: epochs = 10") from error
-    known = [item.name for item in dataclasses.fields(Recipe)]
-    for name in values:
-        if name not in known:
-            raise unknown(f"every key of {path}", name, known)
+    require_fields(values, str(path))
     return values
 
 
