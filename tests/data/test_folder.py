@@ -45,9 +45,6 @@ def test_classes_are_the_folders_and_images_are_square(root):
     assert images.shape == (10, 3, 8, 8) and images.dtype == torch.float32
     assert images.mean((0, 2, 3)).abs().max() < 1e-5
     assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
-    assert torch.equal(
-        images[5:, 0] * sets.train.normalise.deviation[0], images[5:, 0] * sets.train.normalise.deviation[0]
-    )
 
 
 def test_an_image_of_that_size_keeps_its_pixels(root):
@@ -67,7 +64,7 @@ def test_val_will_do_for_test_and_parts_hold_every_class(root):
     assert [target for _, target in sets.test.files] == [0, 1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_a_file_that_cannot_be_decoded_is_named(root, damage, workers):
     path = root / "test" / "ox" / "1.png"
@@ -80,11 +77,9 @@ def test_a_file_that_cannot_be_decoded_is_named(root, damage, workers):
 
 
 def test_skipping_leaves_bad_files_out_and_says_so(root):
-    for name in ("1.png", "a.txt", "b.txt", "c.txt"):
+    for name in ("3.png", "a.txt", "b.txt", "c.txt"):
         (root / "train" / "cat" / name).write_text("hello")
-    with pytest.warns(
-        UserWarning, match=r"left out 4 of 13 files in .*train .*: cat/1\.png, cat/a\.txt, cat/b\.txt, \.\.\."
-    ):
+    with pytest.warns(UserWarning, match=r"left out 4 of 13 .*train .*: cat/3\.png, cat/a\.txt, cat/b\.txt, \.\.\."):
         sets = load(root, bad_images="skip")
     assert len(sets.train) == 9 and len(batch(sets.train)[0]) == 9
     with warnings.catch_warnings():
@@ -96,27 +91,20 @@ def test_skipping_leaves_bad_files_out_and_says_so(root):
         load(root, bad_images="skip", train=1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_make_no_difference(root, workers):
-    alone, helped = batch(load(root).train), batch(load(root).train, workers)
+def test_workers_make_no_difference(root):
+    alone, helped = batch(load(root).train), batch(load(root).train, workers=1)
     assert all(map(torch.equal, alone, helped))
 
 
 def test_folders_that_do_not_fit_are_refused(root, tmp_path):
-    with pytest.raises(
-        ValueError, match="expected a folder .*train with a folder for each class, got none, try train/"
-    ):
+    with pytest.raises(ValueError, match="expected a folder .*train with a folder for each class, got none, try"):
         load(tmp_path / "none")
     (root / "test" / "dog").mkdir()
-    with pytest.raises(
-        ValueError, match=r"expected only class folders in .*test .*, got a class that train has not, 'dog'"
-    ):
+    with pytest.raises(ValueError, match=r"only class folders in .*test .*, got a class that train has not, 'dog'"):
         load(root)
     (root / "test" / "dog").rmdir()
     (root / "train" / "readme.md").touch()
-    with pytest.raises(
-        ValueError, match=r"expected only class folders in .*train .*, got a file, 'readme\.md', try moving"
-    ):
+    with pytest.raises(ValueError, match=r"only class folders in .*train .*, got a file, 'readme\.md', try moving"):
         load(root)
     (root / "empty" / "train" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match="expected images in the class folders of .*train, got none, try"):

@@ -10,8 +10,8 @@ from spfde.train import CheckpointError, files
 from spfde.train.session import build
 
 
-def session(task, optimizer=None, **fields):
-    return build(task.recipe(**fields), task.model(), task.train, task.test, optimizer=optimizer)
+def session(task, factory=None, **fields):
+    return build(task.recipe(**fields), task.model(), task.train, task.test, optimizer=factory)
 
 
 @pytest.mark.parametrize(
