@@ -51,7 +51,10 @@ def _with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 def _flag(item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     """Make the flag of a recipe's field; a tuple of numbers is one word, 0.5,0.75."""
-    options: dict[str, Any] = {"help": item.metadata["help"], "show_default": default_text(item)}
+    # What is None by default may still have a value that depends on method, optimizer or schedule.
+    own = default_text(item)
+    shown = item.default is not None if own in ("-", str(item.default)) else own
+    options: dict[str, Any] = {"help": item.metadata["help"], "show_default": shown}
     if hint == tuple[float, ...] | None:
         hint, options = str | None, {**options, "callback": _numbers, "metavar": "NUMBERS"}
     return inspect.Parameter(

@@ -111,12 +111,9 @@ def _check_size(path: Path, version: Version, records: int) -> None:
 def _half(root: Path, version: Version, names: tuple[str, ...], half: str, wanted: int | None) -> Pixels:
     parts = [_read(root / name, version) for name in names]
     chosen = positions(half, wanted, sum(len(targets) for _, targets in parts))
-    images, targets = torch.cat([images for images, _ in parts]), torch.cat([targets for _, targets in parts])
-    return (
-        Pixels(images[chosen], targets[chosen], version.normalise)
-        if wanted
-        else Pixels(images, targets, version.normalise)
-    )
+    images, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    kept = slice(None) if wanted is None else chosen  # a slice copies nothing
+    return Pixels(images[kept], targets[kept], version.normalise)
 
 
 def _read(path: Path, version: Version) -> tuple[Tensor, Tensor]:
