@@ -31,8 +31,8 @@ class Rule:
 
 
 def _is_real(value: object) -> bool:
-    # The comparison comes first: an integer too large for a float has no isfinite.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
+    # Not math.isfinite: it raises for an integer that is too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def integer(low: int, high: int = LARGEST) -> Rule:
