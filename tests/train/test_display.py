@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from spfde.train import Epoch, Event, Recipe
-from spfde.train.display import Display, epoch_line
+from spfde.train.display import Display, epoch_line, recipe_lines
 from spfde.train.stopwatch import CATEGORIES
 
 RECIPE = Recipe(epochs=4, threads=2)
@@ -47,7 +47,9 @@ def test_an_epochs_line_has_its_figures_and_events():
 
 
 def test_without_a_terminal_there_are_plain_lines_only():
-    first, second = watched(terminal=False).splitlines()
+    *recipe, first, second = watched(terminal=False).splitlines()
+    assert "\n".join(recipe) == recipe_lines(RECIPE)
+    assert "threads=2" in recipe[-1] and all(len(line) <= 110 for line in recipe)
     assert first == "spfde: 4 epochs, from epoch 2, 2 threads, contiguous: as the recipe says"
     assert second == epoch_line(record(1), 4)
 
