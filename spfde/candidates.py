@@ -61,9 +61,7 @@ def select(
     return layers
 
 
-def store(
-    model: nn.Module, layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor], pattern: str
-) -> nn.Module:
+def store(model: nn.Module, layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor], pattern: str) -> nn.Module:
     """Swaps `layers` for sparse ones that hold what `masks` keeps; returns the model (a bare layer's successor)."""
     converted = {layer: CONVERTERS[type(layer)](layer, masks[name], pattern) for name, layer in layers.items()}
     return converted[model] if model in converted else swap(model, converted)

@@ -59,8 +59,8 @@ def sparsify(
 
     Raises:
         ValueError: an argument is out of range or contradicts the pattern; a layer is a subclass, parametrized, hooked,
-            tied or already sparse (named, with what to do); nothing is left to convert; data and loss_fn are missing, in
-            vain, or give no finite scores. The model is unchanged then.
+            tied or already sparse (named, with what to do); nothing is left to convert; data and loss_fn are missing,
+            in vain, or give no finite scores. The model is unchanged then.
         TypeError: model is not a torch.nn.Module.
     """
     rule = Pattern.parse(pattern)

@@ -38,7 +38,9 @@ class Budget:
             ValueError: the pattern does not fit a layer, which is named.
         """
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        return cls(weights, {name: _grid(pattern, name, layer) for name, layer in layers.items()}, pattern, spread, sparsity)
+        return cls(
+            weights, {name: _grid(pattern, name, layer) for name, layer in layers.items()}, pattern, spread, sparsity
+        )
 
     def blocks(self, scores: Mapping[str, Tensor]) -> Scores:
         """Scores of single weights (dense shapes), summed over each block of the pattern (flat)."""
@@ -85,7 +87,7 @@ class Budget:
 
 
 def _on_the_way(size: int, goal: int, progress: float) -> int:
-    """size ** (1 - progress) * goal ** progress, an empty goal being reached only at the end."""
+    """The count size ** (1 - progress) * goal ** progress; a goal of 0 is reached only at the end."""
     return goal if progress == 1 or size == 0 else round(size * (max(goal, 1) / size) ** progress)
 
 

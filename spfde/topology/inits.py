@@ -52,7 +52,9 @@ def resolve(
     if not isinstance(method, Init):
         if data is not None or loss_fn is not None:
             named = f"init {init!r}" if isinstance(init, str) else "given scores"
-            raise ValueError(f"expected no data and no loss_fn for {named}, which does not look at them, try init='snip'")
+            raise ValueError(
+                f"expected no data and no loss_fn for {named}, which does not look at them, try init='snip'"
+            )
         return method
     named = repr(init)
     if data is None and (method.needs_loss or example_input is None):

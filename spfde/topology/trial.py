@@ -77,7 +77,7 @@ def call(model: nn.Module, tensors: dict[str, Tensor], x: Any) -> Any:
 
 @contextmanager
 def undisturbed(model: nn.Module, training: bool, seed: int) -> Iterator[None]:
-    """Gradients on, the model in the given mode (what is frozen in eval), random numbers from the seed; then as before."""
+    """Gradients on, the model in one mode (what is frozen in eval), random numbers from the seed; then as before."""
     modes = {module: module.training for module in model.modules()}
     cards = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(cards), torch.enable_grad():
