@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spfde.topology.budget import Budget, Scores
-from spfde.topology.trial import Trial, call, finite, gradient, state, undisturbed
+from spfde.topology.trial import Trial, call, check_tensor, finite, gradient, state, undisturbed
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,9 @@ class SynFlow:
         def flow(masks: dict[str, Tensor]) -> Scores:
             leaves = {name: (weight * masks[name]).requires_grad_() for name, weight in weights.items()}
             with undisturbed(trial.model, False, trial.seed):
-                output = call(trial.model, {**tensors, **trial.named(leaves)}, ones)
-                if not isinstance(output, Tensor):
-                    raise ValueError(
-                        f"expected the model to return a tensor for init 'synflow', got {type(output).__name__}"
-                    )
+                output = check_tensor(
+                    call(trial.model, {**tensors, **trial.named(leaves)}, ones), "synflow", "init='snip'"
+                )
                 parts = gradient(output.sum(), list(leaves.values()))
             return finite({name: (leaves[name].detach() * g).abs() for name, g in zip(leaves, parts, strict=True)})
 

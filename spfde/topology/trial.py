@@ -47,7 +47,9 @@ class Trial:
         with undisturbed(self.model, training, self.seed):
             for x, y in self.batches:
                 output = call(self.model, {**state(self.model), **self.named(leaves)}, x)
-                parts = derivative(_loss(self.loss_fn, output if scale == 1 else output * scale, y), [*leaves.values()])
+                if scale != 1:
+                    output = check_tensor(output, "grasp", "GraSP(temperature=1)") * scale
+                parts = derivative(_loss(self.loss_fn, output, y), [*leaves.values()])
                 total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
         mean = {name: part / len(self.batches) for name, part in zip(leaves, total, strict=True)}
         return finite(mean)
@@ -106,6 +108,19 @@ def finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:
                 "a smaller initialisation, or init='magnitude'"
             )
     return scores
+
+
+def check_tensor(output: Any, init: str, instead: str) -> Tensor:
+    """The model's output, where a method computes with it.
+
+    Raises:
+        ValueError: it is not one tensor.
+    """
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"expected the model to return a tensor for init {init!r}, got {type(output).__name__}, try {instead}"
+        )
+    return output
 
 
 def _loss(loss_fn: Callable[..., Tensor], output: Any, y: Any) -> Tensor:

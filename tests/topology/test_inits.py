@@ -57,7 +57,7 @@ def close(got, wanted):
 
 
 def test_snip_by_hand():
-    """With L = (5 - 4)^2, dL/dy = 2: |w g| is (0, 1 * 2 * 5) in the second layer, (0, 0, 3 * 2 * 1, 1 * 2 * 2) before."""
+    """With L = (5 - 4)^2, dL/dy = 2: |w g| is (0, 1 * 2 * 5) in the second layer, (0, 0, 6 * 1, 2 * 2) before."""
     got = scored(SNIP(), two_layers(), (X, TARGET))
     assert got["0"].tolist() == [0, 0, 6, 4]
     assert got["2"].tolist() == [0, 10]
@@ -131,15 +131,15 @@ def test_synflow_conserves_the_sum_of_scores_through_layers_without_bias(bias):
     plain = copy.deepcopy(model).eval().double()
     for tensor in plain.state_dict().values():
         tensor.abs_()
-    flow = float(plain(torch.ones(1, 2, 6, 6, dtype=torch.float64)).sum())
-    offset = float(plain[-1].bias.sum()) if bias else 0.0
+    flow = plain(torch.ones(1, 2, 6, 6, dtype=torch.float64)).sum().item()
+    offset = plain[-1].bias.sum().item() if bias else 0.0
     assert sums[0] == pytest.approx(flow - offset, rel=1e-12)
 
 
-def deep(width=50, depth=5) -> nn.Module:
-    """A net that gets much narrower in the middle, where single-shot scores tend to remove a whole layer."""
+def deep(width=100, depth=6) -> nn.Module:
+    """A net deep enough for one-shot scores to leave no path through it."""
     torch.manual_seed(2)
-    widths = [width, *[200] * depth, 10]
+    widths = [width, *[width] * depth, 10]
     parts = []
     for a, b in pairwise(widths):
         parts += [nn.Linear(a, b, bias=False), nn.ReLU()]
@@ -157,14 +157,14 @@ def paths(model: nn.Module) -> float:
 
 def test_synflow_keeps_paths_where_snip_collapses():
     generator = torch.Generator().manual_seed(0)
-    data = torch.randn(32, 50, generator=generator), torch.randint(0, 10, (32,), generator=generator)
+    data = torch.randn(32, 100, generator=generator), torch.randint(0, 10, (32,), generator=generator)
     options = dict(distribution="global", data=data, loss_fn=cross_entropy)
     snip, synflow = (spfde.sparsify(deep(), 0.999, init=init, **options) for init in ("snip", "synflow"))
     total = [sum(m.nnz for m in model.modules() if isinstance(m, SparseLayer)) for model in (snip, synflow)]
-    assert total == [round(0.001 * (50 * 200 + 4 * 200**2 + 2000))] * 2
+    assert total == [round(0.001 * (6 * 100**2 + 1000))] * 2
     assert paths(snip) == 0
     assert paths(synflow) > 0
-    assert min(m.nnz for m in synflow.modules() if isinstance(m, SparseLayer)) > 10
+    assert min(m.nnz for m in synflow.modules() if isinstance(m, SparseLayer)) >= 5
 
 
 def test_synflow_survives_depths_beyond_float32():
