@@ -65,16 +65,27 @@ def gradient(value: Tensor, leaves: Sequence[Tensor], create_graph: bool = False
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors to run on: parameters detached, buffers copied, as BatchNorm writes into its own."""
-    return {
-        **{name: parameter.detach() for name, parameter in model.named_parameters()},
-        **{name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+    """The model's tensors to run on: parameters detached, buffers copied, as BatchNorm writes into its own.
+
+    One name for every place that holds a tensor: a module used twice has one name, what two modules share has two.
+    """
+    places = {
+        f"{where}.{key}".lstrip("."): tensor
+        for where, module in model.named_modules()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
     }
+    copies = {
+        id(tensor): tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        for tensor in places.values()
+    }
+    return {name: copies[id(tensor)] for name, tensor in places.items()}
 
 
 def call(model: nn.Module, tensors: dict[str, Tensor], x: Any) -> Any:
-    """The model's output for x (a tuple: several inputs), with `tensors` as its parameters and buffers."""
-    return functional_call(model, tensors, x if isinstance(x, tuple) else (x,))
+    """The model's output for x (a tuple: several inputs), with `tensors` (see `state`) as parameters and buffers."""
+    # tie_weights would swap a module used twice two times, and leave the second copy behind.
+    return functional_call(model, tensors, x if isinstance(x, tuple) else (x,), tie_weights=False)
 
 
 @contextmanager
