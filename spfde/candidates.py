@@ -41,7 +41,7 @@ def select(
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     bare = type(model) in CONVERTERS
-    layers = {"": model} if bare else _convertible(model, tuple(exclude))
+    layers = {"": model} if bare else _convertible(model, excluded(model, exclude))
     if named is not None:
         for name in named:
             if name not in layers:
@@ -67,17 +67,27 @@ def store(model: nn.Module, layers: Mapping[str, nn.Module], masks: Mapping[str,
     return converted[model] if model in converted else swap(model, converted)
 
 
-def _convertible(model: nn.Module, exclude: tuple[str | type[nn.Module], ...]) -> dict[str, nn.Module]:
-    """Layers that may be converted, by name, in registration order; shared modules once."""
+def excluded(model: nn.Module, exclude: Iterable[str | type[nn.Module]]) -> set[nn.Module]:
+    """The modules that names, fnmatch patterns or classes exclude, with everything inside them.
+
+    Raises:
+        ValueError: a name matches no module.
+    """
     names = [name for name, _ in model.named_modules()]
+    exclude = tuple(exclude)
     for rule in exclude:
         if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in names):
             raise unknown("exclude", rule, [name for name in names if name])
-    skipped: set[nn.Module] = set()
+    out: set[nn.Module] = set()
     for name, module in model.named_modules():
         hit = any(fnmatchcase(name, rule) if isinstance(rule, str) else isinstance(module, rule) for rule in exclude)
         if hit:
-            skipped.update(module.modules())
+            out.update(module.modules())
+    return out
+
+
+def _convertible(model: nn.Module, skipped: set[nn.Module]) -> dict[str, nn.Module]:
+    """Layers that may be converted, by name, in registration order; shared modules once."""
     sparse = [name for name, m in model.named_modules() if isinstance(m, SparseLayer) and m not in skipped]
     if sparse:
         raise ValueError(

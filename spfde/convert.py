@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from math import isclose
 from typing import Any
 
 from torch import Tensor, nn
 
 from spfde import candidates
-from spfde._names import unknown
 from spfde.nn import SparseLayer
 from spfde.structure import Pattern
 from spfde.topology import inits
-from spfde.topology.budget import Budget
-
-_DISTRIBUTIONS = ("uniform", "erk", "global")
+from spfde.topology.budget import Budget, check_sparsity
 
 
 def sparsify(
@@ -64,7 +60,7 @@ def sparsify(
         TypeError: model is not a torch.nn.Module.
     """
     rule = Pattern.parse(pattern)
-    sparsity = _sparsity(sparsity, rule, distribution)
+    sparsity = check_sparsity(sparsity, rule, distribution)
     method = inits.resolve(init, data, loss_fn, example_input)
     named = distribution if isinstance(distribution, Mapping) else None
     layers = candidates.select(model, exclude, named, distribution == "uniform", example_input)
@@ -81,25 +77,3 @@ def densify(model: nn.Module) -> nn.Module:
     if isinstance(model, SparseLayer):
         return model.to_dense()
     return candidates.swap(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})
-
-
-def _sparsity(sparsity: float | None, rule: Pattern, distribution: str | Mapping[str, float]) -> float:
-    """The sparsity that is meant; refuses what contradicts the pattern or is out of range."""
-    named = distribution if isinstance(distribution, Mapping) else {}
-    if not named and distribution not in _DISTRIBUTIONS:
-        raise unknown("distribution (or a mapping)", distribution, _DISTRIBUTIONS)
-    own = rule.sparsity
-    for name, given in {"": sparsity, **named}.items():
-        what = f"sparsity of {name!r}" if name else "sparsity"
-        if given is not None and not 0 <= given <= 1:
-            raise ValueError(f"expected {what} in [0, 1], got {given} (it is the fraction of zeros)")
-        if given is not None and own is not None and not isclose(given, own, abs_tol=1e-3):
-            raise ValueError(
-                f"expected {what} {own:.4g}, which pattern {str(rule)!r} fixes, got {given}, try leaving it out"
-            )
-    if own is not None and not named and distribution != "uniform":
-        raise ValueError(
-            f"expected distribution 'uniform', as pattern {str(rule)!r} fixes every layer's sparsity, got "
-            f"{distribution!r}"
-        )
-    return sparsity if sparsity is not None else 0.9 if own is None else own

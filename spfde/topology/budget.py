@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isclose
 
 import torch
 from torch import Tensor, nn
 
+from spfde._names import unknown
 from spfde.structure import Grid, Pattern
 from spfde.topology import birth, distribution
 
 Scores = dict[str, Tensor]
+SPREADS = ("uniform", "erk", "global")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,31 @@ class Budget:
             if done < rounds:
                 masks = self.masks(scores, done / rounds)
         return scores
+
+
+def check_sparsity(sparsity: float | None, pattern: Pattern, spread: str | Mapping[str, float]) -> float:
+    """The sparsity that is meant: 0.9, or what the pattern itself gives, if None.
+
+    Raises:
+        ValueError: it is out of range or contradicts the pattern, or the distribution is unknown.
+    """
+    named = spread if isinstance(spread, Mapping) else {}
+    if not named and spread not in SPREADS:
+        raise unknown("distribution (or a mapping)", spread, SPREADS)
+    own = pattern.sparsity
+    for name, given in {"": sparsity, **named}.items():
+        what = f"sparsity of {name!r}" if name else "sparsity"
+        if given is not None and not 0 <= given <= 1:
+            raise ValueError(f"expected {what} in [0, 1], got {given} (it is the fraction of zeros)")
+        if given is not None and own is not None and not isclose(given, own, abs_tol=1e-3):
+            raise ValueError(
+                f"expected {what} {own:.4g}, which pattern {str(pattern)!r} fixes, got {given}, try leaving it out"
+            )
+    if own is not None and not named and spread != "uniform":
+        raise ValueError(
+            f"expected distribution 'uniform', as pattern {str(pattern)!r} fixes every layer's sparsity, got {spread!r}"
+        )
+    return sparsity if sparsity is not None else 0.9 if own is None else own
 
 
 def _on_the_way(size: int, goal: int, progress: float) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_counts_are_exact_and_masks_nested(distribution):
             assert sum(counts.values()) == sum(m.nnz for m in sparse(same).values())
         else:
             assert counts == {name: m.nnz for name, m in sparse(same).items()}
-    for old, new in zip(models, models[1:], strict=False):
+    for old, new in pairwise(models):
         for name, layer in sparse(new).items():
             assert bool((sparse(old)[name].mask() | ~layer.mask()).all())
 
