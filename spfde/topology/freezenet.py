@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -64,6 +63,8 @@ class FreezeNet:
         seed: int = 0,
     ) -> None:
         rule = Pattern.parse(pattern)
+        if not isinstance(distribution, str):
+            raise ValueError(f"expected distribution 'uniform', 'erk' or 'global', got {distribution!r}, try 'global'")
         sparsity = check_sparsity(sparsity, rule, distribution)
         method = inits.resolve(init, data, loss_fn, None)
         self._layers = candidates.select(model, exclude)
