@@ -113,5 +113,7 @@ def _given(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Score
         score = scores.get(name)
         if score is None or score.shape != weight.shape or bool(score.isnan().any()):
             what = "none" if score is None else "NaN" if score.shape == weight.shape else list(score.shape)
-            raise ValueError(f"expected scores {list(weight.shape)} for {name!r}, got {what}, try excluding the layer")
+            raise ValueError(
+                f"expected scores {list(weight.shape)} for {name or 'the layer'!r}, got {what}, try excluding it"
+            )
     return {name: scores[name].to(weight.device) for name, weight in weights.items()}

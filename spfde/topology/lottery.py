@@ -93,7 +93,8 @@ class Lottery:
         }
         self._rest = {"exclude": tuple(exclude), "example_input": example_input}
         self._early: dict[str, Tensor] = {}
-        self._sparse(copy.deepcopy(model), 1, "random")  # what cannot be pruned is refused before hours of training
+        # On a copy: what cannot be pruned is refused before hours of training.
+        self._names = {name for name, _ in _layers(self._sparse(copy.deepcopy(model), 1, "random"))}
 
     @property
     def done(self) -> bool:
@@ -168,8 +169,11 @@ class Lottery:
                     f"expected the state of {name}={value!r}, got {state['plan'].get(name)!r}, try a new run"
                 )
         own = {name: tensor.shape for name, tensor in _dense_state(self.model).items()}
-        if own != {name: tensor.shape for name, tensor in state["late"].items()}:
-            raise ValueError("expected the state of this model, got another one's, try the model it was made with")
+        pruned = set(state["masks"]) or self._names
+        if pruned != self._names or own != {name: tensor.shape for name, tensor in state["late"].items()}:
+            raise ValueError(
+                "expected the state of this model and exclude, got another one's, try what it was made with"
+            )
         self._restore(state["late"], state["masks"], len(state["table"]) - 1)
         self._early = dict(state["early"])
         self.table = [Round(**row) for row in state["table"]]

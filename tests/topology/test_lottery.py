@@ -194,8 +194,13 @@ def test_foreign_states_are_refused_and_change_nothing():
         other.load_state_dict(state)
     small = Lottery(nn.Sequential(nn.Linear(4, 3)), Trainer(), sparsity=0.9, rounds=3, epochs=4)
     kept = copy.deepcopy(small.model.state_dict())
-    with pytest.raises(ValueError, match="expected the state of this model, got another one's"):
+    with pytest.raises(ValueError, match="expected the state of this model and exclude, got another one's"):
         small.load_state_dict(state)
+    run.step()
+    less = lottery(Trainer(), exclude=["4"])
+    with pytest.raises(ValueError, match="expected the state of this model and exclude"):
+        less.load_state_dict(run.state_dict())
+    assert all(torch.equal(value, net().state_dict()[key]) for key, value in less.model.state_dict().items())
     assert all(torch.equal(small.model.state_dict()[key], kept[key]) for key in kept)
     assert small.table == other.table == []
 
