@@ -51,8 +51,11 @@ class SparseLayer(nn.Module, ABC):
         self.shape = weight.shape
         self.window = window
         self.grid = self.structure.grid(tuple(weight.shape), window.groups)
-        mask = weight.detach() != 0 if mask is None else _check_mask(mask, weight)
-        positions = self.structure.positions(mask, self.grid)
+        mask = weight.detach() != 0 if mask is None else mask
+        if mask.shape != weight.shape or mask.dtype != torch.bool:
+            got = f"{mask.dtype} {list(mask.shape)}"
+            raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
+        positions = self.structure.positions(mask.to(weight.device), self.grid)
         index = index_from_positions(positions, *self.grid.shape, positions.numel())
         self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
         self.register_parameter("bias", bias)
@@ -269,8 +272,7 @@ class SparseLayer(nn.Module, ABC):
         values = dense.new_zeros(self.values.shape)
         values[: positions.numel()] = blocks[positions]
         index = index_from_positions(positions, *self.grid.shape, capacity)
-        for key, tensor in (("values", values), ("row_ptr", index.row_ptr), ("col", index.col)):
-            state_dict[prefix + key] = tensor
+        state_dict.update({prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col})
         return None
 
     def _check_loaded(self, state_dict: dict[str, Any], prefix: str) -> str | None:
@@ -295,10 +297,3 @@ def permute(tensor: Tensor, source: Tensor) -> None:
     moved = tensor.index_select(0, source.clamp(min=0))
     moved[source < 0] = 0
     tensor.copy_(moved)
-
-
-def _check_mask(mask: Tensor, weight: Tensor) -> Tensor:
-    if mask.shape != weight.shape or mask.dtype != torch.bool:
-        got = f"{mask.dtype} {list(mask.shape)}"
-        raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
-    return mask.to(weight.device)

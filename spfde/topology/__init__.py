@@ -2,7 +2,40 @@
 
 from spfde.topology.base import Topology
 from spfde.topology.capacity import reserve
+from spfde.topology.deepr import DeepR
+from spfde.topology.dsr import DSR
+from spfde.topology.dstee import DSTEE
+from spfde.topology.gap import GaP
+from spfde.topology.gmp import GMP
 from spfde.topology.history import LayerReport, Report
+from spfde.topology.itop import ITOP
 from spfde.topology.mest import MEST
+from spfde.topology.rigl import RigL
+from spfde.topology.set import SET
+from spfde.topology.snfs import SNFS
+from spfde.topology.srigl import SRigL
+from spfde.topology.topkast import TopKAST
 
-__all__ = ["MEST", "LayerReport", "Report", "Topology", "reserve"]
+METHODS: dict[str, type[Topology]] = {
+    method.__name__: method for method in (SET, RigL, SNFS, DSR, DeepR, MEST, DSTEE, ITOP, SRigL, TopKAST, GaP, GMP)
+}
+
+__all__ = [
+    "DSR",
+    "DSTEE",
+    "GMP",
+    "ITOP",
+    "MEST",
+    "METHODS",
+    "SET",
+    "SNFS",
+    "DeepR",
+    "GaP",
+    "LayerReport",
+    "Report",
+    "RigL",
+    "SRigL",
+    "TopKAST",
+    "Topology",
+    "reserve",
+]

@@ -14,7 +14,7 @@ from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
 from spfde.topology import moves
 from spfde.topology.capacity import reserve
-from spfde.topology.history import History, Report, explored
+from spfde.topology.history import History, Report
 from spfde.topology.layers import count_groups, found, highest, magnitude
 from spfde.topology.schedule import Constant
 from spfde.topology.watch import Watch, finite_gradients
@@ -145,12 +145,13 @@ class Topology:
 
     def report(self) -> Report:
         """What the updates so far did to every layer, and how much of it was ever explored (R_s)."""
-        return Report({name: self._history[name].row(layer) for name, layer in self.layers.items()})
+        return Report({name: self._history[name].row(layer) for name, layer in self.layers.items()}, self.explored)
 
     @property
     def explored(self) -> float:
         """R_s: the share of all weights of the sparse layers that was ever stored, in [0, 1]."""
-        return explored(self.report().layers.values())
+        size = sum(layer.grid.size for layer in self.layers.values())
+        return sum(history.ever for history in self._history.values()) / max(1, size)
 
     def state_dict(self) -> dict[str, Any]:
         """Step counter, targets, history and random state; the topology itself is in the model's state_dict."""

@@ -73,6 +73,18 @@ class Probe:
         for first, blocks in self.slabs():
             yield first, blocks.abs().sum((1, 2))
 
+    def scale(self) -> float:
+        """What the gradient that was watched must be multiplied by to be the one that the optimizer step sees.
+
+        It differs under GradScaler, averaging over ranks and clipping; 1 where the stored weights do not tell.
+        """
+        layer = self.layer
+        stored = torch.zeros(layer.grid.size, dtype=torch.bool, device=layer.values.device)
+        stored[layer.positions()] = True
+        watched = sum(float(sums[stored[first : first + sums.numel()]].sum()) for first, sums in self.magnitudes())
+        used = 0.0 if layer.values.grad is None else float(layer.values.grad[: layer.nnz].abs().sum())
+        return used / watched if used and watched else 1.0
+
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Rows [start, stop) of the slabs: whole blocks, whole groups of a grouped convolution."""
         rows, groups = self.layer.shape[0], self.layer.window.groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,18 +40,14 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """`Topology.report()`: every layer, by name."""
+    """`Topology.report()`: every layer, by name, and R_s of all of them together."""
 
     layers: Mapping[str, LayerReport]
+    explored: float
 
-    @property
-    def explored(self) -> float:
-        """R_s of the whole model."""
-        return explored(self.layers.values())
-
-    def as_dict(self) -> dict[str, dict[str, Any]]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, for a logger or a file."""
-        return {name: asdict(row) for name, row in self.layers.items()}
+        return asdict(self)
 
     def __str__(self) -> str:
         width = max([5, *map(len, self.layers)])
@@ -94,6 +90,11 @@ class History:
         self.updates += 1
         self.before, self.survived, self.born_last = before, survived, layer.nnz - survived
 
+    @property
+    def ever(self) -> int:
+        """How many blocks were ever stored."""
+        return int((self.flags & _EVER).sum())
+
     def row(self, layer: SparseLayer) -> LayerReport:
         """The layer's line of the report."""
         first = (self.flags & _FIRST) > 0
@@ -106,7 +107,7 @@ class History:
             updates=self.updates,
             survived=self.survived,
             born=self.born_last,
-            explored=_share(int((self.flags & _EVER).sum()), layer.grid.size),
+            explored=_share(self.ever, layer.grid.size),
             overlap_last=_share(self.survived, self.before),
             overlap_first=_share(int(first[layer.positions().cpu()].sum()), int(first.sum())),
             fan_in=_spread(fan_in),
@@ -114,12 +115,6 @@ class History:
             empty_outputs=int((fan_in == 0).sum()),
             empty_inputs=int((fan_out == 0).sum()),
         )
-
-
-def explored(rows: Iterable[LayerReport]) -> float:
-    """R_s of several layers together, each block counted once."""
-    rows = list(rows)
-    return _share(round(sum(row.explored * row.size for row in rows)), sum(row.size for row in rows))
 
 
 def _share(part: int, whole: int) -> float:
