@@ -20,10 +20,10 @@ class TopKAST(Topology):
     """The forward uses the largest weights; those and the next `extra` times as many get gradients and are trained.
 
     Every update takes both sets anew, by |w| over *all* weights: `layer.mask()` is the forward set,
-    `backward_mask(name)` the larger one. A weight outside both keeps its value, in a dense buffer of the topology; it starts as a draw from
-    the stored weights, as if the dense initialisation had been kept. So here grown weights do not start at 0; their
-    optimizer state does. The loss gets penalty / 2 (sum of w^2 stored + sum of w^2 explored / density). Exploration
-    ends with the training. Source: Top-KAST (2106.03517).
+    `backward_mask(name)` the larger one. A weight outside both keeps its value, in a dense buffer of the topology; it
+    starts as a draw from the stored weights, as if the dense initialisation had been kept. So here grown weights do not
+    start at 0; their optimizer state does. The loss gets penalty / 2 (sum of w^2 stored + sum of w^2 explored /
+    density). Exploration ends with the training. Source: Top-KAST (2106.03517).
 
     Room for the backward set is reserved in `values`. The extra gradient is computed at its positions only.
 
