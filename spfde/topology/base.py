@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -286,7 +287,7 @@ class Topology:
         self._moved(name, layer, source)
         survived = int((source >= 0).sum())
         self._history[name].record(layer, before, survived)
-        return max(before, layer.nnz) * layer.values[0].numel() - survived * layer.values[0].numel()
+        return (max(before, layer.nnz) - survived) * prod(layer.grid.block)
 
     def _reserve(self, capacity: Mapping[str, int]) -> None:
         """Makes room for that many blocks in each layer, as far as it has them."""

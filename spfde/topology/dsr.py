@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class DSR(Exchanging):
         )  # fmt: skip
 
     def _score(self, name: str, layer: SparseLayer) -> Tensor:
-        return magnitude(layer) / layer.values[0].numel()
+        return magnitude(layer) / prod(layer.grid.block)
 
     def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
         stays = score >= self.threshold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ class TopKAST(Topology):
         self.reservoir[name] = theta
         if stayed < before:
             self._history[name].record(layer, before, stayed)
-        return (before - stayed) * layer.values[0].numel()
+        return (before - stayed) * prod(layer.grid.block)
 
     def _everything(self, name: str) -> Tensor:
         """All weights of a layer, trained or not: [grid size, R, C]."""

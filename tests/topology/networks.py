@@ -19,8 +19,8 @@ def net(pattern="unstructured", seed=0):
     torch.manual_seed(seed)
     groups = 1 if pattern.startswith("block") else 2
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2, groups=groups), nn.Flatten(),
-        nn.Linear(54, 11), nn.ReLU(), nn.Linear(11, 5), nn.ReLU(), nn.Linear(5, 1),
+        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 6, 3, stride=2, groups=groups), nn.Flatten(),
+        nn.Linear(54, 11), nn.Tanh(), nn.Linear(11, 5), nn.Tanh(), nn.Linear(5, 1),
     )  # fmt: skip
     if pattern == "2:4":
         return sparsify(model, pattern=pattern)
