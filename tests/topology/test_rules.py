@@ -1,7 +1,5 @@
 """One update of every rule by hand: literal masks, values and counts."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -68,7 +66,7 @@ def test_set_by_sign_refuses_blocks():
 def test_rigl_grows_where_the_gradient_is_largest():
     layer = layer_of([[4.0, 1, 0, 0, 0]])
     optimizer = still(layer)
-    topology = RigL(layer, optimizer, total_steps=1000, every=2, drop_fraction=0.5)
+    topology = RigL(layer, optimizer, total_steps=1000, every=2, drop_fraction=0.51)
     assert not topology.armed
     assert not step(layer, optimizer, topology, [9.0, 0, 9, 0, 0])  # not watched
     assert topology.armed
@@ -81,7 +79,7 @@ def test_rigl_grows_where_the_gradient_is_largest():
 def test_rigl_regrows_at_its_value():
     layer = layer_of([[4.0, 1, 0, 0, 0]])
     optimizer = still(layer)
-    topology = RigL(layer, optimizer, total_steps=1000, every=1, drop_fraction=0.5)
+    topology = RigL(layer, optimizer, total_steps=1000, every=1, drop_fraction=0.51)
     assert not step(layer, optimizer, topology, [0.0, 7, 2, 5, 3])
     assert weights(layer) == [[4, 1, 0, 0, 0]]
 
@@ -95,7 +93,7 @@ def test_rigl_stops_at_its_end():
 def test_ties_go_to_the_lower_position():
     layer = layer_of([[4.0, 1, 0, 0, 0]])
     optimizer = still(layer)
-    topology = RigL(layer, optimizer, total_steps=1000, every=1, drop_fraction=0.5)
+    topology = RigL(layer, optimizer, total_steps=1000, every=1, drop_fraction=0.51)
     assert step(layer, optimizer, topology, [0.0, 0, 2, 2, 2])
     assert layer.positions().tolist() == [0, 2]
 
@@ -113,7 +111,7 @@ def test_growth_stays_in_its_group(pattern, grown):
 def test_itop_reports_what_was_explored():
     layer = layer_of([[4.0, 3, 0, 0, 0, 0, 0, 0]])
     optimizer = still(layer)
-    topology = ITOP(layer, optimizer, total_steps=10**6, every=1, growth="gradient")
+    topology = ITOP(layer, optimizer, total_steps=10**6, every=1, drop_fraction=0.51, growth="gradient")
     assert topology.explored == 2 / 8
     step(layer, optimizer, topology, [0.0, 0, 9, 0, 0, 0, 0, 0])
     step(layer, optimizer, topology, [0.0, 0, 0, 0, 0, 0, 0, 9])
@@ -243,8 +241,7 @@ def test_deepr_walks_and_rewires():
     other = DeepR(layer, optimizer, total_steps=99, every=10**4, l1=0.0, temperature=0.01)
     before = layer.values.detach().clone()
     other.step()
-    assert 0 < float((layer.values - before).abs().max()) < 1  # sqrt(2 lr T) = 0.1
-    assert math.sqrt(2 * 0.5 * 0.01) == 0.1
+    assert 0 < float((layer.values.detach() - before).abs().max()) < 0.5  # sqrt(2 lr T) = 0.1
 
 
 def test_srigl_fan_in_by_hand():
@@ -263,8 +260,9 @@ def test_srigl_ablates_an_output():
     topology = SRigL(model, optimizer, total_steps=10**6, every=1, drop_fraction=0.34, gamma=0.6)
     model[0].values.grad = None
     assert step(model, optimizer, topology, [0.0, 0, 2, 3])  # dL/dy = 1, 1, 0 for the three outputs
-    assert model[0].mask().sum(1).tolist() == [3, 0, 3] or model[0].mask().sum(1).tolist() == [2, 2, 2]
-    assert model[0].nnz == 6
+    # 0.1 and 0.2 drop and the two gradients of 3 would grow: 3, 1 and 2 salient weights, the bar is 0.6 x 2.
+    assert model[0].positions().tolist() == [0, 1, 3, 8, 9, 10]
+    assert weights(model[0]) == [[5, 4, 0, 0], [0, 0, 0, 0], [5, 4, 0, 0]]
 
 
 def test_topkast_sets_and_gradients():
