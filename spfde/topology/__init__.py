@@ -10,10 +10,12 @@ from spfde.topology.gmp import GMP
 from spfde.topology.history import LayerReport, Report
 from spfde.topology.itop import ITOP
 from spfde.topology.mest import MEST
+from spfde.topology.powerprop import Powerprop, powerpropagate
 from spfde.topology.rigl import RigL
 from spfde.topology.set import SET
 from spfde.topology.snfs import SNFS
 from spfde.topology.srigl import SRigL
+from spfde.topology.thresholds import SoftThreshold, Thresholds, learn_thresholds
 from spfde.topology.topkast import TopKAST
 
 METHODS: dict[str, type[Topology]] = {
@@ -32,10 +34,15 @@ __all__ = [
     "DeepR",
     "GaP",
     "LayerReport",
+    "Powerprop",
     "Report",
     "RigL",
     "SRigL",
+    "SoftThreshold",
+    "Thresholds",
     "TopKAST",
     "Topology",
+    "learn_thresholds",
+    "powerpropagate",
     "reserve",
 ]

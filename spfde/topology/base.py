@@ -16,7 +16,7 @@ from spfde.nn.layer import permute
 from spfde.topology import moves
 from spfde.topology.capacity import reserve
 from spfde.topology.history import History, Report
-from spfde.topology.layers import count_groups, found, highest, magnitude
+from spfde.topology.layers import check, count_groups, highest, magnitude, sparse_layers
 from spfde.topology.schedule import Constant
 from spfde.topology.watch import Watch, finite_gradients
 
@@ -48,6 +48,8 @@ class Topology:
     forgets: ClassVar[bool] = False
     # Patterns that the method has no meaning for.
     refused: ClassVar[tuple[str, ...]] = ()
+    # What `SparseLayer.transform` may be.
+    transforms: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def __init__(
         self,
@@ -71,7 +73,8 @@ class Topology:
         drop_fraction = self.default_drop if drop_fraction is None else drop_fraction
         if drop_fraction is not None and not 0 <= drop_fraction <= 1:
             raise ValueError(f"expected drop_fraction in [0, 1] (share of the stored weights), got {drop_fraction}")
-        self.layers = found(model, optimizer, self.refused, type(self).__name__)
+        self.layers = sparse_layers(model)
+        check(self.layers, optimizer, self)
         self.optimizer = optimizer
         self.every = every
         self.total_steps = total_steps

@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spfde.topology.distribution import stored_count
+from spfde.topology.powerprop import Powerprop
 from spfde.topology.schedule import Cubic
 from spfde.topology.scheduled import Scheduled
 
@@ -25,6 +26,8 @@ class GMP(Scheduled):
     Raises:
         ValueError: see Topology; or a sparsity is outside [0, 1], or not 0 <= begin < end <= 1.
     """
+
+    transforms = (Powerprop,)
 
     def __init__(
         self,

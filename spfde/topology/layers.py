@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,31 @@ from torch.optim import Optimizer
 from spfde.nn import SparseLayer
 from spfde.topology.birth import first_in_groups
 
+if TYPE_CHECKING:
+    from spfde.topology.base import Topology
 
-def found(model: nn.Module, optimizer: Optimizer, refused: Iterable[str], method: str) -> dict[str, SparseLayer]:
+
+def sparse_layers(model: nn.Module, plain: bool = False) -> dict[str, SparseLayer]:
     """The sparse layers of a model, by name.
 
     Raises:
-        ValueError: there are none, the optimizer does not hold the values of one, or its pattern is refused.
+        ValueError: there are none; or `plain` ones are wanted and one trains its weights through a transform.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
     if not layers:
         raise ValueError("expected a model with sparse layers, got none, try spfde.sparsify(model) first")
+    for name, layer in layers.items():
+        if plain and layer._modules.get("transform") is not None:
+            raise ValueError(f"expected {name!r} without a transform, got {layer.transform}, try a fresh model")
+    return layers
+
+
+def check(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Topology) -> None:
+    """Whether a method can move these layers.
+
+    Raises:
+        ValueError: the optimizer does not hold the values of one, or the method has no use for its pattern or transform.
+    """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, layer in layers.items():
         if layer.values.requires_grad and id(layer.values) not in held:
@@ -28,12 +44,17 @@ def found(model: nn.Module, optimizer: Optimizer, refused: Iterable[str], method
                 f"expected the optimizer to hold the values of {name!r}, got one that does not (was it built "
                 f"before spfde.sparsify?), try building the optimizer afterwards"
             )
-        if layer.structure.kind in refused:
+        if layer.structure.kind in method.refused:
             raise ValueError(
-                f"expected a pattern that {method} has a meaning for, got {layer.pattern!r} in {name!r}, try "
-                f"'unstructured' or another method"
+                f"expected a pattern that {type(method).__name__} has a meaning for, got {layer.pattern!r} in "
+                f"{name!r}, try 'unstructured' or another method"
             )
-    return layers
+        transform = layer._modules.get("transform")
+        if transform is not None and not isinstance(transform, method.transforms):
+            raise ValueError(
+                f"expected weights that {type(method).__name__} can grow at 0, got {transform} in {name!r}, try GMP "
+                f"for Powerprop, Thresholds for learned thresholds"
+            )
 
 
 def magnitude(layer: SparseLayer) -> Tensor:

@@ -28,6 +28,7 @@ def reference(dense, xs, cotangents):
     return dense.weight.grad
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("slab", [1, 40, 1 << 20])
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x2", "channel"])
 @pytest.mark.parametrize("kind", ["linear", "one sample", *CONVOLUTIONS])
