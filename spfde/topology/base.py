@@ -176,10 +176,8 @@ class Topology:
             ValueError: the state is of a model with other layers, or of another method.
         """
         if set(state["target"]) != set(self.layers):
-            missing = sorted(set(state["target"]) ^ set(self.layers))
-            raise ValueError(
-                f"expected the state of a model with the same sparse layers, got a difference in {missing}"
-            )
+            other = sorted(set(state["target"]) ^ set(self.layers))
+            raise ValueError(f"expected the state of a model with the same sparse layers, got a difference in {other}")
         if set(state["own"]) != set(self._own_state()):
             raise ValueError(
                 f"expected the state of {type(self).__name__} ({sorted(self._own_state())}), got {sorted(state['own'])}"
@@ -247,11 +245,8 @@ class Topology:
 
     def _live(self) -> dict[str, SparseLayer]:
         """The layers that may move."""
-        return {
-            name: layer
-            for name, layer in self.layers.items()
-            if name not in self._settled and layer.values.requires_grad
-        }
+        candidates = self.layers.items()
+        return {n: layer for n, layer in candidates if n not in self._settled and layer.values.requires_grad}
 
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
         """Keeps what `stays`, grows the rest up to `count` blocks; returns how many weights that moved."""

@@ -35,7 +35,7 @@ def check(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Topol
     """Whether a method can move these layers.
 
     Raises:
-        ValueError: the optimizer does not hold the values of one, or the method has no use for its pattern or transform.
+        ValueError: the optimizer does not hold the values of one, or the method cannot take its pattern or transform.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, layer in layers.items():

@@ -31,11 +31,11 @@ class Powerprop(nn.Module):
         self.alpha = alpha
 
     def forward(self, phi: Tensor) -> Tensor:
-        """w of phi."""
+        """Return w of phi."""
         return _Power.apply(phi, self.alpha)
 
     def inverse(self, w: Tensor) -> Tensor:
-        """phi of w."""
+        """Return phi of w."""
         return w.sign() * w.abs().pow(1 / self.alpha)
 
     def extra_repr(self) -> str:

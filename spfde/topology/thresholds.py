@@ -42,7 +42,7 @@ class SoftThreshold(nn.Module):
         return self.raw.sigmoid()
 
     def forward(self, values: Tensor) -> Tensor:
-        """w of v, any shape."""
+        """Return w of v, any shape."""
         return _Shrink.apply(values, self.threshold.to(values.dtype), self.below)
 
     def extra_repr(self) -> str:
@@ -72,8 +72,8 @@ class Thresholds(Topology):
 
     Start from a dense or nearly dense model (spfde.sparsify(model, 0.0)) and `learn_thresholds`. The share of the
     gradient falls as a cosine to 0 at `end` of the training; from then on every update drops the blocks that are 0
-    altogether, for good. That is what makes the training faster; it departs from STR only where a threshold falls again.
-    The sparsity is what comes out. Where the training ends sooner, what it would drop stays, as exact zeros.
+    altogether, for good. That is what makes the training faster; it departs from STR only where a threshold falls
+    again. The sparsity is what comes out.
 
     end: share of the training, in [0, 1]; 0 drops from the first update on. drop_fraction: has no meaning here.
     The rest: see Topology.

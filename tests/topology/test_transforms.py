@@ -54,7 +54,7 @@ def test_powerprop_goes_with_gradual_pruning_only():
 
 @pytest.mark.parametrize("below", [0.0, 0.75])
 def test_a_soft_threshold_by_hand(below):
-    """t = sigmoid(0) = 0.5: 2 and -1 stay, at 1.5 and -0.5; 0.25 does not, and gets `below` of its gradient."""
+    """At t = sigmoid(0) = 0.5 2 and -1 stay, at 1.5 and -0.5; 0.25 does not, and gets `below` of its gradient."""
     shrink = SoftThreshold(0.0, below)
     values = torch.tensor([2.0, -1, 0.25], requires_grad=True)
     w = shrink(values)
