@@ -124,7 +124,7 @@ class SparseLayer(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
         dense = to_dense(self.plan.arrange(self._effective()), self.plan.units.places, self.shape)
-        if self._probe is not None and dense.requires_grad:
+        if not torch.compiler.is_compiling() and self._probe is not None and dense.requires_grad:
             dense.register_hook(self._probe)
         return dense
 
@@ -175,9 +175,9 @@ class SparseLayer(nn.Module, ABC):
 
     def _show(self, x: Tensor, y: Tensor) -> Tensor:
         """y; a probe is shown x and, in the backward pass, the gradient of y."""
-        probe = self._probe
-        if probe is not None and y.requires_grad and not torch.compiler.is_compiling():
-            x = x.detach()
+        # A compiled graph must not look: it would be compiled anew for every probe.
+        if not torch.compiler.is_compiling() and self._probe is not None and y.requires_grad:
+            probe, x = self._probe, x.detach()
             y.register_hook(lambda dy: probe(dy, x))
         return y
 
