@@ -188,3 +188,13 @@ def test_ranks_grow_by_the_average(tmp_path):
         results = manager.dict()
         mp.spawn(rank, (str(tmp_path / "store"), results), nprocs=2)
         assert results[0] == results[1] == grown(1).tolist()
+
+
+def test_a_compiled_model_is_told_to_run_uncompiled():
+    layer = sparsify(nn.Linear(6, 4), 0.5)
+    topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=99, every=1)
+    mask = layer.mask()
+    torch.compile(layer, backend="aot_eager")(torch.randn(5, 6)).square().sum().backward()
+    with pytest.raises(ValueError, match="a compiled model.*try the model itself, uncompiled, while topology.armed"):
+        topology.step()
+    assert torch.equal(layer.mask(), mask)
