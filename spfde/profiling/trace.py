@@ -9,33 +9,36 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from spfde.profiling.kinds import ENGINE, kind_of_function, kind_of_module, plain_name
+from spfde.profiling.kinds import DATA, ENGINE, LOSS, OPTIMIZER, kind_of_function, kind_of_module, plain_name
 from spfde.profiling.timeline import PYTHON, Bucket, Timeline
 
 FORWARD, BACKWARD = "forward", "backward"
+# What counts where nothing that is followed runs.
+KIND_OF_PHASE = {"data": DATA, FORWARD: PYTHON, "loss": LOSS, BACKWARD: ENGINE, "optimizer": OPTIMIZER}
 
 
 class _Functions(TorchFunctionMode):
-    """Gives each torch function that a container calls its bucket."""
+    """Gives each torch function that a container or the loss calls its bucket."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = plain_name(func)
+        name, timeline = plain_name(func), self.trace.timeline
         if name in ("get", "set"):  # an attribute such as x.shape
             return func(*args, **(kwargs or {}))
-        timeline = self.trace.timeline
         timeline.stop()
-        bucket = timeline.innermost._replace(op=name, kind=kind_of_function(name))
+        outer = timeline.innermost
+        bucket = outer._replace(op=name, kind=LOSS if outer.kind == LOSS else kind_of_function(name))
         timeline.push(bucket)
         timeline.start()
-        try:
-            result = func(*args, **(kwargs or {}))
-        finally:
-            timeline.stop()
+        result = func(*args, **(kwargs or {}))
+        if not tensors_in(result):  # a question such as x.size(0), not an op
             timeline.pop()
+            timeline.push(outer)
+        timeline.stop()
+        timeline.pop()
         self.trace.own(result, bucket)
         timeline.start()
         return result
@@ -62,25 +65,22 @@ class Trace:
         for name, module in model.named_modules():
             enter, leave = self._hooks_of(name, module)
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        self.timeline.start()
         try:
             yield
         finally:
             self._listen(False)
             for handle in handles:
                 handle.remove()
+            self._nodes.clear()
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Counts the block as the forward pass."""
-        with self.timeline.within(Bucket(FORWARD, "", "", PYTHON)):
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the block as a phase of the step."""
+        with self.timeline.within(Bucket(name, "", "", KIND_OF_PHASE[name])):
+            self._listen(name == "loss")
             yield
-
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Counts the block as the backward pass."""
-        with self.timeline.within(Bucket(BACKWARD, "", "", ENGINE)):
-            yield
-        self._nodes.clear()
+            self._listen(False)
 
     def own(self, outputs: Any, bucket: Bucket) -> None:
         """Gives the nodes that lead to `outputs`, and belong to none yet, to the backward of `bucket`."""
@@ -112,22 +112,20 @@ class Trace:
     def _hooks_of(self, name: str, module: nn.Module) -> tuple[Any, Any]:
         timeline, op = self.timeline, type(module).__name__
         leaf = next(module.children(), None) is None
+        outer: list[bool] = []
 
         def enter(*_: Any) -> None:
             timeline.stop()
-            kind = kind_of_module(module) if leaf else PYTHON
-            timeline.push(Bucket(FORWARD, name, op, kind))
+            timeline.push(Bucket(timeline.innermost.phase, name, op, kind_of_module(module) if leaf else PYTHON))
+            outer.append(self._listening)
             self._listen(not leaf)
             timeline.start()
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:
             timeline.stop()
-            bucket = timeline.innermost
-            if leaf:
-                bucket = bucket._replace(kind=kind_of_module(module))  # a sparse layer knows its kernel by now
-            self.own(output, bucket)
+            self.own(output, timeline.innermost)
             timeline.pop()
-            self._listen(timeline.innermost.layer != "" or timeline.innermost.op != "")
+            self._listen(outer.pop())
             timeline.start()
 
         return enter, leave
