@@ -41,7 +41,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A change of memory: bytes taken (> 0) or given back (< 0) at an address, and the phase and module that were running."""
+    """Bytes taken (> 0) or given back (< 0) at an address, and the phase and module that were running."""
 
     address: int
     size: int
@@ -53,7 +53,8 @@ def memory_of(step: Step) -> Memory:
     """Takes a step and returns what it holds. The step has been taken before: its optimizer has its state."""
     step.optimizer.zero_grad(set_to_none=True)
     batch = step.data()
-    parameters, plans = list(step.model.parameters()), [m.plan for m in step.model.modules() if isinstance(m, SparseLayer)]
+    parameters = list(step.model.parameters())
+    plans = [module.plan for module in step.model.modules() if isinstance(module, SparseLayer)]
     weights = size_of(parameters)
     optimizer = size_of(list(step.optimizer.state.values()))
     index = size_of([list(step.model.buffers()), plans])

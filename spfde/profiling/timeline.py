@@ -85,7 +85,9 @@ class Timeline:
             self.start()
 
 
-def without_overhead(seconds: Mapping[Bucket, float], stops: Mapping[Bucket, float], whole: float) -> dict[Bucket, float]:
+def without_overhead(
+    seconds: Mapping[Bucket, float], stops: Mapping[Bucket, float], whole: float
+) -> dict[Bucket, float]:
     """The buckets without the time that counting took, so that they come to `whole`, what the step takes uncounted.
 
     What they exceed it by is taken off evenly per stop, from no bucket more than it has. Short of it they stay.

@@ -93,5 +93,8 @@ def _channels_last(inputs: Any) -> Any:
 
 
 def _dense_name(name: str, model: nn.Module) -> str:
+    """Name of a parameter in the twin: a sparse layer's values are the dense one's weight."""
     owner, _, own = name.rpartition(".")
-    return f"{owner}.weight".lstrip(".") if isinstance(model.get_submodule(owner), SparseLayer) and own == "values" else name
+    if own == "values" and isinstance(model.get_submodule(owner), SparseLayer):
+        return f"{owner}.weight".lstrip(".")
+    return name
