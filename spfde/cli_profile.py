@@ -57,7 +57,8 @@ def profile(
 
     found = profile_step(network, x, loss_fn, rounds=rounds)
     console = Console()
-    for table in terminal(found):
+    for title, table in terminal(found):
+        console.print(title, soft_wrap=True)
         console.print(table)
     if out is not None:
         given = {"model": model, "sparsity": sparsity, "pattern": pattern, "fuse": fused, "recompute": recompute}
@@ -91,14 +92,14 @@ def _usual_size(model: str, network: nn.Module) -> int:
     return LARGE_IMAGE if last.out_features > 100 else IMAGE
 
 
-def terminal(found: StepProfile) -> list[Table]:
-    """The tables of a profile for the terminal."""
+def terminal(found: StepProfile) -> list[tuple[Text, Table]]:
+    """The tables of a profile for the terminal, with their titles."""
     shown = []
     for title, (head, *rows) in tables(found):
-        table = Table(title=Text(title), title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
         for index, name in enumerate(head):
             table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
-        shown.append(table)
+        shown.append((Text(f"\n{title}"), table))
     return shown

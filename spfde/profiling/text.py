@@ -9,6 +9,7 @@ from spfde.profiling.memory import Memory
 from spfde.profiling.result import Layer, StepProfile
 
 Table = tuple[str, list[tuple[str, ...]]]  # a title; a head and rows
+QUIET = 0.9  # share of a step that its parts come to on a machine that does nothing else
 SEEN = 5e-6  # seconds of a layer below which its row would be noughts
 MEMORY = ("weights", "gradients", "optimizer", "index", "batch", "kept")
 
@@ -51,7 +52,9 @@ def _kinds(profile: StepProfile) -> Table:
             other = dense.kinds().get(kind)
             row += (milliseconds(other), _share(other, dense.seconds), _ratio(other, own))
         rows.append(row)
-    title += f"; parts come to {' and '.join(f'{way.accounted:.0%}' for way in profile.ways)}"
+    title += f"; parts come to {' and '.join(f'{way.accounted:.0%}' for way in profile.ways)} of it"
+    if min(way.accounted for way in profile.ways) < QUIET:
+        title += ": the machine was busy with something else, run again"
     return title, rows
 
 
