@@ -100,7 +100,9 @@ def _layers(axes: Axes, profile: StepProfile, names: list[str]) -> None:
         colour = ("#0a66c2", "#9aa3b0")[index]
         axes.barh(places, forward, height, color=colour, label=f"{way.name}, forward")
         axes.barh(places, backward, height, forward, color=colour, alpha=0.55, label=f"{way.name}, backward")
-    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(names))], names, fontsize=7)
+    axes.set_yticks(
+        [row + 0.4 - height / 2 for row in range(len(names))], [name or "(model)" for name in names], fontsize=7
+    )
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names), -0.6)
     axes.set_xlabel("milliseconds")

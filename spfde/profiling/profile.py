@@ -93,7 +93,7 @@ def _steps(
 def _check(model: nn.Module, optimizer: Optimizer | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected an nn.Module, got {type(model).__name__}, try the model itself")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if "_orig_mod" in model._modules:  # torch._dynamo.OptimizedModule, whose import takes seconds
         raise ValueError("expected a model as it was before torch.compile, got a compiled one, try the model itself")
     devices = {p.device.type for p in model.parameters()} - {"cpu"}
     if devices:

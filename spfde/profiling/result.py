@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spfde.profiling.kinds import KINDS
+from spfde.profiling.kinds import KINDS, LOSS
 from spfde.profiling.memory import Memory
 from spfde.profiling.timeline import PYTHON, Bucket
 
@@ -62,28 +62,26 @@ class Way:
         return {kind: found[kind] for kind in KINDS if kind in found}
 
     def layers(self) -> tuple[Layer, ...]:
-        """Modules that did something, in order of execution; Python in a layer is the layer's, around them nobody's."""
-        order = dict.fromkeys(part.layer for part in self.parts if part.layer and part.kind != PYTHON)
+        """Modules that did something, in order of execution, with the functions that containers call themselves."""
+        grouped: dict[str, list[Part]] = {}
+        for part in self._split()[0]:
+            grouped.setdefault(part.layer, []).append(part)
         rows = []
-        for name in order:
-            own = [p for p in self.parts if p.layer == name]
-            ops = dict.fromkeys(p.op for p in own if p.kind != PYTHON)
-            own = [p for p in own if p.op in ops]
-            seconds = _sums((part.phase, part.seconds) for part in own)
-            rows.append(
-                Layer(name, ", ".join(ops), seconds.get(FORWARD, 0.0), seconds.get(BACKWARD, 0.0),
-                      self.memory.layers.get(name, 0))
-            )  # fmt: skip
+        for name, parts in grouped.items():
+            seconds = _sums((part.phase, part.seconds) for part in parts)
+            ops, kept = ", ".join(dict.fromkeys(part.op for part in parts)), self.memory.layers.get(name, 0)
+            rows.append(Layer(name, ops, seconds.get(FORWARD, 0.0), seconds.get(BACKWARD, 0.0), kept))
         return tuple(rows)
 
     def around(self) -> dict[str, float]:
         """Seconds by kind outside the layers: loss, optimizer, data, the autograd engine, Python between layers."""
-        inside = sum(layer.seconds for layer in self.layers())
-        rest = {k: v for k, v in self.kinds().items() if k != PYTHON and not self._in_layers(k)}
-        return {**rest, PYTHON: max(0.0, sum(p.seconds for p in self.parts) - inside - sum(rest.values()))}
+        return _sums((part.kind, part.seconds) for part in self._split()[1])
 
-    def _in_layers(self, kind: str) -> bool:
-        return any(part.layer for part in self.parts if part.kind == kind)
+    def _split(self) -> tuple[list[Part], list[Part]]:
+        """The parts of layers, and all others. Python in a layer is the layer's; in a container it is nobody's."""
+        work = {(p.layer, p.op) for p in self.parts if p.op and p.kind not in (PYTHON, LOSS)}
+        own = [p for p in self.parts if (p.layer, p.op) in work and p.kind != LOSS]
+        return own, [p for p in self.parts if (p.layer, p.op) not in work or p.kind == LOSS]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _layers(profile: StepProfile) -> Table:
         mine, twin = own.get(name), twins.get(name)
         if all(layer is None or (layer.seconds < SEEN and not layer.kept) for layer in (mine, twin)):
             continue
-        row = (name, mine.op if mine else f"({twin.op})", *_cells(mine))
+        row = (name or "(model)", mine.op if mine else f"({twin.op})", *_cells(mine))
         if dense is not None:
             row += (*_cells(twin), _ratio(twin and twin.seconds, mine and mine.seconds))
         rows.append(row)

@@ -44,10 +44,9 @@ def test_a_layer_saves_nothing_that_another_holds(fused):
     model = spfde.fuse(sparse_block()) if fused else sparse_block()
     one, layers = 4 * 4 * 8 * 8 * 8, dict(spfde.memory(model, images(), loss_fn).layers)
     assert layers["stem"] == layers["conv"] == one  # input of conv; input of bn
-    if fused:
-        assert "relu" not in layers and one <= layers["bn"] <= one + 1024  # y behind act, and two vectors
-    else:
-        assert layers["relu"] == one and layers["bn"] <= 1024  # two vectors: ReLU saves its output, not its input
+    assert layers["bn"] <= 1024  # vectors: what follows saves its own output, not its input
+    assert layers.get("relu", 0) == (0 if fused else one)  # fused, x tells the ReLU's mask
+    assert one <= layers[""] <= one + 1024  # output of F.relu
 
 
 def test_recomputing_keeps_one_tensor_of_a_convolution():
