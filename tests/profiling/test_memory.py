@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from profiling.models import images, loss_fn, sparse_block
 from torch import nn
 
 import spfde
-from profiling.models import images, loss_fn, sparse_block
 from spfde.profiling.memory import Allocation, highest, kept_by_layer, size_of
 
 

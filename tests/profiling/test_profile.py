@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from profiling.models import Block, images, loss_fn, sparse_block
 from torch import nn
 
 import spfde
-from profiling.models import Block, images, loss_fn, sparse_block
 from spfde.profiling.profile import _faster
 from spfde.profiling.result import Part, StepProfile, Way
 from spfde.profiling.twin import CHANNELS_LAST, dense_step, step_of

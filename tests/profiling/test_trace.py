@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from profiling.models import Block, images, loss_fn, sparse_block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import spfde
-from profiling.models import Block, images, loss_fn, sparse_block
 from spfde.kernels.clock import measure
 from spfde.profiling.kinds import KINDS, kind_of_function, kind_of_module, plain_name
 from spfde.profiling.timeline import Timeline
