@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from spfde.convert import densify
 from spfde.fusing import unfuse
-from spfde.nn import SparseLayer
+from spfde.nn import FusedNormAct2d, SparseLayer
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
@@ -77,7 +77,7 @@ def dense_step(step: Step, layout: str = CONTIGUOUS) -> Step:
 
 def has_twin(model: nn.Module) -> bool:
     """Whether a dense twin would be another model."""
-    return any(isinstance(m, SparseLayer) or "forward" in vars(m) for m in model.modules())
+    return any(isinstance(m, SparseLayer | FusedNormAct2d) for m in model.modules())
 
 
 def takes_images(inputs: Any) -> bool:
