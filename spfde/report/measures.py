@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spfde.report.run import Run
-from spfde.report.words import NONE, duration, percent, ratio, work
+from spfde.report.words import NONE, duration, percent, ratio, size, work
 from spfde.train.stopwatch import CATEGORIES
 
 
@@ -126,17 +126,28 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             lambda run: percent(run.last.sieved / run.samples["train"]) if run.last.sieved else NONE,
             "Share of the training samples that the last epoch left out.",
         ),
+        row(
+            "peak memory",
+            lambda run: size(run.memory) if run.memory else NONE,
+            "Most memory that the process held at once while training: network, activations, optimizer, data set and "
+            "PyTorch itself. A run that followed another one in the same process may hold on to memory of the first.",
+        ),
     )
     attribution = tuple(
         row(name, lambda run, name=name: _part(run, run.seconds[name]), meaning)
         for name, meaning in ((name, TIME[name]) for name in CATEGORIES)
     )
     total = row("sum", lambda run: _part(run, run.total_seconds), "The total time, to which the lines above add up.")
+    overhead = row(
+        "overhead",
+        lambda run: percent(run.overhead_seconds / run.training_seconds),
+        "Levers, checkpoint and other, divided by the training time: what is neither the network's nor the data's.",
+    )
     return (
         Section("Outcome", outcome),
         Section("Time", time),
         Section("Work", cost),
-        Section("Where the time went", (*attribution, total)),
+        Section("Where the time went", (*attribution, total, overhead)),
     )
 
 

@@ -1,4 +1,4 @@
-"""A run in a terminal: one line per epoch, and one live line with rate, time left and the last event."""
+"""A run in a terminal: a line per epoch and per lever's deed, and a live one with rate, time left, the last deed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ REFRESH_SECONDS = 0.2
 
 
 def epoch_line(record: Epoch, epochs: int) -> str:
-    """Sum up an epoch of `epochs`: loss, accuracies, seconds and what the levers did."""
+    """Sum up an epoch of `epochs`: loss, accuracies and seconds."""
     width = len(str(epochs))
-    levers = "; ".join(event.text for event in record.events)
     return (
         f"epoch {record.epoch + 1:>{width}}/{epochs}  loss {record.train_loss:.3f}"
         f"  train {record.train_accuracy:6.1%}  test {record.test_accuracy:6.1%}"
-        f"  {record.total_seconds:6.1f} s" + (f"  {levers}" if levers else "")
+        f"  {record.total_seconds:6.1f} s"
     )
+
+
+def event_line(event: Event) -> str:
+    """Say what a lever did and why."""
+    return f"  {event.kind}: {event.text} ({event.reason})"
 
 
 def say(console: Console, text: str) -> None:
@@ -76,7 +80,8 @@ class Display:
         )
 
     def event(self, epoch: int, event: Event) -> None:
-        """Show what a lever did at the end of the live line."""
+        """Write what a lever did and why, and show it at the end of the live line."""
+        say(self.console, event_line(event))
         self._bar.update(self._task, note=event.text)
 
     def epoch(self, record: Epoch) -> None:
