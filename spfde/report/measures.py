@@ -93,6 +93,11 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             "Training time of the first epoch.",
         ),
         row("last epoch", lambda run: duration(run.last.training_seconds), "Training time of the last epoch."),
+        row(
+            "overhead",
+            lambda run: percent(run.overhead_seconds / run.training_seconds),
+            "Levers, checkpoint and other, divided by the training time: what is neither the network's nor the data's.",
+        ),
     )
     cost = (
         row(
@@ -138,16 +143,11 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
         for name, meaning in ((name, TIME[name]) for name in CATEGORIES)
     )
     total = row("sum", lambda run: _part(run, run.total_seconds), "The total time, to which the lines above add up.")
-    overhead = row(
-        "overhead",
-        lambda run: percent(run.overhead_seconds / run.training_seconds),
-        "Levers, checkpoint and other, divided by the training time: what is neither the network's nor the data's.",
-    )
     return (
         Section("Outcome", outcome),
         Section("Time", time),
         Section("Work", cost),
-        Section("Where the time went", (*attribution, total, overhead)),
+        Section("Where the time went", (*attribution, total)),
     )
 
 

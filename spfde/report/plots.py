@@ -149,7 +149,8 @@ def sparsity(run: Run, index: int) -> Html:
         axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(-0.5, len(run.epochs) * 1.14 - 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True, prune="upper")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < len(run.epochs)])
         axes.grid(visible=False)
         axes.set_xlabel("epoch; at the right, after the last one")
         for share in (0.25, 0.5, 0.75, 1.0):
