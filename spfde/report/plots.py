@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 5.3  # inches; a column of the page, and a phone
+WIDTH = 4.7  # inches; a column of the page, and a phone, where a point is about a pixel
 ACCURACIES = (0, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+SMALL = 9  # points; the least that a phone can show
 DOTS = 40  # epochs beyond which a line has no dots
 LANES = ("freeze", "sieve", "topology")  # kinds of events, top to bottom
 
@@ -120,8 +121,8 @@ def layers(run: Run, index: int) -> Html:
                 axes.barh(rows, [run.layers[i].sparsity for i in rows], 0.7, color=colour, label=name)
         for i, layer in enumerate(run.layers):
             text = percent(layer.sparsity) if layer.converted else "kept dense"
-            axes.text(layer.sparsity + 0.01, i, text, va="center", fontsize=8)
-        axes.set_yticks(range(len(run.layers)), [shortened(r.name, end=True) for r in run.layers], fontsize=8)
+            axes.text(layer.sparsity + 0.01, i, text, va="center", fontsize=SMALL)
+        axes.set_yticks(range(len(run.layers)), [shortened(r.name, end=True) for r in run.layers], fontsize=SMALL)
         axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
         axes.set_ylim(len(run.layers) - 0.4, -0.6)
         axes.set_xlim(0, 1.12)
@@ -144,8 +145,8 @@ def sparsity(run: Run, index: int) -> Html:
         for row, name in enumerate(names):
             for start, stop, value in _stretches([epoch.layers.get(name, 0.0) for epoch in run.epochs]):
                 axes.barh(row, stop - start, 0.8, start - 0.5, color=colour, alpha=value)
-            axes.text(len(run.epochs) - 0.4, row, percent(run.last.layers[name]), va="center", fontsize=8)
-        axes.set_yticks(range(len(names)), [shortened(name, end=True) for name in names], fontsize=8)
+            axes.text(len(run.epochs) - 0.4, row, percent(run.last.layers[name]), va="center", fontsize=SMALL)
+        axes.set_yticks(range(len(names)), [shortened(name, end=True) for name in names], fontsize=SMALL)
         axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(-0.5, len(run.epochs) * 1.14 - 0.5)
@@ -246,7 +247,7 @@ def _lanes(axes: Axes, run: Run) -> None:
         if places:
             axes.plot(places, [row] * len(places), "s", color=TOKEN["ink"], markersize=3.5)
     axes.set_ylim(len(LANES) - 0.4, -0.6)
-    axes.set_yticks(range(len(LANES)), LANES, fontsize=8)
+    axes.set_yticks(range(len(LANES)), LANES, fontsize=SMALL)
     axes.tick_params(axis="both", length=0)
     axes.spines[:].set_visible(False)
     axes.grid(axis="x", visible=False)

@@ -24,9 +24,9 @@ def epoch_line(record: Epoch, epochs: int) -> str:
     )
 
 
-def event_line(event: Event) -> str:
-    """Say what a lever did and why."""
-    return f"  {event.kind}: {event.text} ({event.reason})"
+def event_line(event: Event, *, told: bool = False) -> str:
+    """Say what a lever did, and why unless that was `told` before."""
+    return f"  {event.kind}: {event.text}" + ("" if told else f", because: {event.reason}")
 
 
 def say(console: Console, text: str) -> None:
@@ -42,6 +42,7 @@ class Display:
         self._epochs = 0
         self._samples = 0
         self._began = self._shown = 0.0
+        self._reasons: dict[str, str] = {}
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -80,8 +81,9 @@ class Display:
         )
 
     def event(self, epoch: int, event: Event) -> None:
-        """Write what a lever did and why, and show it at the end of the live line."""
-        say(self.console, event_line(event))
+        """Write what a lever did, and why where that is new; keep the deed at the end of the live line."""
+        say(self.console, event_line(event, told=self._reasons.get(event.kind) == event.reason))
+        self._reasons[event.kind] = event.reason
         self._bar.update(self._task, note=event.text)
 
     def epoch(self, record: Epoch) -> None:

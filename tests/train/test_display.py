@@ -46,7 +46,23 @@ def test_an_epochs_line_has_its_figures():
 
 
 def test_a_levers_line_says_what_and_why():
-    assert event_line(EVENT) == "  freeze: froze [layer1.0] (planned [so])"
+    assert event_line(EVENT) == "  freeze: froze [layer1.0], because: planned [so]"
+    assert event_line(EVENT, told=True) == "  freeze: froze [layer1.0]"
+
+
+def test_a_reason_is_told_when_it_is_new():
+    console = Console(file=io.StringIO(), width=120)
+    display = Display(console, "spfde")
+    display.start(RECIPE, 0, "")
+    events = [Event(*e) for e in (("freeze", "a", "plan"), ("sieve", "b", "plan"), ("freeze", "c", "plan"))]
+    for event in (*events, Event("freeze", "d", "another plan")):
+        display.event(0, event)
+    assert console.file.getvalue().splitlines()[1:] == [
+        "  freeze: a, because: plan",
+        "  sieve: b, because: plan",
+        "  freeze: c",
+        "  freeze: d, because: another plan",
+    ]
 
 
 def test_without_a_terminal_there_are_plain_lines_only():
