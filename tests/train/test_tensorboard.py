@@ -4,7 +4,7 @@ import dataclasses
 import sys
 
 import pytest
-from train.runs import recipe
+from train.runs import OPTIONS, recipe
 from typer.testing import CliRunner
 
 from spfde.cli import build
@@ -64,6 +64,16 @@ def test_a_run_can_be_read_by_tensorboard(tmp_path):
     (first,) = [e for e in result.epochs[0].events if e.kind == "topology"]
     told = reader.Tensors("levers/topology/text_summary")[0].tensor_proto.string_val[0].decode()
     assert told == f"{first.text} ({first.reason})"
+
+
+def test_the_flag_writes_next_to_each_run(tmp_path):
+    pytest.importorskip("tensorboard")
+    flags = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = ["train", *flags, "--epochs", "2", "--freeze", "0", "--layout", "contiguous", "--compare", "dense"]
+    done = CliRunner().invoke(build("train"), [*command, "--tensorboard", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    for name in ("dense", "spfde"):
+        assert len(points(read(tmp_path / name / "tensorboard"), "accuracy/test")) == 2
 
 
 def test_a_resumed_run_takes_the_place_of_what_it_repeats(tmp_path):
