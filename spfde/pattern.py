@@ -120,6 +120,7 @@ class Plan:
     _order: Tensor | None = field(default=None, repr=False)
     _outside: Tensor | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
+    written: int = field(default=0, repr=False)  # how often the dense buffer was
 
     @property
     def rows(self) -> int:

@@ -107,7 +107,7 @@ inline Streams index_streams(const Conv2dGeometry& g, const Planes& planes, cons
       for (; col[k] < column; column -= taps) base -= planes.channel_stride;
       offset[k] = static_cast<int32_t>(base + tap_position[col[k] - column]);
     }
-    split_row(row_ptr, col, rows, r, panels, panel * taps, first_channel * taps, segment);
+    split_row(row_ptr, col, rows, r, source_group * taps, panels, panel * taps, first_channel * taps, segment);
   }
   return {panels, panel, offset, segment};
 }

@@ -31,12 +31,18 @@ AVX2 = {
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
-MASKED = 1.1  # the masked dense route over the plain dense layer
+MASKED = 1.1  # the masked dense route over the plain dense layer, large
+MASKED_CALL = 1e6  # what its extra calls cost whatever the size (about 60 microseconds), in dense multiply-adds
 
 
 def constants(op: str, isa: str) -> Cost:
     """Those of an op ("linear" or "conv2d") on an instruction set."""
     return COSTS.get(isa, AVX2)[op]
+
+
+def masked(problem: Problem) -> float:
+    """Predicted time of the masked dense route over the plain dense layer's."""
+    return MASKED + MASKED_CALL / max(1, problem.multiply_adds)
 
 
 def ratio(problem: Problem, cost: Cost) -> float:

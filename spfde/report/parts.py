@@ -14,7 +14,7 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.words import NONE, percent
-from spfde.train.recipe import METHODS, Recipe
+from spfde.train.recipe import Recipe, own_default
 
 
 def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -178,19 +178,23 @@ def definitions(sections: Sequence[Section]) -> Html:
 def command(recipe: Mapping[str, Any]) -> str:
     """The `spfde train` command line of a recipe: every setting that is not the default."""
     words = ["spfde", "train"]
-    levers = METHODS.get(recipe["method"], {})
     for field in dataclasses.fields(Recipe):
-        default = levers.get(field.name, field.default)
+        default = own_default(field, recipe)
         value = recipe.get(field.name, default)
+        value = tuple(value) if isinstance(value, list) else value
         flag = field.name.replace("_", "-")
         if value == default:
             continue
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", _word(value)]
     return shlex.join(words)
 
 
 def _figure(head: str, svg: Html, caption: str) -> Html:
     return tag("figure", tag("h3", head), svg, tag("figcaption", caption))
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _stored(run: Run) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from spfde.data import Images
+from spfde.data import Images, Pixels, UnreadableImage
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -45,8 +45,8 @@ def shuffled(indices: Tensor, seed: int, epoch: int) -> Tensor:
 class TensorSource:
     """Whole batches by one indexing of the tensors that hold the data set."""
 
-    def __init__(self, images: Tensor, targets: Tensor) -> None:
-        self.images, self.targets = images, targets
+    def __init__(self, images: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.images, self.targets, self.finish = images, targets, finish
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -55,7 +55,8 @@ class TensorSource:
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield images, targets and indices."""
         for indices in split(order, batch_size):
-            yield self.images[indices], self.targets[indices], indices
+            images = self.images[indices]
+            yield images if self.finish is None else self.finish(images), self.targets[indices], indices
 
 
 class _Indexed(Dataset):
@@ -64,9 +65,16 @@ class _Indexed(Dataset):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[Any, Any, int]:
-        image, target = self.dataset[index]
+    def __getitem__(self, index: int) -> tuple[Any, Any, int] | UnreadableImage:
+        try:
+            image, target = self.dataset[index]
+        except UnreadableImage as error:
+            return error  # raised from a worker, it would carry the worker's traceback as its message
         return image, target, index
+
+
+def _collated(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UnreadableImage)), None) or default_collate(items)
 
 
 class LoaderSource:
@@ -80,16 +88,24 @@ class LoaderSource:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Yield images, targets and indices."""
+        """Yield images, targets and indices.
+
+        Raises:
+            UnreadableImage: an image file cannot be decoded.
+        """
         batches = [indices.tolist() for indices in split(order, batch_size)]
-        yield from DataLoader(_Indexed(self.dataset), batch_sampler=batches, num_workers=self.workers)
+        options = {"num_workers": self.workers, "collate_fn": _collated}
+        for batch in DataLoader(_Indexed(self.dataset), batch_sampler=batches, **options):
+            if isinstance(batch, UnreadableImage):
+                raise batch
+            yield batch
 
 
 def source(dataset: Dataset, workers: int = 0) -> Source:
     """Return the fastest source for a data set.
 
-    spfde's Images and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other one, a
-    subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
+    spfde's Images and Pixels and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other
+    one, a subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
 
     Raises:
         TypeError: it has no length, is empty, or its items are not (image tensor, class index).
@@ -98,6 +114,8 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
         raise TypeError(f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one")
     if type(dataset) is Images:
         return TensorSource(dataset.images, dataset.targets)
+    if type(dataset) is Pixels:
+        return TensorSource(dataset.images, dataset.targets, dataset.normalise)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[1].ndim == 1:
         _require_classes(dataset.tensors[1])
         return TensorSource(dataset.tensors[0], dataset.tensors[1].long())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import Progress as Bar
 
 from spfde.train.metrics import Epoch, Event
 from spfde.train.recipe import Recipe
+from spfde.train.recipe_file import text
 
 REFRESH_SECONDS = 0.2
 
@@ -27,6 +29,14 @@ def epoch_line(record: Epoch, epochs: int) -> str:
 def event_line(event: Event, *, told: bool = False) -> str:
     """Say what a lever did, and why unless that was `told` before."""
     return f"  {event.kind}: {event.text}" + ("" if told else f", because: {event.reason}")
+
+
+def recipe_lines(recipe: Recipe) -> str:
+    """Say every field of a recipe that has a value, as TOML would, in a few lines."""
+    fields = ", ".join(line.replace(" = ", "=", 1) for line in text(recipe).splitlines())
+    return textwrap.fill(
+        f"recipe: {fields}", 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def say(console: Console, text: str) -> None:
@@ -59,6 +69,7 @@ class Display:
         """Say what starts, and show the live line."""
         self._epochs = recipe.epochs
         goes_on = f", from epoch {first_epoch + 1}" if first_epoch else ""
+        say(self.console, recipe_lines(recipe))
         say(self.console, f"{self.name}: {recipe.epochs} epochs{goes_on}, {recipe.threads} threads, {note}")
         now = {"epoch": f"{first_epoch + 1}", "rate": 0.0, "note": ""}
         self._task = self._bar.add_task(self.name, total=recipe.epochs, completed=first_epoch, **now)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
 from spfde.train import checkpoint, files, record
@@ -19,11 +18,13 @@ from spfde.train.guard import diverged
 from spfde.train.layout import Layout
 from spfde.train.memory import forget_peak, peak_bytes
 from spfde.train.metrics import Epoch, Event
+from spfde.train.optimizer import Factory
 from spfde.train.progress import Progress, Silent
 from spfde.train.recipe import Recipe
 from spfde.train.record import Result
 from spfde.train.schedule import steps_per_epoch
 from spfde.train.session import Session, build
+from spfde.train.step import forward_backward, update
 from spfde.train.stopwatch import Stopwatch
 from spfde.train.work import training_flops
 
@@ -36,6 +37,7 @@ def fit(
     model: nn.Module | None = None,
     train_set: Dataset | None = None,
     test_set: Dataset | None = None,
+    optimizer: Factory | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -53,6 +55,8 @@ def fit(
         model: a network, instead of the recipe's.
         train_set: training data, instead of the recipe's; comes with `test_set` and `model`.
         test_set: test data.
+        optimizer: makes any torch optimizer from parameter groups, instead of the recipe's; the recipe's learning
+            rate and schedule stay.
         resume: continue from the newest checkpoint in `out`, to the same bits as a run without the break.
         overwrite: replace the run that `out` holds.
         on_epoch: called with each epoch's record, outside of the timed part.
@@ -72,7 +76,7 @@ def fit(
     progress = progress or Silent()
     with torch.random.fork_rng(devices=[]), _threads(recipe.threads):
         recipe = dataclasses.replace(recipe, threads=torch.get_num_threads())
-        session, history = _open(recipe, out, model, train_set, test_set, resume)
+        session, history = _open(recipe, out, model, train_set, test_set, optimizer, resume)
         try:
             progress.start(recipe, len(history), f"{session.layout.name}: {session.layout.reason}")
             for epoch in range(len(history), recipe.epochs):
@@ -95,10 +99,11 @@ def _open(
     model: nn.Module | None,
     train_set: Dataset | None,
     test_set: Dataset | None,
+    optimizer: Factory | None,
     resume: bool,
 ) -> tuple[Session, list[Epoch]]:
     if not (resume and out is not None):
-        session = build(recipe, model, train_set, test_set)
+        session = build(recipe, model, train_set, test_set, optimizer=optimizer)
         if out is not None:
             files.clear(out)
             record.write_run(out, session)
@@ -107,7 +112,7 @@ def _open(
     path = files.checkpoints(out)[-1]
     state = checkpoint.load(path)
     checkpoint.require_same_recipe(state, recipe, path)
-    session = build(recipe, model, train_set, test_set, Layout(**state["layout"]))
+    session = build(recipe, model, train_set, test_set, Layout(**state["layout"]), optimizer)
     checkpoint.require_same_samples(state, len(session.train), path)
     session.load_state_dict(state["session"])
     history = record.restore_metrics(out, state["history"])
@@ -140,7 +145,7 @@ def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | No
     flops = training_flops(model, session.example) * samples
     loss, correct, lr = train_epoch(session, epoch, order, events, watch, progress)
     memory = peak_bytes()  # before evaluation, whose batches are larger
-    with watch("evaluation"):
+    with watch("evaluation"), session.autocast():
         accuracy = evaluate(model, session.test, session.layout)
     with watch("levers"):
         levers.end_epoch()
@@ -193,21 +198,18 @@ def train_epoch(
     for step in range(steps):
         with watch("data"):
             images, targets, indices = next(batches)
-            images = session.layout.images(images)
+            images = session.inputs(images, indices, epoch)
         with watch("step"), clock.measure() as kernels:
             lr = session.set_learning_rate((epoch + (step + 0.5) / steps) / recipe.epochs)
             optimizer.zero_grad(set_to_none=True)
-            logits = model(images)
-            loss = functional.cross_entropy(logits, targets)
-            value = loss.item()
+            logits, value = forward_backward(session, images, targets)
             if not math.isfinite(value):
                 raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
-            loss.backward()
-            optimizer.step()
-            correct += int((logits.detach().argmax(1) == targets).sum())
+            update(session)
+            correct += int((logits.argmax(1) == targets).sum())
         watch.move("step", "kernels", kernels.seconds)
         with watch("levers"):
-            levers.observe(indices, logits.detach(), targets)
+            levers.observe(indices, logits, targets)
             moved = levers.step()
         for event in moved:
             progress.event(epoch, event)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spfde.train import files, metrics
+from spfde.train import files, metrics, recipe_file
 from spfde.train.layout import Layout
 from spfde.train.metrics import Epoch
 from spfde.train.recipe import Recipe
@@ -95,7 +95,7 @@ def layer_sparsity(model: nn.Module) -> dict[str, float]:
 
 
 def write_run(out: Path, session: Session) -> None:
-    """Write run.json: the recipe as it runs, the machine, what was settled before the first step."""
+    """Write recipe.toml and run.json: the recipe as it runs, the machine, what was settled before the first step."""
     from spfde import __version__, env
 
     freezer = session.levers.freezer
@@ -110,8 +110,10 @@ def write_run(out: Path, session: Session) -> None:
         "samples": {"train": len(session.train), "test": len(session.test)},
         "parameters": sum(p.numel() for p in session.model.parameters()),
         "layout": dataclasses.asdict(session.layout),
+        "optimizer": type(session.optimizer).__name__,
         "freezing": plan,
     }
+    files.write_text(out / files.RECIPE, recipe_file.text(session.recipe))
     files.write_json(out / files.RUN, values)
 
 
@@ -130,7 +132,7 @@ def write_result(out: Path, result: Result, session: Session) -> None:
 
     # A layer tells the kernel of the batch it saw last: let that be one of training, not of evaluation.
     batch = session.example.expand(session.recipe.batch_size, *session.example.shape[1:])
-    with torch.no_grad():
+    with torch.no_grad(), session.autocast():
         session.model.eval()(session.layout.images(batch))
     rows = summary(session.model).rows
     files.write_json(out / files.LAYERS, [dataclasses.asdict(row) for row in rows])

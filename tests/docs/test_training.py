@@ -1,26 +1,40 @@
-"""docs/training.md lists the keys of metrics.jsonl as they are written."""
+"""The recipe file and the data sets of the guides are what the library takes."""
 
-import json
+import inspect
 import re
 from pathlib import Path
 
-from train.runs import recipe
+import torch
 
-from spfde.train import fit
+from spfde import data
+from spfde.train import Recipe, recipe_file
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-KINDS = {"integer": int, "object": dict, "list": list}
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_every_key_of_a_line_is_documented_with_its_type(tmp_path):
-    table = re.split(r"^##+ ", PAGE.split("### metrics.jsonl")[1], flags=re.M)[0]
+def test_the_recipe_file_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / "training.md").read_text(encoding="utf-8"), re.S)
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    values = recipe_file.read(path)
+    assert len(values) == 10
+    recipe = Recipe(**values)
+    assert (recipe.dataset, recipe.milestones, recipe.sparsity) == ("cifar10", (0.5, 0.75), 0.8)
+
+
+def test_every_data_set_is_listed_with_its_options():
+    rows = re.findall(r"^\| (`.+?) \| .+? \| (`.+?) \|$", (DOCS / "data.md").read_text(encoding="utf-8"), re.M)
     listed = {
-        name: next((kind for word, kind in KINDS.items() if text.startswith(word)), float)
-        for names, text in re.findall(r"^\| (`.*?`) \| (.*) \|$", table, re.M)
-        for name in re.findall(r"`(\w+)`", names)
+        name: re.findall(r"`(\w+)`", options) for names, options in rows for name in re.findall(r"`(\w+)`", names)
     }
-    fit(recipe(epochs=2, freeze=0, out=str(tmp_path)))
-    line, _ = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert {name: type(value) for name, value in line.items()} == listed
-    (kinds,) = {tuple(event) for event in line["events"]}
-    assert all(f"`{key}`" in table for key in kinds)
+    assert listed == {
+        name: [option for option in inspect.signature(loader).parameters if option not in ("train", "test")]
+        for name, loader in data.DATASETS.items()
+    }
+
+
+def test_the_augmentation_example_runs():
+    code = re.findall(r"```python\n(.*?)```", (DOCS / "data.md").read_text(encoding="utf-8"), re.S)[-1]
+    names = {"data": data, "images": torch.randn(4, 3, 8, 8), "indices": torch.arange(4), "epoch": 1}
+    exec(compile(code, "data.md", "exec"), names)
+    assert names["images"].shape == (4, 3, 8, 8)

@@ -161,16 +161,15 @@ struct Conv {
       order.push_back({row, w.row % group_out * taps + tap, w.place});
     }
     std::sort(order.begin(), order.end());
-    std::vector<int32_t> ptr(rows + 1, 0), col;
-    Floats moved;
+    std::vector<int32_t> ptr(rows + 1, 0), col, perm;
     for (const auto& [row, column, from] : order) {
       ++ptr[row + 1];
       col.push_back(static_cast<int32_t>(column));
-      moved.push_back(values[from]);
+      perm.push_back(static_cast<int32_t>(from));
     }
     for (int64_t r = 0; r < rows; ++r) ptr[r + 1] += ptr[r];
     spfde::conv2d_input_grad(
-        {shape, ptr.data(), col.data(), moved.data(), dy.data(), dx.data(), y_last, x_last, c.threads});
+        {shape, ptr.data(), col.data(), values.data(), perm.data(), dy.data(), dx.data(), y_last, x_last, c.threads});
   }
 };
 

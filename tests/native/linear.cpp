@@ -1,4 +1,7 @@
 // spmm, sddmm, their block forms, and the way between stored values and a dense weight.
+#include <algorithm>
+#include <array>
+
 #include "check.h"
 #include "spfde/blocks.h"
 #include "spfde/masked.h"
@@ -79,12 +82,12 @@ struct Linear {
     Floats got_y = unwritten(y.size()), got_dx = unwritten(dx.size());
     Floats got_dvalues = unwritten(dvalues.size()), got_dbias = unwritten(c.rows);
     if (c.height * c.width == 1) {
-      spfde::spmm({c.rows, c.cols, batch, c.positions, blocks.ptr.data(), blocks.col.data(), values.data(), bias.data(),
-                   x.data(), got_y.data(), c.threads});
+      spfde::spmm({c.rows, c.cols, batch, c.positions, blocks.ptr.data(), blocks.col.data(), values.data(), nullptr,
+                   bias.data(), x.data(), got_y.data(), c.threads});
+      input_grad(got_dx);
       spfde::sddmm({c.rows, c.cols, batch, c.positions, capacity, blocks.ptr.data(), blocks.col.data(), dy.data(),
                     x.data(), got_dvalues.data(), got_dbias.data(), c.threads});
       masked();
-      got_dx.clear();
     } else {
       const spfde::BlockIndex index{c.height, c.width, unit_ptr.data(), unit_col.data()};
       spfde::spmm_blocks(
@@ -95,9 +98,25 @@ struct Linear {
                            got_dbias.data(), c.threads});
     }
     expect_close(name + ": y", got_y, y);
-    if (!got_dx.empty()) expect_close(name + ": dx", got_dx, dx);
+    expect_close(name + ": dx", got_dx, dx);
     expect_close(name + ": dvalues", got_dvalues, dvalues);
     expect_close(name + ": dbias", got_dbias, dbias);
+  }
+
+  // spmm by the transposed index, whose weights are reached through a permutation.
+  void input_grad(Floats& dx) const {
+    std::vector<std::array<int64_t, 3>> order;  // column, row, place in values
+    each_weight([&](int64_t row, int64_t col, int64_t k) { order.push_back({col, row, k}); });
+    std::sort(order.begin(), order.end());
+    std::vector<int32_t> ptr(size.cols + 1, 0), col, perm;
+    for (const auto& [column, row, from] : order) {
+      ++ptr[column + 1];
+      col.push_back(static_cast<int32_t>(row));
+      perm.push_back(static_cast<int32_t>(from));
+    }
+    for (int64_t c = 0; c < size.cols; ++c) ptr[c + 1] += ptr[c];
+    spfde::spmm({size.cols, size.rows, batch, size.positions, ptr.data(), col.data(), values.data(), perm.data(),
+                 nullptr, dy.data(), dx.data(), size.threads});
   }
 
   void masked() const {

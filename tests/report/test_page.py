@@ -182,8 +182,10 @@ def test_the_command_trains_the_recipe_again():
         "--out",
         "runs/a b",
     ]
-    own = Recipe(sparsity=0.8, freeze=0.2, sieve=0.2)
+    own = Recipe(sparsity=0.8, freeze=0.1, sieve=0.1)
     assert command(own.to_dict()) == "spfde train --sparsity 0.8"
+    step = json.loads(json.dumps(Recipe(schedule="step", milestones=(0.3, 0.6), optimizer="adamw").to_dict()))
+    assert command(step) == "spfde train --optimizer adamw --schedule step --milestones 0.3,0.6"
 
 
 def test_save_makes_the_directory(pair, tmp_path):

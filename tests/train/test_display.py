@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from spfde.train import Epoch, Event, Recipe
-from spfde.train.display import Display, epoch_line, event_line
+from spfde.train.display import Display, epoch_line, event_line, recipe_lines
 from spfde.train.stopwatch import CATEGORIES
 
 RECIPE = Recipe(epochs=4, threads=2)
@@ -57,7 +57,7 @@ def test_a_reason_is_told_when_it_is_new():
     events = [Event(*e) for e in (("freeze", "a", "plan"), ("sieve", "b", "plan"), ("freeze", "c", "plan"))]
     for event in (*events, Event("freeze", "d", "another plan")):
         display.event(0, event)
-    assert console.file.getvalue().splitlines()[1:] == [
+    assert console.file.getvalue().splitlines()[-4:] == [
         "  freeze: a, because: plan",
         "  sieve: b, because: plan",
         "  freeze: c",
@@ -66,7 +66,9 @@ def test_a_reason_is_told_when_it_is_new():
 
 
 def test_without_a_terminal_there_are_plain_lines_only():
-    first, deed, second = watched(terminal=False).splitlines()
+    *recipe, first, deed, second = watched(terminal=False).splitlines()
+    assert "\n".join(recipe) == recipe_lines(RECIPE)
+    assert "threads=2" in recipe[-1] and all(len(line) <= 110 for line in recipe)
     assert first == "spfde: 4 epochs, from epoch 2, 2 threads, contiguous: as the recipe says"
     assert deed == event_line(EVENT)
     assert second == epoch_line(record(1), 4)
