@@ -17,9 +17,11 @@ from rich.console import Console
 from spfde.train import Diverged, Recipe, Result, fit
 from spfde.train.display import Display, say
 from spfde.train.files import RUN, check_directory, checkpoints, write_json
+from spfde.train.progress import Progress, Together
 from spfde.train.recipe import default_text
 from spfde.train.recipe_file import read
 from spfde.train.session import build
+from spfde.train.tensorboard import TensorBoard
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -34,6 +36,9 @@ RecipeFile = Annotated[
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue from the last checkpoint in --out; flags left out are its own."),
+]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too, in each run's folder of --out.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")]
 
@@ -79,6 +84,7 @@ def train(
     compare: Compare = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    tensorboard: Tensorboard = False,
     **fields: Any,
 ) -> None:
     """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare dense)."""
@@ -89,6 +95,7 @@ def train(
         if resume and overwrite:
             raise ValueError("expected --resume or --overwrite, got both, try one of them")
         runs = plan(given, compare, resume)
+        watched = [watcher(console, name, each, tensorboard) for name, each, _ in runs]
         for _, each, goes_on in runs:
             # Before the first of them trains for minutes.
             if each.out is not None:
@@ -96,8 +103,8 @@ def train(
         if len(runs) > 1:
             rehearse(runs[-1][1])
             write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
-        for name, each, goes_on in runs:
-            result = fit(each, resume=goes_on, overwrite=overwrite, progress=Display(console, name))
+        for (name, each, goes_on), progress in zip(runs, watched, strict=True):
+            result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
             say(console, outcome(name, result))
         if len(runs) > 1:
             report(console, Path(given["out"]), [name for name, _, _ in runs])
@@ -106,6 +113,21 @@ def train(
         raise typer.Exit(INTERRUPTED) from None
     except (TypeError, Diverged) as error:
         raise ValueError(str(error)) from error
+
+
+def watcher(console: Console, name: str, recipe: Recipe, tensorboard: bool) -> Progress:
+    """Make what watches a run: the terminal, and TensorBoard's event files where they are wanted.
+
+    Raises:
+        ValueError: event files without a run directory.
+        ImportError: tensorboard is missing.
+    """
+    display = Display(console, name)
+    if not tensorboard:
+        return display
+    if recipe.out is None:
+        raise ValueError("expected a run directory with --tensorboard, got none, try --out runs/first")
+    return Together(display, TensorBoard(Path(recipe.out) / "tensorboard"))
 
 
 def stopped(out: str | None) -> str:

@@ -16,6 +16,7 @@ from spfde.train import checkpoint, files, record
 from spfde.train.batches import Source
 from spfde.train.guard import diverged
 from spfde.train.layout import Layout
+from spfde.train.memory import forget_peak, peak_bytes
 from spfde.train.metrics import Epoch, Event
 from spfde.train.optimizer import Factory
 from spfde.train.progress import Progress, Silent
@@ -133,6 +134,7 @@ def _threads(count: int | None) -> Iterator[None]:
 def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | None, progress: Progress) -> Epoch:
     """Train, evaluate and checkpoint one epoch; `history` holds the records of those before it."""
     watch, model, levers = Stopwatch(), session.model, session.levers
+    forget_peak()
     with watch("levers"):
         events = levers.begin_epoch(epoch)
     for event in events:
@@ -142,6 +144,7 @@ def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | No
     samples = len(order)
     flops = training_flops(model, session.example) * samples
     loss, correct, lr = train_epoch(session, epoch, order, events, watch, progress)
+    memory = peak_bytes()  # before evaluation, whose batches are larger
     with watch("evaluation"), session.autocast():
         accuracy = evaluate(model, session.test, session.layout)
     with watch("levers"):
@@ -159,6 +162,8 @@ def run_epoch(session: Session, epoch: int, history: list[Epoch], out: Path | No
         sieved=levers.sieved,
         sparsity=record.sparsity(model),
         events=tuple(events),
+        layers=record.layer_sparsity(model),
+        memory=memory,
     )
     if out is not None:
         with watch("checkpoint"):

@@ -84,6 +84,16 @@ def sparsity(model: nn.Module) -> float:
     return 1 - sum(layer.stored for layer in layers) / weights if weights else 0.0
 
 
+def layer_sparsity(model: nn.Module) -> dict[str, float]:
+    """Return the fraction of zeros of every weighted layer, in the order of the network."""
+    from spfde.flops import stored_weights, weighted
+    from spfde.nn import SparseLayer
+
+    layers = {name: module for name, module in model.named_modules() if weighted(module)}
+    sizes = {n: (m.shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()) for n, m in layers.items()}
+    return {name: 1 - stored_weights(module) / sizes[name] for name, module in layers.items()}
+
+
 def write_run(out: Path, session: Session) -> None:
     """Write recipe.toml and run.json: the recipe as it runs, the machine, what was settled before the first step."""
     from spfde import __version__, env
