@@ -102,7 +102,7 @@ def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> li
 
 def _sparse_layers(model: torch.nn.Module) -> tuple[int, int]:
     kernels = [m.kernel for m in model.modules() if isinstance(m, SparseLayer)]
-    return sum(kernel != "dense" for kernel in kernels), len(kernels)
+    return sum(kernel == "native" for kernel in kernels), len(kernels)
 
 
 HEADER = (

@@ -15,9 +15,11 @@ from spfde._native import native
 from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import gather, scatter, to_dense, write
+from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
     cast,
     compute_and_result_dtype,
+    packed,
     refuse_double_backward,
     through_dispatcher,
     without_autocast,
@@ -38,7 +40,7 @@ def conv2d(
     Returns [(batch,) out, out_height, out_width] in the precision that `spfde.kernels.precision` states.
 
     Raises:
-        ValueError: x does not fit, devices differ, or `kernel` names none or one that cannot run here.
+        ValueError: x, values or bias do not fit, devices differ, or `kernel` names none or one that cannot run here.
         TypeError: x or values is not floating point.
     """
     channels = plan.shape[1] * window.groups
@@ -55,7 +57,8 @@ def conv2d(
     dispatch.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
     with without_autocast(x.device.type):
-        x, values, bias = cast(x, dtype), cast(values, dtype), cast(bias, dtype)
+        check_parameters(values, plan.values_shape, bias, plan.rows)
+        x, values, bias = cast(x, dtype), packed(values, dtype), packed(bias, dtype)
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: dense.convolution(x, weight, None, window), values, plan, bias)
         elif through_dispatcher(x):
@@ -92,12 +95,12 @@ def compute(
         return dense.convolution(x, to_dense(values, units.places, shape), bias, window)
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
-    x, last = _dense_memory(x)
-    y = _empty((x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
+    x, last = _without_gaps(x)
+    y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
     run = native().conv2d if values.shape[1] == 1 else native().conv2d_blocks
     run(
         _native_shape(x.shape, shape, window), *_block(values.shape[1:]), units.row_ptr.data_ptr(),
-        units.col.data_ptr(), values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
+        units.col.data_ptr(), values.data_ptr(), address(bias), x.data_ptr(), y.data_ptr(),
         last, last, torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -117,8 +120,8 @@ def compute_input_grad(
     x_shape = (dy.shape[0], shape[1] * window.groups, *size)
     if kernel != "native":
         return dense.gradients(dy, None, x_shape, scatter(values, units, shape), window, (True, False))[0]
-    dy, last = _dense_memory(dy)
-    dx = _empty(x_shape, last)
+    dy, last = _without_gaps(dy)
+    dx = _empty(dy, x_shape, last)
     if values.shape[1] == 1:
         native().conv2d_input_grad(
             _native_shape(x_shape, shape, window), units.t_row_ptr.data_ptr(), units.t_col.data_ptr(),
@@ -151,7 +154,7 @@ def compute_weight_grad(
     if kernel != "native":
         dweight = dense.gradients(dy, x, x.shape, dy.new_empty(1).expand(shape), window, (False, True))[1]
         return gather(dweight, units, block), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
-    (dy, dy_last), (x, x_last) = _dense_memory(dy), _dense_memory(x)
+    (dy, dy_last), (x, x_last) = _without_gaps(dy), _without_gaps(x)
     dvalues, dbias = x.new_empty(slots(units, block), *block), x.new_empty(shape[0] if bias else 0)
     run = native().conv2d_weight_grad if block[0] == 1 else native().conv2d_blocks_weight_grad
     run(
@@ -167,16 +170,15 @@ def _block(block: Sequence[int]) -> Sequence[int]:
     return () if block[0] == 1 else block
 
 
-def _dense_memory(x: Tensor) -> tuple[Tensor, bool]:
-    """The input without gaps, copied only if it has some, and whether its memory is channels_last."""
-    if x.is_contiguous():
-        return x, False
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return (x, True) if last else (x.contiguous(), False)
+def _without_gaps(x: Tensor) -> tuple[Tensor, bool]:
+    """The input, copied only if its memory has gaps, and whether it is channels_last."""
+    memory = memory_format_of(x)
+    return x.contiguous(memory_format=memory), memory == torch.channels_last
 
 
-def _empty(shape: Shape, channels_last: bool) -> Tensor:
-    return torch.empty(shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _empty(like: Tensor, shape: Shape, channels_last: bool) -> Tensor:
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory)
 
 
 def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ...]:

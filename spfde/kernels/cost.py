@@ -47,9 +47,7 @@ def masked(problem: Problem) -> float:
 
 def ratio(problem: Problem, cost: Cost) -> float:
     """Predicted time of the native kernel over the plain dense layer's; grows with the density."""
-    density, (height, width) = problem.density, problem.block
-    if height == 1 < width:  # whole outputs: a dense product of those alone
-        return density
+    density, height = problem.density, problem.block[0]
     idle = sqrt(max(1.0, LANES / max(problem.positions, 8)))
     multiplied = cost.tall * density if height > 1 else cost.multiply * density**cost.power
     copied = copied_per_position(problem) / max(1, prod(problem.shape))

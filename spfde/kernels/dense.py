@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spfde.kernels.memory import memory_format_of
 from spfde.pattern import Window
 
 
@@ -50,8 +51,7 @@ def _memory(x: Tensor, shape: tuple[int, ...], window: Window) -> torch.memory_f
         and shape[0] % 8 == shape[1] % 8 == 0
         and window.padding[::2] == window.padding[1::2]
     )
-    last = safe and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return memory_format_of(x) if safe else torch.contiguous_format
 
 
 def _symmetric(x: Tensor, window: Window) -> tuple[Tensor, tuple[int, int]]:

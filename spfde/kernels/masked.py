@@ -58,7 +58,7 @@ def gather(dense: Tensor, units: Units, block: tuple[int, ...]) -> Tensor:
     if not _native_runs(dense, block):
         return F.pad(dense.reshape(-1), (0, 1)).index_select(0, units.places).view(-1, *block)
     dense = dense.contiguous()
-    values = torch.empty(units.col.numel(), 1, 1)
+    values = dense.new_empty(units.col.numel(), 1, 1)
     native().gather_values(
         rows, cols, units.col.numel(), units.row_ptr.data_ptr(), units.col.data_ptr(), dense.data_ptr(),
         values.data_ptr(), torch.get_num_threads(),

@@ -39,6 +39,12 @@ def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)
 
 
+def packed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The same without gaps in memory, as the native kernels read parameters."""
+    tensor = cast(tensor, dtype)
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+
+
 def without_autocast(device: str) -> AbstractContextManager:
     """Keeps autocast from changing the precision an op has settled."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING

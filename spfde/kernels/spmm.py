@@ -14,9 +14,11 @@ from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import scatter, to_dense, write
+from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
     cast,
     compute_and_result_dtype,
+    packed,
     refuse_double_backward,
     through_dispatcher,
     without_autocast,
@@ -40,7 +42,7 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     `spfde.kernels.precision` states.
 
     Raises:
-        ValueError: x does not fit, devices differ, or `kernel` names none or one that cannot run here.
+        ValueError: x, values or bias do not fit, devices differ, or `kernel` names none or one that cannot run here.
         TypeError: x or values is not floating point.
     """
     rows, cols = plan.shape
@@ -50,7 +52,8 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     dtype, result = compute_and_result_dtype(x, values)
     with without_autocast(x.device.type):
         flat = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype)
-        values, bias = cast(values, dtype), cast(bias, dtype)
+        check_parameters(values, plan.values_shape, bias, rows)
+        values, bias = packed(values, dtype), packed(bias, dtype)
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: F.linear(flat, weight), values, plan, bias)
         elif through_dispatcher(flat):
@@ -115,19 +118,15 @@ def _product(
     height, width = values.shape[1:]
     if height == 1:
         native().spmm(
-            rows, cols, batch, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), _address(perm), _address(bias),
+            rows, cols, batch, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), address(perm), address(bias),
             x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
     else:
         native().spmm_blocks(
-            rows, cols, batch, height, width, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), _address(bias),
+            rows, cols, batch, height, width, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), address(bias),
             x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
     return y
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Spmm(torch.autograd.Function):

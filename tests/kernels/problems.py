@@ -38,7 +38,7 @@ class Problem:
         return [t for t in (self.x, self.values, self.bias) if t is not None]
 
     def exact(self) -> list[Tensor]:
-        """Output, then the gradients of x, values and bias, all float64 (contiguous: see conv2d._symmetric)."""
+        """Output, then the gradients of x, values and bias, all float64 (contiguous: see spfde.kernels.dense)."""
         return self._dense([t.detach().double().contiguous() for t in self.inputs()], self.dy.double())
 
     def magnitudes(self) -> list[Tensor]:
