@@ -26,8 +26,8 @@ class Cost(NamedTuple):
 
 
 AVX2 = {
-    "linear": Cost(multiply=1.66, power=0.819, copy=0.0, constant=0.0189, tall=1.25),
-    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
+    "linear": Cost(multiply=1.97, power=0.921, copy=40.7, constant=0.0062, tall=1.39),
+    "conv2d": Cost(multiply=1.35, power=0.913, copy=16.4, constant=0.0415, tall=1.28),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
