@@ -1,6 +1,7 @@
 # make setup      project-local .venv with pip, everything installed, native core built; quick when nothing changed
 # make demo       set-up, then dense against sparse + frozen + sieved training on the embedded data, then the report
 # make test       set-up, then the tests            make test-full  the long matrices as well
+# make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
 # PYTHON=python3.12 make setup chooses the interpreter; a plain `make setup` takes the first that is new enough.
@@ -11,9 +12,9 @@ BUILD := setuptools pybind11 cmake ninja
 
 BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
-CXX_FILES = $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full bench lint format
+.PHONY: setup demo test test-full test-native test-aarch64 cross-tools bench lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -27,6 +28,26 @@ test: setup
 
 test-full: setup
 	$(BIN)/python -m pytest -m ''
+
+# Both build only csrc and tests/native, so that a CPU without a torch of its own can be tried; QEMU=... names another one.
+CROSS := aarch64-linux-gnu
+QEMU := $(firstword $(foreach name,qemu-aarch64 qemu-aarch64-static,$(shell command -v $(name))))
+
+test-native: setup
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSPFDE_TESTS=ON
+	$(BIN)/cmake --build build/native
+	build/native/spfde_tests
+
+test-aarch64: cross-tools setup
+	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSPFDE_TESTS=ON \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CROSS)-g++
+	$(BIN)/cmake --build build/aarch64
+	$(QEMU) -L /usr/$(CROSS) build/aarch64/spfde_tests
+
+cross-tools:
+	@command -v $(CROSS)-g++ >/dev/null || { \
+	  echo "spfde: expected $(CROSS)-g++, found none, try: apt install g++-$(CROSS)" >&2; exit 1; }
+	@test -n "$(QEMU)" || { echo "spfde: expected qemu-aarch64, found none, try: apt install qemu-user" >&2; exit 1; }
 
 bench: .venv/.bench
 	$(BIN)/python benchmarks/layers.py --json runs/bench/layers.json

@@ -50,14 +50,14 @@ class Network:
         return images, torch.randint(10, (self.batch,), generator=generator)
 
     def way(self, way: str | Sparse) -> tuple[nn.Module, Callable[[], None]]:
-        """The network in one of the DENSE ways or made sparse, and its training step.
+        """The network in one of the DENSE ways, or sparse and fused, and its training step.
 
         Raises:
             ValueError: spfde.sparsify refuses the pattern.
         """
         model, (x, y) = self.make(), self.data()
         if isinstance(way, Sparse):
-            model = spfde.sparsify(model, way.sparsity, pattern=way.pattern)
+            model = spfde.fuse(spfde.sparsify(model, way.sparsity, pattern=way.pattern))
         elif way == "channels_last":
             model = model.to(memory_format=torch.channels_last)
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -11,10 +11,7 @@ takes memory of its own.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -22,8 +19,8 @@ import pytest
 import torch
 from memory import peak
 from networks import DENSE, MEMORY_CASE, MEMORY_TARGET, NETWORKS, TARGETS, Sparse, cases
+from timing import command, interleaved, machine
 
-from spfde import env
 from spfde.nn import SparseLayer
 
 WARMUP = 3
@@ -74,22 +71,6 @@ def test_step(benchmark, way):
     benchmark.pedantic(step, rounds=5, warmup_rounds=2)
 
 
-def interleaved(steps: Mapping[str | Sparse, Callable[[], None]], rounds: int) -> dict[str | Sparse, float]:
-    """Median seconds of each step, the steps taking turns."""
-    times: dict[str | Sparse, list[float]] = {way: [] for way in steps}
-    gc.collect()
-    gc.disable()  # a collection would hit whoever is running
-    try:
-        for _ in range(WARMUP + rounds):
-            for way, step in steps.items():
-                start = time.perf_counter()
-                step()
-                times[way].append(time.perf_counter() - start)
-    finally:
-        gc.enable()
-    return {way: statistics.median(seconds[WARMUP:]) for way, seconds in times.items()}
-
-
 def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> list[Row]:
     """The rows of one network."""
     torch.compiler.reset()
@@ -102,7 +83,8 @@ def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> li
             if way in DENSE:
                 raise
             absent[way] = str(error)
-    seconds = interleaved({way: step for way, (_, step) in ways.items()}, rounds)
+    timings = interleaved({way: step for way, (_, step) in ways.items()}, rounds, WARMUP)
+    seconds = {way: timing.median for way, timing in timings.items()}
     dense = {way: seconds[way] for way in DENSE}
     layers = {way: _sparse_layers(model) for way, (model, _) in ways.items()}
     ways.clear()  # the memory of a child is its own, but the machine's is shared
@@ -120,7 +102,7 @@ def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> li
 
 def _sparse_layers(model: torch.nn.Module) -> tuple[int, int]:
     kernels = [m.kernel for m in model.modules() if isinstance(m, SparseLayer)]
-    return sum(kernel != "dense" for kernel in kernels), len(kernels)
+    return sum(kernel == "native" for kernel in kernels), len(kernels)
 
 
 HEADER = (
@@ -169,7 +151,7 @@ def main() -> None:
     print(f"{sum(aims)} of {len(aims)} targets met, {options.threads} threads, medians of {options.rounds} rounds")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"environment": env.report(), "threads": options.threads, "rounds": options.rounds,
+            json.dump({"machine": machine(), "command": command(), "rounds": options.rounds,
                        "rows": [{**asdict(row), "speedup": row.speedup, "target": row.target, "memory": row.memory}
                                 for row in rows]}, file, indent=1)  # fmt: skip
 

@@ -7,9 +7,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from record import Timing
 from spfde import env
 
 WARMUP = 2
+Name = TypeVar("Name", bound=Hashable)
 
 
-def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = WARMUP) -> dict[str, Timing]:
+def interleaved(steps: Mapping[Name, Callable[[], object]], rounds: int, warmup: int = WARMUP) -> dict[Name, Timing]:
     """Seconds of each step, over `rounds` rounds in which every step runs once, after `warmup` unrecorded ones."""
-    samples: dict[str, list[float]] = {name: [] for name in steps}
+    samples: dict[Name, list[float]] = {name: [] for name in steps}
     gc.collect()
     gc.disable()
     try:

@@ -65,10 +65,10 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "spmm",
-      [](int64_t rows, int64_t cols, int64_t batch, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias,
-         uintptr_t x, uintptr_t y, int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t perm,
+         uintptr_t bias, uintptr_t x, uintptr_t y, int threads) {
         spfde::spmm({rows, cols, batch, 1, pointer<int32_t>(row_ptr), pointer<int32_t>(col), pointer<float>(values),
-                     pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
+                     pointer<int32_t>(perm), pointer<float>(bias), pointer<float>(x), pointer<float>(y), threads});
       },
       release());
   m.def(
@@ -90,11 +90,11 @@ PYBIND11_MODULE(_C, m) {
       release());
   m.def(
       "conv2d_input_grad",
-      [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dy,
-         uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int threads) {
+      [](const std::array<int64_t, 16>& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t perm,
+         uintptr_t dy, uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int threads) {
         spfde::conv2d_input_grad({conv2d_shape(shape), pointer<int32_t>(row_ptr), pointer<int32_t>(col),
-                                  pointer<float>(values), pointer<float>(dy), pointer<float>(dx), dy_channels_last,
-                                  dx_channels_last, threads});
+                                  pointer<float>(values), pointer<int32_t>(perm), pointer<float>(dy),
+                                  pointer<float>(dx), dy_channels_last, dx_channels_last, threads});
       },
       release());
   m.def(

@@ -34,7 +34,7 @@ void* scratch(Scratch slot, size_t bytes) {
 
 void refuse_size(const char* op, long long floats) {
   throw std::length_error(std::string("spfde: ") + op +
-                          ": expected one image's padded planes to hold fewer than 2^31 " + "floats, got " +
+                          ": expected the padded planes of an image to hold fewer than 2^31 " + "positions, got " +
                           std::to_string(floats) + ", try smaller images or kernel = 'dense'");
 }
 

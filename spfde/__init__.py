@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from spfde import freezing, fusing, nn, sieving, topology
+from spfde import freezing, fusing, nn, profiling, sieving, topology
 from spfde.convert import densify, sparsify
 from spfde.fusing import fuse, unfuse
 from spfde.kernels.table import Table
+from spfde.profiling import memory, profile
 from spfde.summary import summary
 from spfde.tune import tune, use_table
 
@@ -20,8 +21,11 @@ __all__ = [
     "freezing",
     "fuse",
     "fusing",
+    "memory",
     "models",
     "nn",
+    "profile",
+    "profiling",
     "report",
     "sieving",
     "sparsify",

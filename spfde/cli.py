@@ -8,7 +8,12 @@ from importlib import import_module
 import typer
 
 # Subcommand -> module that defines a function of the same name.
-COMMANDS = {"train": "spfde.cli_train", "report": "spfde.cli_report", "env": "spfde.cli_env"}
+COMMANDS = {
+    "train": "spfde.cli_train",
+    "profile": "spfde.cli_profile",
+    "report": "spfde.cli_report",
+    "env": "spfde.cli_env",
+}
 
 
 def build(command: str | None) -> typer.Typer:

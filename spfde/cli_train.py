@@ -19,15 +19,26 @@ from spfde.train import Diverged, Recipe, Result, fit, randomness
 from spfde.train.display import Display, say
 from spfde.train.files import RUN, check_directory, checkpoints, write_json
 from spfde.train.lock import locked
+from spfde.train.progress import Progress, Together
+from spfde.train.recipe import default_text
+from spfde.train.recipe_file import read
 from spfde.train.session import build
+from spfde.train.tensorboard import TensorBoard
 
 Compare = Annotated[
     str | None,
     typer.Option(help="Train a baseline first, then report both; the baseline is: dense.", metavar="dense"),
 ]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="A TOML file of fields, named as the flags below are; flags win.", metavar="FILE"),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue from the last checkpoint in --out; flags left out are its own."),
+]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too, in each run's folder of --out.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that --out holds.")]
 
@@ -36,47 +47,66 @@ def _with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one flag per recipe field, in place of its keyword arguments."""
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
     hints = get_type_hints(Recipe)
-    flags = [
-        inspect.Parameter(
-            item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=item.default,
-            annotation=Annotated[hints[item.name], typer.Option(help=item.metadata["help"])],
-        )
-        for item in dataclasses.fields(Recipe)
-    ]
+    flags = [_flag(item, hints[item.name]) for item in dataclasses.fields(Recipe)]
     own = [p.replace(annotation=get_type_hints(command, include_extras=True)[p.name]) for p in own]
     command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     return command
 
 
+def _flag(item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """Make the flag of a recipe's field; a tuple of numbers is one word, 0.5,0.75."""
+    # What is None by default may still have a value that depends on method, optimizer or schedule.
+    own = default_text(item)
+    shown = item.default is not None if own in ("-", str(item.default)) else own
+    options: dict[str, Any] = {"help": item.metadata["help"], "show_default": shown}
+    if hint == tuple[float, ...] | None:
+        hint, options = str | None, {**options, "callback": _numbers, "metavar": "NUMBERS"}
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=item.default,
+        annotation=Annotated[hint, typer.Option(**options)],
+    )
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers, got {text!r}, try 0.5,0.75") from error
+
+
 @_with_recipe_flags
 def train(
     context: typer.Context,
+    recipe: RecipeFile = None,
     compare: Compare = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    tensorboard: Tensorboard = False,
     **fields: Any,
 ) -> None:
     """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare dense)."""
     console = Console()
     given = {name: value for name, value in fields.items() if typed(context, name)}
     try:
+        given = {**(read(recipe) if recipe else {}), **given}
         if resume and overwrite:
             raise ValueError("expected --resume or --overwrite, got both, try one of them")
         runs = plan(given, compare, resume)
-        for _, recipe, goes_on in runs:
+        watched = [watcher(console, name, each, tensorboard) for name, each, _ in runs]
+        for _, each, goes_on in runs:
             # Before the first of them trains for minutes.
-            if recipe.out is not None:
-                check_directory(Path(recipe.out), resume=goes_on, overwrite=overwrite)
+            if each.out is not None:
+                check_directory(Path(each.out), resume=goes_on, overwrite=overwrite)
         # A run holds its own directory; a comparison the one above, too.
         with locked(Path(given["out"])) if len(runs) > 1 else nullcontext():
             if len(runs) > 1:
                 rehearse(runs[-1][1])
                 write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
-            for name, recipe, goes_on in runs:
-                result = fit(recipe, resume=goes_on, overwrite=overwrite, progress=Display(console, name))
+            for (name, each, goes_on), progress in zip(runs, watched, strict=True):
+                result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
                 say(console, outcome(name, result))
             if len(runs) > 1:
                 report(console, Path(given["out"]), [name for name, _, _ in runs])
@@ -85,6 +115,21 @@ def train(
         raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None  # as a shell reports it
     except (TypeError, Diverged) as error:
         raise ValueError(str(error)) from error
+
+
+def watcher(console: Console, name: str, recipe: Recipe, tensorboard: bool) -> Progress:
+    """Make what watches a run: the terminal, and TensorBoard's event files where they are wanted.
+
+    Raises:
+        ValueError: event files without a run directory.
+        ImportError: tensorboard is missing.
+    """
+    display = Display(console, name)
+    if not tensorboard:
+        return display
+    if recipe.out is None:
+        raise ValueError("expected a run directory with --tensorboard, got none, try --out runs/first")
+    return Together(display, TensorBoard(Path(recipe.out) / "tensorboard"))
 
 
 def stopped(out: str | None) -> str:
@@ -111,18 +156,19 @@ def plan(given: dict[str, Any], compare: str | None, resume: bool) -> list[tuple
     """
     if compare not in (None, "dense"):
         raise ValueError(f"expected --compare dense, got --compare {compare}, try dense")
-    if given.get("out") is None and (compare or resume):
+    out = Recipe(out=given.get("out")).out  # a recipe file's may be no path
+    if out is None and (compare or resume):
         flag = "--compare" if compare else "--resume"
         raise ValueError(f"expected a run directory with {flag}, got none, try --out runs/first")
-    kept = kept_run(Path(given["out"])) if resume else {}
+    kept = kept_run(Path(out)) if resume else {}
     recipe = Recipe(**{**kept.get("recipe", {}), **given})
     if not (compare or kept.get("compare")):
         return [(recipe.method, recipe, resume)]
     if recipe.method == "dense":
         raise ValueError("expected a method to compare with dense, got dense itself, try --method spfde")
-    out = Path(given["out"])
+    directory = Path(out)
     return [
-        (name, dataclasses.replace(each, out=str(out / name)), resume and bool(checkpoints(out / name)))
+        (name, dataclasses.replace(each, out=str(directory / name)), resume and bool(checkpoints(directory / name)))
         for name, each in (("dense", recipe.baseline()), (recipe.method, recipe))
     ]
 

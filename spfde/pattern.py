@@ -106,11 +106,13 @@ class Units(NamedTuple):
 class Plan:
     """Everything the kernels of one layer read, and scratch of the masked dense route.
 
-    nnz: live blocks. weights: stored weights. positions: of the live blocks, ascending. block: what a kernel multiplies
-    at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, else None.
+    values_shape: of the layer's values. nnz: live blocks. weights: stored weights. positions: of the live blocks,
+    ascending. block: what a kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs.
+    kept: those outputs, else None.
     """
 
     shape: tuple[int, ...]
+    values_shape: tuple[int, int, int]
     nnz: int
     weights: int
     positions: Tensor
@@ -120,6 +122,7 @@ class Plan:
     _order: Tensor | None = field(default=None, repr=False)
     _outside: Tensor | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
+    written: int = field(default=0, repr=False)  # how often the dense buffer was
 
     @property
     def rows(self) -> int:
@@ -150,7 +153,9 @@ class Plan:
     def dense_buffer(self) -> Tensor:
         """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""
         if self._dense is None:
-            self._dense = torch.zeros(prod(self.shape) + 1, device=self.positions.device)
+            with torch.inference_mode(False):  # it outlives the mode it is first asked for in
+                size, device = prod(self.shape) + 1, self.positions.device
+                self._dense = torch.zeros(size, dtype=torch.float32, device=device)
         return self._dense
 
 
@@ -186,7 +191,7 @@ def build_plan(
         outside = places == grid.weights if grid.ragged else None
         units = Units(index.row_ptr * width, _unit_columns(index, grid), empty, empty, empty, places.view(-1))
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
-    return Plan(tuple(shape), nnz, weights, positions, block, units, kept, order, outside)
+    return Plan(tuple(shape), (capacity, height, width), nnz, weights, positions, block, units, kept, order, outside)
 
 
 def _unit_columns(index: Index, grid: Grid) -> Tensor:

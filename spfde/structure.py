@@ -182,6 +182,10 @@ class Pattern:
         groups, quota = self.groups(grid, positions.device), self.quota(grid, positions.numel(), positions.device)
         held = torch.bincount(groups[positions], minlength=quota.numel())
         exact = self.kind == "fan-in"
+        if exact:  # an output may be without weights (ablated); the others share the count
+            stand = held.nonzero().view(-1)
+            quota = torch.zeros_like(quota)
+            quota[stand] = self.quota(Grid(stand.numel(), grid.channels, grid.taps), positions.numel(), quota.device)
         broken = (held != quota if exact else held > quota).nonzero().view(-1)
         if not broken.numel():
             return None

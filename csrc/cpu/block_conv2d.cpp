@@ -85,9 +85,7 @@ void shifted_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
   const int64_t vectors = p.run / kWidth, strips = ceil_div(vectors, kBlockVectors);
   const Streams streams = index_streams(g, p, a.index.unit_ptr, a.index.unit_col, conv.block_rows, conv.width, 1,
                                         min(p.run, kBlockStrip), a.threads);
-  // Panels may go to different threads only where no block straddles two of them.
-  const bool separate = g.groups == 1 || g.source_channels / g.groups % conv.width == 0;
-  const int64_t shares = separate ? min(streams.panels, ceil_div(a.threads, p.chunks)) : 1;
+  const int64_t shares = min(streams.panels, ceil_div(a.threads, p.chunks));
 
 #pragma omp parallel for schedule(static) collapse(2) num_threads(a.threads)
   for (int64_t chunk = 0; chunk < p.chunks; ++chunk)

@@ -7,8 +7,7 @@ namespace {
 
 template <typename Args>
 LinearProblem problem(const Args& a) {
-  return {a.rows,        a.cols,           a.batch,          a.positions, a.index.height,
-          a.index.width, a.index.unit_ptr, a.index.unit_col, a.threads};
+  return linear_problem(a, a.index.height, a.index.width, a.index.unit_ptr, a.index.unit_col);
 }
 
 BlockPanel panel(const BlockIndex& index, int64_t block_rows, const Segments& units, const float* values,

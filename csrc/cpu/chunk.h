@@ -20,8 +20,9 @@ struct Layout {
 // `unit` rows stay together.
 inline Layout lay_out(const Conv2dGeometry& g, int64_t rows, int64_t unit, int threads) {
   Layout l{};
-  l.planes = plan_planes(g, threads);
-  if (l.planes.source_size > INT32_MAX) refuse_size("conv2d", l.planes.source_size);
+  l.planes = plan_planes(g);
+  const int64_t positions = l.planes.source_size / l.planes.lanes;  // what 32-bit offsets count
+  if (positions > INT32_MAX) refuse_size("conv2d", positions);
   if (l.planes.lanes > 1) {
     l.source = source_places(g, l.planes);
     l.target = target_places(g, l.planes);
@@ -90,7 +91,9 @@ inline Streams index_streams(const Conv2dGeometry& g, const Planes& planes, cons
   const int64_t source_group = g.source_channels / g.groups, row_group = rows / g.groups;
   const int64_t bytes = (runs + planes.shift_rows) * (floats + planes.shift_floats) * int64_t{sizeof(float)} * g.slots;
   const double per_channel = row_ptr[rows] / (static_cast<double>(rows) * max(1, source_group));
-  const int64_t panel = round_up(panel_streams(bytes, per_channel), width);
+  // A panel must not begin inside a block, as it could where groups are no multiple of the width.
+  const bool ragged = width > 1 && g.groups > 1 && source_group % width != 0;
+  const int64_t panel = round_up(ragged ? max(1, g.source_channels) : panel_streams(bytes, per_channel), width);
   const int64_t panels = max(1, ceil_div(g.source_channels, panel));
   int32_t* offset = scratch<int32_t>(Scratch::offsets, row_ptr[rows] + taps);
   int32_t* segment = scratch<int32_t>(Scratch::segments, (panels + 1) * rows);
@@ -107,7 +110,7 @@ inline Streams index_streams(const Conv2dGeometry& g, const Planes& planes, cons
       for (; col[k] < column; column -= taps) base -= planes.channel_stride;
       offset[k] = static_cast<int32_t>(base + tap_position[col[k] - column]);
     }
-    split_row(row_ptr, col, rows, r, panels, panel * taps, first_channel * taps, segment);
+    split_row(row_ptr, col, rows, r, source_group * taps, panels, panel * taps, first_channel * taps, segment);
   }
   return {panels, panel, offset, segment};
 }

@@ -20,7 +20,17 @@ struct LinearProblem {
 
   int64_t block_rows() const { return ceil_div(rows, height); }
   int64_t padded() const { return block_rows() * height; }
+  double density() const { return row_ptr[block_rows()] / (static_cast<double>(max(1, block_rows())) * max(1, cols)); }
 };
+
+template <typename Args>
+inline LinearProblem linear_problem(const Args& a, int64_t height, int64_t width, const int32_t* row_ptr,
+                                    const int32_t* col) {
+  LinearProblem p{a.rows, a.cols, a.batch, a.positions, height, width, row_ptr, col, a.threads};
+  const int64_t per_lane = row_ptr[p.block_rows()] * height + a.rows + a.cols;
+  p.threads = worth_threads(a.threads, static_cast<double>(a.batch) * per_lane);
+  return p;
+}
 
 struct Panels {
   int64_t width, count;  // columns per panel
@@ -34,8 +44,7 @@ struct Panels {
 
 inline Panels plan_panels(const LinearProblem& a, int64_t lanes, int64_t most) {
   const int64_t block_rows = a.block_rows();
-  const double density = a.row_ptr[block_rows] / (static_cast<double>(max(1, block_rows)) * max(1, a.cols));
-  const int64_t width = round_up(min(most, panel_streams(lanes * int64_t{sizeof(float)}, density)), a.width);
+  const int64_t width = round_up(min(most, panel_streams(lanes * int64_t{sizeof(float)}, a.density())), a.width);
   const int64_t count = max(1, ceil_div(a.cols, width));
   return {width, count, scratch<int32_t>(Scratch::segments, (count + 1) * block_rows)};
 }
@@ -46,7 +55,7 @@ inline void split_rows(const LinearProblem& a, const Panels& panels) {
   const int64_t block_rows = a.block_rows();
 #pragma omp for schedule(static)
   for (int64_t r = 0; r < block_rows; ++r)
-    split_row(a.row_ptr, a.col, block_rows, r, panels.count, panels.width, 0, panels.segment);
+    split_row(a.row_ptr, a.col, block_rows, r, a.cols, panels.count, panels.width, 0, panels.segment);
 }
 
 // packed[tile][feature][lane] for all tiles; features in [features, padded) are zero.
@@ -64,6 +73,8 @@ inline void pack_all(const Lanes& l, const float* x, int64_t features, int64_t p
 }
 
 // -------------------------------------------------------------------------------------------------------------------
+
+constexpr double kDense = 0.08;  // above it a row has weights enough for wide strips
 
 // Tiles packed together, so that memory is read and written in runs of several cache lines.
 inline int64_t group_of(const Lanes& l) { return l.positions > 1 ? max(1, kStrip / l.lanes) : 1; }
@@ -196,8 +207,7 @@ void linear_correlation(const LinearProblem& a, const float* dy, const float* x,
 
   const int64_t block_rows = a.block_rows(), padded = a.padded();
   // Longer strips mean fewer sums to fold, shorter ones more weights per visit to a row.
-  const double density = a.row_ptr[block_rows] / (static_cast<double>(block_rows) * max(1, a.cols));
-  const Lanes l = split_batch(a.batch, a.positions, a.height > 1 || density > 0.08 ? 2 * kStrip : kStrip);
+  const Lanes l = split_batch(a.batch, a.positions, a.height > 1 || a.density() > kDense ? 2 * kStrip : kStrip);
   const Panels panels = plan_panels(a, l.lanes, INT64_MAX);
   const bool own = l.tiles >= 8 * a.threads;
   const int64_t share = max(1, min(ceil_div(256, a.height), ceil_div(block_rows, 4 * a.threads)));

@@ -44,18 +44,18 @@ inline int64_t choose_lanes(const Conv2dGeometry& g) {
   return g.batch >= kFull * static_cast<double>(chunks * lanes) ? lanes : 1;
 }
 
-inline Planes plan_planes(const Conv2dGeometry& g, int threads) {
+inline Planes plan_planes(const Conv2dGeometry& g) {
   constexpr int64_t kJoinedPositions = 512;  // positions per joined plane aimed at
   Planes p{};
   p.lanes = choose_lanes(g);
   const bool joined = p.lanes == 1;
   const int64_t image = g.h.pitch * g.w.pitch;
-  p.images = joined ? max(1, min(ceil_div(kJoinedPositions, image), ceil_div(g.batch, threads))) : p.lanes;
+  p.images = joined ? max(1, min(ceil_div(kJoinedPositions, image), g.batch)) : p.lanes;
   p.chunks = ceil_div(g.batch, p.images);
   const int64_t positions = joined ? round_up(p.images * image, kWidth) : image;
   const int64_t max_shift = g.h.max_shift * g.w.pitch + g.w.max_shift;
   p.plane_stride = round_up(positions + max_shift, joined ? kWidth : 1);
-  // Planes a multiple of 4 KiB apart would compete for the same cache sets.
+  // Planes a multiple of 1 KiB apart would compete for the same cache sets.
   if (p.plane_stride * p.lanes % 256 == 0) p.plane_stride += max(1, 16 / p.lanes);
   p.channel_stride = p.plane_stride * g.slots;
   p.source_size = p.channel_stride * g.source_channels * p.lanes;

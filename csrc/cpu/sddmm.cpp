@@ -6,7 +6,7 @@ namespace spfde::SPFDE_ISA {
 
 // Eight weights of a row at a time share each load of dY.
 void sddmm(const SddmmArgs& a) {
-  linear_correlation({a.rows, a.cols, a.batch, a.positions, 1, 1, a.row_ptr, a.col, a.threads}, a.dy, a.x,
+  linear_correlation(linear_problem(a, 1, 1, a.row_ptr, a.col), a.dy, a.x,
                      {a.row_ptr[a.rows], a.capacity, a.dvalues, a.dbias},
                      [&](int64_t rows, const Segments& weights, const float* source, int64_t pitch, const float* target,
                          float* dvalues) {

@@ -6,11 +6,13 @@ namespace spfde::SPFDE_ISA {
 
 // A row's outputs stay in registers over its weights of a panel and are spilled once per panel.
 void spmm(const SpmmArgs& a) {
-  linear_product({a.rows, a.cols, a.batch, a.positions, 1, 1, a.row_ptr, a.col, a.threads}, kStrip, a.x, a.y,
+  const LinearProblem problem = linear_problem(a, 1, 1, a.row_ptr, a.col);
+  const float* values = permuted(a.values, a.perm, a.row_ptr[a.rows], problem.threads);
+  linear_product(problem, problem.density() > kDense || problem.positions > 1 ? kStrip : kStrip / 2, a.x, a.y,
                  [&](int64_t vectors, int64_t rows, const Segments& weights, const float* source, int64_t pitch,
                      int64_t row, Sum sum) {
                    sum.bias = a.bias ? a.bias + row : nullptr;
-                   axpy_panel(vectors, {rows, weights, a.values, a.col, pitch, source, sum});
+                   axpy_panel(vectors, {rows, weights, values, a.col, pitch, source, sum});
                  });
 }
 

@@ -195,14 +195,17 @@ inline int64_t panel_streams(int64_t bytes, double density) {
 }
 
 // segment[p * rows + r] = first stored weight of row r with col >= p * width - shift, for p in [0, panels]: where each
-// panel of `width` columns begins in every row.
-inline void split_row(const int32_t* row_ptr, const int32_t* col, int64_t rows, int64_t r, int64_t panels,
+// panel of `width` columns begins in every row. Looked for where evenly spread weights of a row of `cols` would put it.
+inline void split_row(const int32_t* row_ptr, const int32_t* col, int64_t rows, int64_t r, int64_t cols, int64_t panels,
                       int64_t width, int64_t shift, int32_t* segment) {
-  int32_t k = row_ptr[r];
-  const int32_t end = row_ptr[r + 1];
-  segment[r] = k;
+  const int32_t begin = row_ptr[r], end = row_ptr[r + 1];
+  const double spread = static_cast<double>(end - begin) / max(1, cols);
+  segment[r] = begin;
   for (int64_t p = 1; p < panels; ++p) {
     const int64_t limit = p * width - shift;
+    const int32_t least = segment[(p - 1) * rows + r];
+    int32_t k = static_cast<int32_t>(max(least, min(end, begin + static_cast<int64_t>(limit * spread))));
+    while (k > least && col[k - 1] >= limit) --k;
     while (k < end && col[k] < limit) ++k;
     segment[p * rows + r] = k;
   }

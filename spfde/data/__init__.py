@@ -1,4 +1,4 @@
-"""Data sets: `load(name)` returns the train and test halves of an embedded one."""
+"""Data sets: `load(name)` returns the train and test halves of an embedded one, or of one in a local directory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spfde._names import unknown
-from spfde.data import digits
-from spfde.data.datasets import DataSets, Images
+from spfde.data import arrays, cifar, digits, folder
+from spfde.data.augment import CropFlip
+from spfde.data.datasets import DataSets, Images, Pixels
+from spfde.data.folder import UnreadableImage
 
-__all__ = ["DATASETS", "DataSets", "Images", "load"]
+__all__ = ["DATASETS", "CropFlip", "DataSets", "Images", "Pixels", "UnreadableImage", "load"]
 
-DATASETS: Mapping[str, Callable[..., DataSets]] = {"digits": digits.load}
+DATASETS: Mapping[str, Callable[..., DataSets]] = {
+    "digits": digits.load,
+    "cifar10": cifar.load10,
+    "cifar100": cifar.load100,
+    "folder": folder.load,
+    "arrays": arrays.load,
+}
 
 
 def load(name: str, **options: Any) -> DataSets:
     """Load the data set called `name`; `options` are those of its loader, such as `train=8000` of "digits".
 
     Raises:
-        ValueError: the name, an option or an option's value is not a known one.
+        ValueError: the name, an option or an option's value is not a known one, an option that the data set needs
+            is missing, or what the directory holds is not the data set.
         TypeError: an option's value has the wrong type.
     """
     if name not in DATASETS:
@@ -29,4 +38,7 @@ def load(name: str, **options: Any) -> DataSets:
     for option in options:
         if option not in known:
             raise unknown(f"an option of {name!r}", option, known)
+    for option in known.values():
+        if option.default is option.empty and option.name not in options:
+            raise ValueError(f"expected {option.name} with the data set {name!r}, got none, try {option.name}=...")
     return loader(**options)

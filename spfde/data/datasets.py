@@ -1,13 +1,27 @@
-"""What a data set is to the rest of the library: two tensors, and a train and a test half."""
+"""What a data set is to the rest of the library: images and classes, in a train and a test half."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+
+def _check(images: Tensor, targets: Tensor, dtype: torch.dtype, hint: str) -> None:
+    if images.dtype != dtype or targets.dtype != torch.int64:
+        wanted = str(dtype).removeprefix("torch.")
+        raise TypeError(
+            f"expected {wanted} images and int64 targets, got {images.dtype} and {targets.dtype}, try {hint}"
+        )
+    if images.ndim != 4 or targets.shape != images.shape[:1]:
+        raise ValueError(
+            f"expected images [N, C, H, W] and targets [N], got {list(images.shape)} and "
+            f"{list(targets.shape)}, try images.unsqueeze(1) if the channel is missing"
+        )
 
 
 class Images(Dataset):
@@ -21,16 +35,7 @@ class Images(Dataset):
     """
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
-        if images.dtype != torch.float32 or targets.dtype != torch.int64:
-            raise TypeError(
-                f"expected float32 images and int64 targets, got {images.dtype} and {targets.dtype}, "
-                "try .float() and .long()"
-            )
-        if images.ndim != 4 or targets.shape != images.shape[:1]:
-            raise ValueError(
-                f"expected images [N, C, H, W] and targets [N], got {list(images.shape)} and "
-                f"{list(targets.shape)}, try images.unsqueeze(1) if the channel is missing"
-            )
+        _check(images, targets, torch.float32, ".float() and .long()")
         self.images = images
         self.targets = targets
 
@@ -47,6 +52,53 @@ class Images(Dataset):
 
 
 @dataclass(frozen=True)
+class Normalise:
+    """(images / 255 - mean) / deviation per channel, from uint8 [..., C, H, W] to float32."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images normalised; a channel that never varies is only centred."""
+        mean = torch.tensor(self.mean)[:, None, None]
+        deviation = torch.tensor([value or 1.0 for value in self.deviation])[:, None, None]
+        return images.float().div_(255).sub_(mean).div_(deviation)
+
+    @classmethod
+    def of(cls, images: np.ndarray) -> Normalise:
+        """Measure mean and deviation of every channel of uint8 [N, C, H, W]."""
+        # Integer sums are exact in any order; a float mean would depend on the number of threads.
+        levels = np.arange(256)
+        counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in images.swapaxes(0, 1)])
+        pixels = images.size // images.shape[1]
+        mean, square = counts @ levels / pixels, counts @ levels**2 / pixels
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        return cls(tuple((mean / 255).tolist()), tuple((deviation / 255).tolist()))
+
+
+class Pixels(Dataset):
+    """A data set of raw pixels: `images` uint8 [N, C, H, W], in memory or mapped from a file, and `targets` int64 [N].
+
+    A quarter of the memory of `Images`: a batch is normalised when it is fetched. An item is (image float32
+    [C, H, W], int).
+
+    Raises:
+        TypeError: `images` is not uint8 or `targets` is not int64.
+        ValueError: the shapes are not [N, C, H, W] and [N].
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, normalise: Normalise) -> None:
+        _check(images, targets, torch.uint8, "spfde.data.Images for float32 images, and .long()")
+        self.images, self.targets, self.normalise = images, targets, normalise
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.normalise(self.images[index]), int(self.targets[index])
+
+
+@dataclass(frozen=True)
 class DataSets:
     """A named task: `train` and `test` yield (image float32 [C, H, W], int label); `shape` is (C, H, W)."""
 
@@ -55,3 +107,18 @@ class DataSets:
     test: Dataset
     num_classes: int
     shape: tuple[int, int, int]
+
+
+def positions(half: str, wanted: int | None, available: int) -> np.ndarray:
+    """Numbers of `wanted` samples out of `available`, evenly spaced: every sample when `wanted` is None.
+
+    Raises:
+        TypeError: `wanted` is not an int.
+        ValueError: it is out of range.
+    """
+    wanted = available if wanted is None else wanted
+    if not isinstance(wanted, int) or isinstance(wanted, bool):
+        raise TypeError(f"expected {half} to be an int, got {wanted!r}, try {half}={available}")
+    if not 1 <= wanted <= available:
+        raise ValueError(f"expected {half} in [1, {available}], the images there are, got {wanted}, try {available}")
+    return np.arange(wanted) * available // wanted

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spfde.data import compose
-from spfde.data.datasets import DataSets, Images
+from spfde.data.datasets import DataSets, Images, Normalise
 
 CLASSES = 10
 HELD_OUT = 0.25  # share of the scans of each class that only test images use
@@ -41,11 +41,11 @@ def load(train: int = 8000, test: int = 2000, seed: int = 0) -> DataSets:
     _check(train=(train, 1), test=(test, 1), seed=(seed, 0))
     train_images, train_targets = render(TRAIN, train, seed)
     test_images, test_targets = render(TEST, test, seed)
-    mean, deviation = statistics(seed)
+    normalise = Normalise.of(render(TRAIN, REFERENCE, seed)[0].numpy())
     return DataSets(
         name="digits",
-        train=Images(normalise(train_images, mean, deviation), train_targets),
-        test=Images(normalise(test_images, mean, deviation), test_targets),
+        train=Images(normalise(train_images), train_targets),
+        test=Images(normalise(test_images), test_targets),
         num_classes=CLASSES,
         shape=(1, compose.SIZE, compose.SIZE),
     )
@@ -88,20 +88,6 @@ def render(half: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
         images.append(compose.compose(source, drawn))
         targets.append(torch.from_numpy(classes[drawn.scan]))
     return torch.cat(images)[:count], torch.cat(targets)[:count]
-
-
-def statistics(seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the grey levels of the first REFERENCE training images, in [0, 1]."""
-    pixels = render(TRAIN, REFERENCE, seed)[0].numpy()
-    # Integer sums are exact in any order; a float mean would depend on the number of threads.
-    total, squares = int(pixels.sum(dtype=np.int64)), int(np.square(pixels, dtype=np.int64).sum())
-    mean = total / pixels.size
-    return mean / 255, (squares / pixels.size - mean**2) ** 0.5 / 255
-
-
-def normalise(images: Tensor, mean: float, deviation: float) -> Tensor:
-    """(images / 255 - mean) / deviation, from uint8 to float32."""
-    return images.float().div_(255).sub_(mean).div_(deviation)
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:

@@ -39,13 +39,6 @@ class Problem(NamedTuple):
         return 2 ** (-self.bucket / STEPS)
 
     @property
-    def transposed(self) -> Problem:
-        """The input gradient's problem, for a linear layer the same with the transposed weight."""
-        if self.op != "linear":
-            return self
-        return self._replace(shape=self.shape[::-1], block=self.block[::-1])
-
-    @property
     def positions(self) -> int:
         """How often each weight is used."""
         return self.batch * prod(self.size)

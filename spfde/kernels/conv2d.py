@@ -9,30 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
-from spfde.kernels import dispatch, whole
+from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.masked import gather, scatter, to_dense
+from spfde.kernels.masked import gather, scatter, to_dense, write
+from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
+    cast,
     compute_and_result_dtype,
+    packed,
     refuse_double_backward,
     through_dispatcher,
     without_autocast,
+    without_graph,
 )
 from spfde.kernels.sddmm import slots
-from spfde.kernels.spmm import transposed
 from spfde.pattern import Plan, Units, Window
 
 Shape = tuple[int, ...]
-
-
-def conv2d_ref(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """The convolution with a dense weight [out, in / groups, kernel_h, kernel_w] in plain torch."""
-    x, padding = _symmetric(x, window)
-    return F.conv2d(x, weight, bias, window.stride, padding, window.dilation, window.groups)
 
 
 def conv2d(
@@ -44,7 +40,7 @@ def conv2d(
     Returns [(batch,) out, out_height, out_width] in the precision that `spfde.kernels.precision` states.
 
     Raises:
-        ValueError: x does not fit, devices differ, or `kernel` names none or one that cannot run here.
+        ValueError: x, values or bias do not fit, devices differ, or `kernel` names none or one that cannot run here.
         TypeError: x or values is not floating point.
     """
     channels = plan.shape[1] * window.groups
@@ -61,10 +57,10 @@ def conv2d(
     dispatch.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
     with without_autocast(x.device.type):
-        x, values = x.to(dtype), values.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        check_parameters(values, plan.values_shape, bias, plan.rows)
+        x, values, bias = cast(x, dtype), packed(values, dtype), packed(bias, dtype)
         if whole.applies(plan, kernel, dtype):
-            y = whole.compute(lambda weight: conv2d_ref(x, weight, None, window), values, plan, bias)
+            y = whole.compute(lambda weight: dense.convolution(x, weight, None, window), values, plan, bias)
         elif through_dispatcher(x):
             y = torch.ops.spfde.conv2d(
                 x, plan.arrange(values), bias, list(plan.units), plan.shape, window.stride, window.padding,
@@ -74,10 +70,10 @@ def conv2d(
             choice = dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block)
             values = plan.arrange(values)
             if choice.kernel == "reference":
-                y = conv2d_ref(x, to_dense(values, plan.units.places, plan.shape), bias, window)
+                y = dense.convolution(x, to_dense(values, plan.units.places, plan.shape), bias, window)
             else:
                 y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel)
-    return y.to(result)
+    return cast(y, result)
 
 
 @timed
@@ -89,19 +85,22 @@ def compute(
     shape: Shape,
     window: Window,
     kernel: str,
-    buffer: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Y [batch, out, out_h, out_w] outside autograd; `kernel` names one, "auto" is resolved before."""
+    """Y [batch, out, out_h, out_w] outside autograd; `kernel` names one, "auto" is resolved before.
+
+    weight: the dense one, if made.
+    """
     if kernel == "reference":
-        return conv2d_ref(x, to_dense(values, units.places, shape), bias, window)
+        return dense.convolution(x, to_dense(values, units.places, shape), bias, window)
     if kernel == "dense":
-        return conv2d_ref(x, scatter(values, units, shape, buffer), bias, window)
-    x, last = _dense_memory(x)
-    y = _empty((x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
+        return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
+    x, last = _without_gaps(x)
+    y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
     run = native().conv2d if values.shape[1] == 1 else native().conv2d_blocks
     run(
         _native_shape(x.shape, shape, window), *_block(values.shape[1:]), units.row_ptr.data_ptr(),
-        units.col.data_ptr(), values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
+        units.col.data_ptr(), values.data_ptr(), address(bias), x.data_ptr(), y.data_ptr(),
         last, last, torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -116,24 +115,24 @@ def compute_input_grad(
     shape: Shape,
     window: Window,
     kernel: str,
-    buffer: Tensor | None = None,
 ) -> Tensor:
     """DX [batch, channels, *size] outside autograd."""
     x_shape = (dy.shape[0], shape[1] * window.groups, *size)
     if kernel != "native":
-        weight = scatter(values, units, shape, buffer)
-        return _dense_backward(dy, dy.new_empty(x_shape), weight, window, 0)
-    dy, last = _dense_memory(dy)
-    dx = _empty(x_shape, last)
+        return dense.gradients(dy, None, x_shape, scatter(values, units, shape), window, (True, False))[0]
+    dy, last = _without_gaps(dy)
+    dx = _empty(dy, x_shape, last)
     if values.shape[1] == 1:
-        values, row_ptr, col = transposed(values, units.t_perm), units.t_row_ptr, units.t_col
-        run = native().conv2d_input_grad
+        native().conv2d_input_grad(
+            _native_shape(x_shape, shape, window), units.t_row_ptr.data_ptr(), units.t_col.data_ptr(),
+            values.data_ptr(), units.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last,
+            torch.get_num_threads(),
+        )  # fmt: skip
     else:
-        row_ptr, col, run = units.row_ptr, units.col, native().conv2d_blocks_input_grad
-    run(
-        _native_shape(x_shape, shape, window), *_block(values.shape[1:]), row_ptr.data_ptr(), col.data_ptr(),
-        values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
-    )  # fmt: skip
+        native().conv2d_blocks_input_grad(
+            _native_shape(x_shape, shape, window), *values.shape[1:], units.row_ptr.data_ptr(), units.col.data_ptr(),
+            values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
+        )  # fmt: skip
     return dx
 
 
@@ -153,9 +152,9 @@ def compute_weight_grad(
     block: R and C of the values, as `Plan.arrange` gives them.
     """
     if kernel != "native":
-        dense = _dense_backward(dy, x, dy.new_empty(1).expand(shape), window, 1)
-        return gather(dense, units, block), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
-    (dy, dy_last), (x, x_last) = _dense_memory(dy), _dense_memory(x)
+        dweight = dense.gradients(dy, x, x.shape, dy.new_empty(1).expand(shape), window, (False, True))[1]
+        return gather(dweight, units, block), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
+    (dy, dy_last), (x, x_last) = _without_gaps(dy), _without_gaps(x)
     dvalues, dbias = x.new_empty(slots(units, block), *block), x.new_empty(shape[0] if bias else 0)
     run = native().conv2d_weight_grad if block[0] == 1 else native().conv2d_blocks_weight_grad
     run(
@@ -171,16 +170,15 @@ def _block(block: Sequence[int]) -> Sequence[int]:
     return () if block[0] == 1 else block
 
 
-def _dense_memory(x: Tensor) -> tuple[Tensor, bool]:
-    """The input without gaps, copied only if it has some, and whether its memory is channels_last."""
-    if x.is_contiguous():
-        return x, False
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return (x, True) if last else (x.contiguous(), False)
+def _without_gaps(x: Tensor) -> tuple[Tensor, bool]:
+    """The input, copied only if its memory has gaps, and whether it is channels_last."""
+    memory = memory_format_of(x)
+    return x.contiguous(memory_format=memory), memory == torch.channels_last
 
 
-def _empty(shape: Shape, channels_last: bool) -> Tensor:
-    return torch.empty(shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _empty(like: Tensor, shape: Shape, channels_last: bool) -> Tensor:
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory)
 
 
 def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ...]:
@@ -192,34 +190,6 @@ def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ..
     )  # fmt: skip
 
 
-def _symmetric(x: Tensor, window: Window) -> tuple[Tensor, tuple[int, int]]:
-    """The input, contiguous, and the padding that torch's convolutions take: unequal sides are padded beforehand.
-
-    Contiguous because torch 2.13's weight gradient writes out of bounds for some channels_last inputs (uneven windows
-    with dilation; contiguous ones passed the same 10,000 problems).
-    """
-    x = x.contiguous()
-    top, bottom, left, right = window.padding
-    if top == bottom and left == right:
-        return x, (top, left)
-    return F.pad(x, (left, right, top, bottom)), (0, 0)
-
-
-def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, window: Window, wanted: int) -> Tensor:
-    """The input gradient (wanted = 0) or the weight gradient (1) of the dense convolution."""
-    height, width = x.shape[2:]
-    x, padding = _symmetric(x, window)
-    grads = torch.ops.aten.convolution_backward(
-        dy.contiguous(), x, weight, None, window.stride, padding, window.dilation, False, (0, 0), window.groups,
-        (wanted == 0, wanted == 1, False),
-    )  # fmt: skip
-    grad = grads[wanted]
-    if wanted == 0 and tuple(grad.shape[2:]) != (height, width):
-        top, _, left, _ = window.padding
-        grad = grad[:, :, top : top + height, left : left + width]
-    return grad
-
-
 class _Conv2d(torch.autograd.Function):
     """The eager route: the same computations as the registered ops, without the dispatcher's overhead."""
 
@@ -227,8 +197,10 @@ class _Conv2d(torch.autograd.Function):
     def forward(ctx, x, values, bias, plan, window, kernel):
         ctx.save_for_backward(x if values.requires_grad else None, values)
         ctx.plan, ctx.window, ctx.kernel, ctx.size = plan, window, kernel, x.shape[2:]
-        buffer = plan.dense_buffer() if kernel == "dense" else None
-        return compute(x, values, bias, plan.units, plan.shape, window, kernel, buffer)
+        weight = None
+        if kernel == "dense":
+            weight, ctx.written = write(values, plan)
+        return compute(x, values, bias, plan.units, plan.shape, window, kernel, weight)
 
     @staticmethod
     def backward(ctx, dy):
@@ -236,15 +208,30 @@ class _Conv2d(torch.autograd.Function):
         plan, window, kernel = ctx.plan, ctx.window, ctx.kernel
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         dx = dvalues = dbias = None
-        with torch.no_grad():
-            if need_x:
-                buffer = plan.dense_buffer() if kernel == "dense" else None
-                dx = compute_input_grad(dy, values, plan.units, ctx.size, plan.shape, window, kernel, buffer)
-            if need_values:
-                dvalues, dbias = compute_weight_grad(
-                    dy, x, plan.units, values.shape[1:], plan.shape, window, need_bias, kernel
-                )
-            elif need_bias:
+        with without_graph():
+            if kernel == "dense":
+                dx, dvalues = _masked_gradients(ctx, dy, x, values, (need_x, need_values))
+            else:
+                if need_x:
+                    dx = compute_input_grad(dy, values, plan.units, ctx.size, plan.shape, window, kernel)
+                if need_values:
+                    block = values.shape[1:]
+                    dvalues, dbias = compute_weight_grad(
+                        dy, x, plan.units, block, plan.shape, window, need_bias, kernel
+                    )
+            if need_bias and dbias is None:
                 dbias = dy.sum((0, 2, 3))
-        grads = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
+        grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
         return *grads, None, None, None
+
+
+@timed
+def _masked_gradients(
+    ctx, dy: Tensor, x: Tensor | None, values: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and values by one call of torch's."""
+    plan, window = ctx.plan, ctx.window
+    size = (dy.shape[0], plan.shape[1] * window.groups, *ctx.size)
+    weight = write(values, plan, ctx.written)[0]
+    dx, dweight = dense.gradients(dy, x, size, weight, window, wanted)
+    return dx, None if dweight is None else gather(dweight, plan.units, values.shape[1:])

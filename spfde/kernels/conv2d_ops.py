@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spfde.kernels import conv2d, dispatch
+from spfde.kernels.memory import memory_format_of
 from spfde.kernels.precision import refuse_double_backward
 from spfde.kernels.sddmm import slots
 from spfde.pattern import Units, Window
@@ -34,7 +35,8 @@ def _conv2d(
 ) -> Tensor:
     index, shape, window = Units(*units), tuple(shape), _window(shape, stride, padding, dilation, groups)
     choice = dispatch.convolution(kernel, x, shape, window, *dispatch.stored(index.row_ptr, values.shape[1:]))
-    return conv2d.compute(x, values, bias, index, shape, window, choice.kernel).contiguous()
+    y = conv2d.compute(x, values, bias, index, shape, window, choice.kernel)
+    return y.contiguous(memory_format=memory_format_of(x))
 
 
 @torch.library.custom_op("spfde::conv2d_input_grad", mutates_args=())
@@ -52,7 +54,8 @@ def _input_grad(
 ) -> Tensor:
     index, shape, window = Units(*units), tuple(shape), _window(shape, stride, padding, dilation, groups)
     choice = dispatch.convolution_grad(kernel, dy, shape, window, *dispatch.stored(index.row_ptr, values.shape[1:]))
-    return conv2d.compute_input_grad(dy, values, index, tuple(size), shape, window, choice.kernel).contiguous()
+    dx = conv2d.compute_input_grad(dy, values, index, tuple(size), shape, window, choice.kernel)
+    return dx.contiguous(memory_format=memory_format_of(dy))
 
 
 @torch.library.custom_op("spfde::conv2d_weight_grad", mutates_args=())
@@ -74,15 +77,19 @@ def _weight_grad(
     return conv2d.compute_weight_grad(dy, x, index, block, shape, window, bias, choice.kernel)
 
 
+def _like(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+
+
 @_conv2d.register_fake
 def _conv2d_fake(x, values, bias, units, shape, stride, padding, dilation, groups, kernel):
     size = _window(shape, stride, padding, dilation, groups).output_size(x.shape[2], x.shape[3])
-    return x.new_empty(x.shape[0], shape[0], *size)
+    return _like(x, (x.shape[0], shape[0], *size))
 
 
 @_input_grad.register_fake
 def _input_grad_fake(dy, values, units, size, shape, stride, padding, dilation, groups, kernel):
-    return dy.new_empty(dy.shape[0], shape[1] * groups, *size)
+    return _like(dy, (dy.shape[0], shape[1] * groups, *size))
 
 
 @_weight_grad.register_fake

@@ -26,12 +26,13 @@ class Cost(NamedTuple):
 
 
 AVX2 = {
-    "linear": Cost(multiply=1.66, power=0.819, copy=0.0, constant=0.0189, tall=1.25),
-    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
+    "linear": Cost(multiply=1.97, power=0.921, copy=40.7, constant=0.0062, tall=1.39),
+    "conv2d": Cost(multiply=1.35, power=0.913, copy=16.4, constant=0.0415, tall=1.28),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
-MASKED = 1.1  # the masked dense route over the plain dense layer
+MASKED = 1.1  # the masked dense route over the plain dense layer, large
+MASKED_CALL = 1e6  # what its extra calls cost whatever the size (about 60 microseconds), in dense multiply-adds
 
 
 def constants(op: str, isa: str) -> Cost:
@@ -39,11 +40,14 @@ def constants(op: str, isa: str) -> Cost:
     return COSTS.get(isa, AVX2)[op]
 
 
+def masked(problem: Problem) -> float:
+    """Predicted time of the masked dense route over the plain dense layer's."""
+    return MASKED + MASKED_CALL / max(1, problem.multiply_adds)
+
+
 def ratio(problem: Problem, cost: Cost) -> float:
     """Predicted time of the native kernel over the plain dense layer's; grows with the density."""
-    density, (height, width) = problem.density, problem.block
-    if height == 1 < width:  # whole outputs: a dense product of those alone
-        return density
+    density, height = problem.density, problem.block[0]
     idle = sqrt(max(1.0, LANES / max(problem.positions, 8)))
     multiplied = cost.tall * density if height > 1 else cost.multiply * density**cost.power
     copied = copied_per_position(problem) / max(1, prod(problem.shape))

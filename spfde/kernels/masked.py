@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
-from spfde.pattern import Units
+from spfde.kernels.clock import timed
+from spfde.pattern import Plan, Units
 
 
 def to_dense(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -24,7 +25,20 @@ def to_dense(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values.new_zeros(prod(shape) + 1).scatter(0, places, values.reshape(-1))[:-1].view(shape)
 
 
-def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor | None) -> Tensor:
+@timed
+def write(values: Tensor, plan: Plan, since: int = 0) -> tuple[Tensor, int]:
+    """The dense weight in the plan's buffer, and the count of its writings.
+
+    A backward pass that passes its forward pass's count as `since` finds that weight again, if it is still there.
+    """
+    buffer = plan.dense_buffer()
+    if since != plan.written or since == 0 or buffer.dtype != values.dtype:
+        plan.written += 1
+        return scatter(values, plan.units, plan.shape, buffer), plan.written
+    return buffer[:-1].view(plan.shape), since
+
+
+def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor | None = None) -> Tensor:
     """The dense weight, outside autograd; written into `buffer` if it fits, whose other elements are zero already."""
     fits = buffer is not None and buffer.dtype == values.dtype
     dense = buffer if fits else values.new_zeros(prod(shape) + 1)
@@ -44,7 +58,7 @@ def gather(dense: Tensor, units: Units, block: tuple[int, ...]) -> Tensor:
     if not _native_runs(dense, block):
         return F.pad(dense.reshape(-1), (0, 1)).index_select(0, units.places).view(-1, *block)
     dense = dense.contiguous()
-    values = torch.empty(units.col.numel(), 1, 1)
+    values = dense.new_empty(units.col.numel(), 1, 1)
     native().gather_values(
         rows, cols, units.col.numel(), units.row_ptr.data_ptr(), units.col.data_ptr(), dense.data_ptr(),
         values.data_ptr(), torch.get_num_threads(),

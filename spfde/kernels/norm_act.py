@@ -16,6 +16,7 @@ from torch import Tensor
 from spfde._names import unknown
 from spfde._native import native
 from spfde.kernels.clock import timed
+from spfde.kernels.memory import address, memory_format_of
 from spfde.kernels.precision import refuse_double_backward, through_dispatcher
 
 # In the order of Activation in csrc/include/spfde/norm.h.
@@ -126,21 +127,11 @@ def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) ->
 # ---- outside autograd -----------------------------------------------------------------------------------------------
 
 
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """The memory format that x has, or is copied to."""
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
     """The fields of NormShape in csrc/include/spfde/norm.h; single pixels have one layout, read as channels_last."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     return batch, channels, pixels, pixels == 1 or memory_format_of(x) == torch.channels_last
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 @timed
@@ -163,8 +154,8 @@ def compute(
         mean, var, running_mean, running_var = running_mean, running_var, None, None
     y = torch.empty_like(x)
     native().norm_act(
-        _native_shape(x), _CODES[act], training, eps, _address(weight), _address(bias), x.data_ptr(),
-        _address(residual), mean.data_ptr(), var.data_ptr(), _address(running_mean), _address(running_var), momentum,
+        _native_shape(x), _CODES[act], training, eps, address(weight), address(bias), x.data_ptr(),
+        address(residual), mean.data_ptr(), var.data_ptr(), address(running_mean), address(running_var), momentum,
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     for moved in (running_mean, running_var):
@@ -191,8 +182,8 @@ def compute_grad(
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
     dresidual = None if y is None else torch.empty_like(x)
     native().norm_act_grad(
-        _native_shape(x), _CODES[act], training, eps, _address(weight), _address(bias), mean.data_ptr(), var.data_ptr(),
-        x.data_ptr(), _address(y), dy.data_ptr(), dx.data_ptr(), _address(dresidual), dweight.data_ptr(),
+        _native_shape(x), _CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(), var.data_ptr(),
+        x.data_ptr(), address(y), dy.data_ptr(), dx.data_ptr(), address(dresidual), dweight.data_ptr(),
         dbias.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias

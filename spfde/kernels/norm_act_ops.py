@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spfde.kernels.norm_act import compute, compute_grad, memory_format_of, packed, wanted_grads
+from spfde.kernels.memory import memory_format_of
+from spfde.kernels.norm_act import compute, compute_grad, packed, wanted_grads
 
 
 @torch.library.custom_op("spfde::norm_act", mutates_args=())

@@ -7,6 +7,7 @@ where autocast is on, else the input's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,6 +22,8 @@ def compute_and_result_dtype(x: Tensor, values: Tensor) -> tuple[torch.dtype, to
     Raises:
         TypeError: x or values is not floating point.
     """
+    if x.dtype is values.dtype is torch.float32 and x.is_cpu and not torch.is_autocast_enabled("cpu"):
+        return torch.float32, torch.float32  # the common case, settled in a microsecond
     for name, tensor in (("x", x), ("values", values)):
         if not tensor.is_floating_point():
             raise TypeError(f"expected {name} to be floating point, got {tensor.dtype}, try {name}.float()")
@@ -31,9 +34,25 @@ def compute_and_result_dtype(x: Tensor, values: Tensor) -> tuple[torch.dtype, to
     return (torch.float32 if device == "cpu" else result), result
 
 
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in a precision; `Tensor.to` costs a microsecond even where it changes nothing."""
+    return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)
+
+
+def packed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The same without gaps in memory, as the native kernels read parameters."""
+    tensor = cast(tensor, dtype)
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+
+
 def without_autocast(device: str) -> AbstractContextManager:
     """Keeps autocast from changing the precision an op has settled."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+def without_graph() -> AbstractContextManager:
+    """Keeps a backward pass from recording itself, where it would."""
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
 
 
 def through_dispatcher(x: Tensor) -> bool:
@@ -57,7 +76,7 @@ class _FirstOrderOnly(torch.autograd.Function):
         )
 
 
-def refuse_double_backward(grads: list[Tensor | None]) -> list[Tensor | None]:
+def refuse_double_backward(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Marks gradients so that differentiating them again raises, if a graph of them is being built."""
     if not torch.is_grad_enabled():
         return grads

@@ -13,12 +13,16 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.masked import scatter, to_dense
+from spfde.kernels.masked import scatter, to_dense, write
+from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
+    cast,
     compute_and_result_dtype,
+    packed,
     refuse_double_backward,
     through_dispatcher,
     without_autocast,
+    without_graph,
 )
 from spfde.pattern import Plan, Units
 
@@ -38,7 +42,7 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     `spfde.kernels.precision` states.
 
     Raises:
-        ValueError: x does not fit, devices differ, or `kernel` names none or one that cannot run here.
+        ValueError: x, values or bias do not fit, devices differ, or `kernel` names none or one that cannot run here.
         TypeError: x or values is not floating point.
     """
     rows, cols = plan.shape
@@ -47,9 +51,9 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     dispatch.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
     with without_autocast(x.device.type):
-        flat = x.reshape(-1, cols).to(dtype)
-        values = values.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        flat = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype)
+        check_parameters(values, plan.values_shape, bias, rows)
+        values, bias = packed(values, dtype), packed(bias, dtype)
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: F.linear(flat, weight), values, plan, bias)
         elif through_dispatcher(flat):
@@ -61,7 +65,8 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
                 y = spmm_ref(flat, values, plan.units, rows, bias)
             else:
                 y = _Spmm.apply(flat, values, bias, plan, choice.kernel)
-    return y.to(result).view(*x.shape[:-1], rows)
+    y = cast(y, result)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
 
 @timed
@@ -72,26 +77,29 @@ def compute(
     units: Units,
     rows: int,
     kernel: str,
-    buffer: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before."""
+    """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before.
+
+    weight: the dense one, if made.
+    """
     if kernel == "reference":
         return spmm_ref(x, values, units, rows, bias)
     if kernel == "dense":
-        return F.linear(x, scatter(values, units, (rows, x.shape[1]), buffer), bias)
-    return _product(x, values, bias, units.row_ptr, units.col, rows)
+        return F.linear(x, scatter(values, units, (rows, x.shape[1])) if weight is None else weight, bias)
+    return _product(x, values, None, bias, units.row_ptr, units.col, rows)
 
 
 @timed
 def compute_input_grad(
-    dy: Tensor, values: Tensor, units: Units, cols: int, kernel: str, buffer: Tensor | None = None
+    dy: Tensor, values: Tensor, units: Units, cols: int, kernel: str, weight: Tensor | None = None
 ) -> Tensor:
-    """DX [batch, cols] outside autograd."""
+    """DX [batch, cols] outside autograd. weight: the dense one, if made."""
     if kernel != "native":
-        return dy @ scatter(values, units, (dy.shape[1], cols), buffer)
+        return dy @ (scatter(values, units, (dy.shape[1], cols)) if weight is None else weight)
     height, width = values.shape[1:]
     if height == 1:
-        return _product(dy, transposed(values, units.t_perm), None, units.t_row_ptr, units.t_col, cols)
+        return _product(dy, values, units.t_perm, None, units.t_row_ptr, units.t_col, cols)
     dy, (batch, rows) = dy.contiguous(), dy.shape
     dx = dy.new_empty(batch, cols)
     native().spmm_blocks_input_grad(
@@ -101,25 +109,24 @@ def compute_input_grad(
     return dx
 
 
-def _product(x: Tensor, values: Tensor, bias: Tensor | None, row_ptr: Tensor, col: Tensor, rows: int) -> Tensor:
-    """Y [batch, rows] by the native kernel for the block size of `values`."""
+def _product(
+    x: Tensor, values: Tensor, perm: Tensor | None, bias: Tensor | None, row_ptr: Tensor, col: Tensor, rows: int
+) -> Tensor:
+    """Y [batch, rows] by the native kernel for the block size of `values`; `perm` is the order they are read in."""
     x, (batch, cols) = x.contiguous(), x.shape
     y = x.new_empty(batch, rows)
     height, width = values.shape[1:]
-    args = (
-        row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(),
-        y.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
     if height == 1:
-        native().spmm(rows, cols, batch, *args)
+        native().spmm(
+            rows, cols, batch, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), address(perm), address(bias),
+            x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
     else:
-        native().spmm_blocks(rows, cols, batch, height, width, *args)
+        native().spmm_blocks(
+            rows, cols, batch, height, width, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(), address(bias),
+            x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
     return y
-
-
-def transposed(values: Tensor, t_perm: Tensor) -> Tensor:
-    """`values` in the transposed order, as the transposed index reads them."""
-    return values.view(-1).index_select(0, t_perm).view_as(values)  # 1-D: four times faster than rows of one
 
 
 class _Spmm(torch.autograd.Function):
@@ -129,8 +136,10 @@ class _Spmm(torch.autograd.Function):
     def forward(ctx, x, values, bias, plan, kernel):
         ctx.save_for_backward(x if values.requires_grad else None, values)
         ctx.plan, ctx.kernel = plan, kernel
-        buffer = plan.dense_buffer() if kernel == "dense" else None
-        return compute(x, values, bias, plan.units, plan.rows, kernel, buffer)
+        weight = None
+        if kernel == "dense":
+            weight, ctx.written = write(values, plan)
+        return compute(x, values, bias, plan.units, plan.rows, kernel, weight)
 
     @staticmethod
     def backward(ctx, dy):
@@ -138,15 +147,15 @@ class _Spmm(torch.autograd.Function):
         plan, kernel = ctx.plan, ctx.kernel
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         dx = dvalues = dbias = None
-        with torch.no_grad():
+        with without_graph():
             if need_x:
-                buffer = plan.dense_buffer() if kernel == "dense" else None
-                dx = compute_input_grad(dy, values, plan.units, plan.cols, kernel, buffer)
+                weight = write(values, plan, ctx.written)[0] if kernel == "dense" else None
+                dx = compute_input_grad(dy, values, plan.units, plan.cols, kernel, weight)
             if need_values:
                 dvalues, dbias = sddmm.compute(dy, x, plan.units, values.shape[1:], need_bias, kernel)
             elif need_bias:
                 dbias = dy.sum(0)
-        dx, dvalues, dbias = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
+        dx, dvalues, dbias = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
         return dx, dvalues, dbias, None, None
 
 

@@ -81,10 +81,9 @@ class Table:
     def measured(self, problem: Problem) -> Entry | None:
         """The entry that settles the problem: its own, or another density's that leaves no doubt.
 
-        A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one. The
-        input gradient of a measured problem takes its entry: a compiled op asks for that alone.
+        A sparse kernel that wins at some density wins at every lower one, and a dense one at every higher one.
         """
-        same = self._at_any_density(problem) or self._at_any_density(problem.transposed)
+        same = self._at_any_density(problem)
         sparse = [e for e in same if e.kernel != "dense" and e.problem.bucket <= problem.bucket]
         dense = [e for e in same if e.kernel == "dense" and e.problem.bucket >= problem.bucket]
         if sparse:

@@ -77,7 +77,7 @@ class SparseConv2d(SparseLayer):
         if self._pad_before is not None:
             x = F.pad(x, self._pad_before, mode=self.padding_mode)
         self._saw(x)
-        return conv2d(x, self.values, self.plan, self.window, self.bias, self._route)
+        return self._show(x, conv2d(x, self._effective(), self.plan, self.window, self.bias, self._route))
 
     def to_dense(self) -> nn.Conv2d:
         """A torch.nn.Conv2d with the same outputs, zeros exact, and the same bias Parameter."""

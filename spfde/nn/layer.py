@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -50,13 +51,17 @@ class SparseLayer(nn.Module, ABC):
         self.shape = weight.shape
         self.window = window
         self.grid = self.structure.grid(tuple(weight.shape), window.groups)
-        mask = weight.detach() != 0 if mask is None else _check_mask(mask, weight)
-        positions = self.structure.positions(mask, self.grid)
+        mask = weight.detach() != 0 if mask is None else mask
+        if mask.shape != weight.shape or mask.dtype != torch.bool:
+            got = f"{mask.dtype} {list(mask.shape)}"
+            raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
+        positions = self.structure.positions(mask.to(weight.device), self.grid)
         index = index_from_positions(positions, *self.grid.shape, positions.numel())
         self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
         self.register_parameter("bias", bias)
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
+        self._probe: Callable[..., None] | None = None  # shown what the dense weight gradient is made of
         self._kernel = self._route = "auto"
         self._table: Table | None = None
         self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
@@ -118,7 +123,15 @@ class SparseLayer(nn.Module, ABC):
     @property
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
-        return to_dense(self.plan.arrange(self.values), self.plan.units.places, self.shape)
+        dense = to_dense(self.plan.arrange(self._effective()), self.plan.units.places, self.shape)
+        if not torch.compiler.is_compiling() and self._probe is not None and dense.requires_grad:
+            dense.register_hook(self._probe)
+        return dense
+
+    def _effective(self) -> Tensor:
+        """The weights that the forward uses: `values`, through the submodule `transform` if there is one."""
+        transform = self._modules.get("transform")
+        return self.values if transform is None else transform(self.values)
 
     # ---- which kernel runs ----------------------------------------------------------------------------------------
 
@@ -164,6 +177,14 @@ class SparseLayer(nn.Module, ABC):
     def _saw(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.__dict__["_seen"] = (x.device.type, x.dtype, x.shape)  # past Module.__setattr__: every forward pays
+
+    def _show(self, x: Tensor, y: Tensor) -> Tensor:
+        """y; a probe is shown x and, in the backward pass, the gradient of y."""
+        # A compiled graph must not look: it would be compiled anew for every probe.
+        if not torch.compiler.is_compiling() and self._probe is not None and y.requires_grad:
+            probe, x = self._probe, x.detach()
+            y.register_hook(lambda dy: probe(dy, x))
+        return y
 
     # ---- topology -------------------------------------------------------------------------------------------------
 
@@ -216,7 +237,7 @@ class SparseLayer(nn.Module, ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}
+        return {**self.__dict__, "_plan": None, "_probe": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -272,10 +293,8 @@ class SparseLayer(nn.Module, ABC):
         return problem or self.structure.problem(positions_of(index, self.grid.shape[1]), self.grid)
 
     def _shared_repr(self) -> str:
-        return (
-            f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}, kernel={self.kernel}, "
-            f"bias={self.bias is not None}"
-        )
+        stored = f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}"
+        return f"{stored}, kernel={self.kernel}, bias={self.bias is not None}"
 
 
 def permute(tensor: Tensor, source: Tensor) -> None:
@@ -283,11 +302,3 @@ def permute(tensor: Tensor, source: Tensor) -> None:
     moved = tensor.index_select(0, source.clamp(min=0))
     moved[source < 0] = 0
     tensor.copy_(moved)
-
-
-def _check_mask(mask: Tensor, weight: Tensor) -> Tensor:
-    if mask.shape != weight.shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"expected mask to be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}, try mask.bool()"
-        )
-    return mask.to(weight.device)

@@ -44,7 +44,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]. Returns [..., out_features]."""
         self._saw(x)
-        return spmm(x, self.values, self.plan, self.bias, self._route)
+        return self._show(x, spmm(x, self._effective(), self.plan, self.bias, self._route))
 
     def to_dense(self) -> nn.Linear:
         """A torch.nn.Linear with the same outputs, zeros exact, and the same bias Parameter."""

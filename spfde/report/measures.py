@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spfde.report.run import Run
-from spfde.report.words import NONE, duration, percent, ratio, work
+from spfde.report.words import NONE, duration, percent, ratio, size, work
 from spfde.train.stopwatch import CATEGORIES
 
 
@@ -93,6 +93,11 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             "Training time of the first epoch.",
         ),
         row("last epoch", lambda run: duration(run.last.training_seconds), "Training time of the last epoch."),
+        row(
+            "overhead",
+            lambda run: percent(run.overhead_seconds / run.training_seconds),
+            "Levers, checkpoint and other, divided by the training time: what is neither the network's nor the data's.",
+        ),
     )
     cost = (
         row(
@@ -125,6 +130,12 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             "sieved samples",
             lambda run: percent(run.last.sieved / run.samples["train"]) if run.last.sieved else NONE,
             "Share of the training samples that the last epoch left out.",
+        ),
+        row(
+            "peak memory",
+            lambda run: size(run.memory) if run.memory else NONE,
+            "Most memory that the process held at once while training: network, activations, optimizer, data set and "
+            "PyTorch itself. A run that followed another one in the same process may hold on to memory of the first.",
         ),
     )
     attribution = tuple(

@@ -14,7 +14,7 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.words import NONE, percent
-from spfde.train.recipe import METHODS, Recipe
+from spfde.train.recipe import Recipe, own_default
 
 
 def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -33,8 +33,9 @@ def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         ),
         (
             plots.flops(runs, labels),
-            "Training FLOPs, added up",
-            "2 per multiply-add, stored weights only. A bend is a lever: less backward, or fewer samples.",
+            "Training FLOPs against training time",
+            "2 per multiply-add, stored weights only. The slope is the rate: a flatter line does its FLOPs slower, and "
+            "still wins if it ends further left.",
         ),
         (
             plots.attribution(runs, labels),
@@ -43,7 +44,15 @@ def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
             "Evaluation and checkpoint are no training.",
         ),
     )
-    items = (tag("figure", tag("h3", head), svg, tag("figcaption", text)) for svg, head, text in drawings)
+    if any(run.memory for run in runs):
+        drawings += (
+            (
+                plots.memory(runs, labels),
+                "Peak memory",
+                "Most that the process held at once in each epoch's training, data set and PyTorch included.",
+            ),
+        )
+    items = (_figure(head, svg, text) for svg, head, text in drawings)
     return join(tag("h2", "How it went"), tag("div", *items, class_="figures"))
 
 
@@ -84,8 +93,10 @@ def layers(runs: Sequence[Run], labels: Sequence[str]) -> Html:
             for layer in run.layers
         ]
         listing = _table(tag("tr", *(tag("th", head) for head in heads)), rows, "layers")
-        caption = tag("figcaption", _stored(run))
-        drawings.append(tag("figure", tag("h3", label), plots.layers(run, index), caption))
+        drawings.append(_figure(f"{label}: sparsity and kernel", plots.layers(run, index), _stored(run)))
+        if run.last.layers:
+            text = "One row per layer; the denser the colour, the more of its weights are zero."
+            drawings.append(_figure(f"{label}: sparsity by epoch", plots.sparsity(run, index), text))
         listings.append(tag("details", tag("summary", f"{label}: every layer"), listing, open=""))
     if not drawings:
         return Html()
@@ -167,15 +178,23 @@ def definitions(sections: Sequence[Section]) -> Html:
 def command(recipe: Mapping[str, Any]) -> str:
     """The `spfde train` command line of a recipe: every setting that is not the default."""
     words = ["spfde", "train"]
-    levers = METHODS.get(recipe["method"], {})
     for field in dataclasses.fields(Recipe):
-        default = levers.get(field.name, field.default)
+        default = own_default(field, recipe)
         value = recipe.get(field.name, default)
+        value = tuple(value) if isinstance(value, list) else value
         flag = field.name.replace("_", "-")
         if value == default:
             continue
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", _word(value)]
     return shlex.join(words)
+
+
+def _figure(head: str, svg: Html, caption: str) -> Html:
+    return tag("figure", tag("h3", head), svg, tag("figcaption", caption))
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _stored(run: Run) -> str:

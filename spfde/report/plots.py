@@ -10,14 +10,15 @@ from spfde.report.measures import TIME
 from spfde.report.run import NOT_TRAINING, Run
 from spfde.report.svg import STYLE, inline
 from spfde.report.theme import SERIES, TOKEN
-from spfde.report.words import percent, shortened, work
+from spfde.report.words import percent, shortened, size, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 5.3  # inches; a column of the page, and a phone
+WIDTH = 4.7  # inches; a column of the page, and a phone, where a point is about a pixel
 ACCURACIES = (0, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+SMALL = 9  # points; the least that a phone can show
 DOTS = 40  # epochs beyond which a line has no dots
 LANES = ("freeze", "sieve", "topology")  # kinds of events, top to bottom
 
@@ -43,7 +44,7 @@ def accuracy(runs: Sequence[Run], labels: Sequence[str]) -> Html:
 
 
 def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:
-    """FLOPs done so far against epochs."""
+    """FLOPs done so far against training seconds: a flatter line does its work slower."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -52,15 +53,14 @@ def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
             done = [0.0, *(value / unit for value in run.work)]
             name = f"{shortened(label)}: {work(run.work[-1])}"
-            axes.plot(range(len(done)), done, "-", color=TOKEN[series_name(index)], label=name)
+            axes.plot([0.0, *run.clock], done, "-", color=TOKEN[series_name(index)], label=name)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("epochs done")
+        axes.set_xlabel("training time, seconds")
         axes.set_title(f"{work(unit).split()[-1]}s", color=TOKEN["muted"], fontweight="normal")
         axes.legend(loc="upper left")
 
-    return _draw("flops", 3.3, draw, "Training FLOPs added up over the epochs, one line per run")
+    return _draw("flops", 3.3, draw, "Training FLOPs added up, against training time, one line per run")
 
 
 def epochs(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -121,8 +121,8 @@ def layers(run: Run, index: int) -> Html:
                 axes.barh(rows, [run.layers[i].sparsity for i in rows], 0.7, color=colour, label=name)
         for i, layer in enumerate(run.layers):
             text = percent(layer.sparsity) if layer.converted else "kept dense"
-            axes.text(layer.sparsity + 0.01, i, text, va="center", fontsize=8)
-        axes.set_yticks(range(len(run.layers)), [shortened(r.name, end=True) for r in run.layers], fontsize=8)
+            axes.text(layer.sparsity + 0.01, i, text, va="center", fontsize=SMALL)
+        axes.set_yticks(range(len(run.layers)), [shortened(r.name, end=True) for r in run.layers], fontsize=SMALL)
         axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
         axes.set_ylim(len(run.layers) - 0.4, -0.6)
         axes.set_xlim(0, 1.12)
@@ -133,6 +133,53 @@ def layers(run: Run, index: int) -> Html:
 
     height = 1.0 + 0.17 * len(run.layers)
     return _draw(f"layers-{index}", height, draw, f"Sparsity of each layer of the {run.method} run")
+
+
+def sparsity(run: Run, index: int) -> Html:
+    """Sparsity of every weighted layer at every epoch: the denser the colour, the more weights are zero."""
+    names = list(run.last.layers)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        colour = TOKEN[series_name(index)]
+        for row, name in enumerate(names):
+            for start, stop, value in _stretches([epoch.layers.get(name, 0.0) for epoch in run.epochs]):
+                axes.barh(row, stop - start, 0.8, start - 0.5, color=colour, alpha=value)
+            axes.text(len(run.epochs) - 0.4, row, percent(run.last.layers[name]), va="center", fontsize=SMALL)
+        axes.set_yticks(range(len(names)), [shortened(name, end=True) for name in names], fontsize=SMALL)
+        axes.tick_params(axis="y", length=0, labelcolor=TOKEN["ink"])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(-0.5, len(run.epochs) * 1.14 - 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < len(run.epochs)])
+        axes.grid(visible=False)
+        axes.set_xlabel("epoch; at the right, after the last one")
+        for share in (0.25, 0.5, 0.75, 1.0):
+            axes.bar(0, 0, color=colour, alpha=share, label=percent(share, 0))
+        figure.legend(loc="outside upper left", ncols=4, handlelength=1, handleheight=1, columnspacing=1.4)
+
+    return _draw(
+        f"sparsity-{index}", 1.0 + 0.17 * len(names), draw, f"Sparsity of each layer of the {run.method} run by epoch"
+    )
+
+
+def memory(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """Peak memory of every epoch, for the runs that recorded it."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+            if run.memory:
+                values = [epoch.memory / 2**20 for epoch in run.epochs]
+                name = f"{shortened(label)}: {size(run.memory)} at most"
+                axes.step(range(len(values)), values, where="mid", color=TOKEN[series_name(index)], label=name)
+        axes.set_ylim(0, axes.dataLim.y1 * 1.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("epoch")
+        axes.set_title("MiB", color=TOKEN["muted"], fontweight="normal")
+        axes.legend(loc="lower right")
+
+    return _draw("memory", 3.3, draw, "Peak memory of each epoch, one line per run")
 
 
 def series_name(index: int) -> str:
@@ -177,6 +224,13 @@ def _error_scale(axes: Axes, floor: float) -> None:
     axes.minorticks_off()
 
 
+def _stretches(values: Sequence[float]) -> list[tuple[int, int, float]]:
+    """Epochs [start, stop) of equal value, to a tenth of a percent: few shapes instead of one per epoch."""
+    rounded = [round(value, 3) for value in values]
+    starts = [i for i, value in enumerate(rounded) if i == 0 or value != rounded[i - 1]]
+    return [(start, stop, rounded[start]) for start, stop in zip(starts, [*starts[1:], len(values)], strict=True)]
+
+
 def _epoch_bars(axes: Axes, run: Run, colour: str) -> None:
     places = [epoch.epoch for epoch in run.epochs]
     training = [epoch.training_seconds for epoch in run.epochs]
@@ -193,7 +247,7 @@ def _lanes(axes: Axes, run: Run) -> None:
         if places:
             axes.plot(places, [row] * len(places), "s", color=TOKEN["ink"], markersize=3.5)
     axes.set_ylim(len(LANES) - 0.4, -0.6)
-    axes.set_yticks(range(len(LANES)), LANES, fontsize=8)
+    axes.set_yticks(range(len(LANES)), LANES, fontsize=SMALL)
     axes.tick_params(axis="both", length=0)
     axes.spines[:].set_visible(False)
     axes.grid(axis="x", visible=False)

@@ -41,6 +41,8 @@ EPOCH = {
     "sparsity": 0.0,
     "events": [],
 }
+# What a line of metrics.jsonl may leave out: an older version wrote no such key.
+LATER = {"layers": {}, "memory": 0}
 LAYER = {
     "name": "",
     "kind": "",
@@ -55,6 +57,7 @@ LAYER = {
 EVENT = {"kind": "", "text": "", "reason": ""}
 RECIPE = {"dataset": "", "model": "", "method": "", "epochs": 0, "batch_size": 0, "seed": 0}
 NOT_TRAINING = ("evaluation", "checkpoint")
+OVERHEAD = ("levers", "checkpoint", "other")
 TOLERANCE = 1e-6  # seconds by which an epoch's parts may miss its total
 
 
@@ -105,6 +108,16 @@ class Run:
         return self.clock[-1]
 
     @property
+    def overhead_seconds(self) -> float:
+        """Seconds that are neither the network's nor the data's: levers, checkpoints, metrics, progress."""
+        return math.fsum(self.seconds[name] for name in OVERHEAD)
+
+    @property
+    def memory(self) -> int:
+        """Most bytes that the process held at once while training; 0 where it was not recorded."""
+        return max(epoch.memory for epoch in self.epochs)
+
+    @property
     def clock(self) -> tuple[float, ...]:
         """Training seconds passed at the end of each epoch."""
         return tuple(accumulate(epoch.training_seconds for epoch in self.epochs))
@@ -153,7 +166,10 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
         record = _object(_parse(line, where), EPOCH, where)
         if record["epoch"] != number - 1:
             raise ValueError(f"expected epoch {number - 1} in {where}, got {record['epoch']}, try a fresh run")
+        _object(record, {key: example for key, example in LATER.items() if key in record}, where)
         _object(record["seconds"], dict.fromkeys(CATEGORIES, 0.0), f"{where}, seconds")
+        layers = record.get("layers", {})
+        _object(layers, dict.fromkeys(layers, 0.0), f"{where}, layers")
         for event in record["events"]:
             _object(event, EVENT, f"{where}, events")
         epoch = Epoch.from_dict(record)

@@ -68,7 +68,7 @@ RULES = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);
-  font:16px/1.55 var(--font)}
+  font:16px/1.55 var(--font);overflow-wrap:break-word}
 main{max-width:1080px;margin:0 auto;padding:40px 24px 64px}
 h1,h2,h3,p{margin:0}
 h2{font-size:20px;line-height:1.3;margin:56px 0 4px;letter-spacing:-.01em}

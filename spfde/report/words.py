@@ -31,6 +31,12 @@ def work(flops: float) -> str:
     return f"{flops:.0f} FLOP"
 
 
+def size(memory: int) -> str:
+    """Bytes as "412 MiB", "1.53 GiB"."""
+    mebibytes = memory / 2**20
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.2f} GiB"
+
+
 def ratio(value: float) -> str:
     """A factor with three digits: "1.71x", "14.0x", "140x"."""
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}x"

@@ -1,34 +1,55 @@
-"""What every dynamic sparse training method shares: when an update is due, and that it is a permutation."""
+"""The frame of dynamic sparse training: drop score x grow score x schedule x distribution of counts over layers."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
-from spfde.topology.birth import keep_highest_in_groups
+from spfde.topology import moves
+from spfde.topology.capacity import reserve
+from spfde.topology.history import History, Report
+from spfde.topology.layers import check, count_groups, highest, magnitude, sparse_layers
+from spfde.topology.schedule import Constant
+from spfde.topology.watch import Watch, finite_gradients
 
 
-class Topology(ABC):
+class Topology:
     """Moves the stored weights of a model's sparse layers during training.
 
-    Call `step()` after every optimizer step. An update keeps values and every optimizer state tensor of kept weights
-    in place; newborn weights and their state are 0; the Parameter objects and their shapes stay. Layers whose values
-    do not require grad (frozen) are left alone. One seed gives one result, on every rank.
+    Call `step()` after every optimizer step and before zero_grad(). An update keeps values and every optimizer state
+    tensor of kept weights in place; newborn weights and their state are 0; the Parameter objects and their shapes stay.
+    Layers whose values do not require grad (frozen) are left alone. One seed gives one result, on every rank.
+
+    A method overrides what differs: `_score` (what stays), `_grow` (what comes), `schedule` (how much moves), `_counts`
+    (how many blocks each layer then holds).
 
     model: has spfde sparse layers. optimizer: built after spfde.sparsify. total_steps: optimizer steps of the whole
     training. every: optimizer steps between updates. drop_fraction: share of a layer's stored weights that an update
-    moves at first, in [0, 1]. seed: of random growth.
+    moves at first, in [0, 1]; None: the method's own default. seed: of random growth.
 
     Raises:
-        ValueError: an argument is out of range, the model has no sparse layer, or the optimizer does not hold one's
-            values.
+        ValueError: an argument is out of range, the method has no use for it or for a layer's pattern, the model has no
+            sparse layer, or the optimizer does not hold one's values.
     """
+
+    # A method without a drop fraction (None) refuses one.
+    default_drop: ClassVar[float | None] = 0.3
+    # Growth looks at the gradients of weights that are not stored.
+    grows_by_gradient: ClassVar[bool] = False
+    # A weight that is dropped and grown in one update starts anew instead of staying as it was.
+    forgets: ClassVar[bool] = False
+    # Patterns that the method has no meaning for.
+    refused: ClassVar[tuple[str, ...]] = ()
+    # What `SparseLayer.transform` may be.
+    transforms: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def __init__(
         self,
@@ -37,48 +58,79 @@ class Topology(ABC):
         *,
         total_steps: int,
         every: int = 100,
-        drop_fraction: float = 0.3,
+        drop_fraction: float | None = None,
         seed: int = 0,
     ) -> None:
         if total_steps < 1:
             raise ValueError(f"expected total_steps >= 1, got {total_steps}")
         if every < 1:
             raise ValueError(f"expected every >= 1 (optimizer steps between updates), got {every}")
-        if not 0 <= drop_fraction <= 1:
+        if self.default_drop is None and drop_fraction is not None:
+            raise ValueError(
+                f"expected no drop_fraction, which {type(self).__name__} does not have, got {drop_fraction}, try "
+                f"leaving it out"
+            )
+        drop_fraction = self.default_drop if drop_fraction is None else drop_fraction
+        if drop_fraction is not None and not 0 <= drop_fraction <= 1:
             raise ValueError(f"expected drop_fraction in [0, 1] (share of the stored weights), got {drop_fraction}")
-        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
-        if not self.layers:
-            raise ValueError("expected a model with sparse layers, got none, try spfde.sparsify(model) first")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for name, layer in self.layers.items():
-            if layer.values.requires_grad and id(layer.values) not in held:
-                raise ValueError(
-                    f"expected the optimizer to hold the values of {name!r}, got one that does not (was it built "
-                    f"before spfde.sparsify?), try building the optimizer afterwards"
-                )
+        self.layers = sparse_layers(model)
+        check(self.layers, optimizer, self)
         self.optimizer = optimizer
         self.every = every
         self.total_steps = total_steps
         self.target = {name: layer.nnz for name, layer in self.layers.items()}
+        self.schedule: Callable[[int], float] = Constant(drop_fraction or 0.0)
         self.reason = "no update yet"
+        self._wrapped = isinstance(model, DistributedDataParallel)
+        self._history = {name: History.born(layer) for name, layer in self.layers.items()}
         self._settled: set[str] = set()
+        self._late = False
         self._step = 0
         self._generator = torch.Generator().manual_seed(seed)
+        self._watch = Watch()
+        self._prepare()
 
     def step(self) -> bool:
-        """Follows one optimizer step; True when a mask moved."""
+        """Follows one optimizer step; True when a mask moved.
+
+        An update that needs gradients waits for the next step when this one's are not finite (GradScaler skipped it).
+        """
         self._step += 1
-        if self._step % self.every or self._step >= self.total_steps:
-            return False
-        return self.update()
+        self._every_step()
+        moved = False
+        if self._due(self._step):
+            self._late = self._reads_gradient() and not finite_gradients(self.optimizer)
+            moved = not self._late and self.update()
+        self._watch.disarm()
+        if self._step == self.total_steps:
+            moved = bool(self._finish()) or moved
+        self._prepare()
+        return moved
+
+    @property
+    def armed(self) -> bool:
+        """Whether the coming backward passes are watched: run them through the model itself, not a compiled copy."""
+        return bool(self._watch.probes)
+
+    def arm(self) -> None:
+        """Watches the backward passes from now on, for an `update()` out of turn; `step()` arms by itself."""
+        self._watch.arm(self._live())
 
     @torch.no_grad()
     def update(self) -> bool:
-        """One update now, whatever the interval; True when a mask moved."""
-        moved = 0
-        for name, layer in self.layers.items():
-            if name not in self._settled and layer.values.requires_grad:
-                moved += self._update_layer(layer)
+        """One update now, whatever the interval; True when a mask moved.
+
+        Raises:
+            ValueError: the method needs gradients that are not there.
+        """
+        live = self._watch.seen(self._live()) if self.grows_by_gradient else self._live()
+        scores = {name: self._score(name, layer) for name, layer in live.items()}
+        stays = {name: self._stays(name, layer, scores[name]) for name, layer in live.items()}
+        counts = self._counts(live, stays)
+        moved = sum(
+            self._exchange(name, layer, scores[name], stays[name], counts[name]) for name, layer in live.items()
+        )
+        self._watch.disarm()
         self.reason = f"{type(self).__name__} moved {moved} weights at step {self._step}"
         return moved > 0
 
@@ -91,54 +143,157 @@ class Topology(ABC):
         inside = set(module.modules())
         names = [name for name, layer in self.layers.items() if layer in inside and name not in self._settled]
         for name in names:
-            layer = self.layers[name]
-            surplus = layer.nnz - self.target[name]
-            if surplus > 0:
-                self._move(layer, self._highest(layer, self.target[name]))
+            self._trim(name, self.layers[name])
             self._settled.add(name)
         return names
 
+    def report(self) -> Report:
+        """What the updates so far did to every layer, and how much of it was ever explored (R_s)."""
+        return Report({name: self._history[name].row(layer) for name, layer in self.layers.items()}, self.explored)
+
+    @property
+    def explored(self) -> float:
+        """R_s: the share of all weights of the sparse layers that was ever stored, in [0, 1]."""
+        size = sum(layer.grid.size for layer in self.layers.values())
+        return sum(history.ever for history in self._history.values()) / max(1, size)
+
     def state_dict(self) -> dict[str, Any]:
-        """Step counter, targets and random state; the topology itself is in the model's state_dict."""
+        """Step counter, targets, history and random state; the topology itself is in the model's state_dict."""
         return {
             "step": self._step,
+            "late": self._late,
             "target": dict(self.target),
             "settled": sorted(self._settled),
+            "history": {name: history.state_dict() for name, history in self._history.items()},
             "generator": self._generator.get_state(),
+            "own": self._own_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`'s values.
 
         Raises:
-            ValueError: the state is of a model with other layers.
+            ValueError: the state is of a model with other layers, or of another method.
         """
         if set(state["target"]) != set(self.layers):
-            missing = sorted(set(state["target"]) ^ set(self.layers))
+            other = sorted(set(state["target"]) ^ set(self.layers))
+            raise ValueError(f"expected the state of a model with the same sparse layers, got a difference in {other}")
+        if set(state["own"]) != set(self._own_state()):
             raise ValueError(
-                f"expected the state of a model with the same sparse layers, got a difference in {missing}"
+                f"expected the state of {type(self).__name__} ({sorted(self._own_state())}), got {sorted(state['own'])}"
             )
-        self._step = state["step"]
+        self._step, self._late = state["step"], state["late"]
         self.target = dict(state["target"])
         self._settled = set(state["settled"])
-        self._generator.set_state(state["generator"])
+        self._history = {name: History.loaded(history) for name, history in state["history"].items()}
+        self._generator.set_state(state["generator"].cpu())
+        self._load_own(state["own"])
+        self._watch.disarm()
+        self._prepare()
 
-    @staticmethod
-    def _highest(layer: SparseLayer, count: int) -> Tensor:
-        """Positions of the `count` stored blocks of the largest magnitude, as the pattern allows."""
-        positions, rule, grid = layer.positions(), layer.structure, layer.grid
-        score = layer.values.detach().abs().sum((1, 2))[: layer.nnz]
-        group, quota = rule.groups(grid, score.device)[positions], rule.quota(grid, count, score.device)
-        return positions[keep_highest_in_groups(score, group, quota)]
+    # ---- what a method may override --------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _update_layer(self, layer: SparseLayer) -> int:
-        """Moves the weights of one layer; returns how many."""
+    def _due(self, step: int) -> bool:
+        """Whether an update follows this optimizer step."""
+        return (step % self.every == 0 or self._late) and step < self.total_steps
 
-    def _move(self, layer: SparseLayer, positions: Tensor, newborn: Tensor | None = None) -> None:
-        """Changes a layer's positions and carries its optimizer state along."""
-        shape = layer.values.shape
+    def _reads_gradient(self) -> bool:
+        """Whether an update looks at gradients at all."""
+        return self.grows_by_gradient
+
+    def _every_step(self) -> None:
+        """What happens after every optimizer step."""
+
+    def _score(self, name: str, layer: SparseLayer) -> Tensor:
+        """A score [nnz] per stored block; the lowest are dropped. By magnitude."""
+        return magnitude(layer)
+
+    def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
+        """Which stored blocks (bool [nnz]) an update keeps: all but the `schedule`'s share with the lowest scores.
+
+        A group (for most patterns the layer) drops no more than it has room to regrow.
+        """
+        group = layer.structure.groups(layer.grid, score.device)
+        held, size = count_groups(group, layer.positions()), count_groups(group)
+        count = int(self.schedule(self._step) * layer.nnz)
+        return moves.without_lowest(score, group[layer.positions()], size - held, count)
+
+    def _counts(self, live: Mapping[str, SparseLayer], stays: Mapping[str, Tensor]) -> dict[str, int]:
+        """How many blocks each layer holds after the update. As many as before."""
+        return {name: layer.nnz for name, layer in live.items()}
+
+    def _grow(self, name: str, layer: SparseLayer, kept: Tensor, need: Tensor, group: Tensor) -> Tensor:
+        """`need[g]` positions of every group g outside `kept`. At random."""
+        return moves.drawn(group, kept, need, self._generator)
+
+    def _own_state(self) -> dict[str, Any]:
+        """What a method remembers besides."""
+        return {}
+
+    def _load_own(self, state: Mapping[str, Any]) -> None:
+        """Takes back `_own_state`."""
+
+    def _moved(self, name: str, layer: SparseLayer, source: Tensor) -> None:
+        """Follows a change of one layer's slots: `source` as `permute` takes it."""
+
+    # ---- how an update happens -------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Watches the next step if an update follows it."""
+        if self.grows_by_gradient and self._due(self._step + 1):
+            self.arm()
+
+    def _live(self) -> dict[str, SparseLayer]:
+        """The layers that may move."""
+        candidates = self.layers.items()
+        return {n: layer for n, layer in candidates if n not in self._settled and layer.values.requires_grad}
+
+    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
+        """Keeps what `stays`, grows the rest up to `count` blocks; returns how many weights that moved."""
+        old, rule, device = layer.positions(), layer.structure, score.device
+        group = rule.groups(layer.grid, device)
+        want = count_groups(group, old) if count == layer.nnz else rule.quota(layer.grid, count, device)
+        order = torch.sort(score[stays], descending=True, stable=True).indices
+        kept = old[stays][order]
+        kept = kept[moves.first_in_groups(group[kept], want)].sort().values  # a smaller count may leave too many
+        need = want - count_groups(group, kept, want.numel())
+        grown = self._grow(name, layer, kept, need, group) if int(need.sum()) else kept.new_empty(0)
+        if not grown.numel() and kept.numel() == old.numel():
+            return 0
+        return self._move(name, layer, torch.cat([kept, grown]).sort().values, grown if self.forgets else None)
+
+    def _trim(self, name: str, layer: SparseLayer) -> int:
+        """Prunes a layer to its target count by magnitude; how many weights went."""
+        if layer.nnz <= self.target[name]:
+            return 0
+        score = magnitude(layer)
+        stays = highest(layer, score, self.target[name])
+        return self._exchange(name, layer, score, stays, self.target[name])
+
+    @torch.no_grad()
+    def _finish(self) -> int:
+        """The last step of the training: exactly the target counts."""
+        return sum(self._trim(name, layer) for name, layer in self._live().items())
+
+    def _move(self, name: str, layer: SparseLayer, positions: Tensor, newborn: Tensor | None = None) -> int:
+        """Changes a layer's positions and carries its optimizer state along; how many weights changed place."""
+        shape, before = layer.values.shape, layer.nnz
         source = layer.move_to(positions, newborn)
         for state in self.optimizer.state.get(layer.values, {}).values():
             if isinstance(state, Tensor) and state.shape == shape:
                 permute(state, source)
+        self._moved(name, layer, source)
+        survived = int((source >= 0).sum())
+        self._history[name].record(layer, before, survived)
+        return (max(before, layer.nnz) - survived) * prod(layer.grid.block)
+
+    def _reserve(self, capacity: Mapping[str, int]) -> None:
+        """Makes room for that many blocks in each layer, as far as it has them."""
+        for name, layer in self.layers.items():
+            wanted = min(capacity[name], layer.grid.size)
+            if wanted > layer.values.shape[0] and self._wrapped:
+                raise ValueError(
+                    f"expected room for {wanted} blocks in {name!r} before DistributedDataParallel, got "
+                    f"{layer.values.shape[0]}, try spfde.topology.reserve(layer, capacity) before wrapping"
+                )
+            reserve(layer, wanted, self.optimizer)

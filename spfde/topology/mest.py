@@ -1,24 +1,27 @@
-"""MEST's elastic mutation (EM): drop the least important weights, grow as many at random."""
+"""MEST's elastic mutation (EM, EM&S): drop the least important weights, grow as many at random."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.topology.base import Topology
-from spfde.topology.birth import first_in_groups
+from spfde.topology.layers import highest
 from spfde.topology.schedule import Stairs
 
 
 class MEST(Topology):
     """Drops the stored weights with the lowest |w| + lam |dL/dw| and grows as many at random, layer by layer.
 
-    The count per layer never changes. Growth draws from everything that was not kept, so a dropped weight may come
-    back, at value 0. Blocks move whole, by the sum of their scores; weights stay in their group where the pattern
-    counts in groups (n:m), in their output where it counts per output (fan-in). The moved share halves at 9/16 of the
-    training and ends at 12/16. Source: MEST (2110.14032), elastic mutation; lam = 0 is the authors' own default.
+    EM: the count per layer never changes; growth draws from everything that was not kept, so a dropped weight may come
+    back, at value 0. EM&S (soft=True): an update prunes to the target count, then grows to (1 + moved share) times it:
+    a layer trains above its target until the share is 0, and ends exactly at it. Blocks move whole, by the sum of their
+    scores; weights stay in their group where the pattern counts in groups (n:m), in their output where it counts per
+    output (fan-in). The moved share halves at 9/16 of the training and ends at 12/16. Source: MEST (2110.14032), whose
+    authors' own default is lam = 0.
 
     Args:
         model: has spfde sparse layers.
@@ -28,10 +31,13 @@ class MEST(Topology):
         drop_fraction: share of a layer's stored weights that an update moves at first.
         seed: of random growth.
         lam: weight of the gradient's magnitude, >= 0; read from `values.grad` as the optimizer step left it.
+        soft: EM&S, the soft memory bound.
 
     Raises:
-        ValueError: see Topology; or lam is negative.
+        ValueError: see Topology; or lam is negative, or soft is asked of an n:m pattern, which fixes its count.
     """
+
+    forgets = True
 
     def __init__(
         self,
@@ -40,34 +46,25 @@ class MEST(Topology):
         *,
         total_steps: int,
         every: int = 100,
-        drop_fraction: float = 0.3,
+        drop_fraction: float | None = None,
         seed: int = 0,
         lam: float = 0.0,
+        soft: bool = False,
     ) -> None:
         if lam < 0:
             raise ValueError(f"expected lam >= 0, got {lam}")
+        self.lam, self.soft = lam, soft
+        if soft:
+            self.refused = ("n:m",)
         super().__init__(model, optimizer, total_steps=total_steps, every=every, drop_fraction=drop_fraction, seed=seed)
-        self.lam = lam
-        self.schedule = Stairs(drop_fraction, total_steps)
+        self.schedule = Stairs(self.schedule(0), total_steps)
+        if soft:
+            self._reserve({name: self._bound(name, 0) for name in self.layers})
 
-    def _update_layer(self, layer: SparseLayer) -> int:
-        old, group = layer.positions(), layer.structure.groups(layer.grid, layer.values.device)
-        groups = int(group[-1]) + 1 if group.numel() else 1
-        held, size = (torch.bincount(g, minlength=groups) for g in (group[old], group))
-        # The least important first; a group (for most patterns the layer) drops no more than it has room to regrow.
-        order = torch.sort(self._importance(layer), descending=True, stable=True).indices.flip(0)
-        droppable = order[first_in_groups(group[old][order], size - held)]
-        count = min(int(self.schedule(self._step) * layer.nnz), droppable.numel())
-        if count == 0:
-            return 0
-        stays = torch.ones_like(old, dtype=torch.bool)
-        stays[droppable[:count]] = False
-        kept = old[stays]
-        grown = self._draw(group, kept, held - torch.bincount(group[kept], minlength=groups))
-        self._move(layer, torch.cat([kept, grown]).sort().values, newborn=grown)
-        return count * layer.values[0].numel()
+    def _reads_gradient(self) -> bool:
+        return self.lam > 0
 
-    def _importance(self, layer: SparseLayer) -> Tensor:
+    def _score(self, name: str, layer: SparseLayer) -> Tensor:
         score = layer.values.detach().abs()
         if self.lam:
             if layer.values.grad is None:
@@ -78,11 +75,16 @@ class MEST(Topology):
             score = score + self.lam * layer.values.grad.abs()
         return score.sum((1, 2))[: layer.nnz]
 
-    def _draw(self, group: Tensor, kept: Tensor, count: Tensor) -> Tensor:
-        """`count[g]` distinct positions of each group g outside `kept`, all equally likely."""
-        free = torch.ones_like(group, dtype=torch.bool)
-        free[kept] = False
-        candidates = free.nonzero().view(-1)
-        drawn = torch.randperm(candidates.numel(), generator=self._generator)
-        candidates = candidates[drawn.to(candidates.device)]
-        return candidates[first_in_groups(group[candidates], count)]
+    def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
+        if not self.soft:
+            return super()._stays(name, layer, score)
+        return highest(layer, score, min(layer.nnz, self.target[name]))
+
+    def _counts(self, live: Mapping[str, SparseLayer], stays: Mapping[str, Tensor]) -> dict[str, int]:
+        if not self.soft:
+            return super()._counts(live, stays)
+        return {name: min(self._bound(name, self._step), layer.grid.size) for name, layer in live.items()}
+
+    def _bound(self, name: str, step: int) -> int:
+        """The count that an update after `step` grows to."""
+        return self.target[name] + int(self.schedule(step) * self.target[name])

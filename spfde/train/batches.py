@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from spfde.data import Images
+from spfde.data import Images, Pixels, UnreadableImage
 from spfde.train import randomness
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -50,8 +50,8 @@ def shuffled(indices: Tensor, seed: int, epoch: int) -> Tensor:
 class TensorSource:
     """Whole batches by one indexing of the tensors that hold the data set."""
 
-    def __init__(self, images: Tensor, targets: Tensor) -> None:
-        self.images, self.targets = images, targets
+    def __init__(self, images: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.images, self.targets, self.finish = images, targets, finish
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -60,7 +60,8 @@ class TensorSource:
     def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
         """Yield images, targets and indices."""
         for indices in split(order, batch_size):
-            yield self.images[indices], self.targets[indices], indices
+            images = self.images[indices]
+            yield images if self.finish is None else self.finish(images), self.targets[indices], indices
 
 
 class _Indexed(Dataset):
@@ -73,10 +74,21 @@ class _Indexed(Dataset):
     def __init__(self, dataset: Dataset, key: tuple[int, ...]) -> None:
         self.dataset, self.key = dataset, key
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any, int]]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any, int] | UnreadableImage]:
         with randomness.isolated():
             randomness.seed(*self.key, indices[0])
-            return [(*self.dataset[index], index) for index in indices]
+            return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> tuple[Any, Any, int] | UnreadableImage:
+        try:
+            image, target = self.dataset[index]
+        except UnreadableImage as error:
+            return error  # raised from a worker, it would carry the worker's traceback as its message
+        return image, target, index
+
+
+def _collated(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UnreadableImage)), None) or default_collate(items)
 
 
 class LoaderSource:
@@ -90,14 +102,23 @@ class LoaderSource:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
-        """Yield images, targets and indices."""
-        yield from DataLoader(
+        """Yield images, targets and indices.
+
+        Raises:
+            UnreadableImage: an image file cannot be decoded.
+        """
+        loader = DataLoader(
             _Indexed(self.dataset, key),
             batch_sampler=[indices.tolist() for indices in split(order, batch_size)],
             num_workers=self.workers,
+            collate_fn=_collated,
             worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # torch's own would move by the seeds that it draws for its workers
         )
+        for batch in loader:
+            if isinstance(batch, UnreadableImage):
+                raise batch
+            yield batch
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -109,8 +130,8 @@ def _leave_signals_to_the_run(worker: int) -> None:
 def source(dataset: Dataset, workers: int = 0) -> Source:
     """Return the fastest source for a data set.
 
-    spfde's Images and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other one, a
-    subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
+    spfde's Images and Pixels and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other
+    one, a subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
 
     Raises:
         TypeError: it has no length, is empty, or its items are not (image tensor, class index).
@@ -119,6 +140,8 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
         raise TypeError(f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one")
     if type(dataset) is Images:
         return TensorSource(dataset.images, dataset.targets)
+    if type(dataset) is Pixels:
+        return TensorSource(dataset.images, dataset.targets, dataset.normalise)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[1].ndim == 1:
         _require_classes(dataset.tensors[1])
         return TensorSource(dataset.tensors[0], dataset.tensors[1].long())

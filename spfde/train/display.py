@@ -1,7 +1,8 @@
-"""A run in a terminal: one line per epoch, and one live line with rate, time left and the last event."""
+"""A run in a terminal: a line per epoch and per lever's deed, and a live one with rate, time left, the last deed."""
 
 from __future__ import annotations
 
+import textwrap
 import time
 
 from rich.console import Console
@@ -10,18 +11,31 @@ from rich.progress import Progress as Bar
 
 from spfde.train.metrics import Epoch, Event
 from spfde.train.recipe import Recipe
+from spfde.train.recipe_file import text
 
 REFRESH_SECONDS = 0.2
 
 
 def epoch_line(record: Epoch, epochs: int) -> str:
-    """Sum up an epoch of `epochs`: loss, accuracies, seconds and what the levers did."""
+    """Sum up an epoch of `epochs`: loss, accuracies and seconds."""
     width = len(str(epochs))
-    levers = "; ".join(event.text for event in record.events)
     return (
         f"epoch {record.epoch + 1:>{width}}/{epochs}  loss {record.train_loss:.3f}"
         f"  train {record.train_accuracy:6.1%}  test {record.test_accuracy:6.1%}"
-        f"  {record.total_seconds:6.1f} s" + (f"  {levers}" if levers else "")
+        f"  {record.total_seconds:6.1f} s"
+    )
+
+
+def event_line(event: Event, *, told: bool = False) -> str:
+    """Say what a lever did, and why unless that was `told` before."""
+    return f"  {event.kind}: {event.text}" + ("" if told else f", because: {event.reason}")
+
+
+def recipe_lines(recipe: Recipe) -> str:
+    """Say every field of a recipe that has a value, as TOML would, in a few lines."""
+    fields = ", ".join(line.replace(" = ", "=", 1) for line in text(recipe).splitlines())
+    return textwrap.fill(
+        f"recipe: {fields}", 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -38,6 +52,7 @@ class Display:
         self._epochs = 0
         self._samples = 0
         self._began = self._shown = 0.0
+        self._reasons: dict[str, str] = {}
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -54,6 +69,7 @@ class Display:
         """Say what starts, and show the live line."""
         self._epochs = recipe.epochs
         goes_on = f", from epoch {first_epoch + 1}" if first_epoch else ""
+        say(self.console, recipe_lines(recipe))
         say(self.console, f"{self.name}: {recipe.epochs} epochs{goes_on}, {recipe.threads} threads, {note}")
         now = {"epoch": f"{first_epoch + 1}", "rate": 0.0, "note": ""}
         self._task = self._bar.add_task(self.name, total=recipe.epochs, completed=first_epoch, **now)
@@ -76,7 +92,9 @@ class Display:
         )
 
     def event(self, epoch: int, event: Event) -> None:
-        """Show what a lever did at the end of the live line."""
+        """Write what a lever did, and why where that is new; keep the deed at the end of the live line."""
+        say(self.console, event_line(event, told=self._reasons.get(event.kind) == event.reason))
+        self._reasons[event.kind] = event.reason
         self._bar.update(self._task, note=event.text)
 
     def epoch(self, record: Epoch) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FILES = ("metrics.jsonl", "run.json", "result.json", "layers.json")
-METRICS, RUN, RESULT, LAYERS = FILES
+FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json")
+METRICS, RECIPE, RUN, RESULT, LAYERS = FILES
 CHECKPOINTS = "checkpoints"
 PARTIAL = ".partial"
 REFUSED = ".refused"
@@ -87,14 +87,17 @@ def _sync_directory(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
-    text = json.dumps(value, indent=2) + "\n"
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Write records as JSON lines, atomically."""
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -55,12 +55,13 @@ def freezer(model: nn.Module, recipe: Recipe, example: Tensor) -> Any:
 
 
 def sieve(samples: int, recipe: Recipe) -> Any:
-    """Return the recipe's circular sieve over `samples`, or None."""
+    """Return the recipe's sieve over `samples`, or None."""
     if not recipe.sieve:
         return None
-    from spfde.sieving import Circular
+    from spfde.sieving import Circular, Random
 
-    return Circular(samples, fraction=recipe.sieve, interval=recipe.interval, seed=recipe.seed)
+    kind = {"forgetting": Circular, "random": Random}[recipe.sieve_by]
+    return kind(samples, fraction=recipe.sieve, interval=recipe.interval, seed=recipe.seed)
 
 
 def topology(model: nn.Module, optimizer: Optimizer, recipe: Recipe, steps: int) -> Any:

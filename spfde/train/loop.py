@@ -10,22 +10,25 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
-from spfde.train import checkpoint, files, randomness, record
+from spfde.train import files, randomness, record
 from spfde.train.batches import Source
 from spfde.train.guard import diverged
 from spfde.train.interrupts import Interrupts
 from spfde.train.keeper import Keeper
 from spfde.train.layout import Layout
 from spfde.train.lock import locked
+from spfde.train.memory import forget_peak, peak_bytes
 from spfde.train.metrics import Epoch, Underway
+from spfde.train.opening import opened
+from spfde.train.optimizer import Factory
 from spfde.train.progress import Progress, Silent
 from spfde.train.recipe import Recipe
 from spfde.train.record import Result
 from spfde.train.schedule import steps_per_epoch
-from spfde.train.session import Session, build
+from spfde.train.session import Session
+from spfde.train.step import forward_backward, update
 from spfde.train.stopwatch import Stopwatch
 from spfde.train.work import training_flops
 
@@ -38,6 +41,7 @@ def fit(
     model: nn.Module | None = None,
     train_set: Dataset | None = None,
     test_set: Dataset | None = None,
+    optimizer: Factory | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -55,6 +59,8 @@ def fit(
         model: a network, instead of the recipe's.
         train_set: training data, instead of the recipe's; comes with `test_set` and `model`.
         test_set: test data.
+        optimizer: makes any torch optimizer from parameter groups, instead of the recipe's; the recipe's learning
+            rate and schedule stay.
         resume: continue from the newest checkpoint in `out` that can be used, to the same bits as a run without
             the break; newer ones that cannot are named and set aside.
         overwrite: replace the run that `out` holds.
@@ -80,7 +86,7 @@ def fit(
         stack.enter_context(randomness.isolated())
         stack.enter_context(_threads(recipe.threads))
         recipe = dataclasses.replace(recipe, threads=torch.get_num_threads())
-        session, history, underway, doubts = _open(recipe, out, model, train_set, test_set, resume)
+        session, history, underway, doubts = opened(recipe, out, model, train_set, test_set, optimizer, resume)
         interrupts = Interrupts()
         keeper = Keeper(out, session, history, interrupts)
         try:
@@ -104,37 +110,6 @@ def fit(
     return result
 
 
-def _open(
-    recipe: Recipe,
-    out: Path | None,
-    model: nn.Module | None,
-    train_set: Dataset | None,
-    test_set: Dataset | None,
-    resume: bool,
-) -> tuple[Session, list[Epoch], Underway | None, list[str]]:
-    """Build a run, or take it up: the session, the epochs behind, the one under way, and what is to be told."""
-    if out is None:
-        return build(recipe, model, train_set, test_set), [], None, []
-    if not resume or files.begun(out):
-        if resume:
-            record.require_begun(out, recipe)
-        session = build(recipe, model, train_set, test_set)
-        files.require_space(out / files.CHECKPOINTS, session.checkpoint_size)
-        files.clear(out)
-        record.write_run(out, session)
-        return session, [], None, []
-    kept, refused = checkpoint.newest(out)
-    checkpoint.require_same_recipe(kept.recipe, recipe, kept.path)
-    session = build(recipe, model, train_set, test_set, kept.layout)
-    checkpoint.require_same_samples(kept.samples, len(session.train), kept.path)
-    session.load_state_dict(kept.session)
-    files.sweep(out)
-    files.require_space(out / files.CHECKPOINTS, session.checkpoint_size)
-    doubts = checkpoint.set_aside(refused, kept.path) + session.doubts(kept.machine)
-    history = record.restore_metrics(out, [item.to_dict() for item in kept.history])
-    return session, [Epoch.from_dict(values) for values in history], kept.underway, doubts
-
-
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -152,6 +127,7 @@ def run_epoch(
 ) -> Epoch:
     """Train, evaluate and checkpoint one epoch, from its start or from where it is under way."""
     watch, model, levers = Stopwatch(seconds=underway.seconds if underway else {}), session.model, session.levers
+    forget_peak()
     if underway is None:
         with watch("levers"):
             events = levers.begin_epoch(epoch)
@@ -164,7 +140,8 @@ def run_epoch(
         flops = training_flops(model, session.example) * samples
         underway = Underway(epoch, flops=flops, events=tuple(events))
     underway = train_epoch(session, order, underway, watch, keeper, progress)
-    with watch("evaluation"):
+    memory = peak_bytes()  # before evaluation, whose batches are larger
+    with watch("evaluation"), session.autocast():
         accuracy = evaluate(model, session.test, session.layout, lambda: keeper.pause(underway))
     with watch("levers"):
         levers.end_epoch()
@@ -181,6 +158,8 @@ def run_epoch(
         sieved=levers.sieved,
         sparsity=record.sparsity(model),
         events=underway.events,
+        layers=record.layer_sparsity(model),
+        memory=memory,
     )
     with watch("checkpoint"):
         keeper.epoch(done)
@@ -209,21 +188,18 @@ def train_epoch(
     for step in range(underway.step, steps):
         with watch("data"):
             images, targets, indices = next(batches)
-            images = session.layout.images(images)
+            images = session.inputs(images, indices, epoch)
         with watch("step"), clock.measure() as kernels:
             lr = session.set_learning_rate((epoch + (step + 0.5) / steps) / recipe.epochs)
             optimizer.zero_grad(set_to_none=True)
-            logits = model(images)
-            loss = functional.cross_entropy(logits, targets)
-            value = loss.item()
+            logits, value = forward_backward(session, images, targets)
             if not math.isfinite(value):
                 raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
-            loss.backward()
-            optimizer.step()
-            correct = int((logits.detach().argmax(1) == targets).sum())
+            update(session)
+            correct = int((logits.argmax(1) == targets).sum())
         watch.move("step", "kernels", kernels.seconds)
         with watch("levers"):
-            levers.observe(indices, logits.detach(), targets)
+            levers.observe(indices, logits, targets)
             moved = levers.step()
         for event in moved:
             progress.event(epoch, event)

@@ -25,7 +25,8 @@ class Epoch:
 
     Accuracies are fractions. `lr` is the rate of the epoch's last step for what never freezes, `flops` the
     training FLOPs of the epoch (2 per multiply-add), `sparsity` the fraction of zeros over the sparse layers,
-    `frozen` the blocks frozen so far, `sieved` the samples that are out.
+    `frozen` the blocks frozen so far, `sieved` the samples that are out, `layers` the sparsity of each weighted
+    layer after the epoch, in the order of the network, `memory` the most bytes the process held at once while training.
     """
 
     epoch: int
@@ -40,6 +41,8 @@ class Epoch:
     sieved: int
     sparsity: float
     events: tuple[Event, ...]
+    layers: Mapping[str, float] = field(default_factory=dict)
+    memory: int = 0
 
     @property
     def total_seconds(self) -> float:
@@ -63,8 +66,8 @@ class Epoch:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
-        """Build the record from `to_dict`'s values."""
-        fields = {item.name: values[item.name] for item in dataclasses.fields(cls)}
+        """Build the record from `to_dict`'s values; those of an older version hold no layers and no memory."""
+        fields = {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
         fields["frozen"] = tuple(fields["frozen"])
         fields["events"] = tuple(Event(**event) for event in fields["events"])
         return cls(**fields)

@@ -52,3 +52,40 @@ class Silent:
 
     def close(self) -> None:
         """Say nothing."""
+
+
+class Together:
+    """Several watchers of one run, told in order."""
+
+    def __init__(self, *watchers: Progress) -> None:
+        self.watchers = watchers
+
+    def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
+        """Tell all."""
+        for watcher in self.watchers:
+            watcher.start(recipe, first_epoch, note)
+
+    def step(self, epoch: int, step: int, steps: int, samples: int, loss: float) -> None:
+        """Tell all."""
+        for watcher in self.watchers:
+            watcher.step(epoch, step, steps, samples, loss)
+
+    def event(self, epoch: int, event: Event) -> None:
+        """Tell all."""
+        for watcher in self.watchers:
+            watcher.event(epoch, event)
+
+    def epoch(self, record: Epoch) -> None:
+        """Tell all."""
+        for watcher in self.watchers:
+            watcher.epoch(record)
+
+    def warn(self, text: str) -> None:
+        """Tell the first: it is a person who is to know, and once."""
+        for watcher in self.watchers[:1]:
+            watcher.warn(text)
+
+    def close(self) -> None:
+        """Tell all."""
+        for watcher in self.watchers:
+            watcher.close()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spfde.train import checkpoint, files, metrics
+from spfde.train import checkpoint, files, metrics, recipe_file
 from spfde.train.layout import Layout
 from spfde.train.metrics import Epoch
 from spfde.train.recipe import Recipe
@@ -85,8 +85,18 @@ def sparsity(model: nn.Module) -> float:
     return 1 - sum(layer.stored for layer in layers) / weights if weights else 0.0
 
 
+def layer_sparsity(model: nn.Module) -> dict[str, float]:
+    """Return the fraction of zeros of every weighted layer, in the order of the network."""
+    from spfde.flops import stored_weights, weighted
+    from spfde.nn import SparseLayer
+
+    layers = {name: module for name, module in model.named_modules() if weighted(module)}
+    sizes = {n: (m.shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()) for n, m in layers.items()}
+    return {name: 1 - stored_weights(module) / sizes[name] for name, module in layers.items()}
+
+
 def write_run(out: Path, session: Session) -> None:
-    """Write run.json: the recipe as it runs, the machine, what was settled before the first step."""
+    """Write recipe.toml and run.json: the recipe as it runs, the machine, what was settled before the first step."""
     from spfde import __version__, env
 
     freezer = session.levers.freezer
@@ -101,8 +111,10 @@ def write_run(out: Path, session: Session) -> None:
         "samples": {"train": len(session.train), "test": len(session.test)},
         "parameters": sum(p.numel() for p in session.model.parameters()),
         "layout": dataclasses.asdict(session.layout),
+        "optimizer": type(session.optimizer).__name__,
         "freezing": plan,
     }
+    files.write_text(out / files.RECIPE, recipe_file.text(session.recipe))
     files.write_json(out / files.RUN, values)
 
 
@@ -137,7 +149,7 @@ def write_result(out: Path, result: Result, session: Session) -> None:
 
     # A layer tells the kernel of the batch it saw last: let that be one of training, not of evaluation.
     batch = session.example.expand(session.recipe.batch_size, *session.example.shape[1:])
-    with torch.no_grad():
+    with torch.no_grad(), session.autocast():
         session.model.eval()(session.layout.images(batch))
     rows = summary(session.model).rows
     files.write_json(out / files.LAYERS, [dataclasses.asdict(row) for row in rows])

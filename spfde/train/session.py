@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from spfde.data import CropFlip
 from spfde.train import layout as layouts
 from spfde.train import levers as wiring
 from spfde.train import randomness
@@ -17,8 +19,9 @@ from spfde.train.batches import Source, source
 from spfde.train.checkpoint import CheckpointError
 from spfde.train.layout import Layout
 from spfde.train.levers import Levers
+from spfde.train.optimizer import Factory, make, parameter_groups, recipe_optimizer
 from spfde.train.recipe import Recipe
-from spfde.train.schedule import learning_rate, steps_per_epoch
+from spfde.train.schedule import learning_rate, step_rate, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,42 @@ class Session:
 
     def set_learning_rate(self, progress: float) -> float:
         """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""
-        peak, warmup = self.recipe.lr, self.recipe.warmup
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, peak, warmup, group["horizon"])
-        return learning_rate(progress, peak, warmup)
+            group["lr"] = self._rate(progress, group["horizon"])
+        return self._rate(progress, 1.0)
+
+    def _rate(self, progress: float, horizon: float) -> float:
+        recipe = self.recipe
+        if recipe.schedule == "step":
+            return step_rate(progress, recipe.lr, recipe.warmup, recipe.milestones, recipe.gamma)
+        return learning_rate(progress, recipe.lr, recipe.warmup, horizon)
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the precision that forward passes run in."""
+        return autocast(self.recipe)
+
+    def inputs(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """Return a training batch as the network gets it: augmented, a pure function of epoch and index."""
+        augment = CropFlip(self.recipe.crop, self.recipe.flip, self.recipe.seed)
+        return self.layout.images(augment(images, indices, epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: tensors and plain values."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": type(self.optimizer).__name__,
             "levers": self.levers.state_dict(),
             "random": randomness.state(),
         }
 
     @property
     def checkpoint_size(self) -> int:
-        """At least the bytes of a checkpoint: weights, momentum, levers, the file's own, some room for the history."""
-        held = [*tensors(self.state_dict()), *self.model.parameters()]  # momentum is as large as the parameters
+        """At least the bytes of a checkpoint: weights, optimizer, levers, the file's own, some room for the history."""
+        state = self.state_dict()
+        held = [*tensors(state)]
+        if next(tensors(state["optimizer"]), None) is None:  # before its first step
+            held += [*self.model.parameters()] * moments(self.optimizer)
         return sum(tensor.nbytes + 512 for tensor in held) + 2**18
 
     @property
@@ -83,6 +104,12 @@ class Session:
         Raises:
             CheckpointError: they are those of another network or optimizer.
         """
+        name = type(self.optimizer).__name__
+        if state["optimizer_name"] != name:
+            raise CheckpointError(
+                f"expected the checkpoint's optimizer, {state['optimizer_name']}, got {name},"
+                " try the one it was made with"
+            )
         try:
             self.model.load_state_dict(state["model"])
             self.levers.load_state_dict(state["levers"])
@@ -103,12 +130,28 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(each)
 
 
+def moments(optimizer: torch.optim.Optimizer) -> int:
+    """Count the tensors that an optimizer keeps of each parameter's size: two or three if it is of Adam's kin."""
+    return 2 + bool(optimizer.defaults.get("amsgrad")) if "betas" in optimizer.defaults else 1
+
+
 def datasets(recipe: Recipe) -> Any:
     """Load the recipe's data set: an object with train, test, num_classes and shape."""
     from spfde.data import load
 
-    counts = {"train": recipe.train_images, "test": recipe.test_images}
-    return load(recipe.dataset, **{name: count for name, count in counts.items() if count is not None})
+    options = {
+        "train": recipe.train_images,
+        "test": recipe.test_images,
+        "data_dir": recipe.data_dir,
+        "image_size": recipe.image_size,
+        "bad_images": recipe.bad_images,
+    }
+    return load(recipe.dataset, **{name: value for name, value in options.items() if value is not None})
+
+
+def autocast(recipe: Recipe) -> AbstractContextManager:
+    """Return the context that forward passes of a recipe run in."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def network(recipe: Recipe, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -134,13 +177,15 @@ def build(
     train_set: Dataset | None = None,
     test_set: Dataset | None = None,
     layout: Layout | None = None,
+    optimizer: Factory | None = None,
 ) -> Session:
     """Build a run from its recipe; a model or data sets that are given take the place of the recipe's.
 
-    Seeds every generator. A `layout` that is given (a resumed run's) is not measured again.
+    Seeds every generator. A `layout` that is given (a resumed run's) is not measured again; a given `optimizer`
+    makes one from the parameter groups, whose learning rates stay the recipe's.
 
     Raises:
-        ValueError: only one data set is given, or data sets without a model.
+        ValueError: only one data set is given, data sets without a model, or what the recipe asks does not fit them.
     """
     if (train_set is None) != (test_set is None):
         raise ValueError("expected both train_set and test_set, got one of them, try passing both or none")
@@ -154,19 +199,19 @@ def build(
             model = network(recipe, data.num_classes, data.shape)
     train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
     first, _, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
-    model = wiring.sparsified(model, recipe, first)
+    if (recipe.crop or recipe.flip) and first.ndim != 4:
+        raise ValueError(
+            f"expected images [n, c, h, w] for crop and flip, got inputs of shape {list(first.shape)}, try crop=0"
+        )
+    model = fused(wiring.sparsified(model, recipe, first), recipe)
     if layout is None:
         shape = (min(recipe.batch_size, len(train)), *first.shape[1:])
-        layout = layouts.choose(recipe.layout, model, shape, measure=recipe.method == "dense")
+        with autocast(recipe):
+            layout = layouts.choose(recipe.layout, model, shape, measure=recipe.method == "dense")
     model, example = layout.model(model), layout.images(first)
     freezer, sieve = wiring.freezer(model, recipe, example), wiring.sieve(len(train), recipe)
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, freezer, wiring.horizons(freezer, recipe)),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    groups = parameter_groups(model, freezer, wiring.horizons(freezer, recipe))
+    optimizer = make(optimizer or recipe_optimizer(recipe), groups)
     active = len(train) if sieve is None else len(sieve.active)
     topology = wiring.topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
     levers = Levers(recipe, len(train), topology, freezer, sieve)
@@ -174,17 +219,18 @@ def build(
     return Session(recipe, model, optimizer, levers, train, test, layout, example)
 
 
-def parameter_groups(model: nn.Module, freezer: Any, horizons: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Group parameters by the fraction of the training at which their learning rate ends: `horizon`.
+def fused(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return the model, its norms fused with what follows them if the recipe says so.
 
-    One group per block that will freeze, and one, with horizon 1, for all else.
+    Raises:
+        ValueError: it has no norm that can be fused.
     """
-    left = {id(p): p for p in model.parameters()}
-    groups = []
-    for block in freezer.blocks if horizons else ():
-        if block.name in horizons:
-            loose = [p for _, p in block.parameters]
-            own = [*loose, *(p for _, module in block.modules for p in module.parameters())]
-            params = [p for p in (left.pop(key, None) for key in map(id, own)) if p is not None]
-            groups.append({"params": params, "horizon": horizons[block.name]})
-    return [*groups, {"params": list(left.values()), "horizon": 1.0}]
+    if not recipe.fuse:
+        return model
+    from spfde import fuse
+
+    rows = fuse.report(model).rows
+    if not any(row.chain for row in rows):
+        why = rows[0].reason if rows else "no normalisation layer"
+        raise ValueError(f"expected a network with norms to fuse, got {type(model).__name__} ({why}), try fuse=False")
+    return fuse(model)

@@ -8,8 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spfde.kernels import conv2d, spmm
-from spfde.kernels.conv2d import conv2d_ref
+from spfde.kernels import conv2d, dense, spmm
 from spfde.kernels.masked import to_dense
 from spfde.pattern import Plan, Window, build_plan, index_from_positions
 from spfde.structure import Pattern
@@ -39,7 +38,7 @@ class Problem:
         return [t for t in (self.x, self.values, self.bias) if t is not None]
 
     def exact(self) -> list[Tensor]:
-        """Output, then the gradients of x, values and bias, all float64 (contiguous: see conv2d._symmetric)."""
+        """Output, then the gradients of x, values and bias, all float64 (contiguous: see spfde.kernels.dense)."""
         return self._dense([t.detach().double().contiguous() for t in self.inputs()], self.dy.double())
 
     def magnitudes(self) -> list[Tensor]:
@@ -51,7 +50,7 @@ class Problem:
         weight = to_dense(self.plan.arrange(values), self.plan.units.places, self.plan.shape)
         b = bias[0] if bias else None
         linear = torch.nn.functional.linear
-        y = linear(x, weight, b) if self.window is None else conv2d_ref(x, weight, b, self.window)
+        y = linear(x, weight, b) if self.window is None else dense.convolution(x, weight, b, self.window)
         return [y.detach(), *torch.autograd.grad(y, [x, values, *bias], dy)]
 
 

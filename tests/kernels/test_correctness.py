@@ -100,20 +100,26 @@ def test_empty_rows_and_columns():
 def test_any_number_of_threads(threads, batch):
     before = torch.get_num_threads()
     window = Window((3, 3), (1, 1), (1, 1, 1, 1))
-    conv, conv_values = layer((20, 6, 3, 3), window, 0.3)
-    lin, lin_values = layer((50, 90), None, 0.2)
     try:
         torch.set_num_threads(threads)
-        check(finish(conv, window, torch.randn(batch, 6, 9, 9), conv_values, True, 0), "native")
-        check(finish(lin, None, torch.randn(batch, 90), lin_values, True, 0), "native")
+        for pattern in ("unstructured", "block:4x1"):  # work enough for every thread
+            conv, conv_values = layer((40, 24, 3, 3), window, 0.3, pattern=pattern)
+            lin, lin_values = layer((210, 700), None, 0.3, pattern=pattern)
+            check(finish(conv, window, torch.randn(batch, 24, 14, 14), conv_values, True, 0), "native")
+            check(finish(lin, None, torch.randn(batch, 700), lin_values, True, 0), "native")
     finally:
         torch.set_num_threads(before)
 
 
-def test_same_bits_twice_and_for_any_thread_count():
-    window = Window((3, 3), (2, 2), (1, 1, 1, 1))
-    plan, values = layer((20, 6, 3, 3), window, 0.3)
-    x = torch.randn(13, 6, 9, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
+@pytest.mark.parametrize(
+    ("shape", "stride", "x_shape"),
+    [((20, 6, 3, 3), 2, (13, 6, 9, 9)), ((128, 128, 3, 3), 1, (2, 128, 4, 4)), ((64, 32, 3, 3), 1, (24, 32, 16, 16))],
+)
+def test_same_bits_twice_and_for_any_thread_count(shape, stride, x_shape, pattern):
+    window = Window((3, 3), (stride, stride), (1, 1, 1, 1))
+    plan, values = layer(shape, window, 0.3, pattern=pattern)
+    x = torch.randn(x_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     before = torch.get_num_threads()
     runs = []
     try:
@@ -128,6 +134,17 @@ def test_same_bits_twice_and_for_any_thread_count():
     for run in runs[2:]:  # outputs and input gradients do not depend on the split, weight gradients sum over it
         assert torch.equal(runs[0][0], run[0])
         assert torch.equal(runs[0][1], run[1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size", "batch", "pattern"),
+    [((32, 204), 2, 16, 16, "block:4x4"), ((16, 780), 2, 8, 16, "block:2x4"), ((24, 260), 1, 9, 16, "block:4x4")],
+)
+def test_blocks_that_groups_or_panels_could_cut(channels, groups, size, batch, pattern):
+    window = Window((3, 3), (1, 1), (1, 1, 1, 1), groups=groups)
+    rows, cols = channels
+    plan, values = layer((rows, cols // groups, 3, 3), window, 0.2, pattern=pattern)
+    check(finish(plan, window, torch.randn(batch, cols, size, size), values, True, 0), "native")
 
 
 def test_a_nan_stays_where_the_dense_product_would_put_it():

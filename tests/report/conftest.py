@@ -21,6 +21,7 @@ LAYER = {
     "reason": "9.9% dense, native below 40%",
     "runs_sparse": True,
 }
+LAYERS = [f"layer1.{i}.conv1" for i in range(3)]
 DENSE_LAYER = {
     "kind": "Conv2d",
     "sparsity": 0.0,
@@ -61,6 +62,8 @@ def records(epochs, accuracy, seconds, flops, method, train=8000):
                 "sieved": int(train * 0.2) if sparse else 0,
                 "sparsity": 0.9 if sparse else 0.0,
                 "events": events,
+                "layers": {"conv1": 0.0, **dict.fromkeys(LAYERS, 0.9 * (epoch + 1) / epochs if sparse else 0.0)},
+                "memory": (300 - 10 * len(frozen)) * 2**20,
             }
         )
     return lines
@@ -102,7 +105,7 @@ def make_run(tmp_path):
         if layers is None:
             rows = [DENSE_LAYER | {"name": "conv1", "shape": [16, 1, 3, 3]}]
             row = LAYER if sparse else LAYER | DENSE_LAYER
-            rows += [row | {"name": f"layer1.{i}.conv1"} for i in range(3)]
+            rows += [row | {"name": name} for name in LAYERS]
             layers = rows
         (path / "run.json").write_text(json.dumps(values))
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -8,7 +8,7 @@ import pytest
 
 from spfde.report import compare
 from spfde.report.measures import time_to
-from spfde.report.words import count, duration, percent, points, ratio, shortened, work
+from spfde.report.words import count, duration, percent, points, ratio, shortened, size, work
 
 
 def figures(report):
@@ -28,6 +28,9 @@ def test_figures_by_hand(make_run):
     assert found["FLOPs saved"] == ("1.00x", "6.16x")
     assert found["first epoch"] == ("8.35 s", "4.75 s")
     assert found["last epoch"] == ("8.35 s", "4.41 s")
+    # levers 0.2, checkpoint 0.1 and other 0.05 of each epoch
+    assert found["overhead"] == (f"{0.9 / 50.1:.1%}", f"{2.1 / 27.828:.1%}")
+    assert found["peak memory"] == ("300 MiB", "300 MiB")
     assert found["sparsity"] == ("0.0%", "90.0%")
     assert found["sparse layers"] == ("-", "3 of 3")
     assert found["frozen blocks"] == ("-", "1 (from epoch 4)")
@@ -92,6 +95,12 @@ def test_other_words():
         "14.0x",
         "100x",
         "140x",
+    ]
+    assert [size(v) for v in (2**20, 412 * 2**20, 999.6 * 2**20, 1.5 * 2**30)] == [
+        "1 MiB",
+        "412 MiB",
+        "1000 MiB",
+        "1.50 GiB",
     ]
     assert [work(v) for v in (12, 3.2e6, 2.34e13, 1e18)] == ["12 FLOP", "3.2 MFLOP", "23.4 TFLOP", "1 EFLOP"]
     assert (percent(0.12345), percent(0.12345, 2)) == ("12.3%", "12.35%")

@@ -10,9 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from spfde.report import compare
+from spfde.report import compare, plots
 from spfde.report.markup import Html, join, tag
 from spfde.report.parts import command
+from spfde.report.run import read
 from spfde.report.theme import DARK, LIGHT, TOKEN
 from spfde.train import Recipe
 
@@ -52,7 +53,7 @@ class Document(HTMLParser):
 def test_the_page_is_well_formed_and_holds_every_part(pair):
     report = compare(pair)
     page = Document(report.html())
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 7
     assert len(page.ids) == len(set(page.ids))
     text = " ".join(page.text)
     assert report.verdicts[0].headline in text
@@ -126,11 +127,35 @@ def test_the_same_runs_give_the_same_page(pair):
 
 def test_one_run_and_many_runs(make_run):
     sole = Document(compare([make_run("dense", "dense")]).html())
-    assert sole.tags.count("svg") == 4  # no sparse layer to show
+    assert sole.tags.count("svg") == 5  # no sparse layer to show
     many = [make_run(f"s{i}", accuracy=0.9 + i / 100) for i in range(7)]
     page = Document(compare(many).html())
-    assert page.tags.count("svg") == 4 + 7
+    assert page.tags.count("svg") == 5 + 2 * 7
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_what_an_older_run_did_not_record_is_not_drawn(make_run):
+    path = make_run("old")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["layers"], line["memory"]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Document(compare([path]).html())
+    assert page.tags.count("svg") == 4 + 1
+    assert "Peak memory" not in page.text
+    both = Document(compare([path, make_run("new")]).html())
+    assert both.tags.count("svg") == 5 + 1 + 2
+
+
+def test_a_layer_has_one_shape_for_every_stretch_of_equal_sparsity(make_run):
+    layers = {"conv1": 0.0, "conv2": 0.9}
+    path = make_run("a")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for index, line in enumerate(lines):
+        line["layers"] = layers | {"conv1": 0.5 if index in (2, 3) else 0.8}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawing = str(plots.sparsity(read(path), 1))
+    assert re.findall(r"opacity: ([\d.]+)", drawing)[:4] == ["0.8", "0.5", "0.8", "0.9"]
 
 
 def test_a_run_without_an_error_left_can_be_drawn(make_run):
@@ -157,8 +182,10 @@ def test_the_command_trains_the_recipe_again():
         "--out",
         "runs/a b",
     ]
-    own = Recipe(sparsity=0.8, freeze=0.2, sieve=0.2)
+    own = Recipe(sparsity=0.8, freeze=0.1, sieve=0.1)
     assert command(own.to_dict()) == "spfde train --sparsity 0.8"
+    step = json.loads(json.dumps(Recipe(schedule="step", milestones=(0.3, 0.6), optimizer="adamw").to_dict()))
+    assert command(step) == "spfde train --optimizer adamw --schedule step --milestones 0.3,0.6"
 
 
 def test_save_makes_the_directory(pair, tmp_path):

@@ -34,6 +34,9 @@ def test_a_run_adds_up(make_run):
     assert run.clock == pytest.approx([sum(training[: i + 1]) for i in range(6)])
     assert run.work[-1] == pytest.approx(sum(line["flops"] for line in lines))
     assert sum(run.seconds.values()) == pytest.approx(run.total_seconds)
+    rest = sum(s for part, s in run.seconds.items() if part not in ("levers", "checkpoint", "other"))
+    assert run.overhead_seconds == pytest.approx(run.total_seconds - rest)
+    assert run.memory == max(line["memory"] for line in lines)
 
 
 def test_the_best_epoch_is_the_first_of_equals(make_run):
@@ -50,6 +53,14 @@ def test_keys_that_a_later_version_adds_are_no_error(make_run):
     edit_line(path / "metrics.jsonl", 0, lambda e: e.update(new="key"))
     edit(path / "layers.json", lambda v: v[0].update(new="key"))
     assert len(read(path).epochs) == 6
+
+
+def test_an_older_run_has_no_layers_and_no_memory(make_run):
+    path = make_run("a")
+    for index in range(6):
+        edit_line(path / "metrics.jsonl", index, lambda e: (e.pop("layers"), e.pop("memory")))
+    run = read(path)
+    assert (run.memory, run.last.layers) == (0, {})
 
 
 def test_no_directory(tmp_path):
@@ -110,6 +121,9 @@ def test_an_unknown_category_of_seconds(make_run):
         ("frozen", "layer1", "'frozen' in .* to be a list, got 'layer1'"),
         ("events", [{"kind": "freeze"}], "expected 'text' in .*events, got only 'kind'"),
         ("events", ["freeze"], "expected an object in .*events, got str"),
+        ("memory", 1.5, "'memory' in .* to be an integer, got 1.5"),
+        ("layers", [], "'layers' in .* to be an object"),
+        ("layers", {"conv1": "0.9"}, "'conv1' in .*line 4, layers to be a finite number, got '0.9'"),
     ],
 )
 def test_an_epoch_of_another_schema(make_run, key, value, message):

@@ -45,6 +45,16 @@ def test_highest_scores_win_and_ties_go_to_the_lower_position():
     assert birth.keep_highest(torch.tensor([1.0, 3, 2, 3, 1]), 3).tolist() == [1, 2, 3]
     assert birth.keep_highest(torch.tensor([1.0, 1, 1, 1]), 2).tolist() == [0, 1]
     assert birth.keep_highest(torch.tensor([1.0]), 0).tolist() == []
+    assert birth.keep_highest(torch.tensor([0.0, 1]), 5).tolist() == [0, 1]
+    special = torch.tensor([-torch.inf, 1, torch.nan, torch.inf, -torch.inf])
+    assert [birth.keep_highest(special, n).tolist() for n in (1, 2, 3, 4)] == [[2], [2, 3], [1, 2, 3], [0, 1, 2, 3]]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45),
+       st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64]))  # fmt: skip
+def test_keeping_the_highest_is_a_stable_sort(entries, count, dtype):
+    wanted = sorted(sorted(range(len(entries)), key=lambda i: (-entries[i], i))[:count])
+    assert birth.keep_highest(torch.tensor(entries, dtype=dtype), count).tolist() == wanted
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30), st.lists(

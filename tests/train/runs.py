@@ -51,8 +51,8 @@ def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def figures(record: Epoch) -> dict:
-    """An epoch's record without its seconds."""
-    return {k: v for k, v in record.to_dict().items() if k not in ("seconds", "total_seconds")}
+    """An epoch's record without what differs from run to run: seconds and memory."""
+    return {k: v for k, v in record.to_dict().items() if k not in ("seconds", "total_seconds", "memory")}
 
 
 def last_state(out: Path) -> dict:

@@ -3,13 +3,14 @@ import io
 from rich.console import Console
 
 from spfde.train import Epoch, Event, Recipe
-from spfde.train.display import Display, epoch_line
+from spfde.train.display import Display, epoch_line, event_line, recipe_lines
 from spfde.train.stopwatch import CATEGORIES
 
 RECIPE = Recipe(epochs=4, threads=2)
+EVENT = Event("freeze", "froze [layer1.0]", "planned [so]")
 
 
-def record(epoch, events=()):
+def record(epoch):
     return Epoch(
         epoch=epoch,
         train_loss=0.25,
@@ -22,7 +23,7 @@ def record(epoch, events=()):
         frozen=(),
         sieved=0,
         sparsity=0.9,
-        events=tuple(events),
+        events=(EVENT,),
     )
 
 
@@ -31,31 +32,52 @@ def watched(terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
     display = Display(console, "spfde")
     display.start(RECIPE, 1, "contiguous: as the recipe says")
-    display.event(1, Event("freeze", "froze [layer1.0]", "planned"))
+    display.event(1, EVENT)
     display.step(1, 2, 5, 18, 0.3)
     display.epoch(record(1))
     display.close()
     return console.file.getvalue()
 
 
-def test_an_epochs_line_has_its_figures_and_events():
-    events = (Event("freeze", "froze layer1.0", "planned"), Event("sieve", "swapped 3 samples", "easy"))
-    line = epoch_line(record(4, events), 20)
-    figures = "epoch 5/20 loss 0.250 train 50.0% test 100.0% 7.0 s froze layer1.0; swapped 3 samples"
-    assert " ".join(line.split()) == figures
+def test_an_epochs_line_has_its_figures():
+    line = epoch_line(record(4), 20)
+    assert " ".join(line.split()) == "epoch 5/20 loss 0.250 train 50.0% test 100.0% 7.0 s"
     assert epoch_line(record(9), 20).index("loss") == line.index("loss")
 
 
+def test_a_levers_line_says_what_and_why():
+    assert event_line(EVENT) == "  freeze: froze [layer1.0], because: planned [so]"
+    assert event_line(EVENT, told=True) == "  freeze: froze [layer1.0]"
+
+
+def test_a_reason_is_told_when_it_is_new():
+    console = Console(file=io.StringIO(), width=120)
+    display = Display(console, "spfde")
+    display.start(RECIPE, 0, "")
+    events = [Event(*e) for e in (("freeze", "a", "plan"), ("sieve", "b", "plan"), ("freeze", "c", "plan"))]
+    for event in (*events, Event("freeze", "d", "another plan")):
+        display.event(0, event)
+    assert console.file.getvalue().splitlines()[-4:] == [
+        "  freeze: a, because: plan",
+        "  sieve: b, because: plan",
+        "  freeze: c",
+        "  freeze: d, because: another plan",
+    ]
+
+
 def test_without_a_terminal_there_are_plain_lines_only():
-    first, second = watched(terminal=False).splitlines()
+    *recipe, first, deed, second = watched(terminal=False).splitlines()
+    assert "\n".join(recipe) == recipe_lines(RECIPE)
+    assert "threads=2" in recipe[-1] and all(len(line) <= 110 for line in recipe)
     assert first == "spfde: 4 epochs, from epoch 2, 2 threads, contiguous: as the recipe says"
+    assert deed == event_line(EVENT)
     assert second == epoch_line(record(1), 4)
 
 
 def test_a_terminal_has_a_live_line_with_rate_and_last_event():
     text = watched(terminal=True)
     assert "samples/s" in text and "epoch 2/4" in text
-    assert "froze [layer1.0]" in text, "brackets are text, not markup"
+    assert text.count("froze [layer1.0]") > text.count(event_line(EVENT)) == 1, "a line, and the live one"
     assert epoch_line(record(1), 4) in text
 
 

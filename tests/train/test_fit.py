@@ -147,6 +147,16 @@ def test_the_run_directory_says_what_happened(runs, method):
     assert len(files.checkpoints(out)) == 4
 
 
+@pytest.mark.parametrize("method", ["dense", "spfde"])
+def test_an_epoch_knows_each_layers_sparsity_and_the_memory(runs, method):
+    rows = spfde.summary(runs[method].model).rows
+    last = runs[method].epochs[-1]
+    assert list(last.layers) == [row.name for row in rows]
+    assert list(last.layers.values()) == pytest.approx([row.sparsity for row in rows])
+    model = sum(p.numel() * p.element_size() for p in runs[method].model.parameters())
+    assert all(e.memory > model for e in runs[method].epochs)
+
+
 def test_layers_tell_the_kernel_of_a_training_batch(runs):
     layers = [m for m in runs["spfde"].model.modules() if isinstance(m, SparseLayer)]
     assert {layer._seen[2][0] for layer in layers} == {16}

@@ -8,7 +8,7 @@ from train.runs import OPTIONS, last_state, same
 from typer.testing import CliRunner
 
 from spfde import cli
-from spfde.train import loop
+from spfde.train import loop, opening
 from spfde.train.files import RESULT, checkpoints
 
 FLAGS = [
@@ -80,10 +80,10 @@ def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_goes_on(tmp
 
 
 def test_before_the_first_step_there_is_nothing_to_resume(monkeypatch, tmp_path):
-    def press(*args):
+    def press(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "build", press)
+    monkeypatch.setattr(opening, "build", press)
     stopped = spfde(*FLAGS, "--out", tmp_path / "run")
     monkeypatch.undo()
     assert stopped.exit_code == 130

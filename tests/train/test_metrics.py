@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -21,6 +22,8 @@ RECORD = Epoch(
     sieved=30,
     sparsity=0.9,
     events=(Event("freeze", "froze layer1.0", "planned"),),
+    layers={"conv1": 0.0, "layer1.0.conv1": 0.9},
+    memory=2**28,
 )
 
 
@@ -29,6 +32,12 @@ def test_a_record_survives_json():
     assert Epoch.from_dict(values) == RECORD
     assert values["total_seconds"] == pytest.approx(math.fsum(values["seconds"].values()), abs=1e-9)
     assert values["events"] == [{"kind": "freeze", "text": "froze layer1.0", "reason": "planned"}]
+
+
+def test_a_record_of_an_older_version_has_no_layers_and_no_memory():
+    values = RECORD.to_dict()
+    del values["layers"], values["memory"]
+    assert Epoch.from_dict(values) == dataclasses.replace(RECORD, layers={}, memory=0)
 
 
 def test_training_time_leaves_out_evaluation_and_checkpoint():

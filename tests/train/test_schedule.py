@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spfde.train.batches import split
-from spfde.train.schedule import learning_rate, steps_per_epoch
+from spfde.train.schedule import learning_rate, step_rate, steps_per_epoch
 from spfde.train.session import build
 
 fractions = st.floats(0, 1, exclude_max=True)
@@ -46,3 +46,16 @@ def test_blocks_that_freeze_have_their_own_group(task):
     assert sum(map(len, held)) == len(set.union(*held)) == len(list(session.model.parameters()))
     whole = build(task.recipe(block_cosine=False), task.model(), task.train, task.test)
     assert [group["horizon"] for group in whole.optimizer.param_groups] == [1.0]
+
+
+def test_a_step_schedule_drops_at_its_milestones():
+    rates = [step_rate(p, 2.0, 0.0, (0.5, 0.75), 0.1) for p in (0.0, 0.499, 0.5, 0.74, 0.75, 1.0)]
+    assert rates == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.02])
+    assert step_rate(0.05, 2.0, 0.1, (0.01,), 0.5) == pytest.approx(0.5)
+
+
+def test_a_recipes_step_schedule_is_one_for_all_blocks(task):
+    session = build(task.recipe(schedule="step", milestones=(0.3,), warmup=0), task.model(), task.train, task.test)
+    for progress, rate in ((0.29, 0.1), (0.31, 0.01), (0.99, 0.01)):
+        assert session.set_learning_rate(progress) == pytest.approx(rate)
+        assert len({group["lr"] for group in session.optimizer.param_groups}) == 1

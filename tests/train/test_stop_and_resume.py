@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from train.runs import OPTIONS, Stop, bits, figures, last_state, recipe, same, stop_after
 
 from spfde import data, models, sparsify
-from spfde.train import CheckpointError, checkpoint, fit
+from spfde.train import CheckpointError, Recipe, checkpoint, fit
 from spfde.train import files as run_files
 from spfde.train.files import checkpoint_path, checkpoints
 
@@ -208,6 +208,27 @@ def test_a_checkpoint_of_other_data_or_another_network_is_refused(stopped, digit
         fit(recipe(out=stopped), model=model, train_set=half, test_set=digits.test, resume=True)
     with pytest.raises(CheckpointError, match="expected the checkpoint of this network"):
         fit(recipe(out=stopped), model=models.create("resnet20", in_channels=1, width=0.5), resume=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw", "lr": 0.003, "accumulate": 3, "clip": 1.0, "label_smoothing": 0.1, "sieve_by": "random"},
+        {"precision": "bfloat16", "schedule": "step", "fuse": True, "crop": 2, "flip": True, "nesterov": True},
+    ],
+)
+def test_every_option_goes_on_where_it_was(options, tmp_path):
+    whole = fit(recipe(out=tmp_path / "whole", **options))
+
+    def stop(record):
+        if record.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(recipe(out=tmp_path / "parts", **options), on_epoch=stop)
+    kept = json.loads((tmp_path / "parts" / run_files.RUN).read_text())["recipe"]
+    parts = fit(Recipe.from_dict(kept), resume=True)
+    assert_same_run(tmp_path / "parts", parts, (tmp_path / "whole", whole))
 
 
 def test_nothing_to_resume(tmp_path):

@@ -40,7 +40,8 @@ struct Conv2dInputGradArgs {
   Conv2dShape shape;
   const int32_t* row_ptr;  // [in_channels * stride_h * stride_w + 1]
   const int32_t* col;      // [nnz] ascending within a row
-  const float* values;     // [nnz] in transposed order
+  const float* values;     // [nnz]
+  const int32_t* perm;     // [nnz]: stored weight k of the transposed index is values[perm[k]]
   const float* dy;         // [batch, out_channels, out_h, out_w]
   float* dx;               // [batch, in_channels, in_h, in_w] written
   bool dy_channels_last, dx_channels_last;

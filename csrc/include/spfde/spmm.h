@@ -15,6 +15,7 @@ struct SpmmArgs {
   const int32_t* row_ptr;  // [rows + 1] ascending, row_ptr[0] == 0
   const int32_t* col;      // [nnz] column of each stored weight, ascending within a row
   const float* values;     // [nnz]
+  const int32_t* perm;     // [nnz]: stored weight k is values[perm[k]]; or nullptr
   const float* bias;       // [rows] or nullptr
   const float* x;          // see positions
   float* y;                // see positions, every element written
@@ -22,5 +23,8 @@ struct SpmmArgs {
 };
 
 SPFDE_PER_ISA(spmm, SpmmArgs)
+
+// values[perm[k]] for k < n in scratch memory of the calling thread; `values` itself if perm is nullptr.
+const float* permuted(const float* values, const int32_t* perm, int64_t n, int threads);
 
 }  // namespace spfde

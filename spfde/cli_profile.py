@@ -1,0 +1,105 @@
+"""`spfde profile`: a training step of a network of the zoo, sparse beside dense, by kind of work and by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from spfde import env as environment
+from spfde import fuse, models, sparsify
+from spfde import profile as profile_step
+from spfde.profiling.result import StepProfile
+from spfde.profiling.text import tables
+from spfde.train.files import write_json
+
+IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
+CLASSES = 10
+
+
+def profile(
+    model: Annotated[str, typer.Option(help="Network, as spfde.models.create knows it.")] = "resnet32",
+    sparsity: Annotated[float, typer.Option(help="Fraction of weights that are zero; 0: the dense network.")] = 0.9,
+    pattern: Annotated[str, typer.Option(help="Pattern of the zeros, as spfde.sparsify takes it.")] = "unstructured",
+    fused: Annotated[bool, typer.Option("--fuse/--no-fuse", help="Fuse norms with what follows them.")] = True,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Make fused outputs again in backward, for memory.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 64,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side, or tokens; the network's usual number if left out.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps that are timed, each way in turn.")] = 10,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (torch's current number).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for profile.json and profile.png.")] = None,
+) -> None:
+    """Profile a training step: where its time and memory go, sparse beside dense, by kind of work and by layer."""
+    if recompute and not fused:
+        raise ValueError("expected --recompute with fused norms, got --no-fuse, try one of them")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    network, x, y = problem(model, batch, size)
+    if sparsity:
+        network = sparsify(network, sparsity, pattern=pattern)
+    if fused:
+        network = fuse(network, recompute=recompute)
+
+    def loss_fn(output: Tensor) -> Tensor:
+        return F.cross_entropy(output.flatten(0, -2), y)
+
+    found = profile_step(network, x, loss_fn, rounds=rounds)
+    console = Console()
+    for title, table in terminal(found):
+        console.print(title, soft_wrap=True)
+        console.print(table)
+    if out is not None:
+        given = {"model": model, "sparsity": sparsity, "pattern": pattern, "fuse": fused, "recompute": recompute}
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(
+            out / "profile.json",
+            {"environment": environment.report(), **given, "size": list(x.shape), **found.to_dict()},
+        )
+        found.save_plot(out / "profile.png")
+        console.print(f"profile: {out / 'profile.json'}, {out / 'profile.png'}", markup=False, highlight=False)
+
+
+def problem(model: str, batch: int, size: int | None) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network of the zoo with random inputs and targets.
+
+    Raises:
+        ValueError: the name or the size does not fit.
+    """
+    options = models.options(model)
+    if "context" in options:
+        tokens = torch.randint(CLASSES, (2, batch, size or TOKENS))
+        return models.create(model), tokens[0], tokens[1].flatten()
+    network = models.create(model, **({"image_size": size} if size and "image_size" in options else {}))
+    images = torch.randn(batch, 3, *([size or _usual_size(model, network)] * 2))
+    return network, images, torch.randint(CLASSES, (batch,))
+
+
+def _usual_size(model: str, network: nn.Module) -> int:
+    """Pixels a side of the images that the network was published on: those with 1000 classes are ImageNet's."""
+    last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
+    return LARGE_IMAGE if last.out_features > 100 else IMAGE
+
+
+def terminal(found: StepProfile) -> list[tuple[Text, Table]]:
+    """The tables of a profile for the terminal, with their titles."""
+    shown = []
+    for title, (head, *rows) in tables(found):
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for index, name in enumerate(head):
+            table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        shown.append((Text(f"\n{title}"), table))
+    return shown

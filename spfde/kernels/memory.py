@@ -1,0 +1,25 @@
+"""How tensors lie in memory, as the native kernels are told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format that x has, or is copied to."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the tensor's first element is, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def check_parameters(values: Tensor, shape: tuple[int, ...], bias: Tensor | None, rows: int) -> None:
+    """Raises ValueError unless values and bias have the sizes a kernel reads without asking."""
+    if tuple(values.shape) != shape:
+        raise ValueError(f"expected values of shape {list(shape)}, got {list(values.shape)}")
+    if bias is not None and bias.shape != (rows,):
+        raise ValueError(f"expected bias of shape [{rows}], got {list(bias.shape)}")

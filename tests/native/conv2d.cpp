@@ -1,0 +1,184 @@
+// conv2d, its input and weight gradients, single weights and blocks, both memory formats.
+#include "spfde/conv2d.h"
+
+#include <algorithm>
+#include <array>
+
+#include "check.h"
+#include "spfde/blocks.h"
+
+using namespace test;
+
+namespace {
+
+struct Case {
+  int64_t batch, in, in_h, in_w, out, kernel_h, kernel_w, stride_h, stride_w, pad, dilation_h, dilation_w, groups;
+  int64_t height, width;  // of a block
+  double density;
+  int threads;
+};
+
+const Case kCases[] = {
+    {1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1.0, 1},    {2, 3, 8, 9, 5, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0.4, 1},
+    {3, 17, 14, 14, 9, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0.1, 2}, {2, 8, 15, 13, 6, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 0.3, 2},
+    {5, 16, 7, 7, 12, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0.2, 2},  {2, 6, 12, 17, 9, 3, 2, 3, 1, 2, 2, 3, 3, 1, 1, 0.5, 1},
+    {1, 4, 9, 9, 4, 4, 3, 2, 3, 3, 1, 2, 2, 1, 1, 0.6, 2},    {2, 5, 10, 6, 7, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0.0, 1},
+    {2, 8, 11, 10, 8, 3, 3, 1, 1, 1, 1, 1, 1, 4, 1, 0.3, 2},  {3, 8, 9, 9, 12, 3, 3, 2, 2, 1, 1, 1, 2, 2, 2, 0.4, 1},
+    {2, 12, 8, 8, 16, 1, 1, 1, 1, 0, 1, 1, 1, 4, 4, 0.4, 2},
+};
+
+// A stored weight: its row and column in [out, in / groups * kernel_h * kernel_w], its place in values.
+struct Weight {
+  int64_t row, col, place;
+};
+
+struct Conv {
+  Case c;
+  std::string name;
+  spfde::Conv2dShape shape;
+  Mask blocks;
+  std::vector<int32_t> unit_ptr, unit_col;
+  std::vector<Weight> weights;
+  Floats values, bias, x, dy;
+  int64_t taps, group_in, capacity;
+
+  Conv(const Case& given, int number) : c(given), name("conv2d " + std::to_string(number)) {
+    Random random(number);
+    const auto length = [&](int64_t in, int64_t kernel, int64_t stride, int64_t dilation) {
+      return (in + 2 * c.pad - dilation * (kernel - 1) - 1) / stride + 1;
+    };
+    shape = {c.batch,
+             c.in,
+             c.in_h,
+             c.in_w,
+             c.out,
+             length(c.in_h, c.kernel_h, c.stride_h, c.dilation_h),
+             length(c.in_w, c.kernel_w, c.stride_w, c.dilation_w),
+             c.kernel_h,
+             c.kernel_w,
+             c.stride_h,
+             c.stride_w,
+             c.pad,
+             c.pad,
+             c.dilation_h,
+             c.dilation_w,
+             c.groups};
+    taps = c.kernel_h * c.kernel_w;
+    group_in = c.in / c.groups;
+    draw_blocks(random);
+    capacity = blocks.count() + 2;
+    values = normal(random, blocks.count() * c.height * c.width);
+    bias = normal(random, c.out);
+    x = normal(random, c.batch * c.in * c.in_h * c.in_w);
+    dy = normal(random, c.batch * c.out * shape.out_h * shape.out_w);
+  }
+
+  // A block spans input channels at one tap; its columns are block column * taps + tap.
+  void draw_blocks(Random& random) {
+    blocks = mask(random, c.out / c.height, group_in / c.width * taps, c.density);
+    for (int32_t start : blocks.ptr) unit_ptr.push_back(static_cast<int32_t>(start * c.width));
+    for (int64_t b = 0; b < c.out / c.height; ++b)
+      for (int32_t k = blocks.ptr[b]; k < blocks.ptr[b + 1]; ++k)
+        for (int64_t j = 0; j < c.width; ++j) {
+          const int64_t channel = blocks.col[k] / taps * c.width + j, col = channel * taps + blocks.col[k] % taps;
+          unit_col.push_back(static_cast<int32_t>(col));
+          for (int64_t i = 0; i < c.height; ++i)
+            weights.push_back({b * c.height + i, col, (k * c.height + i) * c.width + j});
+        }
+  }
+
+  static int64_t place(int64_t n, int64_t channel, int64_t pixel, int64_t channels, int64_t pixels, bool last) {
+    return last ? (n * pixels + pixel) * channels + channel : (n * channels + channel) * pixels + pixel;
+  }
+
+  // Calls f(stored weight, place in x, place in dy) for every multiply-add.
+  template <typename F>
+  void each_product(bool x_last, bool y_last, F f) const {
+    const spfde::Conv2dShape& s = shape;
+    for (const Weight& w : weights) {
+      const int64_t channel = w.row / (c.out / c.groups) * group_in + w.col / taps;
+      const int64_t i = w.col % taps / c.kernel_w, j = w.col % c.kernel_w;
+      for (int64_t n = 0; n < c.batch; ++n)
+        for (int64_t h = 0; h < s.out_h; ++h)
+          for (int64_t v = 0; v < s.out_w; ++v) {
+            const int64_t in_h = h * c.stride_h - c.pad + i * c.dilation_h;
+            const int64_t in_w = v * c.stride_w - c.pad + j * c.dilation_w;
+            if (in_h < 0 || in_h >= c.in_h || in_w < 0 || in_w >= c.in_w) continue;
+            f(w, place(n, channel, in_h * c.in_w + in_w, c.in, c.in_h * c.in_w, x_last),
+              place(n, w.row, h * s.out_w + v, c.out, s.out_h * s.out_w, y_last));
+          }
+    }
+  }
+
+  void run(bool x_last, bool y_last) const {
+    Sums y(dy.size()), dx(x.size()), dvalues(capacity * c.height * c.width), dbias(c.out);
+    const int64_t pixels = shape.out_h * shape.out_w;
+    for (int64_t n = 0; n < c.batch; ++n)
+      for (int64_t o = 0; o < c.out; ++o)
+        for (int64_t p = 0; p < pixels; ++p) {
+          const int64_t at = place(n, o, p, c.out, pixels, y_last);
+          y[at].add(bias[o]);
+          dbias[o].add(dy[at]);
+        }
+    each_product(x_last, y_last, [&](const Weight& w, int64_t at_x, int64_t at_y) {
+      y[at_y].add(double(values[w.place]) * x[at_x]);
+      dx[at_x].add(double(values[w.place]) * dy[at_y]);
+      dvalues[w.place].add(double(x[at_x]) * dy[at_y]);
+    });
+    Floats got_y = unwritten(y.size()), got_dx = unwritten(dx.size());
+    Floats got_dvalues = unwritten(dvalues.size()), got_dbias = unwritten(c.out);
+    if (c.height * c.width == 1) {
+      spfde::conv2d({shape, blocks.ptr.data(), blocks.col.data(), values.data(), bias.data(), x.data(), got_y.data(),
+                     x_last, y_last, c.threads});
+      input_grad(got_dx, x_last, y_last);
+      spfde::conv2d_weight_grad({shape, blocks.ptr.data(), blocks.col.data(), x.data(), dy.data(), x_last, y_last,
+                                 capacity, got_dvalues.data(), got_dbias.data(), c.threads});
+    } else {
+      const spfde::BlockIndex index{c.height, c.width, unit_ptr.data(), unit_col.data()};
+      spfde::conv2d_blocks(
+          {shape, index, values.data(), bias.data(), x.data(), got_y.data(), x_last, y_last, c.threads});
+      spfde::conv2d_blocks_input_grad(
+          {shape, index, values.data(), dy.data(), got_dx.data(), y_last, x_last, c.threads});
+      spfde::conv2d_blocks_weight_grad({shape, index, x.data(), dy.data(), x_last, y_last, capacity, got_dvalues.data(),
+                                        got_dbias.data(), c.threads});
+    }
+    const std::string format = std::string(x_last ? ", x" : "") + (y_last ? ", y" : "") + ": ";
+    expect_close(name + format + "y", got_y, y);
+    expect_close(name + format + "dx", got_dx, dx);
+    expect_close(name + format + "dvalues", got_dvalues, dvalues);
+    expect_close(name + format + "dbias", got_dbias, dbias);
+  }
+
+  // The transposed index of conv2d.h: rows are (input channel, residue of the tap modulo the stride).
+  void input_grad(Floats& dx, bool x_last, bool y_last) const {
+    const int64_t group_out = c.out / c.groups, rows = c.in * c.stride_h * c.stride_w;
+    std::vector<std::array<int64_t, 3>> order;  // row, column, place in values
+    for (const Weight& w : weights) {
+      const int64_t channel = w.row / group_out * group_in + w.col / taps;
+      const int64_t tap = w.col % taps, i = tap / c.kernel_w, j = tap % c.kernel_w;
+      const int64_t row =
+          (channel * c.stride_h + i * c.dilation_h % c.stride_h) * c.stride_w + j * c.dilation_w % c.stride_w;
+      order.push_back({row, w.row % group_out * taps + tap, w.place});
+    }
+    std::sort(order.begin(), order.end());
+    std::vector<int32_t> ptr(rows + 1, 0), col, perm;
+    for (const auto& [row, column, from] : order) {
+      ++ptr[row + 1];
+      col.push_back(static_cast<int32_t>(column));
+      perm.push_back(static_cast<int32_t>(from));
+    }
+    for (int64_t r = 0; r < rows; ++r) ptr[r + 1] += ptr[r];
+    spfde::conv2d_input_grad(
+        {shape, ptr.data(), col.data(), values.data(), perm.data(), dy.data(), dx.data(), y_last, x_last, c.threads});
+  }
+};
+
+}  // namespace
+
+void test_conv2d() {
+  int number = 0;
+  for (const Case& size : kCases) {
+    const Conv conv(size, ++number);
+    for (int format = 0; format < 4; ++format) conv.run(format & 1, format & 2);
+  }
+}

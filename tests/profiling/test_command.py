@@ -1,0 +1,63 @@
+"""`spfde profile`: flags, tables, files."""
+
+import json
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from spfde import cli
+from spfde.cli_profile import problem
+
+
+def spfde(arguments):
+    return CliRunner().invoke(cli.build("profile"), ["profile", *arguments.split()], env={"COLUMNS": "200"})
+
+
+def test_help_says_what_each_flag_does():
+    text = re.sub(r"\s+", " ", spfde("--help").output.replace("│", " "))
+    for flag in ("model", "sparsity", "pattern", "no-fuse", "recompute", "batch", "size", "rounds", "threads", "out"):
+        assert f"--{flag} " in text
+    assert "sparse beside dense" in text
+
+
+def test_tables_and_files(tmp_path):
+    flags = "--model resnet20 --sparsity 0.8 --pattern block:4x1 --recompute --batch 2 --size 16 --rounds 1 --threads 1"
+    result = spfde(f"{flags} --out {tmp_path / 'deep' / 'er'}")
+    assert result.exit_code == 0, result.output
+    for word in ("sparse kernels", "layer1.0.conv1", "SparseConv2d", "(optimizer)", "peak", "dense MB"):
+        assert word in result.output
+    kept = json.loads((tmp_path / "deep" / "er" / "profile.json").read_text())
+    assert (kept["pattern"], kept["size"], kept["batch"]) == ("block:4x1", [2, 3, 16, 16], 2)
+    assert kept["environment"]["torch"] == torch.__version__
+    assert (tmp_path / "deep" / "er" / "profile.png").stat().st_size > 1000
+
+
+def test_a_dense_network_is_profiled_alone(tmp_path):
+    result = spfde("--model resnet20 --sparsity 0 --no-fuse --batch 2 --size 16 --rounds 1 --threads 1")
+    assert result.exit_code == 0, result.output
+    assert "dense MB" not in result.output and "dense products" in result.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model resnet21", "expected a model to be one of"),
+        ("--sparsity 1.5", "expected sparsity in [0, 1]"),
+        ("--pattern blok:4x1", "expected"),
+        ("--recompute --no-fuse", "expected --recompute with fused norms"),
+    ],
+)
+def test_what_does_not_fit_is_told(flags, said):
+    result = spfde(f"--batch 2 --rounds 1 {flags}")
+    assert isinstance(result.exception, ValueError) and said in str(result.exception)
+
+
+def test_inputs_are_those_of_the_network():
+    assert problem("resnet20", 2, None)[1].shape == (2, 3, 32, 32)
+    assert problem("vit_tiny_cifar", 2, None)[1].shape == (2, 3, 32, 32)
+    assert problem("vit_tiny_cifar", 2, 16)[1].shape == (2, 3, 16, 16)
+    assert problem("mobilenet_v2", 1, None)[1].shape == (1, 3, 224, 224)
+    network, tokens, targets = problem("gpt_mini", 2, 8)
+    assert tokens.shape == (2, 8) and network(tokens).flatten(0, -2).shape[0] == targets.numel()

@@ -1,0 +1,200 @@
+"""The dense gradient behind growth: against float64, in slabs, under accumulation, scaling, and over ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+
+from spfde import sparsify
+from spfde.topology import DSTEE, RigL, reserve
+from spfde.topology import gradient as gradients
+
+CONVOLUTIONS = {
+    "plain": dict(kernel_size=3, padding=1),
+    "uneven": dict(kernel_size=(4, 3), padding="same", dilation=(1, 2)),
+    "strided": dict(kernel_size=3, stride=(2, 3), groups=2),
+    "depthwise": dict(kernel_size=3, groups=4),
+    "circular": dict(kernel_size=3, padding=2, padding_mode="circular"),
+}
+
+
+def reference(dense, xs, cotangents):
+    """dL/dW in float64, summed over the backward passes."""
+    dense = dense.double()
+    for x, dy in zip(xs, cotangents, strict=True):
+        (dense(x.double()) * dy.double()).sum().backward()
+    return dense.weight.grad
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("slab", [1, 40, 1 << 20])
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x2", "channel"])
+@pytest.mark.parametrize("kind", ["linear", "one sample", *CONVOLUTIONS])
+def test_the_dense_gradient(kind, pattern, slab, monkeypatch):
+    monkeypatch.setattr(gradients, "SLAB", slab)
+    torch.manual_seed(0)
+    if kind in CONVOLUTIONS:
+        if pattern == "block:4x2" and CONVOLUTIONS[kind].get("groups") == 4:
+            pytest.skip("a block would span two groups")
+        dense, xs = nn.Conv2d(4, 8, **CONVOLUTIONS[kind]), [torch.randn(3, 4, 9, 8), torch.randn(4, 9, 8)]
+    else:
+        dense, xs = nn.Linear(7, 9), [torch.randn(1, 7) if kind == "one sample" else torch.randn(2, 3, 7)] * 2
+    layer = sparsify(dense, 0.6, pattern=pattern)
+    probe = layer._probe = gradients.Probe(layer)
+    cotangents = []
+    for x in xs:
+        y = layer(x)
+        cotangents.append(torch.randn_like(y))
+        (y * cotangents[-1]).sum().backward()
+    expected = layer.grid.cut(reference(layer.to_dense(), xs, cotangents))
+    assert sum(x.numel() for pair in probe._factors for x in pair) <= dense.weight.numel()
+    slabs = list(probe.slabs())
+    assert [first for first, _ in slabs] == torch.tensor([0, *map(len, (s for _, s in slabs))]).cumsum(0)[:-1].tolist()
+    found = torch.cat([blocks for _, blocks in slabs]).double()
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    assert probe.scale() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_weight_that_is_read_is_watched_too():
+    """nn.MultiheadAttention multiplies by out_proj.weight itself."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    sparsify(attention, distribution={"out_proj": 0.5})
+    topology = RigL(attention, torch.optim.SGD(attention.parameters(), lr=0.1), total_steps=99, every=1)
+    x = torch.randn(2, 3, 8)
+    attention(x, x, x)[0].square().sum().backward()
+    assert topology._watch.probes["out_proj"].seen
+    assert topology.step()
+
+
+def grown(passes, scaled=1.0):
+    """Where RigL grows after `passes` backward passes that split one batch."""
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(30, 20), 0.8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    topology = RigL(layer, optimizer, total_steps=99, every=1)
+    x, target = torch.randn(12, 30), torch.randn(12, 20)
+    for part, wanted in zip(x.chunk(passes), target.chunk(passes), strict=True):
+        (F.mse_loss(layer(part), wanted, reduction="sum") * scaled).backward()
+    topology.step()
+    return layer.positions()
+
+
+def test_accumulation_and_loss_scale_change_nothing():
+    assert torch.equal(grown(1), grown(3))
+    assert torch.equal(grown(1), grown(2, scaled=1024.0))
+
+
+def test_dstee_reads_its_bonus_in_unscaled_units():
+    """One stored weight of gradient 1 that the scaler shows as 1024: c must be scaled with it."""
+
+    def chosen(scale):
+        layer = sparsify(nn.Linear(4, 1, bias=False), 0.5, init="magnitude")
+        with torch.no_grad():
+            layer.values.copy_(torch.tensor([4.0, 1.0]).view(2, 1, 1))
+            layer.move_to(torch.tensor([0, 1]))
+        topology = DSTEE(layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=10**6, every=1,
+                         drop_fraction=0.51, c=2.0)  # fmt: skip
+        topology._step, topology.rounds[""][2] = 3, 1
+        (layer(torch.tensor([[1.0, 0, 3, 2]])) * scale).sum().backward()
+        layer.values.grad /= scale
+        topology.step()
+        return layer.positions().tolist()
+
+    assert chosen(1.0) == chosen(1024.0) == [0, 3]
+
+
+def test_a_skipped_step_postpones_the_update():
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(6, 4), 0.5)
+    topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=99, every=3)
+    mask, moved = layer.mask(), []
+    for step in range(6):
+        layer.zero_grad()
+        x = torch.randn(5, 6) if step != 2 else torch.full((5, 6), torch.inf)
+        layer(x).square().sum().backward()
+        moved.append(topology.step())
+        assert step != 2 or torch.equal(layer.mask(), mask)
+    assert moved == [False, False, False, True, False, True]
+
+
+def test_a_layer_without_a_gradient_stays():
+    model = nn.ModuleList([sparsify(nn.Linear(6, 4), 0.5), sparsify(nn.Linear(6, 4), 0.5)])
+    topology = RigL(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=99, every=1)
+    masks = [layer.mask() for layer in model]
+    model[0](torch.randn(5, 6)).square().sum().backward()
+    assert topology.step()
+    assert not torch.equal(model[0].mask(), masks[0])
+    assert torch.equal(model[1].mask(), masks[1])
+
+
+def test_what_was_not_watched_is_refused():
+    layer = sparsify(nn.Linear(6, 4), 0.5)
+    topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=99, every=5)
+    with pytest.raises(ValueError, match="expected an update to follow backward passes that were watched.*try step"):
+        topology.update()
+    topology.arm()
+    layer.values.grad = torch.ones_like(layer.values)
+    with pytest.raises(ValueError, match="expected the backward pass of '' to be watched, got a gradient from else"):
+        topology.update()
+    layer(torch.randn(5, 6)).square().sum().backward()
+    assert topology.update()
+
+
+def test_room_is_reserved_in_place():
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(6, 4), 0.5)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    layer(torch.randn(5, 6)).square().sum().backward()
+    optimizer.step()
+    weight, parameter, grad = layer.dense_weight(), layer.values, layer.values.grad.clone()
+    average = optimizer.state[parameter]["exp_avg"].clone()
+    reserve(layer, 20, optimizer)
+    assert layer.values is parameter
+    assert (list(parameter.shape), layer.nnz, list(layer.col.shape)) == ([20, 1, 1], 12, [20])
+    for long, short in ((parameter.grad, grad), (optimizer.state[parameter]["exp_avg"], average)):
+        assert torch.equal(long[:12], short)
+        assert not long[12:].any()
+    assert torch.equal(layer.dense_weight(), weight)
+    optimizer.zero_grad()
+    layer(torch.randn(5, 6)).square().sum().backward()
+    optimizer.step()
+    assert not layer.values[12:].any()
+    reserve(layer, 3)
+    assert parameter.shape[0] == 20
+    with pytest.raises(ValueError, match="expected capacity <= 24, the blocks of the layer, got 25"):
+        reserve(layer, 25)
+
+
+def rank(number, place, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=number, world_size=2)
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(30, 20), 0.8)
+    model = nn.parallel.DistributedDataParallel(layer)
+    topology = RigL(model, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=99, every=1)
+    x, target = torch.randn(12, 30), torch.randn(12, 20)
+    F.mse_loss(model(x[number::2]), target[number::2], reduction="sum").backward()
+    topology.step()
+    results[number] = layer.positions().tolist()
+    dist.destroy_process_group()
+
+
+def test_ranks_grow_by_the_average(tmp_path):
+    """Two processes with half the batch each grow where one process with all of it does."""
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(rank, (str(tmp_path / "store"), results), nprocs=2)
+        assert results[0] == results[1] == grown(1).tolist()
+
+
+def test_a_compiled_model_is_told_to_run_uncompiled():
+    layer = sparsify(nn.Linear(6, 4), 0.5)
+    topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=99, every=1)
+    mask = layer.mask()
+    torch.compile(layer, backend="aot_eager")(torch.randn(5, 6)).square().sum().backward()
+    with pytest.raises(ValueError, match="a compiled model.*try the model itself, uncompiled, while topology.armed"):
+        topology.step()
+    assert torch.equal(layer.mask(), mask)

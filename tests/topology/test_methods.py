@@ -1,0 +1,226 @@
+"""Every method on every pattern that it has a meaning for: counts, values, optimizer state, determinism, resume."""
+
+import copy
+import io
+
+import pytest
+import torch
+from topology.networks import OPTIMIZERS, PATTERNS, dense, net, states, train_step, trained
+from torch import nn
+
+from spfde import sparsify
+from spfde.topology import METHODS
+
+# DeepR's noise moves live weights, so the table runs without it; test_rules has it.
+VARIANTS = {
+    **{name: (method, {}) for name, method in METHODS.items()},
+    "DeepR": (METHODS["DeepR"], {"l1": 0.0, "temperature": 0.0}),
+    "MEST, lam": (METHODS["MEST"], {"lam": 1.0}),
+    "MEST, soft": (METHODS["MEST"], {"soft": True}),
+    "ITOP, gradient": (METHODS["ITOP"], {"growth": "gradient"}),
+    "SNFS, every 2": (METHODS["SNFS"], {"accumulate_every": 2}),
+    "DSTEE, c": (METHODS["DSTEE"], {"c": 0.1}),
+}
+EXCHANGING, SCHEDULED = ("SNFS", "DSR", "DeepR"), ("GaP", "GMP", "MEST, soft")
+
+
+def takes(name, pattern):
+    method, options = VARIANTS[name]
+    refused = ("n:m",) if options.get("soft") else method.refused
+    return {"2:4": "n:m"}.get(pattern, pattern.split(":")[0]) not in refused
+
+
+CASES = [(name, pattern) for name in VARIANTS for pattern in PATTERNS if takes(name, pattern)]
+
+
+LONG = pytest.mark.full
+EVERY_KIND = [
+    pytest.param(name, pattern, kind, marks=() if kind == ("adamw" if ":" in pattern else "sgd") else LONG)
+    for name, pattern in CASES
+    for kind in OPTIMIZERS
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "kind"), EVERY_KIND)
+def test_an_update_is_a_permutation(name, pattern, kind):
+    method, options = VARIANTS[name]
+    model = net(pattern)
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    target = {n: layer.nnz for n, layer in METHODS["SET"](model, optimizer, total_steps=1).layers.items()}
+    topology = method(model, optimizer, total_steps=16, every=2, seed=1, **options)
+    identities, shapes = [id(p) for p in model.parameters()], [p.shape for p in model.parameters()]
+    moved = 0
+    for step in range(16):
+        train_step(model, optimizer, step)
+        before = {n: snapshot(n, layer, topology, optimizer) for n, layer in topology.layers.items()}
+        if not topology.step():
+            assert all(before[n]["positions"] == layer.positions().tolist() for n, layer in topology.layers.items())
+            continue
+        moved += 1
+        for n, layer in topology.layers.items():
+            check_layer(before[n], n, layer, topology, optimizer)
+            assert type(layer).from_dense(layer.to_dense(), layer.mask(), pattern).nnz == layer.nnz  # of the pattern
+        counts = {n: layer.nnz for n, layer in topology.layers.items()}
+        if name.startswith(EXCHANGING):
+            assert sum(counts.values()) == sum(target.values())
+        elif name not in SCHEDULED:
+            assert counts == target
+    assert moved >= (1 if pattern == "channel" else 2)
+    assert name.startswith(EXCHANGING) or {n: layer.nnz for n, layer in topology.layers.items()} == target
+    assert [id(p) for p in model.parameters()] == identities
+    assert [p.shape for p in model.parameters()] == shapes
+
+
+def snapshot(name, layer, topology, optimizer):
+    trained = layer.mask()
+    if isinstance(topology, METHODS["TopKAST"]):
+        trained = topology.backward_mask(name)
+    return {
+        "positions": layer.positions().tolist(), "values": dense(layer, layer.values), "trained": trained,
+        "states": states(layer, optimizer), "grad": dense(layer, layer.values.grad),
+    }  # fmt: skip
+
+
+def check_layer(before, name, layer, topology, optimizer):
+    values, after = dense(layer, layer.values), states(layer, optimizer)
+    old = torch.zeros(layer.grid.size, dtype=torch.bool)
+    old[before["positions"]] = True
+    stored = torch.zeros_like(old)
+    stored[layer.positions()] = True
+    kept = old & stored
+    if topology.forgets:  # a weight that was dropped and drawn again is new
+        kept &= values.flatten(1).any(1)
+    assert torch.equal(values[kept], before["values"][kept])
+    assert torch.equal(dense(layer, layer.values.grad)[kept], before["grad"][kept])
+    ever_trained = layer.grid.cut(before["trained"]).flatten(1).any(1) if not topology.forgets else kept
+    new = stored & ~kept & ~ever_trained
+    if not isinstance(topology, METHODS["TopKAST"]):
+        assert not values[new].any()
+        assert not layer.values[layer.nnz :].any()
+    for key, state in after.items():
+        assert torch.equal(state[kept], before["states"][key][kept]), key
+        assert not state[new].any(), key
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [pytest.param(*case, marks=() if case[1] == "unstructured" else LONG) for case in CASES]
+)
+def test_one_seed_one_result_and_resume_to_the_bit(name, pattern):
+    whole = trained(*VARIANTS[name], pattern)
+    for other in (trained(*VARIANTS[name], pattern, stop=5), trained(*VARIANTS[name], pattern, stop=7)):
+        assert all(torch.equal(whole[key], other[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_deepcopy_goes_on_the_same_way(name):
+    whole, other = trained(*VARIANTS[name], kind="adamw"), trained(*VARIANTS[name], kind="adamw", stop=4, copied=True)
+    assert all(torch.equal(whole[key], other[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_copy_and_a_pickle_of_the_model_know_nothing_of_the_topology(name):
+    method, options = VARIANTS[name]
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    method(model, optimizer, total_steps=9, every=1, **options)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert all(getattr(m, "_probe", None) is None for m in other.modules())
+        other(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_states_are_tensors_and_plain_values(name):
+    method, options = VARIANTS[name]
+    model = net()
+    topology = method(model, OPTIMIZERS["sgd"](model.parameters()), total_steps=9, **options)
+    file = io.BytesIO()
+    torch.save(topology.state_dict(), file)
+    file.seek(0)
+    topology.load_state_dict(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_a_full_or_empty_layer_stays_as_it_is(name, sparsity):
+    method, options = VARIANTS[name]
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(6, 5), sparsity)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    topology = method(layer, optimizer, total_steps=4, every=1, **options)
+    for _ in range(4):
+        optimizer.zero_grad()
+        layer(torch.randn(3, 6)).sum().backward()
+        optimizer.step()
+        topology.step()
+    assert layer.sparsity == sparsity
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_frozen_and_settled_layers_stay(name):
+    method, options = VARIANTS[name]
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    topology = method(model, optimizer, total_steps=20, every=1, **options)
+    for step in range(3):
+        train_step(model, optimizer, step)
+        topology.step()
+    assert topology.settle(model[2]) == ["2"]
+    assert topology.settle(model[2]) == []
+    model[4].requires_grad_(False)
+    model[4].values.grad = None
+    masks = {n: topology.layers[n].mask() for n in ("2", "4")}
+    for step in range(3, 20):
+        train_step(model, optimizer, step)
+        topology.step()
+    assert all(torch.equal(topology.layers[n].mask(), mask) for n, mask in masks.items())
+    assert model[2].nnz == topology.target["2"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_out_of_range(name):
+    method, model = METHODS[name], net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    wrong = [({"every": 0}, "expected every >= 1"), ({"total_steps": 0}, "expected total_steps >= 1")]
+    share = "drop_fraction in .0, 1." if method.default_drop is not None else "no drop_fraction, which"
+    wrong += [({"drop_fraction": 1.5}, f"expected {share}"), *OWN.get(name, [])]
+    for options, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            method(model, optimizer, **{"total_steps": 9, **options})
+
+
+HEADROOM = ({"headroom": 0.5}, "expected headroom >= 1")
+END = ({"end": 0.0}, r"expected end in \(0, 1\]")
+OWN = {
+    "MEST": [({"lam": -1.0}, "expected lam >= 0")],
+    "RigL": [END],
+    "ITOP": [({"growth": "greedy"}, "expected growth 'random' or 'gradient', got 'greedy'")],
+    "DSTEE": [({"c": -1.0}, "expected c >= 0"), ({"eps": 0.0}, "expected eps > 0"), END],
+    "SRigL": [({"gamma": 2.0}, "expected gamma in"), END],
+    "SNFS": [HEADROOM, ({"beta": 1.0}, "expected beta in"), ({"accumulate_every": 0}, "expected accumulate_every")],
+    "DSR": [HEADROOM, ({"threshold": 0.0}, "expected threshold > 0"), ({"tolerance": 1.0}, "expected tolerance in")],
+    "DeepR": [HEADROOM, ({"l1": -1.0}, "expected l1 >= 0"), ({"temperature": -1.0}, "expected temperature >= 0")],
+    "TopKAST": [({"extra": 0.0}, "expected extra > 0"), ({"penalty": -1.0}, "expected penalty >= 0")],
+    "GaP": [({"partitions": 0}, "expected partitions >= 1"), END],
+    "GMP": [
+        ({"sparsity": 2.0}, "expected sparsity in"), ({"initial_sparsity": -1.0}, "expected initial_sparsity in"),
+        ({"begin": 0.5, "end": 0.5}, "expected 0 <= begin < end <= 1"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "n:m" in method.refused])
+def test_a_pattern_without_meaning_is_refused(name):
+    model = net("2:4")
+    with pytest.raises(ValueError, match=f"expected a pattern that {name} has a meaning for, got '2:4' in '2', try"):
+        METHODS[name](model, OPTIMIZERS["sgd"](model.parameters()), total_steps=9)
+
+
+def test_the_state_of_another_method_is_refused():
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    state = METHODS["SET"](model, optimizer, total_steps=9).state_dict()
+    with pytest.raises(ValueError, match="expected the state of DSTEE"):
+        METHODS["DSTEE"](model, optimizer, total_steps=9).load_state_dict(state)

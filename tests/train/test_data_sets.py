@@ -1,0 +1,62 @@
+"""Local data sets by a recipe's word: trained on, augmented, stopped and resumed."""
+
+import numpy as np
+import pytest
+from train.runs import Stop, bits, figures, same
+
+from spfde.train import Recipe, fit
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def write_arrays(root):
+    random = np.random.default_rng(0)
+    for half, count in (("train", 24), ("test", 8)):
+        np.save(root / f"{half}_images.npy", random.integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
+        np.save(root / f"{half}_labels.npy", np.arange(count) % 3)
+
+
+def write_folder(root):
+    random = np.random.default_rng(0)
+    for half, count in (("train", 12), ("test", 4)):
+        for name in ("a", "b"):
+            (root / half / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (20, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / half / name / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "options"),
+    [("arrays", write_arrays, {}), ("folder", write_folder, {"image_size": 16, "workers": 1})],
+)
+def test_a_run_is_stopped_and_resumed_to_the_same_bits(dataset, write, options, tmp_path):
+    write(tmp_path)
+
+    def run(out, **more):
+        recipe = Recipe(
+            dataset=dataset,
+            data_dir=tmp_path,
+            width=0.25,
+            epochs=2,
+            batch_size=8,
+            freeze=0,
+            crop=2,
+            flip=True,
+            threads=1,
+            out=tmp_path / out,
+            **options,
+        )
+        return fit(recipe, **more)
+
+    def stop(record):
+        raise Stop
+
+    whole = run("whole")
+    with pytest.raises(Stop):
+        run("parts", on_epoch=stop)
+    parts = run("parts", resume=True)
+    assert same(bits(parts.model), bits(whole.model))
+    assert [figures(e) for e in parts.epochs] == [figures(e) for e in whole.epochs]
+    plain = fit(Recipe(**{**whole.recipe.to_dict(), "crop": 0, "flip": False, "out": None}))
+    assert plain.epochs[0].train_loss != whole.epochs[0].train_loss
