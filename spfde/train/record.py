@@ -114,8 +114,8 @@ def write_run(out: Path, session: Session) -> None:
         "optimizer": type(session.optimizer).__name__,
         "freezing": plan,
     }
-    files.write_text(out / files.RECIPE, recipe_file.text(session.recipe))
     files.write_json(out / files.RUN, values)
+    files.write_text(out / files.RECIPE, recipe_file.text(session.recipe))
 
 
 def require_begun(out: Path, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spfde.train.metrics import Epoch, Event
+from spfde.train.metrics import Epoch
 from spfde.train.progress import Silent
 from spfde.train.recipe import Recipe
 
@@ -51,12 +51,10 @@ class TensorBoard(Silent):
         """Open the event file."""
         self._files = self._writer(self.directory, purge_step=first_epoch)
 
-    def event(self, epoch: int, event: Event) -> None:
-        """Write what a lever did and why."""
-        self._files.add_text(f"levers/{event.kind}", f"{event.text} ({event.reason})", epoch)
-
     def epoch(self, record: Epoch) -> None:
-        """Write an epoch's figures."""
+        """Write an epoch's figures, and what each lever did and why: a resumed epoch's record has that of its start."""
+        for event in record.events:
+            self._files.add_text(f"levers/{event.kind}", f"{event.text} ({event.reason})", record.epoch)
         for name, value in scalars(record).items():
             self._files.add_scalar(name, value, record.epoch)
         self._files.flush()

@@ -1,6 +1,7 @@
 """A run directory that is in use, full or half made: told before training starts, or with the last checkpoint kept."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -123,8 +124,8 @@ def is_file(handle):
     return os.path.isfile(f"/proc/self/fd/{handle}")
 
 
-# run.json, two checkpoints within and one after each of two epochs, layers.json, result.json
-@pytest.mark.parametrize("write", [1, 2, 3, 6, 7])
+# run.json, recipe.toml, two checkpoints within and one after each of two epochs, layers.json, result.json
+@pytest.mark.parametrize("write", [1, 2, 3, 4, 7, 8])
 def test_any_write_may_fail_and_the_run_is_resumed(write, whole, tmp_path, monkeypatch):
     sync, seen = os.fsync, []
 
@@ -176,6 +177,12 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(whole, tmp_pa
     with pytest.raises(CheckpointError, match=r"expected the recipe of .*run\.json, got another one \(lr: 0.05, got"):
         fit(recipe(out=tmp_path, **{**SHORT, "lr": 0.3}), resume=True)
     assert_same_run(tmp_path, fit(recipe(out=tmp_path, **SHORT), resume=True), whole)
+
+
+def test_the_recipe_in_a_json_file_is_the_same_with_milestones(tmp_path):
+    options = {**SHORT, "schedule": "step", "milestones": (0.5, 0.75)}
+    (tmp_path / files.RUN).write_text(json.dumps({"recipe": recipe(**options).to_dict()}))
+    assert len(fit(recipe(out=tmp_path, threads=1, **options), resume=True).epochs) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}'])

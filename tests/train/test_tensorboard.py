@@ -4,7 +4,7 @@ import dataclasses
 import sys
 
 import pytest
-from train.runs import OPTIONS, recipe
+from train.runs import OPTIONS, recipe, stop_within
 from typer.testing import CliRunner
 
 from spfde.cli import build
@@ -87,6 +87,15 @@ def test_a_resumed_run_takes_the_place_of_what_it_repeats(tmp_path):
     assert points(read(tmp_path), "accuracy/test") == [(0, 0.1), (1, 0.7), (2, 0.8)]
 
 
+def test_a_run_resumed_within_an_epoch_tells_what_the_levers_did_at_its_start(tmp_path):
+    pytest.importorskip("tensorboard")
+    fields, run, events = {"epochs": 2, "freeze": 0}, tmp_path / "run", tmp_path / "events"
+    stop_within(1, 2, run, fields=fields)
+    result = fit(recipe(out=run, **fields), resume=True, progress=TensorBoard(events))
+    assert [event.kind for event in result.epochs[1].events if event.kind == "sieve"]
+    assert "levers/sieve/text_summary" in read(events).Tags()["tensors"]
+
+
 def test_closing_what_never_started(tmp_path):
     pytest.importorskip("tensorboard")
     TensorBoard(tmp_path / "none").close()
@@ -122,7 +131,9 @@ def test_all_watchers_are_told_in_order():
     both.step(2, 0, 5, 64, 0.5)
     both.event(2, event)
     both.epoch(RECORD)
+    both.warn("told once")
     both.close()
+    heard.remove(("a", "warn", "told once"))
     assert [h[1:] for h in heard if h[0] == "a"] == [h[1:] for h in heard if h[0] == "b"]
     assert heard[::2] == [
         ("a", "start", Recipe(), 2, "note"),

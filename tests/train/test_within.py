@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 from train.runs import OPTIONS, Stop, bits, figures, last_state, recipe, same, stop_within
 
 from spfde import data
-from spfde.train import Interrupted, fit
+from spfde.train import Interrupted, Recipe, fit
 from spfde.train.files import checkpoint_path, checkpoints
 from spfde.train.interrupts import Interrupts
 from spfde.train.progress import Silent
+from spfde.train.session import build
 
 EPOCHS, STEPS = 3, 3
 SHORT = {"epochs": EPOCHS, "freeze": 0.05}
@@ -54,6 +55,22 @@ def test_stopped_after_every_step(whole, tmp_path):
         for step in range(1, STEPS + 1):
             stop_within(epoch, step, tmp_path, fields=SHORT, resume=bool(checkpoints(tmp_path)))
     assert_same_run(tmp_path, fit(recipe(out=tmp_path, **SHORT), resume=True), whole)
+
+
+def test_an_optimizer_with_two_moments_and_parts_of_a_batch_goes_on_too(tmp_path):
+    options = {**SHORT, "optimizer": "adamw", "accumulate": 2, "clip": 1.0, "crop": 1, "flip": True, "lr": 1e-3}
+    first, other = tmp_path / "whole", tmp_path / "stopped"
+    whole = first, fit(recipe(out=first, **options))
+    stop_within(1, 2, other, fields=options)
+    assert_same_run(other, fit(recipe(out=other, **options), resume=True), whole)
+
+
+def test_a_checkpoint_is_no_larger_than_the_room_that_is_asked_for(tmp_path):
+    options = {**OPTIONS, "width": 1, "epochs": 1, "freeze": 0, "optimizer": "adamw", "lr": 1e-3}
+    before = build(Recipe(**options)).checkpoint_size
+    fit(Recipe(out=tmp_path, **options))
+    size = checkpoints(tmp_path)[-1].stat().st_size
+    assert size <= before <= 1.5 * size
 
 
 def test_seconds_go_on_from_where_they_were(tmp_path):
