@@ -27,11 +27,12 @@ class Cost(NamedTuple):
 
 AVX2 = {
     "linear": Cost(multiply=1.97, power=0.921, copy=40.7, constant=0.0062, tall=1.39),
-    "conv2d": Cost(multiply=1.35, power=0.913, copy=16.4, constant=0.0415, tall=1.28),
+    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
 MASKED = 1.1  # the masked dense route over the plain dense layer, large
+MASKED_COPY = 20.0  # and where a convolution moves much and multiplies little, in the memory format it is given
 MASKED_CALL = 1e6  # what its extra calls cost whatever the size (about 60 microseconds), in dense multiply-adds
 
 
@@ -42,7 +43,8 @@ def constants(op: str, isa: str) -> Cost:
 
 def masked(problem: Problem) -> float:
     """Predicted time of the masked dense route over the plain dense layer's."""
-    return MASKED + MASKED_CALL / max(1, problem.multiply_adds)
+    moved = 0.0 if problem.op == "linear" else MASKED_COPY * copied_per_position(problem) / max(1, prod(problem.shape))
+    return MASKED + moved + MASKED_CALL / max(1, problem.multiply_adds)
 
 
 def ratio(problem: Problem, cost: Cost) -> float:

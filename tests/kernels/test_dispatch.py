@@ -51,7 +51,6 @@ def test_a_denser_weight_never_turns_dense_into_native(name):
 def test_the_rule_finds_both_kernels_where_both_can_win():
     assert set(kernels(PROBLEMS["linear"])) == {"native", "dense"}
     assert set(kernels(PROBLEMS["convolution"])) == {"native", "dense"}
-    assert kernels(PROBLEMS["depthwise"])[-1] == "dense"
 
 
 def test_the_more_a_block_holds_the_higher_the_density_at_which_it_pays():
