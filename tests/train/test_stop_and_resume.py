@@ -122,8 +122,8 @@ def test_a_crash_between_checkpoint_and_metrics_loses_no_line(whole, tmp_path, m
     monkeypatch.undo()
     result = fit(recipe(out=tmp_path), resume=True)
     assert_same_run(tmp_path, result, whole)
-    assert result.epochs[3].seconds["checkpoint"] == 0  # the checkpoint does not know what it took itself
-    assert result.epochs[2].seconds["checkpoint"] > 0
+    kept, lost = (result.epochs[epoch].seconds["checkpoint"] for epoch in (2, 3))
+    assert 0 <= lost < kept / 2  # the checkpoint does not know what it took itself, only that each step asked for one
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle"])
