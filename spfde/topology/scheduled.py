@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -20,9 +21,9 @@ class Scheduled(Topology):
     default_drop = None
     refused = ("n:m",)
 
+    @abstractmethod
     def _count_at(self, name: str, step: int) -> int:
         """How many blocks a layer holds after an update that follows `step`."""
-        raise NotImplementedError
 
     def _open(self, capacity: Mapping[str, int]) -> None:
         """Reserves room and brings every layer to its first count."""
