@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.models and not any(part in model for part in given.models):
             continue
         try:
-            layers = layers_of(spfde.models.build(model), image, given.batch)
+            layers = layers_of(spfde.models.create(model), image, given.batch)
         except ValueError as error:
             print(f"{model}: absent: {error}")
             continue

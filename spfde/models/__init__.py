@@ -26,7 +26,6 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "ViT",
-    "build",
     "create",
     "options",
 ]
@@ -60,9 +59,6 @@ def create(name: str, **given: Any) -> nn.Module:
         if option not in known:
             raise unknown(f"an option of {name!r}", option, known)
     return MODELS[name](**given)
-
-
-build = create  # its first name
 
 
 def options(name: str) -> tuple[str, ...]:

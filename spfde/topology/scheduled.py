@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from spfde.topology.base import Topology
 from spfde.topology.layers import highest
 
 
-class Scheduled(Topology):
+class Scheduled(Topology, ABC):
     """A method that gives the count of every layer at every step (`_count_at`); the largest |w| stay.
 
     Weights that a layer opens are 0. Room for the largest count is reserved at the start.

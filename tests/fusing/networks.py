@@ -9,8 +9,8 @@ from torch import nn
 import spfde
 
 ZOO = {
-    "resnet20": lambda: spfde.models.build("resnet20", width=0.5),
-    "resnet20 with convolved shortcuts": lambda: spfde.models.build("resnet20", width=0.5, shortcut="B"),
+    "resnet20": lambda: spfde.models.create("resnet20", width=0.5),
+    "resnet20 with convolved shortcuts": lambda: spfde.models.create("resnet20", width=0.5, shortcut="B"),
 }
 NETWORKS = models.ALL | ZOO
 

@@ -193,10 +193,6 @@ def test_the_tie_survives_copies_and_freezing_follows_it():
     assert not model.head.weight.requires_grad
 
 
-def test_build_is_create():
-    assert models.build is models.create
-
-
 def test_unknown_names_options_and_forms_are_refused():
     for ask in (models.create, models.options):
         with pytest.raises(ValueError, match=r"expected a model to be one of .*, got 'vgg19', try 'vgg19_bn'"):
