@@ -1,10 +1,11 @@
-"""Fits the cost model's constants (spfde/kernels/cost.py) to timings taken by layers.py.
+"""Fits the cost model's constants (spfde/kernels/cost.py) to timings taken by layers.py and sweep.py.
 
-    python benchmarks/layers.py --threads 1 --json layers.json
-    python benchmarks/fit_cost.py layers.json [more.json]
+    python benchmarks/layers.py --threads 2 --json layers.json
+    python benchmarks/sweep.py --threads 2 --json sweep.json
+    python benchmarks/fit_cost.py layers.json sweep.json
 
-Least squares on the logarithm of native / best dense seconds (eager ones: the masked dense route is not compiled). It
-prints what to put into cost.py for the timings' instruction set, and how far the fit is off. `tall` stays at its start
+Least squares on the logarithm of native / best dense seconds (eager ones: the masked dense route is not compiled), for
+what the dispatch rule promises something about: at least 64 positions; depthwise layers always run native. It prints what to put into cost.py for the timings' instruction set, and how far the fit is off. `tall` stays at its start
 where no blocks were timed. Needs scipy, which scikit-learn brings.
 """
 
@@ -19,13 +20,21 @@ from typing import Any
 
 from cases import CONV, LINEAR, Layer
 from scipy.optimize import least_squares
+from sweep import BATCH, IMAGES, LANES, layers_of
+from sweep import NATIVE as AUTO_NATIVE
 
+import spfde
 from spfde.kernels.choice import Problem, bucket_of
 from spfde.kernels.cost import Cost, ratio
 from spfde.nn import SparseConv2d
 
 START, LOWEST, HIGHEST = Cost(2, 0.9, 10, 0.05, 1.25), Cost(0, 0, 0, 0, 0), Cost(100, 1, 1000, 1, 100)
-LAYERS = {str(layer): layer for layer in [*LINEAR, *CONV]}
+
+
+def known() -> dict[str, Layer]:
+    """The layers of layers.py and of sweep.py at its own batch, by name."""
+    swept = [layer for model, image in IMAGES.items() for layer in layers_of(spfde.models.create(model), image, BATCH)]
+    return {str(layer): layer for layer in [*LINEAR, *CONV, *swept]}
 
 
 @dataclass(frozen=True)
@@ -37,14 +46,15 @@ class Row:
     ratio: float
 
 
-def row(cell: dict[str, Any]) -> Row | None:
-    """A cell of layers.py's JSON; None where the native kernel was not timed."""
+def row(cell: dict[str, Any], layers: dict[str, Layer]) -> Row | None:
+    """A cell of the JSON; None where the native kernel was not timed or the rule promises nothing."""
     seconds = {name: timing["median"] for name, timing in cell["seconds"].items()}
-    if "native" not in seconds:
+    native, layer = seconds.get("native", seconds.get(AUTO_NATIVE)), layers[cell["layer"]]
+    if native is None or layer.groups > 1 or layer.lanes < LANES:
         return None
     dense = min(value for name, value in seconds.items() if name in ("dense", "dense channels_last"))
     name = f"{cell['layer']} {cell['pattern']} {cell['sparsity']:.0%}"
-    return Row(name, problem(LAYERS[cell["layer"]], cell["density"], cell["pattern"]), seconds["native"] / dense)
+    return Row(name, problem(layer, cell["density"], cell["pattern"]), native / dense)
 
 
 def problem(layer: Layer, density: float, pattern: str) -> Problem:
@@ -74,12 +84,13 @@ def fit(rows: list[Row]) -> Cost:
 def main() -> None:
     """Prints the constants of each op, then measured and predicted speed-up of each layer."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("json", nargs="+", type=Path, help="files written by layers.py --json on one instruction set")
+    parser.add_argument("json", nargs="+", type=Path, help="written by --json on one instruction set")
     records = [json.loads(path.read_text()) for path in parser.parse_args().json]
     isas = sorted({record["machine"]["isa"] for record in records})
     if len(isas) != 1:
         parser.error(f"expected timings of one instruction set, got {', '.join(isas)}, try one call for each")
-    timed = [timed for record in records for cell in record["cells"] if (timed := row(cell))]
+    layers = known()
+    timed = [timed for record in records for cell in record["cells"] if (timed := row(cell, layers))]
     for op in ("linear", "conv2d"):
         rows = [timed_row for timed_row in timed if timed_row.problem.op == op]
         if not rows:

@@ -23,6 +23,7 @@ IMAGES = {"resnet32": 32, "resnet50": 64, "vgg19_bn_cifar": 32, "mobilenet_v2_ci
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SLACK = 1.1
 LANES = 64
+BATCH = 16
 NATIVE, DENSE = "auto: native", "auto: masked dense"
 
 
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", type=parts, default=[], help=f"parts of names, of {', '.join(IMAGES)}")
     parser.add_argument("--layers", type=parts, default=[], help="parts of layer names")
-    parser.add_argument("--batch", type=int, default=16, help="images")
+    parser.add_argument("--batch", type=int, default=BATCH, help="images")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)

@@ -4,7 +4,7 @@ ratio = multiply * idle * density ** power + copy * copied / weights + constant,
 as the unit. power < 1: the more weights a row stores, the more its streams share. Blocks of several outputs share from
 the start: tall * density in place of multiply * density ** power. copied: activations packed and unpacked per output
 position, which no sparsity makes fewer. idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the
-constants to what `benchmarks/layers.py` measures.
+constants to what `benchmarks/layers.py` and `benchmarks/sweep.py` measure.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Cost(NamedTuple):
 
 
 AVX2 = {
-    "linear": Cost(multiply=1.97, power=0.921, copy=40.7, constant=0.0062, tall=1.39),
-    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
+    "linear": Cost(multiply=1.88, power=0.914, copy=20.0, constant=0.0333, tall=1.39),
+    "conv2d": Cost(multiply=1.06, power=0.676, copy=7.55, constant=0.0711, tall=1.35),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
