@@ -5,9 +5,9 @@
     python benchmarks/fit_cost.py layers.json sweep.json
 
 Least squares on native / best dense seconds (eager ones: the masked dense route is not compiled), not on logarithms:
-what counts is where the two meet. Only for what the dispatch rule decides: at least 64 positions, no depthwise layers, which
-always run native. It prints what to put into cost.py for the timings' instruction set, and how far the fit is off.
-`tall` stays at its start where no blocks were timed. Needs scipy, which scikit-learn brings.
+what counts is where the two meet. Only for what the dispatch rule decides: at least 64 positions, no depthwise layers,
+which always run native. It prints what to put into cost.py for the timings' instruction set, and how far the fit is
+off. `tall` stays at its start where no blocks were timed. Needs scipy, which scikit-learn brings.
 """
 
 from __future__ import annotations
