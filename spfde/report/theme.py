@@ -89,7 +89,7 @@ h1{font-size:clamp(24px,4.4vw,36px);line-height:1.2;letter-spacing:-.02em;font-w
 .tile span{display:block;color:var(--muted);font-size:13.5px;line-height:1.4;margin-top:2px}
 .scroll{overflow-x:auto;margin:12px 0 0;-webkit-overflow-scrolling:touch;
   background:linear-gradient(to left,var(--paper) 50%,transparent) right/48px 100% no-repeat local,
-    linear-gradient(to left,var(--muted),transparent) right/12px 100% no-repeat scroll}
+    linear-gradient(to left,var(--muted),transparent) right/8px 100% no-repeat scroll}
 table{border-collapse:collapse;width:100%;font-size:14.5px;line-height:1.4}
 th,td{text-align:left;vertical-align:top;padding:7px 20px 7px 0;border-bottom:1px solid var(--line)}
 th:last-child,td:last-child{padding-right:0}
