@@ -64,7 +64,7 @@ def test_an_older_run_has_no_layers_and_no_memory(make_run):
 
 
 def test_no_directory(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a run directory, got .*nowhere, which is none, try the out directory"):
+    with pytest.raises(ValueError, match=r"expected a run directory, got .*nowhere, which is none, try the out"):
         read(tmp_path / "nowhere")
 
 
@@ -77,7 +77,7 @@ def test_a_directory_of_something_else(tmp_path):
 def test_a_missing_file_is_named(make_run, name):
     path = make_run("a")
     (path / name).unlink()
-    with pytest.raises(ValueError, match=rf"expected a finished run in .*, got one without {name} .*, try .*--resume --out .*a"):
+    with pytest.raises(ValueError, match=rf"expected a finished run in .*, got one without {name} .* --resume --out .*a"):
         read(path)
 
 
