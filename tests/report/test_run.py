@@ -77,7 +77,7 @@ def test_a_directory_of_something_else(tmp_path):
 def test_a_missing_file_is_named(make_run, name):
     path = make_run("a")
     (path / name).unlink()
-    with pytest.raises(ValueError, match=rf"expected a finished run in .*, got one without {name} .* --resume --out .*a"):
+    with pytest.raises(ValueError, match=rf"expected a finished run in .*one without {name} .* --resume --out .*a"):
         read(path)
 
 
