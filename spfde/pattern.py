@@ -216,7 +216,11 @@ def _transpose(
     phase_w = tap_w * window.dilation[1] % window.stride[1]
     t_row = (channel * window.stride[0] + phase_h) * window.stride[1] + phase_w
     t_rows, t_cols = in_group * window.groups * prod(window.stride), out_group * taps
-    t_positions, order = torch.sort(t_row * t_cols + row % out_group * taps + tap)
+    # Ascending positions have ascending columns in each row of the transpose already, so a stable sort by that row
+    # will do; of few digits, it is a third of the time.
+    key = t_row.to(torch.int16) if t_rows < 2**15 else t_row
+    order = torch.sort(key, stable=True).indices
+    t_positions = (t_row * t_cols + row % out_group * taps + tap)[order]
     perm = torch.arange(capacity, dtype=torch.int32, device=positions.device)
-    perm[: positions.numel()] = order.to(torch.int32)
+    perm[: positions.numel()] = order
     return *index_from_positions(t_positions, t_rows, t_cols, capacity), perm

@@ -62,6 +62,8 @@ class Grid:
         """Flat places [n, R, C] (int64) in the dense weight of the blocks at `positions` [n], `weights` outside it."""
         height, width = self.block
         positions = positions.view(-1, 1, 1)
+        if self.block == (1, 1):
+            return positions
         column = positions % self.shape[1]
         output = positions // self.shape[1] * height + torch.arange(height, device=positions.device).view(-1, 1)
         channel = column // self.taps * width + torch.arange(width, device=positions.device)
@@ -126,15 +128,15 @@ class Pattern:
 
     def groups(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """The group [grid.size] (int64) of every position: groups are what the pattern counts in (see `quota`)."""
+        if self.kind not in ("fan-in", "n:m"):
+            return torch.zeros(1, dtype=torch.int64, device=device).expand(grid.size)  # takes no memory
         position = torch.arange(grid.size, device=device)
         if self.kind == "fan-in":
             return position // grid.shape[1]
-        if self.kind == "n:m":
-            column = position % grid.shape[1]
-            along = ceil(grid.channels / self.numbers[1])
-            group = column // grid.taps // self.numbers[1]
-            return (position // grid.shape[1] * along + group) * grid.taps + column % grid.taps
-        return torch.zeros_like(position)
+        column = position % grid.shape[1]
+        along = ceil(grid.channels / self.numbers[1])
+        group = column // grid.taps // self.numbers[1]
+        return (position // grid.shape[1] * along + group) * grid.taps + column % grid.taps
 
     def quota(self, grid: Grid, count: int, device: torch.device | None = None) -> Tensor:
         """How many blocks each group holds [number of groups] (int64) when the layer holds `count`.

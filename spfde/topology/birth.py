@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,18 +26,35 @@ def scores(weights: Mapping[str, Tensor], grids: Mapping[str, Grid], init: str, 
     }
 
 
-def keep_highest(score: Tensor, count: int) -> Tensor:
-    """Ascending positions (int64) of the `count` highest scores, ties to the lower position: always exactly `count`.
+def among_highest(score: Tensor, count: int) -> Tensor:
+    """Which scores (bool [n]) are among the `count` highest, ties to the lower position: always exactly `count`.
 
     NaN counts as the highest score.
     """
     if not 0 < count < score.numel():
-        return torch.arange(score.numel() if count > 0 else 0, device=score.device)
+        return torch.full_like(score, count > 0, dtype=torch.bool)
     score = torch.nan_to_num(score, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    # A selection instead of a sort: three times faster.
-    edge = score.topk(count, sorted=False).values.min()
-    above, tied = score > edge, score == edge
-    return (above | (tied & (tied.cumsum(0) <= count - above.sum()))).nonzero().view(-1)
+    edge = _edge(score, count)
+    chosen = score >= edge
+    surplus = int(chosen.sum()) - count
+    if surplus:
+        chosen[(score == edge).nonzero().view(-1)[-surplus:]] = False
+    return chosen
+
+
+def _edge(score: Tensor, count: int) -> Tensor:
+    """The lowest of the `count` highest scores."""
+    if score.device.type != "cpu":
+        return score.topk(count, sorted=False).values.min()
+    # A partition: numpy's takes a tenth of the time of torch's selection, a hundredth of a sort's.
+    score = score.detach() if score.dtype != torch.bfloat16 else score.detach().float()
+    place = score.numel() - count
+    return torch.as_tensor(np.partition(score.numpy(), place)[place])
+
+
+def keep_highest(score: Tensor, count: int) -> Tensor:
+    """Ascending positions (int64) of the `count` highest scores, as `among_highest` has them."""
+    return among_highest(score, count).nonzero().view(-1)
 
 
 def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class DSTEE(RigL):
         if self.c is None:
             whole = torch.zeros_like(group)
             edge = highest(probe.magnitudes(), whole, kept, need.sum().view(1))[1]
-            strength = float(edge[-1]) * self.eps if edge.numel() else 0.0
+            strength = float(edge.min()) * self.eps if edge.numel() else 0.0
         else:
             strength = self.c * log(max(1, self._step)) / probe.scale()
         rounds = self.rounds[name]

@@ -84,11 +84,12 @@ class History:
         """Tensors and plain values."""
         return {"flags": self.flags.clone(), "counts": [self.updates, self.before, self.survived, self.born_last]}
 
-    def record(self, layer: SparseLayer, before: int, survived: int) -> None:
-        """One update: `survived` of `before` stored blocks are still there."""
-        self.flags[layer.positions().cpu()] |= _EVER
+    def record(self, before: int, nnz: int, newborn: Tensor) -> None:
+        """One update: of `before` stored blocks to `nnz`, those at `newborn` [n] among them new."""
+        newborn = newborn.to(self.flags.device)
+        self.flags[newborn] = self.flags[newborn] | _EVER
         self.updates += 1
-        self.before, self.survived, self.born_last = before, survived, layer.nnz - survived
+        self.before, self.survived, self.born_last = before, nnz - newborn.numel(), newborn.numel()
 
     @property
     def ever(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde.topology.birth import first_in_groups
+from spfde.topology.birth import among_highest, first_in_groups, keep_highest, keep_highest_in_groups
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:
@@ -19,6 +19,8 @@ def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Te
 
     Of equal scores the last one is dropped first. score, group: [nnz]. room: [groups].
     """
+    if room.numel() == 1:
+        return among_highest(score, score.numel() - min(count, int(room)))
     order = torch.sort(score, descending=True, stable=True).indices.flip(0)
     droppable = order[first_in_groups(group[order], room)]
     stays = torch.ones_like(score, dtype=torch.bool)
@@ -29,8 +31,13 @@ def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Te
 def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator) -> Tensor:
     """`need[g]` distinct positions of each group g outside `kept`, all equally likely.
 
-    group: [grid size]. kept: positions [n]. need: [groups].
+    group: [grid size]. kept: positions [n], ascending. need: [groups].
     """
+    if need.numel() == 1:
+        rank = _subset(group.numel() - kept.numel(), int(need), generator).to(kept.device)
+        # Before the position of a free rank lie the kept ones that have no more free ones before them than that.
+        before = kept - torch.arange(kept.numel(), device=kept.device)
+        return rank + torch.searchsorted(before, rank, right=True)
     candidates = _free(group, kept).nonzero().view(-1)
     order = torch.randperm(candidates.numel(), generator=generator)
     candidates = candidates[order.to(candidates.device)]
@@ -38,25 +45,26 @@ def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator)
 
 
 def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
-    """The `need[g]` positions of each group g outside `kept` with the highest scores, and these scores.
+    """The `need[g]` positions (ascending) of each group g outside `kept` with the highest scores, and these scores.
 
     slabs: (first position, scores of the positions from there on), ascending, whole groups each unless there is only
-    one; only the best so far are held. group: [grid size]. need: [groups].
+    one; only the best so far are held. group: [grid size]. kept: ascending. need: [groups].
     """
-    free, whole = _free(group, kept), need.numel() == 1
-    best, scores = kept.new_empty(0), None
+    whole, best, scores = need.numel() == 1, kept.new_empty(0), torch.empty(0)
     for first, score in slabs:
-        inside = free[first : first + score.numel()].nonzero().view(-1)
-        place, score = inside + first, score[inside]
-        if scores is None:
-            scores = score.new_empty(0)
-        if whole:  # the best so far compete again, in front: ties go to the lower position
-            place, score = torch.cat([best, place]), torch.cat([scores, score])
-        order = torch.sort(score, descending=True, stable=True).indices
-        order = order[: int(need)] if whole else order[first_in_groups(group[place[order]], need)]
-        place, score = place[order], score[order]
-        best, scores = (place, score) if whole else (torch.cat([best, place]), torch.cat([scores, score]))
-    return best, torch.empty(0) if scores is None else scores
+        ends = torch.searchsorted(kept, torch.tensor([first, first + score.numel()], device=kept.device)).tolist()
+        taken = kept[ends[0] : ends[1]] - first
+        if whole:
+            count = min(int(need), score.numel() - taken.numel())
+            place = keep_highest(score.index_fill(0, taken, -torch.inf), count)
+        else:
+            free = torch.ones_like(score, dtype=torch.bool).index_fill_(0, taken, False).nonzero().view(-1)
+            place = free[keep_highest_in_groups(score[free], group[first + free], need)]
+        best, scores = torch.cat([best, first + place]), torch.cat([scores.to(score), score[place]])
+        if whole and best.numel() > int(need):
+            chosen = keep_highest(scores, int(need))
+            best, scores = best[chosen], scores[chosen]
+    return best, scores
 
 
 def share(total: int, weight: Mapping[str, float], limit: Mapping[str, int]) -> dict[str, int]:
@@ -85,6 +93,27 @@ def share(total: int, weight: Mapping[str, float], limit: Mapping[str, int]) -> 
             parts[name] += amount
             left -= amount
     return parts
+
+
+def ascending(size: int, *parts: Tensor) -> Tensor:
+    """The positions in `parts`, all below `size` and none of them twice, in order."""
+    there = torch.zeros(size, dtype=torch.bool, device=parts[0].device)
+    for part in parts:
+        there[part] = True
+    return there.nonzero().view(-1)
+
+
+def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` numbers below `size`, ascending; every set of them is equally likely."""
+    if 2 * count > size:
+        there = torch.ones(size, dtype=torch.bool)
+        there[_subset(size, size - count, generator)] = False
+        return there.nonzero().view(-1)
+    chosen = torch.empty(0, dtype=torch.int64)
+    while chosen.numel() < count:  # what was drawn twice is drawn again: no number is preferred, so no set is
+        more = torch.randint(size, (count - chosen.numel(),), generator=generator)
+        chosen = torch.cat([chosen, more]).unique()
+    return chosen
 
 
 def _free(group: Tensor, kept: Tensor) -> Tensor:
