@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde.topology.birth import among_highest, first_in_groups, keep_highest, keep_highest_in_groups
+from spfde.topology.birth import (
+    among_highest,
+    descending,
+    edge,
+    first_in_groups,
+    keep_highest,
+    keep_highest_in_groups,
+    places_of,
+)
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:
@@ -21,7 +29,7 @@ def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Te
     """
     if room.numel() == 1:
         return among_highest(score, score.numel() - min(count, int(room)))
-    order = torch.sort(score, descending=True, stable=True).indices.flip(0)
+    order = descending(score).flip(0)
     droppable = order[first_in_groups(group[order], room)]
     stays = torch.ones_like(score, dtype=torch.bool)
     stays[droppable[:count]] = False
@@ -38,10 +46,8 @@ def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator)
         # Before the position of a free rank lie the kept ones that have no more free ones before them than that.
         before = kept - torch.arange(kept.numel(), device=kept.device)
         return rank + torch.searchsorted(before, rank, right=True)
-    candidates = _free(group, kept).nonzero().view(-1)
-    order = torch.randperm(candidates.numel(), generator=generator)
-    candidates = candidates[order.to(candidates.device)]
-    return candidates[first_in_groups(group[candidates], need)]
+    noise = torch.rand(group.numel(), generator=generator, dtype=torch.float64).to(kept.device)
+    return highest([(0, noise)], group, kept, need)[0]
 
 
 def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,15 +57,20 @@ def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, ne
     one; only the best so far are held. group: [grid size]. kept: ascending. need: [groups].
     """
     whole, best, scores = need.numel() == 1, kept.new_empty(0), torch.empty(0)
+    if not int(need.sum()):
+        return best, scores
     for first, score in slabs:
         ends = torch.searchsorted(kept, torch.tensor([first, first + score.numel()], device=kept.device)).tolist()
         taken = kept[ends[0] : ends[1]] - first
-        if whole:
-            count = min(int(need), score.numel() - taken.numel())
-            place = keep_highest(score.index_fill(0, taken, -torch.inf), count)
-        else:
-            free = torch.ones_like(score, dtype=torch.bool).index_fill_(0, taken, False).nonzero().view(-1)
-            place = free[keep_highest_in_groups(score[free], group[first + free], need)]
+        score = score.nan_to_num(torch.inf, torch.inf, -torch.inf).index_fill_(0, taken, -torch.inf)
+        if not whole:
+            inside = group[first : first + score.numel()]
+            place = _promising(score, inside, group.numel() // need.numel(), int(need.max()))
+            place = place[keep_highest_in_groups(score[place], inside[place], need)]
+        elif best.numel() < int(need):
+            place = keep_highest(score, min(int(need), score.numel() - taken.numel()))
+        else:  # only what is above the worst so far
+            place = places_of(score > scores.min())
         best, scores = torch.cat([best, first + place]), torch.cat([scores.to(score), score[place]])
         if whole and best.numel() > int(need):
             chosen = keep_highest(scores, int(need))
@@ -100,7 +111,7 @@ def ascending(size: int, *parts: Tensor) -> Tensor:
     there = torch.zeros(size, dtype=torch.bool, device=parts[0].device)
     for part in parts:
         there[part] = True
-    return there.nonzero().view(-1)
+    return places_of(there)
 
 
 def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
@@ -108,7 +119,7 @@ def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
     if 2 * count > size:
         there = torch.ones(size, dtype=torch.bool)
         there[_subset(size, size - count, generator)] = False
-        return there.nonzero().view(-1)
+        return places_of(there)
     chosen = torch.empty(0, dtype=torch.int64)
     while chosen.numel() < count:  # what was drawn twice is drawn again: no number is preferred, so no set is
         more = torch.randint(size, (count - chosen.numel(),), generator=generator)
@@ -116,7 +127,11 @@ def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
     return chosen
 
 
-def _free(group: Tensor, kept: Tensor) -> Tensor:
-    free = torch.ones_like(group, dtype=torch.bool)
-    free[kept] = False
-    return free
+def _promising(score: Tensor, group: Tensor, length: int, most: int) -> Tensor:
+    """Where a score may be among the `most` highest of its group: not at -inf, few if groups are runs of one length."""
+    free = score > -torch.inf
+    if 0 < most < length and score.numel() % length == 0:
+        rows, of_rows = score.view(-1, length), group.view(-1, length)
+        if bool((of_rows == of_rows[:, :1]).all()):
+            free &= (rows >= edge(rows, most).unsqueeze(1)).view(-1)
+    return places_of(free)

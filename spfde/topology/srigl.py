@@ -59,15 +59,16 @@ class SRigL(RigL):
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
         if not layer.nnz:
             return 0
-        old, magnitudes, (rows, cols) = layer.positions(), self._watch.probes[name].magnitudes, layer.grid.shape
+        old, (rows, cols) = layer.positions(), layer.grid.shape
+        slabs = list(self._watch.probes[name].magnitudes())  # held, as growth is asked for twice
         row = torch.arange(layer.grid.size, device=old.device) // cols
         dropped = (~stays).sum().view(1)
-        likely = highest(magnitudes(), row, old[stays], dropped)[0]
+        likely = highest(slabs, row, old[stays], dropped)[0]
         salient = count_groups(row, torch.cat([old[stays], likely]), rows)
         want = fan_in(salient, layer.nnz, cols, 0.0 if name == self._last else self.gamma, count_groups(row, old, rows))
         kept = old[stays]
         kept = kept[keep_highest_in_groups(score[stays], row[kept], want)]
-        grown = highest(magnitudes(), row, kept, want - count_groups(row, kept, rows))[0]
+        grown = highest(slabs, row, kept, want - count_groups(row, kept, rows))[0]
         positions = ascending(layer.grid.size, kept, grown)
         return 0 if torch.equal(positions, old) else self._move(name, layer, positions)
 

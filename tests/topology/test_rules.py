@@ -1,5 +1,7 @@
 """One update of every rule by hand: literal masks, values and counts."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from spfde import sparsify
 from spfde.nn import SparseLinear
 from spfde.topology import DSR, DSTEE, GMP, ITOP, MEST, SET, SNFS, DeepR, GaP, RigL, SRigL, TopKAST
-from spfde.topology.moves import highest, share
+from spfde.topology.moves import drawn, highest, share
 from spfde.topology.schedule import Cosine, Cubic
 from spfde.topology.srigl import fan_in
 
@@ -37,14 +39,31 @@ def weights(layer):
 
 
 def test_set_keeps_what_it_draws_again():
-    layer = layer_of([[0.0, 4, 1, 0], [0, -3, 0, 2]])
-    topology = SET(layer, still(layer), total_steps=9, every=1, drop_fraction=0.5, seed=3)
-    free = torch.tensor([0, 2, 3, 4, 6, 7])
-    drawn = free[torch.randperm(6, generator=torch.Generator().manual_seed(3))[:2]].tolist()
-    assert topology.step() == (sorted(drawn) != [2, 7])
-    assert layer.positions().tolist() == sorted([1, 5, *drawn])
-    old = {1: 4.0, 2: 1.0, 5: -3.0, 7: 2.0}
-    assert layer.values.view(-1).tolist() == [old.get(p, 0.0) for p in layer.positions().tolist()]
+    """4 and -3 stay; two of the other six places come, and the dropped 1 and 2 keep their value if drawn again."""
+    old, seen = {1: 4.0, 2: 1.0, 5: -3.0, 7: 2.0}, set()
+    for seed in range(100):
+        layer = layer_of([[0.0, 4, 1, 0], [0, -3, 0, 2]])
+        topology = SET(layer, still(layer), total_steps=9, every=1, drop_fraction=0.5, seed=seed)
+        moved, stored = topology.step(), layer.positions().tolist()
+        grown = tuple(sorted(set(stored) - {1, 5}))
+        assert layer.nnz == 4 and {1, 5} < set(stored) and moved == (grown != (2, 7))
+        assert layer.values.view(-1).tolist() == [old.get(p, 0.0) for p in stored]
+        seen.add(grown)
+    assert seen == set(combinations([0, 2, 3, 4, 6, 7], 2))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 5])
+def test_random_growth_draws_every_set_alike(count):
+    """Positions 0 2 3 5 6 are free; counts of 2000 draws within five standard deviations of what is even."""
+    sets = list(combinations([0, 2, 3, 5, 6], count))
+    generator, kept = torch.Generator().manual_seed(0), torch.tensor([1, 4])
+    draws = [
+        tuple(drawn(torch.zeros(7, dtype=torch.int64), kept, torch.tensor([count]), generator).tolist())
+        for _ in range(2000)
+    ]
+    share = 1 / len(sets)
+    for wanted in sets:
+        assert abs(draws.count(wanted) - 2000 * share) <= 5 * (2000 * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize(("split", "dropped"), [(False, {0, 1}), (True, {0, 3})])
@@ -313,7 +332,7 @@ def test_highest_in_slabs_is_highest_at_once():
         best, scores = highest(given, whole, kept, torch.tensor([3]))
         assert (best.tolist(), scores.tolist()) == ([1, 2, 5], [3, 3, 3])
     group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
-    assert highest(slabs, group, kept, torch.tensor([1, 2, 0]))[0].tolist() == [1, 5, 3]
+    assert highest(slabs, group, kept, torch.tensor([1, 2, 0]))[0].tolist() == [1, 3, 5]
 
 
 def test_shares_are_exact_and_within_limits():
