@@ -15,6 +15,7 @@ import cProfile
 import pstats
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def network() -> nn.Module:
     """Convolutions of 4 million weights and linear layers of 6 million, always with the same ones."""
     torch.manual_seed(0)
     widths, layers = (3, 64, 128, 256, 512), []
-    for inside, outside in zip(widths, widths[1:], strict=False):
+    for inside, outside in pairwise(widths):
         layers += [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(512, 512, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 2048), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(2048, 1024), nn.ReLU(), nn.Linear(1024, 10))

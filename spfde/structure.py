@@ -49,6 +49,10 @@ class Grid:
         """Whether some blocks reach outside the weight."""
         return self.outputs % self.block[0] != 0 or self.channels % self.block[1] != 0
 
+    def rows(self, device: torch.device | None = None) -> Tensor:
+        """The block row [size] (int64) of every position."""
+        return torch.arange(self.shape[0], device=device).view(-1, 1).expand(self.shape).reshape(-1)
+
     def cut(self, weight: Tensor) -> Tensor:
         """All blocks [size, R, C] of a dense weight, 0 where they reach outside."""
         height, width = self.block
@@ -130,9 +134,9 @@ class Pattern:
         """The group [grid.size] (int64) of every position: groups are what the pattern counts in (see `quota`)."""
         if self.kind not in ("fan-in", "n:m"):
             return torch.zeros(1, dtype=torch.int64, device=device).expand(grid.size)  # takes no memory
-        position = torch.arange(grid.size, device=device)
         if self.kind == "fan-in":
-            return position // grid.shape[1]
+            return grid.rows(device)
+        position = torch.arange(grid.size, device=device)
         column = position % grid.shape[1]
         along = ceil(grid.channels / self.numbers[1])
         group = column // grid.taps // self.numbers[1]

@@ -72,11 +72,12 @@ def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
     place = torch.arange(group.numel(), device=group.device)
     if quota.numel() == 1:
         return place < quota
-    order = torch.sort(group.to(torch.int32), stable=True).indices
+    of, order = torch.sort(group.to(torch.int32), stable=True)
     held = torch.bincount(group, minlength=quota.numel())
-    rank = torch.empty_like(place)
-    rank[order] = place - (held.cumsum(0) - held)[group[order]]
-    return rank < quota[group]
+    rank = place - (held.cumsum(0) - held).index_select(0, of)
+    chosen = torch.zeros_like(place, dtype=torch.bool)
+    chosen[order[rank < quota.index_select(0, of)]] = True
+    return chosen
 
 
 def keep_highest_in_groups(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class SRigL(RigL):
             return 0
         old, (rows, cols) = layer.positions(), layer.grid.shape
         slabs = list(self._watch.probes[name].magnitudes())  # held, as growth is asked for twice
-        row = torch.arange(layer.grid.size, device=old.device) // cols
+        row = layer.grid.rows(old.device)
         dropped = (~stays).sum().view(1)
         likely = highest(slabs, row, old[stays], dropped)[0]
         salient = count_groups(row, torch.cat([old[stays], likely]), rows)
