@@ -150,7 +150,7 @@ class Topology:
 
     def report(self) -> Report:
         """What the updates so far did to every layer, and how much of it was ever explored (R_s)."""
-        return Report({name: self._history[name].row(layer) for name, layer in self.layers.items()}, self.explored)
+        return Report.of(self.layers, self._history, self.explored, self._step)
 
     @property
     def explored(self) -> float:
@@ -246,8 +246,7 @@ class Topology:
 
     def _live(self) -> dict[str, SparseLayer]:
         """The layers that may move."""
-        candidates = self.layers.items()
-        return {n: layer for n, layer in candidates if n not in self._settled and layer.values.requires_grad}
+        return {n: layer for n, layer in self.layers.items() if n not in self._settled and layer.values.requires_grad}
 
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
         """Keeps what `stays`, grows the rest up to `count` blocks; returns how many weights that moved."""
@@ -255,10 +254,9 @@ class Topology:
         group = rule.groups(layer.grid, device)
         want = count_groups(group, old) if count == layer.nnz else rule.quota(layer.grid, count, device)
         kept = old[stays]
-        need = want - count_groups(group, kept, want.numel())
-        if bool((need < 0).any()):  # a smaller count
+        if count != layer.nnz:  # a group may have too many
             kept = kept[keep_highest_in_groups(score[stays], group[kept], want)]
-            need = want - count_groups(group, kept, want.numel())
+        need = want - count_groups(group, kept, want.numel())
         grown = self._grow(name, layer, kept, need, group) if int(need.sum()) else kept.new_empty(0)
         if not grown.numel() and kept.numel() == old.numel():
             return 0
@@ -286,7 +284,7 @@ class Topology:
                 permute(state, source)
         self._moved(name, layer, source)
         new = positions[source[: layer.nnz] < 0]
-        self._history[name].record(before, layer.nnz, new)
+        self._history[name].record(self._step, before, layer.nnz, new)
         return (max(before, layer.nnz) - layer.nnz + new.numel()) * prod(layer.grid.block)
 
     def _reserve(self, capacity: Mapping[str, int]) -> None:

@@ -124,7 +124,7 @@ class TopKAST(Topology):
         exploration.place(explored)
         self.reservoir[name] = theta
         if born.numel():
-            self._history[name].record(before, layer.nnz, born)
+            self._history[name].record(self._step, before, layer.nnz, born)
         return born.numel() * prod(layer.grid.block)
 
     def _everything(self, name: str) -> Tensor:

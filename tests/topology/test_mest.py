@@ -56,6 +56,41 @@ def test_one_update_by_hand(seed):
     assert momentum == {1: 10.0, 5: 30.0, **dict.fromkeys(drawn, 0.0)}
 
 
+def eight(*first):
+    """A layer of eight weights, of which the first are stored."""
+    linear = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[*first, *[0.0] * (8 - len(first))]]))
+    return SparseLinear.from_dense(linear)
+
+
+def test_mest_soft_trains_above_its_target():
+    """Two of eight, half as many more: 3, then (from 9/16 on) 2 + a quarter of 2 = 2, and the largest two stay."""
+    layer = eight(4.0, 3)
+    topology = MEST(
+        layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=16, every=4, drop_fraction=0.5, soft=True
+    )
+    assert list(layer.values.shape) == [3, 1, 1]
+    counts = []
+    for _ in range(16):
+        topology.step()
+        counts.append(layer.nnz)
+    assert counts == [2] * 3 + [3] * 8 + [2] * 5
+    assert layer.dense_weight().tolist() == [[4, 3, 0, 0, 0, 0, 0, 0]]
+
+
+def test_mest_soft_ends_at_its_target_even_without_a_late_update():
+    layer = eight(4.0, 3)
+    topology = MEST(
+        layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=16, every=5, drop_fraction=0.5, soft=True
+    )
+    moved = [topology.step() for _ in range(8)]
+    assert layer.nnz == 3 and sum(moved) == 1
+    topology.every = 100
+    assert [topology.step() for _ in range(8)] == [False] * 7 + [True]
+    assert layer.nnz == 2
+
+
 def test_the_gradient_counts_with_lam():
     linear = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
