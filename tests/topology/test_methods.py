@@ -15,6 +15,7 @@ from spfde.topology import METHODS
 VARIANTS = {
     **{name: (method, {}) for name, method in METHODS.items()},
     "DeepR": (METHODS["DeepR"], {"l1": 0.0, "temperature": 0.0}),
+    "DSR": (METHODS["DSR"], {"threshold": 0.02}),  # the default takes more updates than these to reach a channel's mean
     "MEST, lam": (METHODS["MEST"], {"lam": 1.0}),
     "MEST, soft": (METHODS["MEST"], {"soft": True}),
     "ITOP, gradient": (METHODS["ITOP"], {"growth": "gradient"}),
