@@ -179,7 +179,7 @@ class Odd(nn.Module):
         return self.one(self.empty(x) + self.full(x).tanh())
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["sgd", pytest.param("adamw", marks=LONG)])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_odd_layers_side_by_side(name, kind):
     method, options = VARIANTS[name]
@@ -197,7 +197,7 @@ def test_odd_layers_side_by_side(name, kind):
     assert moved
     assert model.empty.nnz == 0
     stored = {name: layer.nnz for name, layer in topology.layers.items()}
-    if name in EXCHANGING or name.startswith("SNFS"):
+    if name.startswith(EXCHANGING):
         assert sum(stored.values()) == 9 + 96 + 3
     else:
         assert stored == {"conv": 9, "empty": 0, "full": 96, "one": 3}
