@@ -62,13 +62,19 @@ class Network:
             model = model.to(memory_format=torch.channels_last)
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         run = torch.compile(model, fullgraph=True, dynamic=False) if way == "compiled" else model
-        return model, training_step(run, model, x, y)
+        return model, training_step(run, x, y, optimizer_of(model))
 
 
-def training_step(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Forward through `run`, cross entropy, backward, one SGD step with momentum on the parameters of `model`."""
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum."""
     # A small rate: random targets have nothing to teach, and weights that blow up would time denormals or NaN.
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+def training_step(
+    run: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
+) -> Callable[[], None]:
+    """Forward through `run`, cross entropy, backward, one step of the optimizer."""
 
     def step() -> None:
         optimizer.zero_grad()

@@ -27,20 +27,18 @@ class Index(NamedTuple):
 
 def index_from_positions(positions: Tensor, rows: int, cols: int, capacity: int) -> Index:
     """The index of what is stored at ascending flat `positions` [nnz] (int64) of a [rows, cols] matrix."""
-    row = positions // cols
-    counts = torch.bincount(row, minlength=rows)
-    row_ptr = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
-    row_ptr[1:] = counts.cumsum(0)
+    start = torch.arange(rows + 1, device=positions.device) * cols
+    row_ptr = torch.searchsorted(positions, start)
     col = torch.zeros(capacity, dtype=torch.int32, device=positions.device)
-    col[: positions.numel()] = positions - row * cols
-    return Index(row_ptr, col)
+    col[: positions.numel()] = positions - _spread(start[:-1], row_ptr.diff(), positions.numel())
+    return Index(row_ptr.to(torch.int32), col)
 
 
 def positions_of(index: Index, cols: int) -> Tensor:
     """Flat positions [nnz] (int64), ascending, of what an index stores."""
-    counts = index.row_ptr.long().diff()
-    row = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
-    return row * cols + index.col[: row.numel()]
+    counts, nnz = index.row_ptr.diff(), int(index.row_ptr[-1])
+    start = torch.arange(counts.numel(), device=counts.device) * cols
+    return _spread(start, counts, nnz) + index.col[:nnz]
 
 
 def check_index(index: Index, rows: int, cols: int, capacity: int) -> str | None:
@@ -185,7 +183,7 @@ def build_plan(
         if width > 1 and (grid.taps > 1 or grid.ragged):  # the kernels walk a row's columns in order
             flat, order = torch.sort(flat, stable=True)
         unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())
-        transpose = (empty,) * 3 if kept is not None else _transpose(flat[:weights], flat.numel(), shape, window)
+        transpose = (empty,) * 3 if kept is not None else _transpose(unit, weights, shape, window)
         units = Units(*unit, *transpose, flat)
     else:
         outside = places == grid.weights if grid.ragged else None
@@ -201,22 +199,34 @@ def _unit_columns(index: Index, grid: Grid) -> Tensor:
     return (channel * grid.taps + index.col.view(-1, 1) % grid.taps).to(torch.int32).view(-1)
 
 
-def _transpose(
-    positions: Tensor, capacity: int, shape: tuple[int, ...], window: Window
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The transposed index of single weights at ascending flat `positions`, and its permutation; see `Units`."""
-    rows, cols = shape[0], prod(shape[1:])
-    taps = prod(window.kernel)
-    out_group, in_group = rows // window.groups, cols // taps
-    row, column = positions // cols, positions % cols
+def _transpose(index: Index, nnz: int, shape: tuple[int, ...], window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """The transposed index of `nnz` single weights, and its permutation; see `Units`."""
+    # What a weight's place in the transpose takes from its row and from its column is worked out once for each of them.
+    device, rows, cols, taps = index.col.device, shape[0], prod(shape[1:]), prod(window.kernel)
+    out_group, in_group, strides = rows // window.groups, cols // taps, prod(window.stride)
+    row = torch.arange(rows, dtype=torch.int32, device=device)
+    column = torch.arange(cols, dtype=torch.int32, device=device)
     tap = column % taps
-    channel = row // out_group * in_group + column // taps
-    tap_h, tap_w = tap // window.kernel[1], tap % window.kernel[1]
-    phase_h = tap_h * window.dilation[0] % window.stride[0]
-    phase_w = tap_w * window.dilation[1] % window.stride[1]
-    t_row = (channel * window.stride[0] + phase_h) * window.stride[1] + phase_w
-    t_rows, t_cols = in_group * window.groups * prod(window.stride), out_group * taps
-    t_positions, order = torch.sort(t_row * t_cols + row % out_group * taps + tap)
-    perm = torch.arange(capacity, dtype=torch.int32, device=positions.device)
-    perm[: positions.numel()] = order.to(torch.int32)
-    return *index_from_positions(t_positions, t_rows, t_cols, capacity), perm
+    phase_h = tap // window.kernel[1] * window.dilation[0] % window.stride[0]
+    phase_w = tap % window.kernel[1] * window.dilation[1] % window.stride[1]
+    channel = column // taps * strides + phase_h * window.stride[1] + phase_w
+    counts, live = index.row_ptr.diff(), index.col[:nnz]
+    t_row = channel.index_select(0, live)
+    if window.groups > 1:
+        t_row += _spread(row // out_group * (in_group * strides), counts, nnz)
+    t_col = _spread(row % out_group * taps, counts, nnz) + tap.index_select(0, live)
+    t_rows = in_group * window.groups * strides
+    # Within a row of the transpose the weights are in order already: a stable sort by it, of few digits, is enough.
+    order = torch.sort(t_row.to(torch.int16) if t_rows < 2**15 else t_row, stable=True).indices
+    t_row_ptr = index.row_ptr.new_zeros(t_rows + 1)
+    t_row_ptr[1:] = torch.bincount(t_row, minlength=t_rows).cumsum(0)
+    padded = torch.zeros_like(index.col)
+    padded[:nnz] = t_col.index_select(0, order)
+    perm = torch.arange(index.col.numel(), dtype=torch.int32, device=device)
+    perm[:nnz] = order
+    return t_row_ptr, padded, perm
+
+
+def _spread(of_row: Tensor, counts: Tensor, nnz: int) -> Tensor:
+    """What every row has, for each of its `counts` weights."""
+    return torch.repeat_interleave(of_row, counts, output_size=nnz)

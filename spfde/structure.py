@@ -49,6 +49,10 @@ class Grid:
         """Whether some blocks reach outside the weight."""
         return self.outputs % self.block[0] != 0 or self.channels % self.block[1] != 0
 
+    def rows(self, device: torch.device | None = None) -> Tensor:
+        """The block row [size] (int64) of every position."""
+        return torch.arange(self.shape[0], device=device).view(-1, 1).expand(self.shape).reshape(-1)
+
     def cut(self, weight: Tensor) -> Tensor:
         """All blocks [size, R, C] of a dense weight, 0 where they reach outside."""
         height, width = self.block
@@ -62,6 +66,8 @@ class Grid:
         """Flat places [n, R, C] (int64) in the dense weight of the blocks at `positions` [n], `weights` outside it."""
         height, width = self.block
         positions = positions.view(-1, 1, 1)
+        if self.block == (1, 1):
+            return positions
         column = positions % self.shape[1]
         output = positions // self.shape[1] * height + torch.arange(height, device=positions.device).view(-1, 1)
         channel = column // self.taps * width + torch.arange(width, device=positions.device)
@@ -126,15 +132,15 @@ class Pattern:
 
     def groups(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """The group [grid.size] (int64) of every position: groups are what the pattern counts in (see `quota`)."""
-        position = torch.arange(grid.size, device=device)
+        if self.kind not in ("fan-in", "n:m"):
+            return torch.zeros(1, dtype=torch.int64, device=device).expand(grid.size)  # takes no memory
         if self.kind == "fan-in":
-            return position // grid.shape[1]
-        if self.kind == "n:m":
-            column = position % grid.shape[1]
-            along = ceil(grid.channels / self.numbers[1])
-            group = column // grid.taps // self.numbers[1]
-            return (position // grid.shape[1] * along + group) * grid.taps + column % grid.taps
-        return torch.zeros_like(position)
+            return grid.rows(device)
+        position = torch.arange(grid.size, device=device)
+        column = position % grid.shape[1]
+        along = ceil(grid.channels / self.numbers[1])
+        group = column // grid.taps // self.numbers[1]
+        return (position // grid.shape[1] * along + group) * grid.taps + column % grid.taps
 
     def quota(self, grid: Grid, count: int, device: torch.device | None = None) -> Tensor:
         """How many blocks each group holds [number of groups] (int64) when the layer holds `count`.

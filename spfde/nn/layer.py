@@ -215,9 +215,9 @@ class SparseLayer(nn.Module, ABC):
             raise ValueError(problem)
         positions, old = positions.contiguous(), self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
-        if old.numel():
-            slot = torch.searchsorted(old, positions).clamp_(max=old.numel() - 1)
-            source[: positions.numel()] = torch.where(old[slot] == positions, slot, -1)
+        slot = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
+        slot[old] = torch.arange(old.numel(), dtype=torch.int32, device=positions.device)
+        source[: positions.numel()] = slot[positions]
         if newborn is not None:
             source[: positions.numel()][torch.isin(positions, newborn)] = -1
         index = index_from_positions(positions, *self.grid.shape, capacity)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
 from spfde.topology import moves
+from spfde.topology.birth import keep_highest_in_groups
 from spfde.topology.capacity import reserve
 from spfde.topology.history import History, Report
 from spfde.topology.layers import check, count_groups, highest, magnitude, sparse_layers
@@ -149,7 +150,7 @@ class Topology:
 
     def report(self) -> Report:
         """What the updates so far did to every layer, and how much of it was ever explored (R_s)."""
-        return Report({name: self._history[name].row(layer) for name, layer in self.layers.items()}, self.explored)
+        return Report.of(self.layers, self._history, self.explored, self._step)
 
     @property
     def explored(self) -> float:
@@ -245,22 +246,21 @@ class Topology:
 
     def _live(self) -> dict[str, SparseLayer]:
         """The layers that may move."""
-        candidates = self.layers.items()
-        return {n: layer for n, layer in candidates if n not in self._settled and layer.values.requires_grad}
+        return {n: layer for n, layer in self.layers.items() if n not in self._settled and layer.values.requires_grad}
 
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
         """Keeps what `stays`, grows the rest up to `count` blocks; returns how many weights that moved."""
         old, rule, device = layer.positions(), layer.structure, score.device
         group = rule.groups(layer.grid, device)
         want = count_groups(group, old) if count == layer.nnz else rule.quota(layer.grid, count, device)
-        order = torch.sort(score[stays], descending=True, stable=True).indices
-        kept = old[stays][order]
-        kept = kept[moves.first_in_groups(group[kept], want)].sort().values  # a smaller count may leave too many
+        kept = old[stays]
+        if count != layer.nnz:  # a group may have too many
+            kept = kept[keep_highest_in_groups(score[stays], group[kept], want)]
         need = want - count_groups(group, kept, want.numel())
         grown = self._grow(name, layer, kept, need, group) if int(need.sum()) else kept.new_empty(0)
         if not grown.numel() and kept.numel() == old.numel():
             return 0
-        return self._move(name, layer, torch.cat([kept, grown]).sort().values, grown if self.forgets else None)
+        return self._move(name, layer, moves.ascending(layer.grid.size, kept, grown), grown if self.forgets else None)
 
     def _trim(self, name: str, layer: SparseLayer) -> int:
         """Prunes a layer to its target count by magnitude; how many weights went."""
@@ -283,9 +283,9 @@ class Topology:
             if isinstance(state, Tensor) and state.shape == shape:
                 permute(state, source)
         self._moved(name, layer, source)
-        survived = int((source >= 0).sum())
-        self._history[name].record(layer, before, survived)
-        return (max(before, layer.nnz) - survived) * prod(layer.grid.block)
+        new = positions[source[: layer.nnz] < 0]
+        self._history[name].record(self._step, before, layer.nnz, new)
+        return (max(before, layer.nnz) - layer.nnz + new.numel()) * prod(layer.grid.block)
 
     def _reserve(self, capacity: Mapping[str, int]) -> None:
         """Makes room for that many blocks in each layer, as far as it has them."""

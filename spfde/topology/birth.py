@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,18 +26,42 @@ def scores(weights: Mapping[str, Tensor], grids: Mapping[str, Grid], init: str, 
     }
 
 
-def keep_highest(score: Tensor, count: int) -> Tensor:
-    """Ascending positions (int64) of the `count` highest scores, ties to the lower position: always exactly `count`.
+def among_highest(score: Tensor, count: int) -> Tensor:
+    """Which scores (bool [n]) are among the `count` highest, ties to the lower position: always exactly `count`.
 
     NaN counts as the highest score.
     """
     if not 0 < count < score.numel():
-        return torch.arange(score.numel() if count > 0 else 0, device=score.device)
+        return torch.full_like(score, count > 0, dtype=torch.bool)
     score = torch.nan_to_num(score, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    # A selection instead of a sort: three times faster.
-    edge = score.topk(count, sorted=False).values.min()
-    above, tied = score > edge, score == edge
-    return (above | (tied & (tied.cumsum(0) <= count - above.sum()))).nonzero().view(-1)
+    least = edge(score, count)
+    chosen = score >= least
+    surplus = int(chosen.count_nonzero()) - count
+    if surplus:
+        chosen[places_of(score == least)[-surplus:]] = False
+    return chosen
+
+
+def edge(score: Tensor, count: int) -> Tensor:
+    """The lowest of the `count` highest scores [..., n], over the last dimension."""
+    if score.device.type != "cpu":
+        return score.topk(count, sorted=False).values.amin(-1)
+    # A partition: numpy's takes a tenth of the time of torch's selection, a hundredth of a sort's.
+    score = score.detach() if score.dtype != torch.bfloat16 else score.detach().float()
+    place = score.shape[-1] - count
+    return torch.as_tensor(np.partition(score.numpy(), place)[..., place])
+
+
+def keep_highest(score: Tensor, count: int) -> Tensor:
+    """Ascending positions (int64) of the `count` highest scores, as `among_highest` has them."""
+    return places_of(among_highest(score, count))
+
+
+def places_of(mask: Tensor) -> Tensor:
+    """Where a bool mask [n] is true: ascending, int64."""
+    if mask.device.type != "cpu":
+        return mask.nonzero().view(-1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # in half the time
 
 
 def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
@@ -47,19 +72,30 @@ def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
     place = torch.arange(group.numel(), device=group.device)
     if quota.numel() == 1:
         return place < quota
-    order = torch.sort(group, stable=True).indices
+    of, order = torch.sort(group.to(torch.int32), stable=True)
     held = torch.bincount(group, minlength=quota.numel())
-    rank = torch.empty_like(place)
-    rank[order] = place - (held.cumsum(0) - held)[group[order]]
-    return rank < quota[group]
+    rank = place - (held.cumsum(0) - held).index_select(0, of)
+    chosen = torch.zeros_like(place, dtype=torch.bool)
+    chosen[order[rank < quota.index_select(0, of)]] = True
+    return chosen
 
 
 def keep_highest_in_groups(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:
     """Ascending positions (int64) of the `quota[g]` highest scores of every group g, ties to the lower position."""
     if quota.numel() == 1:
         return keep_highest(score, int(quota))
-    order = torch.sort(score, descending=True, stable=True).indices
+    order = descending(score)
     return order[first_in_groups(group[order], quota)].sort().values
+
+
+def descending(score: Tensor) -> Tensor:
+    """The order [n] of falling scores, ties to the lower position."""
+    if score.dtype != torch.float32:
+        return torch.sort(score, descending=True, stable=True).indices
+    # The bits of a float, as whole numbers (those of a negative one mirrored), have its order, and sort six times
+    # faster. Adding 0 makes one zero of the two.
+    bits = (score.nan_to_num(torch.inf, torch.inf, -torch.inf) + 0.0).view(torch.int32)
+    return torch.sort(~torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits), stable=True).indices
 
 
 def keep_globally(layer_scores: Mapping[str, Tensor], count: int) -> dict[str, int]:

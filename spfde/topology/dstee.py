@@ -73,14 +73,14 @@ class DSTEE(RigL):
 
     def _growth(self, name: str, kept: Tensor, need: Tensor, group: Tensor) -> Iterator[tuple[int, Tensor]]:
         probe = self._watch.probes[name]
+        slabs = list(probe.magnitudes())  # held, as the edge comes before the growth
         if self.c is None:
-            whole = torch.zeros_like(group)
-            edge = highest(probe.magnitudes(), whole, kept, need.sum().view(1))[1]
-            strength = float(edge[-1]) * self.eps if edge.numel() else 0.0
+            edge = highest(slabs, group, kept, need.sum().view(1))[1]
+            strength = float(edge.min()) * self.eps if edge.numel() else 0.0
         else:
             strength = self.c * log(max(1, self._step)) / probe.scale()
         rounds = self.rounds[name]
-        for first, score in probe.magnitudes():
+        for first, score in slabs:
             yield first, score + strength / (rounds[first : first + score.numel()] + self.eps)
 
     def _own_state(self) -> dict[str, Any]:

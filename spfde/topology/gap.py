@@ -12,8 +12,8 @@ class GaP(Scheduled):
     """Grows one partition of the layers to dense, trains it for `every` steps, prunes it by |w| and goes to the next.
 
     Partitions are runs of consecutive layers, visited in a cycle; grown weights start at 0. Every layer is at its
-    target from `end` of the training on. Source: scheduled grow-and-prune (ICLR 2022), cyclic partitions. Every layer
-    is dense for a while, so all of them need the capacity of a dense one.
+    target from `end` of the training on. Source: scheduled grow-and-prune (ICLR 2022), cyclic partitions (its parallel
+    ones need a replica each). Every layer is dense for a while, so all of them need the capacity of a dense one.
 
     partitions: >= 1. end: share of the training, in (0, 1]. drop_fraction: has no meaning here. The rest: see Topology.
 

@@ -63,7 +63,7 @@ class Probe:
         for start, stop in self._spans():
             slab = self._slab(start, stop)
             if ranks() > 1:
-                slab = slab.contiguous()
+                slab = slab.clone(memory_format=torch.contiguous_format)  # it may be a view of the sum
                 dist.all_reduce(slab)
                 slab /= ranks()
             yield start // grid.block[0] * grid.shape[1], replace(grid, outputs=stop - start).cut(slab)
@@ -78,10 +78,11 @@ class Probe:
 
         It differs under GradScaler, averaging over ranks and clipping; 1 where the stored weights do not tell.
         """
-        layer = self.layer
-        stored = torch.zeros(layer.grid.size, dtype=torch.bool, device=layer.values.device)
-        stored[layer.positions()] = True
-        watched = sum(float(sums[stored[first : first + sums.numel()]].sum()) for first, sums in self.magnitudes())
+        layer, watched = self.layer, 0.0
+        for first, blocks in self.slabs():
+            here = layer.positions() - first
+            ends = torch.searchsorted(here, torch.tensor([0, len(blocks)], device=here.device)).tolist()
+            watched += float(blocks[here[ends[0] : ends[1]]].abs().sum())
         used = 0.0 if layer.values.grad is None else float(layer.values.grad[: layer.nnz].abs().sum())
         return used / watched if used and watched else 1.0
 
@@ -95,12 +96,11 @@ class Probe:
 
     def _slab(self, start: int, stop: int) -> Tensor:
         shape = (stop - start, *self.layer.shape[1:])
-        slab = self.layer.values.new_zeros(shape, dtype=_wide(self.layer.values).dtype)
-        if self._sum is not None:
-            slab += self._sum[start:stop]
-        for dy, x in self._factors:
-            slab += self._product(dy[:, start:stop], x, start, shape)
-        return slab
+        parts = [] if self._sum is None else [self._sum[start:stop]]
+        parts += [self._product(dy[:, start:stop], x, start, shape) for dy, x in self._factors]
+        if not parts:
+            return self.layer.values.new_zeros(shape, dtype=_wide(self.layer.values).dtype)
+        return sum(parts[1:], parts[0])
 
     def _product(self, dy: Tensor, x: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
         dy = _wide(dy)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.topology.birth import first_in_groups
+from spfde.topology.birth import among_highest, keep_highest_in_groups
 
 if TYPE_CHECKING:
     from spfde.topology.base import Topology
@@ -65,6 +65,8 @@ def magnitude(layer: SparseLayer) -> Tensor:
 def count_groups(group: Tensor, positions: Tensor | None = None, groups: int | None = None) -> Tensor:
     """How many of the positions (all if None) are in each group [groups]."""
     groups = groups or (int(group[-1]) + 1 if group.numel() else 1)
+    if groups == 1:
+        return torch.tensor([(group if positions is None else positions).numel()], device=group.device)
     return torch.bincount(group if positions is None else group[positions], minlength=groups)
 
 
@@ -72,7 +74,8 @@ def highest(layer: SparseLayer, score: Tensor, count: int) -> Tensor:
     """Which stored blocks (bool [nnz]) are the `count` with the highest scores, as the pattern allows."""
     rule, positions = layer.structure, layer.positions()
     group, quota = rule.groups(layer.grid, score.device)[positions], rule.quota(layer.grid, count, score.device)
-    order = torch.sort(score, descending=True, stable=True).indices
+    if quota.numel() == 1:
+        return among_highest(score, count)
     stays = torch.zeros_like(score, dtype=torch.bool)
-    stays[order[first_in_groups(group[order], quota)]] = True
+    stays[keep_highest_in_groups(score, group, quota)] = True
     return stays

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde.topology.birth import first_in_groups
+from spfde.topology.birth import (
+    among_highest,
+    descending,
+    edge,
+    first_in_groups,
+    keep_highest,
+    keep_highest_in_groups,
+    places_of,
+)
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:
@@ -19,7 +27,9 @@ def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Te
 
     Of equal scores the last one is dropped first. score, group: [nnz]. room: [groups].
     """
-    order = torch.sort(score, descending=True, stable=True).indices.flip(0)
+    if room.numel() == 1:
+        return among_highest(score, score.numel() - min(count, int(room)))
+    order = descending(score).flip(0)
     droppable = order[first_in_groups(group[order], room)]
     stays = torch.ones_like(score, dtype=torch.bool)
     stays[droppable[:count]] = False
@@ -29,34 +39,43 @@ def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Te
 def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator) -> Tensor:
     """`need[g]` distinct positions of each group g outside `kept`, all equally likely.
 
-    group: [grid size]. kept: positions [n]. need: [groups].
+    group: [grid size]. kept: positions [n], ascending. need: [groups].
     """
-    candidates = _free(group, kept).nonzero().view(-1)
-    order = torch.randperm(candidates.numel(), generator=generator)
-    candidates = candidates[order.to(candidates.device)]
-    return candidates[first_in_groups(group[candidates], need)]
+    if need.numel() == 1:
+        rank = _subset(group.numel() - kept.numel(), int(need), generator).to(kept.device)
+        # Before the position of a free rank lie the kept ones that have no more free ones before them than that.
+        before = kept - torch.arange(kept.numel(), device=kept.device)
+        return rank + torch.searchsorted(before, rank, right=True)
+    noise = torch.rand(group.numel(), generator=generator, dtype=torch.float64).to(kept.device)
+    return highest([(0, noise)], group, kept, need)[0]
 
 
 def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
-    """The `need[g]` positions of each group g outside `kept` with the highest scores, and these scores.
+    """The `need[g]` positions (ascending) of each group g outside `kept` with the highest scores, and these scores.
 
     slabs: (first position, scores of the positions from there on), ascending, whole groups each unless there is only
-    one; only the best so far are held. group: [grid size]. need: [groups].
+    one; only the best so far are held. group: [grid size]. kept: ascending. need: [groups].
     """
-    free, whole = _free(group, kept), need.numel() == 1
-    best, scores = kept.new_empty(0), None
+    whole, best, scores = need.numel() == 1, kept.new_empty(0), torch.empty(0)
+    if not int(need.sum()):
+        return best, scores
     for first, score in slabs:
-        inside = free[first : first + score.numel()].nonzero().view(-1)
-        place, score = inside + first, score[inside]
-        if scores is None:
-            scores = score.new_empty(0)
-        if whole:  # the best so far compete again, in front: ties go to the lower position
-            place, score = torch.cat([best, place]), torch.cat([scores, score])
-        order = torch.sort(score, descending=True, stable=True).indices
-        order = order[: int(need)] if whole else order[first_in_groups(group[place[order]], need)]
-        place, score = place[order], score[order]
-        best, scores = (place, score) if whole else (torch.cat([best, place]), torch.cat([scores, score]))
-    return best, torch.empty(0) if scores is None else scores
+        ends = torch.searchsorted(kept, torch.tensor([first, first + score.numel()], device=kept.device)).tolist()
+        taken = kept[ends[0] : ends[1]] - first
+        score = score.nan_to_num(torch.inf, torch.inf, -torch.inf).index_fill_(0, taken, -torch.inf)
+        if not whole:
+            inside = group[first : first + score.numel()]
+            place = _promising(score, inside, group.numel() // need.numel(), int(need.max()))
+            place = place[keep_highest_in_groups(score[place], inside[place], need)]
+        elif best.numel() < int(need):
+            place = keep_highest(score, min(int(need), score.numel() - taken.numel()))
+        else:  # only what is above the worst so far
+            place = places_of(score > scores.min())
+        best, scores = torch.cat([best, first + place]), torch.cat([scores.to(score), score[place]])
+        if whole and best.numel() > int(need):
+            chosen = keep_highest(scores, int(need))
+            best, scores = best[chosen], scores[chosen]
+    return best, scores
 
 
 def share(total: int, weight: Mapping[str, float], limit: Mapping[str, int]) -> dict[str, int]:
@@ -87,7 +106,32 @@ def share(total: int, weight: Mapping[str, float], limit: Mapping[str, int]) -> 
     return parts
 
 
-def _free(group: Tensor, kept: Tensor) -> Tensor:
-    free = torch.ones_like(group, dtype=torch.bool)
-    free[kept] = False
-    return free
+def ascending(size: int, *parts: Tensor) -> Tensor:
+    """The positions in `parts`, all below `size` and none of them twice, in order."""
+    there = torch.zeros(size, dtype=torch.bool, device=parts[0].device)
+    for part in parts:
+        there[part] = True
+    return places_of(there)
+
+
+def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` numbers below `size`, ascending; every set of them is equally likely."""
+    if 2 * count > size:
+        there = torch.ones(size, dtype=torch.bool)
+        there[_subset(size, size - count, generator)] = False
+        return places_of(there)
+    chosen = torch.empty(0, dtype=torch.int64)
+    while chosen.numel() < count:  # what was drawn twice is drawn again: no number is preferred, so no set is
+        more = torch.randint(size, (count - chosen.numel(),), generator=generator)
+        chosen = torch.cat([chosen, more]).unique()
+    return chosen
+
+
+def _promising(score: Tensor, group: Tensor, length: int, most: int) -> Tensor:
+    """Where a score may be among the `most` highest of its group: not at -inf, few if groups are runs of one length."""
+    free = score > -torch.inf
+    if 0 < most < length and score.numel() % length == 0:
+        rows, of_rows = score.view(-1, length), group.view(-1, length)
+        if bool((of_rows == of_rows[:, :1]).all()):
+            free &= (rows >= edge(rows, most).unsqueeze(1)).view(-1)
+    return places_of(free)

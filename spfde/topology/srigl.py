@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.topology.birth import first_in_groups
+from spfde.topology.birth import keep_highest_in_groups
 from spfde.topology.layers import count_groups
-from spfde.topology.moves import highest, without_lowest
+from spfde.topology.moves import ascending, highest, without_lowest
 from spfde.topology.rigl import RigL
 
 
@@ -54,22 +54,22 @@ class SRigL(RigL):
 
     def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
         room = torch.tensor([layer.grid.size - layer.nnz], device=score.device)
-        return without_lowest(score, torch.zeros_like(score).long(), room, int(self.schedule(self._step) * layer.nnz))
+        return without_lowest(score, layer.positions(), room, int(self.schedule(self._step) * layer.nnz))
 
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
         if not layer.nnz:
             return 0
-        old, magnitudes, (rows, cols) = layer.positions(), self._watch.probes[name].magnitudes, layer.grid.shape
-        row = torch.arange(layer.grid.size, device=old.device) // cols
+        old, (rows, cols) = layer.positions(), layer.grid.shape
+        slabs = list(self._watch.probes[name].magnitudes())  # held, as growth is asked for twice
+        row = layer.grid.rows(old.device)
         dropped = (~stays).sum().view(1)
-        likely = highest(magnitudes(), torch.zeros_like(row), old[stays], dropped)[0]
+        likely = highest(slabs, row, old[stays], dropped)[0]
         salient = count_groups(row, torch.cat([old[stays], likely]), rows)
         want = fan_in(salient, layer.nnz, cols, 0.0 if name == self._last else self.gamma, count_groups(row, old, rows))
-        order = torch.sort(score[stays], descending=True, stable=True).indices
-        kept = old[stays][order]
-        kept = kept[first_in_groups(row[kept], want)]
-        grown = highest(magnitudes(), row, kept, want - count_groups(row, kept, rows))[0]
-        positions = torch.cat([kept, grown]).sort().values
+        kept = old[stays]
+        kept = kept[keep_highest_in_groups(score[stays], row[kept], want)]
+        grown = highest(slabs, row, kept, want - count_groups(row, kept, rows))[0]
+        positions = ascending(layer.grid.size, kept, grown)
         return 0 if torch.equal(positions, old) else self._move(name, layer, positions)
 
 

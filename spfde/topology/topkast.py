@@ -15,6 +15,8 @@ from spfde.nn.layer import permute
 from spfde.topology.base import Topology
 from spfde.topology.birth import keep_highest_in_groups
 from spfde.topology.exploration import Exploration
+from spfde.topology.layers import count_groups
+from spfde.topology.moves import highest
 
 
 class TopKAST(Topology):
@@ -65,7 +67,8 @@ class TopKAST(Topology):
             if layer.nnz
         }
         for name in self.explorations:
-            self._choose(name, self.layers[name].positions())
+            theta = self._everything(name)
+            self._choose(name, theta, theta.abs().sum((1, 2)), self.layers[name].positions())
 
     def backward_mask(self, name: str) -> Tensor:
         """Bool mask of the dense shape: the weights of a layer that get a gradient."""
@@ -89,32 +92,28 @@ class TopKAST(Topology):
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
         if name not in self.explorations:
             return 0
-        magnitude = self._everything(name).abs().sum((1, 2))
-        group = layer.structure.groups(layer.grid, score.device)
-        return self._choose(
-            name, keep_highest_in_groups(magnitude, group, layer.structure.quota(layer.grid, count, score.device))
-        )
+        theta, rule = self._everything(name), layer.structure
+        magnitude, group = theta.abs().sum((1, 2)), rule.groups(layer.grid, score.device)
+        forward = keep_highest_in_groups(magnitude, group, rule.quota(layer.grid, count, score.device))
+        return self._choose(name, theta, magnitude, forward)
 
     @torch.no_grad()
-    def _choose(self, name: str, forward: Tensor) -> int:
+    def _choose(self, name: str, theta: Tensor, magnitude: Tensor, forward: Tensor) -> int:
         """Makes `forward` the forward set and the next largest weights the exploration; how many weights moved."""
         layer, exploration = self.layers[name], self.explorations[name]
-        theta = self._everything(name)
-        score = theta.abs().sum((1, 2))
-        score[forward] = torch.inf
-        group = layer.structure.groups(layer.grid, score.device)
-        both = keep_highest_in_groups(score, group, layer.structure.quota(layer.grid, self._both(layer), score.device))
-        explored = both[~torch.isin(both, forward)]
+        group = layer.structure.groups(layer.grid, forward.device)
+        both = layer.structure.quota(layer.grid, self._both(layer), forward.device)
+        need = (both - count_groups(group, forward, both.numel())).clamp_(min=0)
+        explored = highest([(0, magnitude)], group, forward, need)[0]
         old = torch.cat([layer.positions(), exploration.positions])
-        slot = torch.full((layer.grid.size,), -1, dtype=torch.int64, device=old.device)
-        slot[old] = torch.arange(old.numel(), device=old.device)
+        slot = torch.full((layer.grid.size,), -1, dtype=torch.int32, device=old.device)
+        slot[old] = torch.arange(old.numel(), dtype=torch.int32, device=old.device)
         new = torch.cat([forward, explored])
         source = torch.full((layer.values.shape[0],), -1, dtype=torch.int64, device=old.device)
         source[: new.numel()] = slot[new]
         grad = None if layer.values.grad is None else layer.values.grad.clone()
         before = layer.nnz
-        stayed = int(torch.isin(forward, layer.positions()).sum())
-        layer.move_to(forward)
+        born = forward[layer.move_to(forward)[: forward.numel()] < 0]
         layer.values.data[: new.numel()] = theta[new]
         if grad is not None:
             permute(grad, source)
@@ -124,9 +123,9 @@ class TopKAST(Topology):
                 permute(state, source)
         exploration.place(explored)
         self.reservoir[name] = theta
-        if stayed < before:
-            self._history[name].record(layer, before, stayed)
-        return (before - stayed) * prod(layer.grid.block)
+        if born.numel():
+            self._history[name].record(self._step, before, layer.nnz, born)
+        return born.numel() * prod(layer.grid.block)
 
     def _everything(self, name: str) -> Tensor:
         """All weights of a layer, trained or not: [grid size, R, C]."""

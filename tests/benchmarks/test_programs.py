@@ -11,10 +11,14 @@ import pytest
 import scaling
 import sweep
 import torch
+import update
 from benchmarks.records import cell, record
 from cases import SPARSITIES, Layer, conv, sparse_case
 from record import Record
+from timing import summarise
 from torch import nn
+
+from spfde.topology import METHODS
 
 SMALL = [Layer("linear", 32, (32, 48)), conv(16, (8, 8), 4, 3)]
 
@@ -171,3 +175,32 @@ def test_a_way_that_computes_something_else_is_listed_and_not_timed(small, monke
     assert list(some.seconds) == ["dense", "dense channels_last", "native"]
     assert some.absent.keys() == {"masked"}
     assert some.absent["masked"].startswith("wrong output")
+
+
+def test_update_times_every_method_beside_what_is_asked(monkeypatch, capsys):
+    def small():
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, stride=2),
+            nn.Flatten(),
+            nn.Linear(32, 16),
+            nn.Linear(16, 10),
+        )
+
+    monkeypatch.setattr(update, "network", small)
+    monkeypatch.setattr(update, "BATCH", 2)
+    monkeypatch.setattr(update, "SIZE", 8)
+    update.main(["--threads", "1", "--rounds", "1"])
+    head, names, *rows = capsys.readouterr().out.splitlines()
+    assert head.count("1 threads") == 1 and names.split()[:2] == ["step", "ms"]
+    assert [row.split()[0] for row in rows] == list(METHODS)
+    update.main(["--threads", "1", "--rounds", "1", "--parts", "RigL"])
+    assert "moves.py" in capsys.readouterr().out
+
+
+def test_a_cost_in_steps():
+    """An update step of 5 beside steps of 2 takes 1.5 steps more: 1.5% of the training at one in a hundred."""
+    times = [summarise([seconds] * 3) for seconds in (2.0, 5.0)]
+    cost = update.Cost(*times)
+    assert (cost.update, cost.steps, cost.share(), cost.share(10)) == (3.0, 1.5, 0.015, 0.15)

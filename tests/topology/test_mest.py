@@ -35,25 +35,60 @@ def train_step(model, optimizer, seed):
     optimizer.step()
 
 
-def test_one_update_by_hand():
-    """|w| = 4 1 3 2 at positions 1 2 5 7 of 8: half of the four drop (1 and 2), the two drawn are the generator's."""
+@pytest.mark.parametrize("seed", range(6))
+def test_one_update_by_hand(seed):
+    """|w| = 4 1 3 2 at positions 1 2 5 7 of 8: half of the four drop (1 and 2), two come, one dropped or not."""
     linear = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[0.0, 4, 1, 0], [0, -3, 0, 2]]))
     layer = SparseLinear.from_dense(linear)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
     optimizer.state[layer.values]["momentum_buffer"] = torch.tensor([10.0, 20, 30, 40]).view(4, 1, 1)
-    topology = MEST(layer, optimizer, total_steps=100, every=1, drop_fraction=0.5, seed=3)
-    free = torch.tensor([0, 2, 3, 4, 6, 7])  # all but the kept 1 and 5, so a dropped one may come back, at 0
-    drawn = free[torch.randperm(6, generator=torch.Generator().manual_seed(3))[:2]]
+    topology = MEST(layer, optimizer, total_steps=100, every=1, drop_fraction=0.5, seed=seed)
     assert topology.step()
+    drawn = set(layer.positions().tolist()) - {1, 5}  # from 0 2 3 4 6 7: a dropped one may come back, at 0
     expected = torch.zeros(8)
     expected[[1, 5]] = torch.tensor([4.0, -3.0])
     momentum = dict(zip(layer.positions().tolist(), optimizer.state[layer.values]["momentum_buffer"].view(-1).tolist(),
                         strict=True))  # fmt: skip
     assert torch.equal(layer.dense_weight().view(-1), expected)
-    assert layer.positions().tolist() == sorted([1, 5, *drawn.tolist()])
-    assert momentum == {1: 10.0, 5: 30.0, **{int(p): 0.0 for p in drawn}}
+    assert len(drawn) == 2
+    assert momentum == {1: 10.0, 5: 30.0, **dict.fromkeys(drawn, 0.0)}
+
+
+def eight(*first):
+    """A layer of eight weights, of which the first are stored."""
+    linear = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[*first, *[0.0] * (8 - len(first))]]))
+    return SparseLinear.from_dense(linear)
+
+
+def test_mest_soft_trains_above_its_target():
+    """Two of eight, half as many more: 3, then (from 9/16 on) 2 + a quarter of 2 = 2, and the largest two stay."""
+    layer = eight(4.0, 3)
+    topology = MEST(
+        layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=16, every=4, drop_fraction=0.5, soft=True
+    )
+    assert list(layer.values.shape) == [3, 1, 1]
+    counts = []
+    for _ in range(16):
+        topology.step()
+        counts.append(layer.nnz)
+    assert counts == [2] * 3 + [3] * 8 + [2] * 5
+    assert layer.dense_weight().tolist() == [[4, 3, 0, 0, 0, 0, 0, 0]]
+
+
+def test_mest_soft_ends_at_its_target_even_without_a_late_update():
+    layer = eight(4.0, 3)
+    topology = MEST(
+        layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=16, every=5, drop_fraction=0.5, soft=True
+    )
+    moved = [topology.step() for _ in range(8)]
+    assert layer.nnz == 3 and sum(moved) == 1
+    topology.every = 100
+    assert [topology.step() for _ in range(8)] == [False] * 7 + [True]
+    assert layer.nnz == 2
 
 
 def test_the_gradient_counts_with_lam():

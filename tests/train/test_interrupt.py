@@ -65,7 +65,7 @@ def test_sigterm_does_the_same(press, tmp_path, monkeypatch):
     assert stopped.exit_code == 128 + signal.SIGTERM
     assert stopped.stderr.startswith("stopped, and kept; continue with: spfde train --resume --out ")
     resumed = spfde("--resume", "--out", tmp_path)
-    assert resumed.exit_code == 0 and "starts at epoch" not in resumed.stdout
+    assert resumed.exit_code == 0 and "starts at epoch 0" in resumed.stdout
 
 
 def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_goes_on(tmp_path):
