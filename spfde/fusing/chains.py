@@ -168,7 +168,7 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
 
 def _without_saving(source: fx.Node, graph: fx.Graph, module: nn.Module) -> bool:
     """Lets the layers that read `source` call for it again in backward, unless something else saves it in any case."""
-    if not (source.op == "placeholder" or _is_norm(source, module) or _is_gelu(source, module)):
+    if not _may_come_from_chain(source, module):
         return False
     readers = [user for user in source.users if _is_layer(user, source, module)]
     if any(user.op != "call_module" and user.op != "output" and user.target not in _ADDITIONS for user in source.users):
@@ -189,10 +189,12 @@ def _is_layer(node: fx.Node, source: fx.Node, module: nn.Module) -> bool:
     return next(layer.children(), None) is None and not isinstance(layer, nn.Identity)
 
 
-def _is_gelu(node: fx.Node, module: nn.Module) -> bool:
+def _may_come_from_chain(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a norm or a GELU may have made this value, here or in another module: seen when it is there."""
     if node.op == "call_module":
-        return type(module.get_submodule(str(node.target))) is nn.GELU
-    return node.target is F.gelu
+        called = module.get_submodule(str(node.target))
+        return isinstance(called, (*FUSABLE, nn.GELU)) or next(called.children(), None) is not None
+    return node.op == "placeholder" or node.target is F.gelu
 
 
 def _is_norm(node: fx.Node, module: nn.Module) -> bool:
