@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import layers
+import memory
+import networks
 import overhead
 import plot
 import pytest
 import scaling
+import step
 import sweep
 import torch
 from benchmarks.records import cell, record
@@ -171,3 +174,17 @@ def test_a_way_that_computes_something_else_is_listed_and_not_timed(small, monke
     assert list(some.seconds) == ["dense", "dense channels_last", "native"]
     assert some.absent.keys() == {"masked"}
     assert some.absent["masked"].startswith("wrong output")
+
+
+def test_memory_is_the_share_of_the_leaner_dense_way(monkeypatch):
+    small = networks.Network("resnet20", batch=2, size=8)
+    monkeypatch.setitem(networks.NETWORKS, "small", small)
+    dense, sparse = (memory.allocated("small", way) for way in ("contiguous", networks.Sparse("unstructured", 0.9)))
+    assert 0 < sparse < dense
+    assert memory.allocated("small", "contiguous") == dense  # alike in every run
+    assert memory.share({"contiguous": 8, "channels_last": 4, "sparse": 3}) == 0.75
+    case, peaks = networks.MEMORY_CASE, {"contiguous": 8, "channels_last": 4, "sparse": 3}
+    held = {"contiguous": 10, "channels_last": 20, "sparse": 12}
+    row = step.Row("small", case, {"contiguous": 2.0}, 1.0, (1, 1), peaks=peaks, resident=held)
+    assert row.memory == 0.75
+    assert step.line(row).split()[-5:] == ["75%", "<=", "75%", "pass", "120%"]
