@@ -168,7 +168,8 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
 
 def _without_saving(source: fx.Node, graph: fx.Graph, module: nn.Module) -> bool:
     """Lets the layers that read `source` call for it again in backward, unless something else saves it in any case."""
-    if not _may_come_from_chain(source, module):
+    gelu = _is_gelu(source, module)
+    if not gelu and not _may_come_from_chain(source, module):
         return False
     readers = [user for user in source.users if _is_layer(user, source, module)]
     if any(user.op != "call_module" and user.op != "output" and user.target not in _ADDITIONS for user in source.users):
@@ -176,7 +177,7 @@ def _without_saving(source: fx.Node, graph: fx.Graph, module: nn.Module) -> bool
     for reader in readers:
         with graph.inserting_before(reader):
             layer = graph.get_attr(str(reader.target))
-            reader.replace_all_uses_with(graph.call_function(without_saving, (layer, source)))
+            reader.replace_all_uses_with(graph.call_function(without_saving, (layer, source, gelu)))
         graph.erase_node(reader)
     return bool(readers)
 
@@ -190,11 +191,17 @@ def _is_layer(node: fx.Node, source: fx.Node, module: nn.Module) -> bool:
 
 
 def _may_come_from_chain(node: fx.Node, module: nn.Module) -> bool:
-    """Whether a norm or a GELU may have made this value, here or in another module: seen when it is there."""
+    """Whether a norm may have made this value, here or in another module: seen when it is there."""
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
-        return isinstance(called, (*FUSABLE, nn.GELU)) or next(called.children(), None) is not None
-    return node.op == "placeholder" or node.target is F.gelu
+        return isinstance(called, FUSABLE) or next(called.children(), None) is not None
+    return node.op == "placeholder"
+
+
+def _is_gelu(node: fx.Node, module: nn.Module) -> bool:
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))) is nn.GELU
+    return node.target is F.gelu
 
 
 def _is_norm(node: fx.Node, module: nn.Module) -> bool:

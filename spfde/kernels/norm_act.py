@@ -219,15 +219,16 @@ class _NormAct(torch.autograd.Function):
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act, holds):
         x, residual = packed(x, residual)
         y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
-        ctx.settings, ctx.residual, ctx.holds, ctx.remade = (training, eps, act), residual is not None, holds, None
+        ctx.settings, ctx.residual, ctx.holds = (training, eps, act), residual is not None, holds
+        ctx.remade = ctx.unpacked = None
         ctx.save_for_backward(x, {"y": y, "residual": residual}.get(holds), weight, bias, mean, var)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, y, *rest = ctx.saved_tensors
-        if ctx.holds == "residual":
-            y, ctx.remade = remake(ctx), None
+        x, y, *rest = _unpacked(ctx)
+        y = remake(ctx) if ctx.holds == "residual" else y
+        ctx.remade = ctx.unpacked = None
         with torch.no_grad():
             grads = compute_grad(dy, x, y, *rest, *ctx.settings)
         return (*wanted_grads(ctx, dy, grads), *[None] * 7)
@@ -235,6 +236,13 @@ class _NormAct(torch.autograd.Function):
 
 def _is_ours(node: Any) -> bool:
     return isinstance(node, _NormAct._backward_cls)
+
+
+def _unpacked(node: Any) -> tuple[Tensor | None, ...]:
+    """What the node has saved, asked for once until its backward has run: a checkpoint allows no more."""
+    if node.unpacked is None:
+        node.unpacked = node.saved_tensors
+    return node.unpacked
 
 
 def can_remake(node: Any) -> bool:
@@ -246,7 +254,7 @@ def remake(node: Any) -> Tensor:
     """The output y of the call that made `node`, bit for bit, from what that call has saved."""
     if node.remade is not None:
         return node.remade
-    x, residual, weight, bias, mean, var = node.saved_tensors
+    x, residual, weight, bias, mean, var = _unpacked(node)
     _, eps, act = node.settings
     with torch.no_grad():
         y = compute(x, residual, weight, bias, mean, var, False, 0.0, eps, act)[0]

@@ -13,13 +13,13 @@ from torch import Tensor
 from spfde.kernels.norm_act import can_remake, remake
 
 
-def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor, gelu: bool = False) -> Tensor:
     """Layer(y), where backward makes y again instead of keeping it.
 
-    That takes one more pass over memory, for a y that comes from the native `norm_act` or from torch's GELU; any other
-    y is saved as ever. Gradients are the same bits.
+    That takes one more pass over memory, for a y that comes from the native `norm_act` or, with `gelu`, from torch's
+    GELU just before; any other y is saved as ever. Gradients are the same bits.
     """
-    make = None if torch.compiler.is_compiling() else _maker(y.grad_fn)
+    make = None if torch.compiler.is_compiling() else _maker(y.grad_fn, gelu)
     if make is None:
         return layer(y)
     place, order = _place(y), (y.shape, y.stride(), y.is_contiguous())  # values only: the hooks must not hold y
@@ -41,11 +41,19 @@ def _place(tensor: Tensor) -> tuple[int, int, torch.dtype, int]:
     return tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor._version
 
 
-def _maker(node: Any) -> Callable[[], Tensor] | None:
+def _maker(node: Any, gelu: bool) -> Callable[[], Tensor] | None:
     """What makes the output of this node of the autograd graph again, None where nothing cheap does."""
     if can_remake(node):
         return partial(remake, node)
-    return partial(_gelu, node) if type(node).__name__ == "GeluBackward0" else None
+    if gelu and type(node).__name__ == "GeluBackward0" and not _outer_hooks():
+        return partial(_gelu, node)
+    return None
+
+
+def _outer_hooks() -> bool:
+    """Whether hooks see what torch saves, such as a checkpoint's: it lets nothing be looked at twice."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
 
 
 def _gelu(node: Any) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from fusing import models
 from fusing.networks import NETWORKS, built, images
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import spfde
 
@@ -132,3 +133,22 @@ def test_backward_twice():
     loss = model(images()).square().sum()
     first, second = (torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["resnet20", "mlp"])
+def test_under_a_checkpoint(name, reentrant):
+    torch.manual_seed(0)
+    model = spfde.fuse(built(name) if name in NETWORKS else MLP())
+    parts = (
+        [model] if name == "mlp" else [nn.Sequential(model.conv1, model.bn1, model.relu), model.layer1, model.layer2]
+    )
+    results = []
+    for wrapped in ((), parts[-1:], parts):
+        x = images().requires_grad_()
+        for part in parts:
+            x = checkpoint(part, x, use_reentrant=reentrant) if part in wrapped else part(x)
+        model.zero_grad()
+        x.square().sum().backward()
+        results.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
