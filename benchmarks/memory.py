@@ -1,7 +1,10 @@
-"""Peak memory of training steps, each measured in a process of its own (Linux).
+"""Peak memory of training steps, dense and sparse: what is allocated, and what a process holds for it (Linux).
 
-As a program it is that process, and prints bytes: `python benchmarks/memory.py NETWORK contiguous [--threads 2]`, or
-`... NETWORK unstructured 0.9`.
+    python benchmarks/memory.py [--models resnet32 vit_tiny] [--threads 2]
+
+Allocated is the measure: the most bytes of tensors at any moment of a step, at torch's allocator, alike in every run.
+Resident is what the operating system gives a process of its own for a few such steps, above what it holds after a small
+one. It depends on the C library as well: docs/profile.md says how, and which environment brings the two together.
 """
 
 from __future__ import annotations
@@ -9,19 +12,29 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from networks import NETWORKS, Sparse
+from networks import EAGER, MEMORY_CASE, MEMORY_TARGET, NETWORKS, Sparse, loss_of, optimizer_of, training_step
 from torch import nn
+
+import spfde
 
 STEPS = 3
 
 
+def allocated(network: str, way: str | Sparse) -> int:
+    """Bytes that a training step of one way of a network allocates at most, weights and optimizer included."""
+    model, x, y = NETWORKS[network].parts(way)
+    return spfde.memory(model, x, partial(loss_of, y=y), optimizer_of(model)).peak
+
+
 def peak(network: str, way: str | Sparse, threads: int) -> int:
-    """Bytes above an idle process that making a network and training it for a few steps takes at most."""
+    """Bytes above a warm process that making a network and training it for a few steps takes at most."""
     words = [way.pattern, str(way.sparsity)] if isinstance(way, Sparse) else [way]
-    command = [sys.executable, __file__, network, *words, "--threads", str(threads)]
+    command = [sys.executable, __file__, "--resident", network, *words, "--threads", str(threads)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
@@ -31,23 +44,51 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def main() -> None:
-    """Prints the peak of one way of one network, in bytes above the baseline."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("network", choices=NETWORKS)
-    parser.add_argument("way", help="contiguous, channels_last, or a pattern with a sparsity")
-    parser.add_argument("sparsity", type=float, nargs="?")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    warm = nn.Conv2d(8, 8, 3)(torch.randn(2, 8, 8, 8))  # libraries that load at first use belong to the baseline
-    nn.Linear(6, 6)(warm).sum().backward()
+def share(peaks: Mapping[str, int]) -> float:
+    """The sparse peak over that of the leaner dense way."""
+    return peaks["sparse"] / min(peaks[way] for way in EAGER)
+
+
+def _resident_peak(network: str, way: str | Sparse) -> int:
+    """Runs the steps in this process; libraries that load with the first step belong to the baseline."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 6))
+    spfde.fuse(spfde.sparsify(model, 0.5, distribution="erk"))
+    training_step(model, torch.randn(2, 8, 8, 8), torch.tensor([0, 1]), optimizer_of(model))()
     baseline = resident("VmRSS")
-    way = options.way if options.sparsity is None else Sparse(options.way, options.sparsity)
-    _, step = NETWORKS[options.network].way(way)
+    _, step = NETWORKS[network].way(way)
     for _ in range(STEPS):
         step()
-    print(resident("VmHWM") - baseline)
+    return resident("VmHWM") - baseline
+
+
+def _way(words: list[str]) -> str | Sparse:
+    return words[0] if len(words) == 1 else Sparse(words[0], float(words[1]))
+
+
+def main() -> None:
+    """Prints both peaks of the leaner dense way and the sparse one, in 10^6 bytes, and their ratios."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME",
+                        help=f"any of {', '.join(NETWORKS)} (all)")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--resident", nargs="+", metavar="WORD", help=argparse.SUPPRESS)  # the measured process itself
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.resident:
+        network, *way = options.resident
+        print(_resident_peak(network, _way(way)))
+        return
+    head = ("dense MB", "sparse MB", "share", "target", "resident dense", "sparse", "share")
+    print(f"{'network':14}" + "".join(f"{word:>15}" for word in head))
+    for name in options.models:
+        ways = {**{way: way for way in EAGER}, "sparse": MEMORY_CASE}
+        found = {way: allocated(name, what) for way, what in ways.items()}
+        held = {way: peak(name, what, options.threads) for way, what in ways.items()}
+        cells: list[str] = []
+        for peaks in (found, held):
+            cells += [f"{min(peaks[way] for way in EAGER) / 1e6:.1f}", f"{peaks['sparse'] / 1e6:.1f}"]
+            cells += [f"{share(peaks):.0%}"] + ([f"<= {MEMORY_TARGET:.0%}"] if peaks is found else [])
+        print(f"{name:14}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import spfde
 
 DENSE = ("contiguous", "channels_last", "compiled")
+EAGER = DENSE[:2]
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,30 @@ class Network:
         Raises:
             ValueError: spfde.sparsify refuses the pattern.
         """
+        model, x, y = self.parts(way)
+        run = torch.compile(model, fullgraph=True, dynamic=False) if way == "compiled" else model
+        return model, training_step(run, x, y, optimizer_of(model))
+
+    def parts(self, way: str | Sparse) -> tuple[nn.Module, Tensor, Tensor]:
+        """The network as `way` has it (not compiled yet), its input and its targets."""
         model, (x, y) = self.make(), self.data()
         if isinstance(way, Sparse):
             model = spfde.fuse(spfde.sparsify(model, way.sparsity, pattern=way.pattern))
         elif way == "channels_last":
             model = model.to(memory_format=torch.channels_last)
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-        run = torch.compile(model, fullgraph=True, dynamic=False) if way == "compiled" else model
-        return model, training_step(run, x, y, optimizer_of(model))
+        return model, x, y
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum."""
     # A small rate: random targets have nothing to teach, and weights that blow up would time denormals or NaN.
     return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+def loss_of(output: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy, over all tokens where there are some."""
+    return F.cross_entropy(output.flatten(0, -2), y.flatten())
 
 
 def training_step(
@@ -78,7 +89,7 @@ def training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(run(x).flatten(0, -2), y.flatten()).backward()
+        loss_of(run(x), y).backward()
         optimizer.step()
 
     return step

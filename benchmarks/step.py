@@ -4,8 +4,9 @@
                               [--json FILE]
 
 The dense baseline is the fastest of eager contiguous, eager channels_last and torch.compile. All ways of a network take
-turns, so that a machine that slows down slows all alike. Memory is against the leaner of the two eager ways: compiling
-takes memory of its own.
+turns, so that a machine that slows down slows all alike. Memory is against the leaner of the two eager ways, compiling
+takes memory of its own: the share of what a step allocates, which has a target, and of what a process then holds (see
+benchmarks/memory.py).
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from dataclasses import asdict, dataclass
 
 import pytest
 import torch
-from memory import peak
-from networks import DENSE, MEMORY_CASE, MEMORY_TARGET, NETWORKS, TARGETS, Sparse, cases
+from memory import allocated, peak, share
+from networks import DENSE, EAGER, MEMORY_CASE, MEMORY_TARGET, NETWORKS, TARGETS, Sparse, cases
 from timing import command, interleaved, machine
 
 from spfde.nn import SparseLayer
 
 WARMUP = 3
-EAGER = ("contiguous", "channels_last")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case of a network: seconds per step by way (medians), peak bytes by way, what did not run and why.
+    """One case of a network: seconds per step by way (medians), what did not run and why.
 
+    peaks, resident: bytes by way, allocated in a step and held by a process.
     layers: (sparse layers that take a sparse kernel, all sparse layers).
     """
 
@@ -41,6 +42,7 @@ class Row:
     layers: tuple[int, int] = (0, 0)
     absent: str = ""
     peaks: Mapping[str, int] | None = None
+    resident: Mapping[str, int] | None = None
 
     @property
     def best(self) -> str:
@@ -59,8 +61,8 @@ class Row:
 
     @property
     def memory(self) -> float | None:
-        """Peak of the sparse way over that of the leaner dense one."""
-        return self.peaks and self.peaks["sparse"] / min(self.peaks[way] for way in EAGER)
+        """Peak of the sparse way over that of the leaner dense one, of what is allocated."""
+        return self.peaks and share(self.peaks)
 
 
 @pytest.mark.parametrize("way", ["contiguous", "channels_last", "sparse"])
@@ -93,10 +95,12 @@ def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> li
         if case in absent:
             rows.append(Row(name, case, dense, absent=absent[case]))
             continue
-        peaks = None
+        peaks = held = None
         if case == MEMORY_CASE:
-            peaks = {way: peak(name, way, threads) for way in EAGER} | {"sparse": peak(name, case, threads)}
-        rows.append(Row(name, case, dense, seconds[case], layers[case], peaks=peaks))
+            both = {**{way: way for way in EAGER}, "sparse": case}
+            peaks = {way: allocated(name, what) for way, what in both.items()}
+            held = {way: peak(name, what, threads) for way, what in both.items()}
+        rows.append(Row(name, case, dense, seconds[case], layers[case], peaks=peaks, resident=held))
     return rows
 
 
@@ -107,7 +111,7 @@ def _sparse_layers(model: torch.nn.Module) -> tuple[int, int]:
 
 HEADER = (
     f"{'network':14}{'case':19}{'dense ms':>10} {'best dense':14}{'sparse ms':>10}{'speed-up':>9}{'target':>8}"
-    f" {'':5}{'layers sparse':>14}{'peak memory':>13}"
+    f" {'':5}{'layers sparse':>14}{'peak memory':>13}{'resident':>17}"
 )
 
 
@@ -121,6 +125,7 @@ def line(row: Row) -> str:
     text += f"{'{} of {}'.format(*row.layers):>14}"
     if row.memory is not None:
         text += f"{row.memory:8.0%} <= {MEMORY_TARGET:.0%} {verdict(row.memory <= MEMORY_TARGET)}"
+        text += f"{share(row.resident):9.0%}" if row.resident else ""
     return text
 
 

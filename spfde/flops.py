@@ -5,6 +5,8 @@ Normalisation, activations and the optimizer are not counted, as in the papers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +50,19 @@ def stored_weights(module: nn.Module) -> int:
     return module.stored if isinstance(module, SparseLayer) else module.weight.numel()
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module of `model` is in eval mode inside the block, and in its own again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False  # not eval(): what a subclass does in it would not be undone
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
     """The work of every nn.Linear, nn.Conv2d and sparse layer that one forward pass runs, in execution order.
@@ -64,16 +79,13 @@ def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
         per_sample = output.numel() // max(1, channels * inputs[0].shape[0])
         positions[module] = positions.get(module, 0) + per_sample
 
-    modes = {module: module.training for module in model.modules()}
     hooks = [module.register_forward_hook(count) for module in names if weighted(module)]
     try:
-        model.eval()
-        model(*inputs)
+        with in_eval_mode(model):
+            model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return {
         names[module]: LayerWork(names[module], used, stored_weights(module), first=i == 0)
         for i, (module, used) in enumerate(positions.items())

@@ -13,6 +13,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spfde.structure import Grid
@@ -89,6 +90,9 @@ class Units(NamedTuple):
     For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
     stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
     themselves. For R > 1 units follow the blocks, the kernels need no transpose, and `t_*` are empty.
+
+    places: flat place in the dense weight of every value, the weight's size where there is none (int32 where it fits).
+    Empty where the native kernels do without: for single weights on a CPU (see `places_of`).
     """
 
     row_ptr: Tensor
@@ -96,7 +100,6 @@ class Units(NamedTuple):
     t_row_ptr: Tensor
     t_col: Tensor
     t_perm: Tensor
-    # Flat place of every kernel-side value in the dense weight (int64), its size where there is none.
     places: Tensor
 
 
@@ -104,8 +107,8 @@ class Units(NamedTuple):
 class Plan:
     """Everything the kernels of one layer read, and scratch of the masked dense route.
 
-    values_shape: of the layer's values. nnz: live blocks. weights: stored weights. positions: of the live blocks,
-    ascending. block: what a kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs.
+    values_shape: of the layer's values. nnz: live blocks. weights: stored weights. index: the canonical one, in blocks
+    of `grid`. block: what a kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs.
     kept: those outputs, else None.
     """
 
@@ -113,7 +116,8 @@ class Plan:
     values_shape: tuple[int, int, int]
     nnz: int
     weights: int
-    positions: Tensor
+    index: Index
+    grid: Grid
     block: tuple[int, int]
     units: Units
     kept: Tensor | None = None
@@ -131,6 +135,16 @@ class Plan:
     def cols(self) -> int:
         """Columns of the weight matrix (weights per output feature, if dense)."""
         return prod(self.shape[1:])
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions [nnz] (int64, ascending) of the live blocks in the grid, made anew at every reading."""
+        return positions_of(self.index, self.grid.shape[1])
+
+    @property
+    def places(self) -> Tensor:
+        """`Units.places`, made anew at every reading where they are not kept."""
+        return places_of(self.units, self.shape)
 
     @property
     def multiplied(self) -> int:
@@ -152,7 +166,7 @@ class Plan:
         """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""
         if self._dense is None:
             with torch.inference_mode(False):  # it outlives the mode it is first asked for in
-                size, device = prod(self.shape) + 1, self.positions.device
+                size, device = prod(self.shape) + 1, self.index.col.device
                 self._dense = torch.zeros(size, dtype=torch.float32, device=device)
         return self._dense
 
@@ -171,25 +185,35 @@ def build_plan(
     nnz = positions.numel()
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
-    single = grid.block == (1, 1)
-    if single:
-        positions = places.view(-1)[:nnz]  # the same numbers: keep them once
     weights = nnz * height * width if not grid.ragged else int((places < grid.weights).sum())
     kept = positions if whole and nnz and window.groups == 1 else None
+    short = torch.int32 if grid.weights < 2**31 else torch.int64
     empty = index.col.new_empty(0)
     order = outside = None
     if height == 1:
         flat = places.view(-1)
         if width > 1 and (grid.taps > 1 or grid.ragged):  # the kernels walk a row's columns in order
             flat, order = torch.sort(flat, stable=True)
+            order = order.to(short)
+        single = grid.block == (1, 1)
         unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())
         transpose = (empty,) * 3 if kept is not None else _transpose(unit, weights, shape, window)
-        units = Units(*unit, *transpose, flat)
+        units = Units(*unit, *transpose, empty if flat.is_cpu else flat.to(short))
     else:
         outside = places == grid.weights if grid.ragged else None
-        units = Units(index.row_ptr * width, _unit_columns(index, grid), empty, empty, empty, places.view(-1))
+        unit = (index.row_ptr * width, _unit_columns(index, grid))
+        units = Units(*unit, empty, empty, empty, places.view(-1).to(short))
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
-    return Plan(tuple(shape), (capacity, height, width), nnz, weights, positions, block, units, kept, order, outside)
+    values_shape = (capacity, height, width)
+    return Plan(tuple(shape), values_shape, nnz, weights, index, grid, block, units, kept, order, outside)
+
+
+def places_of(units: Units, shape: tuple[int, ...]) -> Tensor:
+    """`Units.places` of a weight of dense `shape`, derived where it is empty."""
+    if units.places.numel():
+        return units.places
+    live = positions_of(Index(units.row_ptr, units.col), prod(shape[1:]))
+    return F.pad(live, (0, units.col.numel() - live.numel()), value=prod(shape))
 
 
 def _unit_columns(index: Index, grid: Grid) -> Tensor:

@@ -8,14 +8,16 @@ from math import prod
 from torch import nn
 
 from spfde.nn import SparseLayer
+from spfde.profiling.memory import size_of
 
 
 @dataclass(frozen=True)
 class LayerSummary:
     """One weighted layer. `kernel` is "auto" before the first forward.
 
-    nnz: stored weights, whatever the pattern. multiply_adds: those of the dense forward product for the input last
-    seen, 0 before. table: the name of the measured table that the layer chooses by, if any.
+    nnz: stored weights, whatever the pattern. size: bytes of parameters, index and what kernels keep. multiply_adds:
+    those of the dense forward product for the input last seen, 0 before. table: the name of the measured table that
+    the layer chooses by, if any.
     """
 
     name: str
@@ -27,6 +29,7 @@ class LayerSummary:
     kernel: str
     reason: str
     runs_sparse: bool
+    size: int = 0
     multiply_adds: int = 0
     table: str | None = None
 
@@ -60,9 +63,18 @@ class Summary:
         return tuple(sorted({row.table for row in self.rows if row.table is not None}))
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "sparsity", "pattern", "kernel", "why")
+        head = ("layer", "shape", "sparsity", "MB", "pattern", "kernel", "why")
         body = [
-            (r.name, "x".join(map(str, r.shape)), f"{r.sparsity:.1%}", r.pattern, r.kernel, r.reason) for r in self.rows
+            (
+                r.name,
+                "x".join(map(str, r.shape)),
+                f"{r.sparsity:.1%}",
+                _mb(r.size),
+                r.pattern,
+                r.kernel,
+                r.reason,
+            )
+            for r in self.rows
         ]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]]
@@ -72,12 +84,17 @@ class Summary:
         run = sum(r.runs_sparse for r in converted)
         share = 1 - stored / dense if dense else 0.0
         lines.append(
-            f"{stored} of {dense} weights stored ({share:.1%} sparse); {run} of {len(converted)} sparse layers "
-            f"run a sparse kernel ({self.sparse_share:.0%}), with {self.sparse_work_share:.0%} of their multiply-adds"
+            f"{stored} of {dense} weights stored ({share:.1%} sparse) in {_mb(sum(r.size for r in self.rows))} MB; "
+            f"{run} of {len(converted)} sparse layers run a sparse kernel ({self.sparse_share:.0%}), "
+            f"with {self.sparse_work_share:.0%} of their multiply-adds"
         )
         if self.tables:
             lines.append(f"kernels measured in table {', '.join(self.tables)}")
         return "\n".join(lines)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.3f}"
 
 
 def summary(model: nn.Module) -> Summary:
@@ -97,6 +114,7 @@ def summary(model: nn.Module) -> Summary:
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,
                     runs_sparse=choice is not None and choice.kernel == "native",
+                    size=size_of([list(module.parameters()), list(module.buffers()), module.plan]),
                     multiply_adds=0 if choice is None else choice.problem.multiply_adds,
                     table=None if module.table is None else module.table.name,
                 )
@@ -114,6 +132,7 @@ def summary(model: nn.Module) -> Summary:
                     kernel="dense",
                     reason="not converted",
                     runs_sparse=False,
+                    size=size_of(list(module.parameters())),
                 )
             )
     return Summary(tuple(rows))

@@ -118,12 +118,14 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         torch.set_rng_state(tensors)
 
 
-def rewrite(graph: fx.Graph, module: nn.Module, recompute: bool) -> list[Call]:
-    """Fuses every chain of the graph in place; returns what became of each norm, in order.
+def rewrite(graph: fx.Graph, module: nn.Module, recompute: bool) -> tuple[list[Call], bool]:
+    """Fuses every chain of the graph in place; returns what became of each norm, in order, and whether any was fused.
 
-    With `recompute`, a layer that follows a chain without addition does not save its input.
+    With `recompute`, layers do not save what can be made again; to arrange for that counts as well.
     """
-    return [_fuse_at(node, graph, module, recompute) for node in list(graph.nodes) if _is_norm(node, module)]
+    calls = [_fuse_at(node, graph, module, recompute) for node in list(graph.nodes) if _is_norm(node, module)]
+    readers = [_without_saving(node, graph, module) for node in list(graph.nodes)] if recompute else []
+    return calls, any("+" in call.chain for call in calls) or any(readers)
 
 
 def obstacle(norm: nn.Module) -> str:
@@ -156,27 +158,50 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
     if end is node:
         return Call(norm, "norm", reason)
     with graph.inserting_before(last):
-        fused = graph.call_module(str(node.target), (node.args[0], residual, act))
+        fused = graph.call_module(str(node.target), (node.args[0], residual, act, recompute))
     end.replace_all_uses_with(fused)
     for dead in dict.fromkeys((end, last, node)):
         graph.erase_node(dead)
-    if recompute and residual is None:
-        _remake_for(fused, graph, module)
     parts = ["norm", *(["add"] if residual is not None else []), *([act] if act != "none" else [])]
     return Call(norm, "+".join(parts), reason if act == "none" else "")
 
 
-def _remake_for(fused: fx.Node, graph: fx.Graph, module: nn.Module) -> None:
-    """Lets the one layer that reads a fused output call for it again in backward."""
-    user = _only_user(fused)
-    if user is None or user.op != "call_module" or _is_norm(user, module) or user.args != (fused,) or user.kwargs:
-        return
-    if any(True for _ in module.get_submodule(str(user.target)).children()):
-        return
-    with graph.inserting_before(user):
-        layer = graph.get_attr(str(user.target))
-        user.replace_all_uses_with(graph.call_function(without_saving, (layer, fused)))
-    graph.erase_node(user)
+def _without_saving(source: fx.Node, graph: fx.Graph, module: nn.Module) -> bool:
+    """Lets the layers that read `source` call for it again in backward, unless something else saves it in any case."""
+    gelu = _is_gelu(source, module)
+    if not gelu and not _may_come_from_chain(source, module):
+        return False
+    readers = [user for user in source.users if _is_layer(user, source, module)]
+    if any(user.op != "call_module" and user.op != "output" and user.target not in _ADDITIONS for user in source.users):
+        return False
+    for reader in readers:
+        with graph.inserting_before(reader):
+            layer = graph.get_attr(str(reader.target))
+            reader.replace_all_uses_with(graph.call_function(without_saving, (layer, source, gelu)))
+        graph.erase_node(reader)
+    return bool(readers)
+
+
+def _is_layer(node: fx.Node, source: fx.Node, module: nn.Module) -> bool:
+    """Whether `node` is a layer that reads `source` alone; a norm saves x, which nothing makes again."""
+    if node.op != "call_module" or node.args != (source,) or node.kwargs or _is_norm(node, module):
+        return False
+    layer = module.get_submodule(str(node.target))
+    return next(layer.children(), None) is None and not isinstance(layer, nn.Identity)
+
+
+def _may_come_from_chain(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a norm may have made this value, here or in another module: seen when it is there."""
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        return isinstance(called, FUSABLE) or next(called.children(), None) is not None
+    return node.op == "placeholder"
+
+
+def _is_gelu(node: fx.Node, module: nn.Module) -> bool:
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))) is nn.GELU
+    return node.target is F.gelu
 
 
 def _is_norm(node: fx.Node, module: nn.Module) -> bool:

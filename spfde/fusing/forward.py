@@ -18,10 +18,10 @@ class FusedForward:
     from the class's forward and are never saved: what pickle loads makes them anew at its first call.
     """
 
-    def __init__(self, module: nn.Module, recompute: bool = False) -> None:
+    def __init__(self, module: nn.Module, recompute: bool) -> None:
         """Raises Untraceable: the forward must not be replaced."""
         self.module, self.recompute = module, recompute
-        self._functions, self.calls = _functions_of(module, recompute)
+        self._functions, self.calls, self.useful = _functions_of(module, recompute)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._functions[self.module.training](self.module, *args, **kwargs)
@@ -37,26 +37,30 @@ class FusedForward:
 
     def __getattr__(self, name: str) -> Any:
         # Only after pickle, which has completed the module by the time someone asks.
-        if name not in ("_functions", "calls"):
+        if name not in ("_functions", "calls", "useful"):
             raise AttributeError(name)
-        self._functions, self.calls = _functions_of(self.module, self.recompute)
+        self._functions, self.calls, self.useful = _functions_of(self.module, self.recompute)
         return vars(self)[name]
 
 
-def _functions_of(module: nn.Module, recompute: bool) -> tuple[dict[bool, Callable], tuple[Call, ...]]:
-    """The forward for each mode (dropout and the like are traced as they are in it), and the calls in training."""
+def _functions_of(module: nn.Module, recompute: bool) -> tuple[dict[bool, Callable], tuple[Call, ...], bool]:
+    """The forward for each mode (dropout and the like are traced as they are in it).
+
+    Also the calls of norms in training, and whether the forward then differs from the module's own.
+    """
     functions: dict[bool, Callable] = {}
-    calls: tuple[Call, ...] = ()
+    calls: list[Call] = []
+    useful = False
     before = module.training
     try:
         for mode in (False, True):
             module.training = mode  # not train(): what is inside stays as it is
             graph = trace(module)
-            calls = tuple(rewrite(graph, module, recompute))
+            calls, useful = rewrite(graph, module, recompute)
             functions[mode] = _compiled(graph)
     finally:
         module.training = before
-    return functions, calls
+    return functions, tuple(calls), useful
 
 
 def _compiled(graph: fx.Graph) -> Callable:

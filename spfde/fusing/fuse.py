@@ -41,15 +41,15 @@ class Report:
         return "\n".join([*lines, f"{joined} of {len(self.rows)} norms {word} with what follows them"])
 
 
-def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
+def fuse(model: nn.Module, *, recompute: bool = True) -> nn.Module:
     """Makes one call of every norm (+ residual addition) (+ ReLU or ReLU6) in place, and returns the model.
 
     Parameters, buffers, state_dict keys, module names and classes stay: an nn.BatchNorm2d becomes a
     `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
 
-    recompute: a layer that follows a norm and activation does not save its input, backward makes it again: half the
-    memory there for one more pass over it.
+    recompute: a layer that reads what a fused norm or a GELU made does not save it, backward makes it again: up to half
+    of the memory for one more pass over it.
 
     A rewritten forward is the one of the moment: fuse again after changing an attribute on which it branches.
 
@@ -58,7 +58,7 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     """
     forwards, _ = _forwards(_checked(model), recompute)
     for forward in forwards:
-        if any("+" in call.chain for call in forward.calls):
+        if forward.useful:
             forward.module.forward = forward
     for module in model.modules():
         if type(module) is nn.BatchNorm2d and not obstacle(module):
@@ -111,6 +111,9 @@ def report(model: nn.Module) -> Report:
 fuse.report = report  # type: ignore[attr-defined]
 
 
+_SOUGHT = (nn.modules.batchnorm._BatchNorm, nn.GELU)
+
+
 def _checked(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected an nn.Module, got {type(model).__name__}, try the model itself")
@@ -118,11 +121,11 @@ def _checked(model: nn.Module) -> nn.Module:
 
 
 def _forwards(model: nn.Module, recompute: bool) -> tuple[list[FusedForward], dict[nn.Module, str]]:
-    """The rewritten forward of every module around a norm, and why some cannot have one; outer before inner."""
+    """The rewritten forward of every module around what is sought, and why some cannot have one; outer before inner."""
     forwards, problems = [], {}
     for module in model.modules():
-        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules() if m is not module)
-        if not norms or type(module).forward is nn.Module.forward:
+        inside = any(isinstance(m, _SOUGHT) for m in module.modules() if m is not module)
+        if not inside or type(module).forward is nn.Module.forward:
             continue
         try:
             forwards.append(_forward(module, recompute))

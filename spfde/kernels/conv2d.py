@@ -70,7 +70,7 @@ def conv2d(
             choice = dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block)
             values = plan.arrange(values)
             if choice.kernel == "reference":
-                y = dense.convolution(x, to_dense(values, plan.units.places, plan.shape), bias, window)
+                y = dense.convolution(x, to_dense(values, plan.units, plan.shape), bias, window)
             else:
                 y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel)
     return cast(y, result)
@@ -92,7 +92,7 @@ def compute(
     weight: the dense one, if made.
     """
     if kernel == "reference":
-        return dense.convolution(x, to_dense(values, units.places, shape), bias, window)
+        return dense.convolution(x, to_dense(values, units, shape), bias, window)
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
     x, last = _without_gaps(x)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde.kernels import conv2d, dispatch
 from spfde.kernels.memory import memory_format_of
 from spfde.kernels.precision import refuse_double_backward
-from spfde.kernels.sddmm import slots
+from spfde.kernels.sddmm import multiplied, slots
 from spfde.pattern import Units, Window
 
 
@@ -132,5 +132,5 @@ def _input_grad_flops(dy_shape, values_shape, *args, out_shape=None, **kwargs) -
 
 
 @register_flop_formula(torch.ops.spfde.conv2d_weight_grad)
-def _weight_grad_flops(dy_shape, x_shape, units_shapes, *args, out_shape=None, **kwargs) -> int:
-    return 2 * dy_shape[0] * dy_shape[2] * dy_shape[3] * prod(units_shapes[-1])
+def _weight_grad_flops(dy_shape, x_shape, units_shapes, block, *args, out_shape=None, **kwargs) -> int:
+    return 2 * dy_shape[0] * dy_shape[2] * dy_shape[3] * multiplied(units_shapes, block)

@@ -13,15 +13,12 @@ from torch import Tensor
 
 from spfde._native import native
 from spfde.kernels.clock import timed
-from spfde.pattern import Plan, Units
+from spfde.pattern import Plan, Units, places_of
 
 
-def to_dense(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The dense weight, zeros exact, differentiable in `values` to any order.
-
-    places: the flat place of every value in the dense weight, its size where there is none. Returns a new tensor of
-    `shape`.
-    """
+def to_dense(values: Tensor, units: Units, shape: tuple[int, ...]) -> Tensor:
+    """The dense weight, zeros exact, differentiable in `values` to any order. Returns a new tensor of `shape`."""
+    places = places_of(units, shape).long()
     return values.new_zeros(prod(shape) + 1).scatter(0, places, values.reshape(-1))[:-1].view(shape)
 
 
@@ -48,7 +45,7 @@ def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor
             dense.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
     else:
-        dense.scatter_(0, units.places, values.reshape(-1))
+        dense.scatter_(0, places_of(units, shape).long(), values.reshape(-1))
     return dense[:-1].view(shape)
 
 
@@ -56,7 +53,7 @@ def gather(dense: Tensor, units: Units, block: tuple[int, ...]) -> Tensor:
     """The elements of `dense` at the stored places, as values [-1, *block] with 0 where there is none."""
     rows, cols = dense.shape[0], prod(dense.shape[1:])
     if not _native_runs(dense, block):
-        return F.pad(dense.reshape(-1), (0, 1)).index_select(0, units.places).view(-1, *block)
+        return F.pad(dense.reshape(-1), (0, 1)).index_select(0, places_of(units, dense.shape)).view(-1, *block)
     dense = dense.contiguous()
     values = dense.new_empty(units.col.numel(), 1, 1)
     native().gather_values(

@@ -1,7 +1,8 @@
 """norm_act: y = act(batch_norm(x) + residual) and its gradients, each in two passes over memory.
 
-x is saved for backward, and y only where a residual hides it from x: the next layer saves y anyway. Native for float32
-on a CPU; everything else is torch's own batch_norm, addition and activation.
+x is saved for backward, and y only where a residual hides it from x: the next layer saves y anyway, or makes it again
+(see `spfde.kernels.recompute`). Native for float32 on a CPU; everything else is torch's own batch_norm, addition and
+activation.
 """
 
 from __future__ import annotations
@@ -54,12 +55,14 @@ def norm_act(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    recompute: bool = False,
 ) -> Tensor:
     """Y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
 
     x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6".
     With `training`, statistics are the batch's, and running_mean and running_var, where given, move towards them (the
-    variance unbiased); otherwise they are the statistics. Returns y in the memory format of x.
+    variance unbiased); otherwise they are the statistics. recompute: y will be read by layers that do not save it;
+    where the residual is kept in any case, backward makes y again from it. Returns y in the memory format of x.
 
     Raises:
         ValueError: a shape does not fit, `act` names none, statistics are missing, or one value per channel would have
@@ -73,7 +76,7 @@ def norm_act(
         )  # fmt: skip
     statistics = (running_mean, running_var, training, momentum, eps)
     if not through_dispatcher(x):
-        return _NormAct.apply(x, residual, weight, bias, *statistics, act)
+        return _NormAct.apply(x, residual, weight, bias, *statistics, act, _holds(residual, act, recompute))
     fixed = (None, None) if training else (running_mean, running_var)
     y, mean, var = torch.ops.spfde.norm_act(x, residual, weight, bias, *fixed, eps, act)
     if training and running_mean is not None and running_var is not None:
@@ -198,35 +201,66 @@ def packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
 # ---- autograd -------------------------------------------------------------------------------------------------------
 
 
+def _holds(residual: Tensor | None, act: str, recompute: bool) -> str:
+    """What is saved beside x to tell where a residual let the activation pass: "y", the "residual", or "" (nothing).
+
+    Along a chain of residual sums every other one is kept: each of the rest is one pass away from the one before.
+    """
+    if residual is None or act == "none":
+        return ""
+    maker = residual.grad_fn
+    return "residual" if recompute and _is_ours(maker) and maker.holds == "y" else "y"
+
+
 class _NormAct(torch.autograd.Function):
     """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act):
+    def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act, holds):
         x, residual = packed(x, residual)
         y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
-        ctx.settings, ctx.residual = (training, eps, act), residual is not None
-        ctx.save_for_backward(x, y if ctx.residual and act != "none" else None, weight, bias, mean, var)
+        ctx.settings, ctx.residual, ctx.holds = (training, eps, act), residual is not None, holds
+        ctx.remade = ctx.unpacked = None
+        ctx.save_for_backward(x, {"y": y, "residual": residual}.get(holds), weight, bias, mean, var)
         return y
 
     @staticmethod
     def backward(ctx, dy):
+        x, y, *rest = _unpacked(ctx)
+        y = remake(ctx) if ctx.holds == "residual" else y
+        ctx.remade = ctx.unpacked = None
         with torch.no_grad():
-            grads = compute_grad(dy, *ctx.saved_tensors, *ctx.settings)
-        return (*wanted_grads(ctx, dy, grads), None, None, None, None, None, None)
+            grads = compute_grad(dy, x, y, *rest, *ctx.settings)
+        return (*wanted_grads(ctx, dy, grads), *[None] * 7)
+
+
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, _NormAct._backward_cls)
+
+
+def _unpacked(node: Any) -> tuple[Tensor | None, ...]:
+    """What the node has saved, asked for once until its backward has run: a checkpoint allows no more."""
+    if node.unpacked is None:
+        node.unpacked = node.saved_tensors
+    return node.unpacked
 
 
 def can_remake(node: Any) -> bool:
-    """Whether `remake` works: an eager native call without a residual made this node of the autograd graph."""
-    return isinstance(node, _NormAct._backward_cls) and not node.residual
+    """Whether `remake` works and saves memory: this node of the autograd graph is an eager native call's, without y."""
+    return _is_ours(node) and (not node.residual or node.holds == "residual")
 
 
 def remake(node: Any) -> Tensor:
     """The output y of the call that made `node`, bit for bit, from what that call has saved."""
-    x, _, weight, bias, mean, var = node.saved_tensors
+    if node.remade is not None:
+        return node.remade
+    x, residual, weight, bias, mean, var = _unpacked(node)
     _, eps, act = node.settings
     with torch.no_grad():
-        return compute(x, None, weight, bias, mean, var, False, 0.0, eps, act)[0]
+        y = compute(x, residual, weight, bias, mean, var, False, 0.0, eps, act)[0]
+    if node.holds == "residual":
+        node.remade = y  # for its own backward, which follows those of its readers
+    return y
 
 
 def wanted_grads(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:

@@ -1,32 +1,61 @@
-"""One image saved per layer instead of two: what `norm_act` can make again from its input is not saved by the next."""
+"""Layers that do not save their input: what is made from saved tensors in one cheap pass is made again in backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spfde.kernels.norm_act import can_remake, remake
 
 
-def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """Y = layer(y), where backward makes y again instead of keeping it.
+def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor, gelu: bool = False) -> Tensor:
+    """Layer(y), where backward makes y again instead of keeping it.
 
-    That takes one more pass over memory, for a y that comes from the native `norm_act` without a residual; any other y
-    is saved as ever. Gradients are the same bits.
+    That takes one more pass over memory, for a y that comes from the native `norm_act` or, with `gelu`, from torch's
+    GELU just before; any other y is saved as ever. Gradients are the same bits.
     """
-    made = y.grad_fn
-    if torch.compiler.is_compiling() or not can_remake(made):
+    make = None if torch.compiler.is_compiling() else _maker(y.grad_fn, gelu)
+    if make is None:
         return layer(y)
-    place = (y.data_ptr(), y.shape, y.stride())
+    place, order = _place(y), (y.shape, y.stride(), y.is_contiguous())  # values only: the hooks must not hold y
 
-    def pack(saved: Tensor) -> Tensor | None:
-        same = (saved.data_ptr(), saved.shape, saved.stride()) == place and saved.dtype == torch.float32
-        return None if same else saved
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        shape, stride, contiguous = order
+        alike = (saved.shape, saved.stride()) == (shape, stride) or (contiguous and saved.is_contiguous())
+        return saved.shape if alike and _place(saved) == place else saved
 
-    def unpack(packed: Tensor | None) -> Tensor:
-        return remake(made) if packed is None else packed
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        return packed if isinstance(packed, Tensor) else make().view(packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return layer(y)
+
+
+def _place(tensor: Tensor) -> tuple[int, int, torch.dtype, int]:
+    """What y and a tensor that is saved have in common where they are the same, and neither has changed."""
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor._version
+
+
+def _maker(node: Any, gelu: bool) -> Callable[[], Tensor] | None:
+    """What makes the output of this node of the autograd graph again, None where nothing cheap does."""
+    if can_remake(node):
+        return partial(remake, node)
+    if gelu and type(node).__name__ == "GeluBackward0" and not _outer_hooks():
+        return partial(_gelu, node)
+    return None
+
+
+def _outer_hooks() -> bool:
+    """Whether hooks see what torch saves, such as a checkpoint's: it lets nothing be looked at twice."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
+
+
+def _gelu(node: Any) -> Tensor:
+    with torch.no_grad():
+        return F.gelu(node._saved_self, approximate=node._saved_approximate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from spfde._native import native
 from spfde.kernels import dispatch
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import gather
-from spfde.pattern import Units
+from spfde.pattern import Units, places_of
 
 
 def sddmm_ref(dy: Tensor, x: Tensor, units: Units, block: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -23,7 +22,8 @@ def sddmm_ref(dy: Tensor, x: Tensor, units: Units, block: Sequence[int]) -> tupl
     dy: [batch, rows]. x: [batch, cols]. block: R and C. Returns [-1, R, C] with 0 where nothing is stored, and [rows].
     """
     sums = F.pad((dy.t() @ x).reshape(-1), (0, 1))
-    return sums[units.places].view(-1, *block), dy.sum(0)
+    places = places_of(units, (dy.shape[1], x.shape[1]))
+    return sums[places.long()].view(-1, *block), dy.sum(0)
 
 
 @timed
@@ -55,7 +55,12 @@ def compute(
 
 def slots(units: Units, block: Sequence[int]) -> int:
     """How many blocks the values of a kernel have room for."""
-    return units.places.shape[0] // (block[0] * block[1])
+    return units.col.shape[0] // block[1]
+
+
+def multiplied(units_shapes: Sequence[Sequence[int]], block: Sequence[int]) -> int:
+    """How many weights there is room for, by the shapes of `Units`."""
+    return units_shapes[1][0] * block[0]
 
 
 @torch.library.custom_op("spfde::sddmm", mutates_args=())
@@ -74,4 +79,4 @@ def _fake(dy, x, units, block, bias, kernel):
 
 @register_flop_formula(torch.ops.spfde.sddmm)
 def _flops(dy_shape, x_shape, units_shapes, block, *args, out_shape=None, **kwargs) -> int:
-    return 2 * x_shape[0] * prod(units_shapes[-1])
+    return 2 * x_shape[0] * multiplied(units_shapes, block)

@@ -32,7 +32,7 @@ def spmm_ref(x: Tensor, values: Tensor, units: Units, rows: int, bias: Tensor | 
 
     x: [..., cols]. values: as `Plan.arrange` gives them. Returns [..., rows].
     """
-    return F.linear(x, to_dense(values, units.places, (rows, x.shape[-1])), bias)
+    return F.linear(x, to_dense(values, units, (rows, x.shape[-1])), bias)
 
 
 def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:

@@ -113,7 +113,7 @@ class SparseLayer(nn.Module, ABC):
     def mask(self) -> Tensor:
         """Bool tensor of the dense shape, true exactly at the stored positions (a stored value may be 0)."""
         mask = torch.zeros(prod(self.shape) + 1, dtype=torch.bool, device=self.values.device)
-        mask[self.plan.units.places] = True
+        mask[self.plan.places.long()] = True
         return mask[:-1].view(self.shape)
 
     def dense_weight(self) -> Tensor:
@@ -123,7 +123,7 @@ class SparseLayer(nn.Module, ABC):
     @property
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
-        dense = to_dense(self.plan.arrange(self._effective()), self.plan.units.places, self.shape)
+        dense = to_dense(self.plan.arrange(self._effective()), self.plan.units, self.shape)
         if not torch.compiler.is_compiling() and self._probe is not None and dense.requires_grad:
             dense.register_hook(self._probe)
         return dense

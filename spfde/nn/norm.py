@@ -16,10 +16,10 @@ class FusedNormAct2d(nn.BatchNorm2d):
     another, and passes the other two along.
     """
 
-    def forward(self, x: Tensor, residual: Any = None, act: str = "none") -> Tensor:
+    def forward(self, x: Tensor, residual: Any = None, act: str = "none", recompute: bool = False) -> Tensor:
         """Y [N, C, H, W] in the memory format of x; act: "none", "relu" or "relu6".
 
-        residual: a tensor like x; anything else that can be added to y is, afterwards.
+        residual: a tensor like x; anything else that can be added to y is, afterwards. recompute: as in `norm_act`.
 
         Raises:
             ValueError: x is not [N, C, H, W], `act` names none, or one value per channel would give a variance; the
@@ -38,7 +38,7 @@ class FusedNormAct2d(nn.BatchNorm2d):
             momentum = 0.0 if counted is None else 1.0 / (float(counted) + 1.0)
         y = norm_act(
             x, *running, self.weight, self.bias,
-            residual=residual, act=act, training=batch, momentum=momentum, eps=self.eps,
+            residual=residual, act=act, training=batch, momentum=momentum, eps=self.eps, recompute=recompute,
         )  # fmt: skip
         if counted is not None:
             counted.add_(1)  # last: what raises has not counted

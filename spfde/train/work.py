@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from spfde.flops import layer_work
+from spfde.flops import in_eval_mode, layer_work
 
 
 def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[str, int]:
@@ -26,17 +26,12 @@ def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[s
 
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(partial(count, name)) for name in names]
-    modes = {module: module.training for module in model.modules()}
     try:
-        for module in modes:
-            module.training = False  # not eval(): a frozen module would take note of it
-        with torch.enable_grad():
+        with in_eval_mode(model), torch.enable_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return counts
 
 

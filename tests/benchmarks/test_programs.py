@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import layers
+import memory
+import networks
 import overhead
 import plot
 import pytest
 import scaling
+import step
 import sweep
 import torch
 import update
@@ -204,3 +207,17 @@ def test_a_cost_in_steps():
     times = [summarise([seconds] * 3) for seconds in (2.0, 5.0)]
     cost = update.Cost(*times)
     assert (cost.update, cost.steps, cost.share(), cost.share(10)) == (3.0, 1.5, 0.015, 0.15)
+
+
+def test_memory_is_the_share_of_the_leaner_dense_way(monkeypatch):
+    small = networks.Network("resnet20", batch=2, size=8)
+    monkeypatch.setitem(networks.NETWORKS, "small", small)
+    dense, sparse = (memory.allocated("small", way) for way in ("contiguous", networks.Sparse("unstructured", 0.9)))
+    assert 0 < sparse < dense
+    assert memory.allocated("small", "contiguous") == dense  # alike in every run
+    assert memory.share({"contiguous": 8, "channels_last": 4, "sparse": 3}) == 0.75
+    case, peaks = networks.MEMORY_CASE, {"contiguous": 8, "channels_last": 4, "sparse": 3}
+    held = {"contiguous": 10, "channels_last": 20, "sparse": 12}
+    row = step.Row("small", case, {"contiguous": 2.0}, 1.0, (1, 1), peaks=peaks, resident=held)
+    assert row.memory == 0.75
+    assert step.line(row).split()[-5:] == ["75%", "<=", "75%", "pass", "120%"]

@@ -279,6 +279,8 @@ def test_summary_says_what_runs_and_why():
     model[7].kernel = "dense"
     assert spfde.summary(model).sparse_share == 0.5
     text = str(spfde.summary(model))
+    assert all(row.size == (4 * row.nnz + 4 * row.shape[0]) for row in before.rows if not row.converted)
+    assert all(row.size > 16 * row.nnz for row in before.rows if row.converted)  # values and 12 bytes of index
     assert "32x16x3x3" in text
     assert "1 of 2 sparse layers run a sparse kernel" in text
     assert str(spfde.summary(nn.ReLU())).startswith("layer")

@@ -47,7 +47,7 @@ class Problem:
 
     def _dense(self, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
         x, values, *bias = (t.requires_grad_() for t in inputs)
-        weight = to_dense(self.plan.arrange(values), self.plan.units.places, self.plan.shape)
+        weight = to_dense(self.plan.arrange(values), self.plan.units, self.plan.shape)
         b = bias[0] if bias else None
         linear = torch.nn.functional.linear
         y = linear(x, weight, b) if self.window is None else dense.convolution(x, weight, b, self.window)

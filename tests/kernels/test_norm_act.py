@@ -173,6 +173,21 @@ def test_saves_x_and_no_second_image_unless_a_residual_hides_it():
     assert saved(torch.randn(2, 3, 8, 8), "relu") == 2
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_with_recompute_a_chain_of_residuals_gives_the_same_bits(act, layout):
+    generator = torch.Generator().manual_seed(0)
+    x, *more = (images((3, 5, 4, 6), layout, generator) for _ in range(5))
+    results = []
+    for recompute in (False, True):
+        leaves = [t.detach().requires_grad_() for t in (x, *more)]
+        y = leaves[0]
+        for leaf in leaves[1:]:
+            y = norm_act(leaf, None, None, residual=y, act=act, training=True, recompute=recompute)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
