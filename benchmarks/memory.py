@@ -33,7 +33,7 @@ def allocated(network: str, way: str | Sparse) -> int:
 
 def peak(network: str, way: str | Sparse, threads: int) -> int:
     """Bytes above a warm process that making a network and training it for a few steps takes at most."""
-    words = [way.pattern, str(way.sparsity)] if isinstance(way, Sparse) else [way]
+    words = [way.pattern, str(way.sparsity), str(way.recompute)] if isinstance(way, Sparse) else [way]
     command = [sys.executable, __file__, "--resident", network, *words, "--threads", str(threads)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -62,7 +62,7 @@ def _resident_peak(network: str, way: str | Sparse) -> int:
 
 
 def _way(words: list[str]) -> str | Sparse:
-    return words[0] if len(words) == 1 else Sparse(words[0], float(words[1]))
+    return words[0] if len(words) == 1 else Sparse(words[0], float(words[1]), words[2] == "True")
 
 
 def main() -> None:

@@ -110,14 +110,14 @@ def _sparse_layers(model: torch.nn.Module) -> tuple[int, int]:
 
 
 HEADER = (
-    f"{'network':14}{'case':19}{'dense ms':>10} {'best dense':14}{'sparse ms':>10}{'speed-up':>9}{'target':>8}"
+    f"{'network':14}{'case':29}{'dense ms':>10} {'best dense':14}{'sparse ms':>10}{'speed-up':>9}{'target':>8}"
     f" {'':5}{'layers sparse':>14}{'peak memory':>13}{'resident':>17}"
 )
 
 
 def line(row: Row) -> str:
     """The row of the printed table."""
-    start = f"{row.network:14}{row.case!s:19}{row.dense[row.best] * 1e3:10.1f} {row.best:14}"
+    start = f"{row.network:14}{row.case!s:29}{row.dense[row.best] * 1e3:10.1f} {row.best:14}"
     if row.sparse is None:
         return f"{start}{'absent':>10}  {row.absent}"
     text = f"{start}{row.sparse * 1e3:10.1f}{row.speedup:8.2f}x"

@@ -29,10 +29,7 @@ def profile(
     sparsity: Annotated[float, typer.Option(help="Fraction of weights that are zero; 0: the dense network.")] = 0.9,
     pattern: Annotated[str, typer.Option(help="Pattern of the zeros, as spfde.sparsify takes it.")] = "unstructured",
     fused: Annotated[bool, typer.Option("--fuse/--no-fuse", help="Fuse norms with what follows them.")] = True,
-    recompute: Annotated[
-        bool | None,
-        typer.Option(help="Make fused outputs again in backward, for memory (with --fuse: on)."),
-    ] = None,
+    recompute: Annotated[bool, typer.Option(help="Make fused outputs again in backward, for memory.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 64,
     size: Annotated[
         int | None, typer.Option(min=1, help="Pixels a side, or tokens; the network's usual number if left out.")
@@ -51,7 +48,7 @@ def profile(
     if sparsity:
         network = sparsify(network, sparsity, pattern=pattern)
     if fused:
-        network = fuse(network, recompute=recompute is not False)
+        network = fuse(network, recompute=recompute)
 
     def loss_fn(output: Tensor) -> Tensor:
         return F.cross_entropy(output.flatten(0, -2), y)
@@ -62,8 +59,7 @@ def profile(
         console.print(title, soft_wrap=True)
         console.print(table)
     if out is not None:
-        given = {"model": model, "sparsity": sparsity, "pattern": pattern, "fuse": fused}
-        given["recompute"] = fused and recompute is not False
+        given = {"model": model, "sparsity": sparsity, "pattern": pattern, "fuse": fused, "recompute": recompute}
         out.mkdir(parents=True, exist_ok=True)
         write_json(
             out / "profile.json",

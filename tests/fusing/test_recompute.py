@@ -49,13 +49,13 @@ def test_what_is_recomputed_is_not_saved():
     readers = {"features.3", "features.7"}  # of norm + relu: a pooling and a convolution
     alive, loss = inputs_alive_after_forward(spfde.fuse(copy.deepcopy(plain), recompute=False))
     assert readers <= alive
-    alive, loss = inputs_alive_after_forward(spfde.fuse(plain))
+    alive, loss = inputs_alive_after_forward(spfde.fuse(plain, recompute=True))
     assert not readers & alive
     loss.backward()
 
 
 def test_along_residual_sums_every_other_one_is_kept():
-    alive, loss = inputs_alive_after_forward(spfde.fuse(built("resnet20")))
+    alive, loss = inputs_alive_after_forward(spfde.fuse(built("resnet20"), recompute=True))
     first = {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)}
     # The stem's output comes from x alone; a shortcut that pads is kept by nobody, so the sum after it must be.
     assert first - alive == {"layer1.0.conv1", "layer1.2.conv1", "layer2.2.conv1", "layer3.2.conv1"}
@@ -65,7 +65,7 @@ def test_along_residual_sums_every_other_one_is_kept():
 
 def test_a_layer_in_another_module_does_not_save_either():
     expand, depthwise, project = "features.1.conv.0.0", "features.1.conv.1.0", "features.1.conv.2"
-    alive, loss = inputs_alive_after_forward(spfde.fuse(built("mobilenet")))
+    alive, loss = inputs_alive_after_forward(spfde.fuse(built("mobilenet"), recompute=True))
     assert not {expand, depthwise, project} & alive
     loss.backward()
 
@@ -89,7 +89,7 @@ def test_what_gelu_makes_is_made_again(approximate, sparse):
     saving = MLP(approximate)
     if sparse:
         spfde.sparsify(saving, 0.5, distribution="erk")
-    remaking = spfde.fuse(copy.deepcopy(saving))
+    remaking = spfde.fuse(copy.deepcopy(saving), recompute=True)
     results = []
     for model, saved in ((spfde.fuse(saving, recompute=False), {"fc2"}), (remaking, set())):
         alive, loss = inputs_alive_after_forward(model)
@@ -122,14 +122,14 @@ def test_what_is_saved_or_changed_elsewhere_gives_the_same_gradients(rest):
     torch.manual_seed(0)
     saving = Awkward(rest)
     results = []
-    for model in (spfde.fuse(copy.deepcopy(saving)), spfde.fuse(saving, recompute=False)):
+    for model in (spfde.fuse(copy.deepcopy(saving), recompute=True), spfde.fuse(saving, recompute=False)):
         loss = model(images()).square().sum()
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)])
     assert all(map(torch.equal, *results))
 
 
 def test_backward_twice():
-    model = spfde.fuse(built("resnet20"))
+    model = spfde.fuse(built("resnet20"), recompute=True)
     loss = model(images()).square().sum()
     first, second = (torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
@@ -139,7 +139,7 @@ def test_backward_twice():
 @pytest.mark.parametrize("name", ["resnet20", "mlp"])
 def test_under_a_checkpoint(name, reentrant):
     torch.manual_seed(0)
-    model = spfde.fuse(built(name) if name in NETWORKS else MLP())
+    model = spfde.fuse(built(name) if name in NETWORKS else MLP(), recompute=True)
     parts = (
         [model] if name == "mlp" else [nn.Sequential(model.conv1, model.bn1, model.relu), model.layer1, model.layer2]
     )
