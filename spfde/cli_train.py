@@ -19,8 +19,8 @@ from spfde.train import Diverged, Recipe, Result, fit, randomness
 from spfde.train.display import Display, say
 from spfde.train.files import RUN, check_directory, checkpoints, write_json
 from spfde.train.lock import locked
+from spfde.train.own import default_text
 from spfde.train.progress import Progress, Together
-from spfde.train.recipe import default_text
 from spfde.train.recipe_file import read
 from spfde.train.session import build
 from spfde.train.tensorboard import TensorBoard
