@@ -16,12 +16,14 @@ from spfde.train.metrics import Event
 from spfde.train.own import TOPOLOGIES
 from spfde.train.recipe import Recipe
 
+SHOWN = 256  # images that an init looks at: one batch of the published ones
+
 
 def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
     """Return the model with the recipe's sparsity; one that is sparse already stays as it is.
 
-    An init that runs the model is shown one batch, a function of the seed alone, and the recipe's loss. GMP's layers
-    start with all their weights.
+    An init that runs the model is shown some training images, a function of the seed alone, in the recipe's batches and
+    with its loss. GMP's layers start with all their weights.
     """
     if not recipe.sparsity:
         return model
@@ -31,10 +33,10 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
 
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         return model
-    first = shuffled(torch.arange(len(train)), recipe.seed, 0)[: recipe.batch_size]
-    images, targets, _ = next(train.batches(first, recipe.batch_size))
+    first = shuffled(torch.arange(len(train)), recipe.seed, 0)[: SHOWN if recipe.init in METHODS else 1]
+    data = [(images, targets) for images, targets, _ in train.batches(first, recipe.batch_size)]
     smoothed = partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
-    shown = {"data": (images, targets), "loss_fn": smoothed} if recipe.init in METHODS else {}
+    shown = {"data": data, "loss_fn": smoothed} if recipe.init in METHODS else {}
     return sparsify(
         model,
         sparsity=0.0 if recipe.topology == "gmp" else recipe.sparsity,
@@ -42,7 +44,7 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
         distribution=recipe.distribution,
         init=recipe.init,
         seed=recipe.seed,
-        example_input=images[:1],
+        example_input=data[0][0][:1],
         **shown,
     )
 

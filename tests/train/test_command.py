@@ -51,7 +51,8 @@ def test_a_comparison_ends_with_table_and_page(tmp_path):
     assert result.exit_code == 0, result.output
     kept = {name: json.loads((tmp_path / name / files.RUN).read_text())["recipe"] for name in ("dense", "spfde")}
     differ = {key for key in kept["dense"] if kept["dense"][key] != kept["spfde"][key]}
-    assert differ == {"method", "sparsity", "freeze", "sieve", "out"}
+    own = {"topology", "init", "drop_fraction", "soft"}
+    assert differ == {"method", "sparsity", "freeze", "sieve", "out"} | own
     page = tmp_path / "report.html"
     assert "<svg" in page.read_text(encoding="utf-8")
     assert result.output.index("dense: 3 epochs") < result.output.index("spfde: 3 epochs")

@@ -11,7 +11,7 @@ from spfde import models, sparsify
 from spfde.nn import SparseLayer
 from spfde.topology import METHODS
 from spfde.topology.inits import METHODS as INITS
-from spfde.train import Recipe, fit
+from spfde.train import Recipe, fit, levers
 from spfde.train.batches import shuffled, source
 from spfde.train.levers import sparsified
 from spfde.train.own import OWN, TOPOLOGIES
@@ -129,19 +129,20 @@ def test_a_pattern_fixes_the_sparsity_that_is_left_out():
 
 
 @pytest.mark.parametrize("init", INITS)
-def test_an_init_sees_one_batch_that_the_seed_decides(init, task):
+def test_an_init_sees_batches_that_the_seed_decides(init, task, monkeypatch):
     def mask(seed, **options):
         chosen = Recipe(init=init, sparsity=0.8, seed=seed, batch_size=16, label_smoothing=0.1, **options)
         model = sparsified(task.model(), chosen, source(task.train))
         return {name: layer.mask() for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
 
-    first = shuffled(torch.arange(90), 3, 0)[:16]
-    data = (task.train.images[first], task.train.targets[first])
+    monkeypatch.setattr(levers, "SHOWN", 32)
+    first = shuffled(torch.arange(90), 3, 0)[:32].view(2, 16)
+    data = [(task.train.images[batch], task.train.targets[batch]) for batch in first]
 
     def loss(logits, targets):
         return functional.cross_entropy(logits, targets, label_smoothing=0.1)
 
-    model = sparsify(task.model(), 0.8, init=init, seed=3, data=data, loss_fn=loss, example_input=data[0][:1])
+    model = sparsify(task.model(), 0.8, init=init, seed=3, data=data, loss_fn=loss, example_input=data[0][0][:1])
     own = {name: layer.mask() for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     assert same(mask(3), own)
     assert same(mask(3), mask(4)) == (init == "synflow")  # which looks at no data
