@@ -169,7 +169,7 @@ def study(path: Path, wanted: Iterable[Case], setting: Setting) -> Iterator[Run]
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Mean and standard deviation over seeds, by method and sparsity, as Markdown; FLOPs are against the dense runs'."""
+    """Mean and standard deviation over seeds by method and sparsity, as Markdown; FLOPs are shares of dense ones."""
     dense = [run.flops for run in runs if run.case.method == DENSE]
     lines = ["| method | sparsity | test accuracy | seconds | FLOPs | seeds |", "|---|---|---|---|---|---|"]
     for method, sparsity in dict.fromkeys((run.case.method, run.case.sparsity) for run in order(runs)):
