@@ -67,12 +67,12 @@ class Display:
 
     def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
         """Say what starts, and show the live line."""
-        self._epochs = recipe.epochs
+        self._epochs = recipe.all_epochs
         goes_on = f", from epoch {first_epoch + 1}" if first_epoch else ""
         say(self.console, recipe_lines(recipe))
-        say(self.console, f"{self.name}: {recipe.epochs} epochs{goes_on}, {recipe.threads} threads, {note}")
+        say(self.console, f"{self.name}: {self._epochs} epochs{goes_on}, {recipe.threads} threads, {note}")
         now = {"epoch": f"{first_epoch + 1}", "rate": 0.0, "note": ""}
-        self._task = self._bar.add_task(self.name, total=recipe.epochs, completed=first_epoch, **now)
+        self._task = self._bar.add_task(self.name, total=self._epochs, completed=first_epoch, **now)
         self._bar.start()
         self._began = time.perf_counter()
 

@@ -20,12 +20,12 @@ SHOWN = 256  # images that an init looks at: one batch of the published ones
 
 
 def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
-    """Return the model with the recipe's sparsity; one that is sparse already stays as it is.
+    """Return the model with the recipe's sparsity; one that is sparse already, or that imp will prune, stays as it is.
 
     An init that runs the model is shown some training images, a function of the seed alone, in the recipe's batches and
     with its loss. GMP's layers start with all their weights.
     """
-    if not recipe.sparsity:
+    if not recipe.sparsity or recipe.method == "imp":
         return model
     from spfde import sparsify
     from spfde.nn import SparseLayer
@@ -82,7 +82,7 @@ def sieve(samples: int, recipe: Recipe) -> Any:
 
 def topology(model: nn.Module, optimizer: Optimizer, recipe: Recipe, steps: int) -> Any:
     """Return what moves the recipe's masks, `steps` an epoch, or None (no sparse layer, or fixed masks)."""
-    if not recipe.sparsity or recipe.topology == "static" or recipe.drop_fraction == 0:
+    if not recipe.sparsity or recipe.topology in (None, "static") or recipe.drop_fraction == 0:
         return None
     options = {
         "mest": {"soft": recipe.soft},

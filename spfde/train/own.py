@@ -31,6 +31,7 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
     "method": {
         "spfde": {"sparsity": 0.75, "init": "random", "topology": "mest", "freeze": 0.1, "sieve": 0.1},
         "dense": {},
+        "imp": {"sparsity": 0.75, "rounds": 5, "rewind": "weights", "rewind_epoch": 0},
     },
     "topology": {
         **{name: {} for name in (*TOPOLOGIES, "static")},

@@ -13,6 +13,7 @@ from typing import Any
 from spfde.structure import Pattern
 from spfde.topology.budget import SPREADS
 from spfde.topology.inits import METHODS as INITS
+from spfde.topology.lottery import REWINDS
 from spfde.train import own, rule
 from spfde.train.own import OWN, TOPOLOGIES
 from spfde.train.rule import Rule
@@ -54,7 +55,9 @@ class Recipe:
     )
     fuse: bool = _knob(False, rule.FLAG, "Run each norm, addition and activation as one (spfde.fuse).")
     method: str = _knob(
-        "spfde", rule.one_of(*OWN["method"]), "Method: spfde, or dense (the same training with no lever)."
+        "spfde",
+        rule.one_of(*OWN["method"]),
+        "Method: spfde, dense (the same training with no lever), or imp (lottery tickets).",
     )
     epochs: int = _knob(20, rule.integer(1), "Epochs of training.")
     batch_size: int = _knob(64, rule.integer(1), "Samples in a step.")
@@ -112,6 +115,15 @@ class Recipe:
     exploration: float | None = _knob(
         None, rule.NOT_NEGATIVE.or_none(), "DST-EE's c, the bonus of weights seldom stored (chosen at every update)."
     )
+    rounds: int | None = _knob(
+        None, rule.integer(1, 1000).or_none(), "Trainings of imp after the dense one, each pruned further."
+    )
+    rewind: str | None = _knob(
+        None,
+        rule.one_of(*REWINDS).or_none(),
+        "What goes back to rewind_epoch in each round of imp, and the rate with it.",
+    )
+    rewind_epoch: int | None = _knob(None, rule.integer(0).or_none(), "Epoch that each round of imp starts again from.")
     freeze: float | None = _knob(
         None, rule.BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
     )
@@ -166,6 +178,35 @@ class Recipe:
                     f" got {getattr(self, name)!r}, try leaving it out"
                 )
 
+        if self.method == "imp":
+            self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        if self.rewind_epoch >= self.epochs:
+            raise ValueError(
+                f"expected rewind_epoch to be an integer in [0, {self.epochs}) with epochs={self.epochs},"
+                f" got {self.rewind_epoch}, try more epochs"
+            )
+        if not self.sparsity:
+            raise ValueError(f"expected sparsity > 0 with method='imp', got {self.sparsity:g}, try method='dense'")
+        if self.checkpoint_every_steps:
+            raise ValueError(
+                "expected checkpoint_every_steps to be left out with method='imp', which is kept after every round,"
+                f" got {self.checkpoint_every_steps}, try leaving it out"
+            )
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole run: `epochs`, and under imp those of every round after the dense one."""
+        return all_epochs(vars(self))
+
+    def passed(self, epochs: float) -> float:
+        """Return which fraction of its training a run has behind it after `epochs` of all; imp's rounds start again."""
+        if epochs > self.epochs:
+            again = self.epochs - self.rewind_epoch
+            epochs = self.rewind_epoch + (epochs - self.epochs) % again
+        return epochs / self.epochs
+
     def baseline(self) -> Recipe:
         """Return the dense recipe with the same network, data, epochs, seeds and optimizer."""
         left = [*own.fields_of("method"), *own.fields_of("topology")]
@@ -184,6 +225,11 @@ class Recipe:
         """
         require_fields(values, "a recipe")
         return cls(**values)
+
+
+def all_epochs(recipe: Mapping[str, Any]) -> int:
+    """Return the epochs of a recipe's whole run, from its values; an older version's have no rounds."""
+    return recipe["epochs"] + (recipe.get("rounds") or 0) * (recipe["epochs"] - (recipe.get("rewind_epoch") or 0))
 
 
 def require_fields(names: Iterable[str], where: str) -> None:
