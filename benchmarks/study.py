@@ -138,13 +138,15 @@ def read(path: Path, setting: Setting) -> list[Run]:
     Raises:
         ValueError: they are of another setting.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    head, *runs = map(json.loads, lines)
+    head, *runs = _lines(path) or [{"setting": asdict(setting)}]
     if head["setting"] != asdict(setting):
         raise ValueError(f"expected runs of {asdict(setting)} in {path}, got {head['setting']}, try another file")
     return [Run.from_dict(run) for run in runs]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def study(path: Path, wanted: Iterable[Case], setting: Setting) -> Iterator[Run]:
@@ -154,10 +156,9 @@ def study(path: Path, wanted: Iterable[Case], setting: Setting) -> Iterator[Run]
         ValueError: the file holds runs of another setting.
     """
     runs = read(path, setting)
+    lines = _lines(path) or [{"machine": machine(), "command": command(), "setting": asdict(setting)}]
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = {"machine": machine(), "command": command(), "setting": asdict(setting)}
-    kept = json.loads(path.open(encoding="utf-8").readline()) if runs else head
-    path.write_text("".join(json.dumps(each) + "\n" for each in (kept, *map(asdict, runs))), encoding="utf-8")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     done = {run.case for run in runs}
     for case in wanted:
         if case in done:
