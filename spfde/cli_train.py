@@ -7,7 +7,7 @@ import inspect
 import json
 import shlex
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -108,8 +108,6 @@ def train(
             for (name, each, goes_on), progress in zip(runs, watched, strict=True):
                 result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
                 say(console, outcome(name, result))
-                for row in result.rounds:
-                    say(console, round_line(row))
             if len(runs) > 1:
                 report(console, Path(given["out"]), [name for name, _, _ in runs])
     except KeyboardInterrupt as stop:
@@ -201,19 +199,17 @@ def kept_run(out: Path) -> dict[str, Any]:
 
 
 def outcome(name: str, result: Result) -> str:
-    """Say in one line what a run came to."""
-    return (
+    """Say in one line what a run came to, and in one more what each round of imp did."""
+    lines = [
         f"{name}: test accuracy {result.test_accuracy:.2%}, {result.training_seconds:.1f} s of training"
-        f" ({result.total_seconds:.1f} s with evaluation and checkpoints), {result.flops:.3g} FLOPs"
-    )
-
-
-def round_line(row: Mapping[str, Any]) -> str:
-    """Say in one line what a round of imp came to."""
-    return (
-        f"  round {row['round']}: {row['sparsity']:6.1%} sparsity, test accuracy {row['test_accuracy']:.2%},"
-        f" {row['training_seconds']:.1f} s of training, {row['flops']:.3g} FLOPs"
-    )
+        f" ({result.total_seconds:.1f} s with evaluation and checkpoints), {result.flops:.3g} FLOPs",
+        *(
+            f"  round {row['round']}: {row['sparsity']:.1%} sparsity, test accuracy {row['test_accuracy']:.2%},"
+            f" {row['training_seconds']:.1f} s of training, {row['flops']:.3g} FLOPs"
+            for row in result.rounds
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def report(console: Console, out: Path, names: list[str]) -> None:
