@@ -14,7 +14,7 @@ from spfde.train.stopwatch import CATEGORIES
 
 @dataclass(frozen=True)
 class Event:
-    """Something a lever did: `kind` is topology, freeze or sieve."""
+    """Something a lever did: `kind` is topology, freeze or sieve; round when one of imp's is done."""
 
     kind: str
     text: str

@@ -61,12 +61,10 @@ class Rounds:
         """Train the rounds that are left, each kept when it is done."""
         while not self.lottery.done:
             done = self.lottery.step()
-            told = (
-                f"round {done.number}: {done.sparsity:.1%} sparsity, test accuracy {done.outcome['test_accuracy']:.1%}"
-            )
-            self.progress.event(
-                len(self.history) - 1, Event("round", told, f"{self.base.recipe.rounds} after the dense")
-            )
+            accuracy = f"test accuracy {done.outcome['test_accuracy']:.1%}"
+            told = f"{done.number} of {self.base.recipe.rounds}, {done.sparsity:.1%} sparsity, {accuracy}"
+            reason = f"trained to epoch {self.base.recipe.epochs}"
+            self.progress.event(len(self.history) - 1, Event("round", told, reason))
             if self.out is not None:
                 files.write_json(self.out / files.ROUNDS, self.table)
                 self._keep()

@@ -56,6 +56,13 @@ def test_the_soft_bound_and_gradual_pruning_train_above_their_target(task):
         assert first.sparsity < last.sparsity - 0.02
 
 
+def test_what_is_trimmed_at_the_end_is_told_as_such(task):
+    fields = {"epochs": 4, "interval": 2, "batch_size": 16, "freeze": 0, "sieve": 0}
+    records = task.fit(recipe(topology="mest", soft=True, **fields)).epochs
+    *_, grown, trimmed = [event.text for record in records for event in record.events]
+    assert grown.startswith("MEST moved ") and trimmed.startswith("MEST trimmed ")
+
+
 def test_gradual_pruning_starts_from_the_networks_own_weights(task):
     model = task.model()
     dense = model.layer2[0].conv1.weight.detach().clone()
