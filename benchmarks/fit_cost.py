@@ -1,50 +1,63 @@
-"""Fits the cost model's constants (spfde/kernels/cost.py) to timings taken by layers.py.
+"""Fits the cost model's constants (spfde/kernels/cost.py) to timings taken by layers.py and sweep.py.
 
-    python benchmarks/layers.py --threads 1 --json layers.json
-    python benchmarks/fit_cost.py layers.json [more.json]
+    python benchmarks/layers.py --threads 2 --json layers.json
+    python benchmarks/sweep.py --threads 2 --both --json sweep.json
+    python benchmarks/fit_cost.py layers.json sweep.json
 
-Least squares on the logarithm of native / best dense seconds (eager ones: the masked dense route is not compiled). It
-prints what to put into cost.py for the timings' instruction set, and how far the fit is off. `tall` stays at its start
-where no blocks were timed. Needs scipy, which scikit-learn brings.
+Least squares on native / best dense seconds (eager ones: the masked dense route is not compiled), not on logarithms:
+what counts is where the two meet. Only for what the dispatch rule decides: at least 64 positions, no depthwise layers,
+which always run native. It prints what to put into cost.py for the timings' instruction set, and how far the fit is
+off. `tall` stays at its start where no blocks were timed. Needs scipy, which scikit-learn brings.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from cases import CONV, LINEAR, Layer
 from scipy.optimize import least_squares
+from sweep import BATCH, IMAGES, LANES, layers_of
+from sweep import DENSE as AUTO_MASKED
+from sweep import NATIVE as AUTO_NATIVE
 
+import spfde
 from spfde.kernels.choice import Problem, bucket_of
-from spfde.kernels.cost import Cost, ratio
+from spfde.kernels.cost import MASKED, Cost, Masked, masked, ratio
 from spfde.nn import SparseConv2d
 
 START, LOWEST, HIGHEST = Cost(2, 0.9, 10, 0.05, 1.25), Cost(0, 0, 0, 0, 0), Cost(100, 1, 1000, 1, 100)
-LAYERS = {str(layer): layer for layer in [*LINEAR, *CONV]}
+
+
+def known() -> dict[str, Layer]:
+    """The layers of layers.py and of sweep.py at its own batch, by name."""
+    swept = [layer for model, image in IMAGES.items() for layer in layers_of(spfde.models.create(model), image, BATCH)]
+    return {str(layer): layer for layer in [*LINEAR, *CONV, *swept]}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A timed layer: what the dispatch rule sees of it, and native over best dense seconds."""
+    """A timed layer: what the dispatch rule sees of it, and a kernel's over best dense seconds."""
 
     name: str
     problem: Problem
     ratio: float
 
 
-def row(cell: dict[str, Any]) -> Row | None:
-    """A cell of layers.py's JSON; None where the native kernel was not timed."""
+def row(cell: dict[str, Any], layers: dict[str, Layer], kernel: Sequence[str] = ("native", AUTO_NATIVE)) -> Row | None:
+    """A cell of the JSON for a kernel by its names; None where it was not timed or the rule decides nothing."""
     seconds = {name: timing["median"] for name, timing in cell["seconds"].items()}
-    if "native" not in seconds:
+    timed, layer = [seconds[name] for name in kernel if name in seconds], layers[cell["layer"]]
+    if not timed or layer.groups > 1 or layer.lanes < LANES:
         return None
     dense = min(value for name, value in seconds.items() if name in ("dense", "dense channels_last"))
     name = f"{cell['layer']} {cell['pattern']} {cell['sparsity']:.0%}"
-    return Row(name, problem(LAYERS[cell["layer"]], cell["density"], cell["pattern"]), seconds["native"] / dense)
+    return Row(name, problem(layer, cell["density"], cell["pattern"]), timed[0] / dense)
 
 
 def problem(layer: Layer, density: float, pattern: str) -> Problem:
@@ -61,37 +74,49 @@ def problem(layer: Layer, density: float, pattern: str) -> Problem:
 
 
 def errors(cost: Cost, rows: list[Row]) -> list[float]:
-    """log(predicted / measured) of each row."""
-    return [log(ratio(row.problem, cost) / row.ratio) for row in rows]
+    """Predicted less measured ratio of each row."""
+    return [ratio(row.problem, cost) - row.ratio for row in rows]
 
 
 def fit(rows: list[Row]) -> Cost:
     """The constants with the least squared error."""
     result = least_squares(lambda p: errors(Cost(*p), rows), START, bounds=(LOWEST, HIGHEST), x_scale=START)
-    return Cost(*(round(float(f"{value:.3g}"), 6) for value in result.x))
+    return Cost(*(float(f"{value:.3g}") for value in result.x))
+
+
+def fit_masked(rows: list[Row]) -> Masked:
+    """Those of the masked dense route."""
+    result = least_squares(
+        lambda p: [masked(row.problem, Masked(*p)) - row.ratio for row in rows], MASKED, x_scale=MASKED
+    )
+    return Masked(*(float(f"{value:.3g}") for value in result.x))
 
 
 def main() -> None:
-    """Prints the constants of each op, then measured and predicted speed-up of each layer."""
+    """Prints the constants, and what was measured and predicted of each layer, in shares of the dense time."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("json", nargs="+", type=Path, help="files written by layers.py --json on one instruction set")
+    parser.add_argument("json", nargs="+", type=Path, help="written by --json on one instruction set")
     records = [json.loads(path.read_text()) for path in parser.parse_args().json]
     isas = sorted({record["machine"]["isa"] for record in records})
     if len(isas) != 1:
         parser.error(f"expected timings of one instruction set, got {', '.join(isas)}, try one call for each")
-    timed = [timed for record in records for cell in record["cells"] if (timed := row(cell))]
+    layers = known()
+    timed = [timed for record in records for cell in record["cells"] if (timed := row(cell, layers))]
     for op in ("linear", "conv2d"):
         rows = [timed_row for timed_row in timed if timed_row.problem.op == op]
         if not rows:
             continue
         cost = fit(rows)
         off = errors(cost, rows)
-        average, most = exp(sqrt(sum(e * e for e in off) / len(off))), exp(max(map(abs, off)))
         print(f'{isas[0]}: "{op}": {cost}')
-        print(f"  off by {average:.2f}x on average, {most:.2f}x at most")
+        print(f"  off by {sqrt(sum(e * e for e in off) / len(off)):.2f} of the dense time on average")
         for timed_row, error in zip(rows, off, strict=True):
-            measured = 1 / timed_row.ratio
-            print(f"  {timed_row.name:44}  measured {measured:5.2f}x  predicted {measured * exp(-error):5.2f}x")
+            measured = timed_row.ratio
+            print(f"  {timed_row.name:44}  measured {measured:5.2f}  predicted {measured + error:5.2f}")
+    names = ("masked", AUTO_MASKED)
+    routes = [timed for record in records for cell in record["cells"] if (timed := row(cell, layers, names))]
+    if routes:
+        print(f"{isas[0]}: {fit_masked(routes)}")
 
 
 if __name__ == "__main__":

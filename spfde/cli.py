@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -37,6 +38,23 @@ def main() -> None:
         build(command)(prog_name="spfde")
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"spfde: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        told = machine_fault(error)
+        if told is None:
+            raise
+        raise SystemExit(f"spfde: {told}") from error
+    except KeyboardInterrupt:  # while a subcommand is imported; later on it is the subcommand's
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def machine_fault(error: Exception) -> str | None:
+    """Say what the machine lacks, or None if the error is not of its making; torch has no classes for these."""
+    text = " ".join(str(error).split()) or "an allocation that failed"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"expected enough memory, got none left ({text}), try a smaller batch_size, width or number of images"
+    if text.startswith("DataLoader worker"):
+        return f"expected loader processes that live, got one that died ({text}), try fewer workers, or workers=0"
+    return None
 
 
 if __name__ == "__main__":

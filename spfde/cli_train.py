@@ -16,8 +16,9 @@ import typer
 from rich.console import Console
 
 from spfde.train import Diverged, Recipe, Result, fit, randomness
+from spfde.train.checkpoint import require_same_recipe
 from spfde.train.display import Display, say
-from spfde.train.files import RUN, check_directory, checkpoints, write_json
+from spfde.train.files import METRICS, RUN, check_directory, checkpoints, write_json
 from spfde.train.lock import locked
 from spfde.train.own import default_text
 from spfde.train.progress import Progress, Together
@@ -95,6 +96,8 @@ def train(
         if resume and overwrite:
             raise ValueError("expected --resume or --overwrite, got both, try one of them")
         runs = plan(given, compare, resume)
+        if len(runs) > 1:
+            require_comparison(Path(given["out"]), runs[-1][1], resume)
         watched = [watcher(console, name, each, tensorboard) for name, each, _ in runs]
         for _, each, goes_on in runs:
             # Before the first of them trains for minutes.
@@ -171,6 +174,19 @@ def plan(given: dict[str, Any], compare: str | None, resume: bool) -> list[tuple
         (name, dataclasses.replace(each, out=str(directory / name)), resume and bool(checkpoints(directory / name)))
         for name, each in (("dense", recipe.baseline()), (recipe.method, recipe))
     ]
+
+
+def require_comparison(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Check that a directory has no run of its own, and that a comparison that is resumed has this recipe.
+
+    Raises:
+        ValueError: it has one, or another recipe; nothing is changed then.
+    """
+    if checkpoints(out) or (out / METRICS).exists():
+        raise ValueError(f"expected a directory for two runs, got {out}, which is a run's own, try another out")
+    kept = kept_run(out)["recipe"] if resume else None
+    if kept:
+        require_same_recipe(kept, recipe, out / RUN)
 
 
 def rehearse(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ struct BlockConv {
     block_rows = ceil_div(shape.out_channels, height);
     rows = block_rows * height;
     empty = shape.batch == 0 || rows == 0 || shape.out_h * shape.out_w == 0;
-    if (!empty) layout = lay_out(*geometry, rows, height, threads);
+    if (!empty) layout = lay_out(*geometry, choose_lanes(*geometry), rows, height, threads);
   }
 
   // Rows [begin, end) of dY, zero where there is no such channel.
@@ -57,7 +57,7 @@ void shifted_blocks(const Conv2dBlocksArgs& a) {
       const int64_t first = chunk * p.images, images = min(p.images, g.batch - first);
       float* source = scratch<float>(Scratch::source, p.source_size);
       float* target = scratch<float>(Scratch::target, (end - begin) * p.target_size);
-      pack_source(g, l, a.x, a.x_channels_last, first, images, source);
+      pack_source(g, l, a.x, a.x_channels_last, first, images, 0, g.source_channels, source);
       for (int64_t run = 0; run < p.runs; ++run)
         for (int64_t s = 0; s < strips; ++s) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
@@ -137,7 +137,7 @@ void shifted_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
         const int64_t first = task / l.row_blocks * p.images, images = min(p.images, g.batch - first);
         float* source = scratch<float>(Scratch::source, p.source_size);
         float* target = scratch<float>(Scratch::target, (end - begin) * p.target_size);
-        pack_source(g, l, a.x, a.x_channels_last, first, images, source);
+        pack_source(g, l, a.x, a.x_channels_last, first, images, 0, g.source_channels, source);
         conv.pack_dy(a.dy, a.dy_channels_last, first, images, begin, end, target);
         if (a.dbias)
           for (int64_t r = begin; r < min(end, channels); ++r)

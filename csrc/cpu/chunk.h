@@ -18,9 +18,9 @@ struct Layout {
 };
 
 // `unit` rows stay together.
-inline Layout lay_out(const Conv2dGeometry& g, int64_t rows, int64_t unit, int threads) {
+inline Layout lay_out(const Conv2dGeometry& g, int64_t lanes, int64_t rows, int64_t unit, int threads) {
   Layout l{};
-  l.planes = plan_planes(g);
+  l.planes = plan_planes(g, lanes);
   const int64_t positions = l.planes.source_size / l.planes.lanes;  // what 32-bit offsets count
   if (positions > INT32_MAX) refuse_size("conv2d", positions);
   if (l.planes.lanes > 1) {
@@ -33,23 +33,20 @@ inline Layout lay_out(const Conv2dGeometry& g, int64_t rows, int64_t unit, int t
   return l;
 }
 
+// Channels [begin, end) of X.
 inline void pack_source(const Conv2dGeometry& g, const Layout& l, const float* x, bool channels_last, int64_t first,
-                        int64_t images, float* packed) {
-  if (l.planes.lanes == 1) return join_source(g, l.planes, x, channels_last, first, images, packed);
-  clear_blanks(g, l.planes, l.blanks, packed);
-  move_lanes<true>(l.source, l.planes.lanes, l.planes.channel_stride, 0, g.source_channels, g.source_channels,
-                   channels_last, x + first * g.source_channels * l.source.pixels, images, packed);
+                        int64_t images, int64_t begin, int64_t end, float* packed) {
+  if (l.planes.lanes == 1) return join_source(g, l.planes, x, channels_last, begin, end, first, images, packed);
+  clear_blanks(l.planes, l.blanks, end - begin, packed);
+  move_lanes<true>(l.source, l.planes.lanes, l.planes.channel_stride, begin, end, g.source_channels, channels_last,
+                   x + first * g.source_channels * l.source.pixels, images, packed);
 }
 
 // Rows [begin, end) of dY; one row per channel.
 inline void pack_target(const Conv2dGeometry& g, const Layout& l, const float* dy, bool channels_last, int64_t first,
                         int64_t images, int64_t begin, int64_t end, float* packed) {
   const Planes& p = l.planes;
-  if (p.lanes == 1) {
-    for (int64_t r = begin; r < end; ++r)
-      join_target(g, p, r, dy, channels_last, first, images, packed + (r - begin) * p.target_size);
-    return;
-  }
+  if (p.lanes == 1) return join_target(g, p, dy, channels_last, begin, end, first, images, packed);
   move_lanes<true>(l.target, p.lanes, p.target_size / p.lanes, begin, end, g.target_channels, channels_last,
                    dy + first * g.target_channels * l.target.pixels, images, packed);
 }
@@ -57,12 +54,8 @@ inline void pack_target(const Conv2dGeometry& g, const Layout& l, const float* d
 inline void unpack_target(const Conv2dGeometry& g, const Layout& l, const float* packed, int64_t begin, int64_t end,
                           bool channels_last, int64_t first, int64_t images, float* y) {
   const Planes& p = l.planes;
-  if (p.lanes == 1) {
-    for (int64_t r = begin; r < end; ++r)
-      part_target(g, r, packed + (r - begin) * p.target_size, channels_last, first, images, y);
-    return;
-  }
   const int64_t phases = g.h.target_phases * g.w.target_phases;
+  if (p.lanes == 1) return part_target(g, p, packed, begin / phases, end / phases, channels_last, first, images, y);
   move_lanes<false>(l.target, p.lanes, p.target_size / p.lanes * phases, begin / phases, end / phases,
                     g.target_channels, channels_last, y + first * g.target_channels * l.target.pixels, images, packed);
 }

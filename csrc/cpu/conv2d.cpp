@@ -1,4 +1,5 @@
 #include "chunk.h"
+#include "grouped.h"
 
 namespace spfde::SPFDE_ISA {
 namespace {
@@ -13,7 +14,8 @@ void shifted_product(const ShiftedProductArgs& a) {
   const Conv2dGeometry& g = *a.geometry;
   const int64_t phases = g.h.target_phases * g.w.target_phases, rows = g.target_channels * phases;
   if (g.batch == 0 || rows == 0 || g.h.target_length * g.w.target_length == 0) return;
-  const Layout l = lay_out(g, rows, phases, a.threads);
+  if (takes_groups(g, a.source_channels_last, a.target_channels_last)) return grouped_product(a);
+  const Layout l = lay_out(g, choose_lanes(g), rows, phases, a.threads);
   const Planes& p = l.planes;
   const int64_t vectors = p.run / kWidth, strips = ceil_div(vectors, kStreamVectors);
   const Streams streams = index_streams(g, p, a.row_ptr, a.col, rows, 1, 1, min(p.run, kStrip), a.threads);
@@ -25,7 +27,7 @@ void shifted_product(const ShiftedProductArgs& a) {
       const int64_t first = chunk * p.images, images = min(p.images, g.batch - first);
       float* source = scratch<float>(Scratch::source, p.source_size);
       float* target = scratch<float>(Scratch::target, (end - begin) * p.target_size);
-      pack_source(g, l, a.source, a.source_channels_last, first, images, source);
+      pack_source(g, l, a.source, a.source_channels_last, first, images, 0, g.source_channels, source);
       for (int64_t run = 0; run < p.runs; ++run)
         for (int64_t s = 0; s < strips; ++s) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
@@ -50,6 +52,7 @@ void shifted_product(const ShiftedProductArgs& a) {
 // thread order.
 void shifted_correlation(const ShiftedCorrelationArgs& a) {
   const Conv2dGeometry& g = *a.geometry;
+  if (takes_groups(g, a.source_channels_last, a.target_channels_last)) return grouped_correlation(a);
   const int64_t rows = g.target_channels, nnz = a.row_ptr[rows];
   const bool empty = g.batch == 0 || g.h.grid * g.w.grid == 0;
   float* partial = scratch<float>(Scratch::partial, nnz * a.threads);
@@ -58,7 +61,7 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
   for (int64_t r = 0; r < rows * a.threads; ++r) partial_bias[r] = 0.;
 
   if (!empty) {
-    const Layout l = lay_out(g, rows, 1, a.threads);
+    const Layout l = lay_out(g, choose_lanes(g), rows, 1, a.threads);
     const Planes& p = l.planes;
     const int64_t vectors = p.run / kWidth, strips = ceil_div(p.run, kDotFloats);
     const int64_t together = max(1, min(p.runs, kDotFloats / p.run));  // short runs are correlated several at a time
@@ -73,7 +76,7 @@ void shifted_correlation(const ShiftedCorrelationArgs& a) {
         const int64_t first = task / l.row_blocks * p.images, images = min(p.images, g.batch - first);
         float* source = scratch<float>(Scratch::source, p.source_size);
         float* target = scratch<float>(Scratch::target, (end - begin) * p.target_size);
-        pack_source(g, l, a.source, a.source_channels_last, first, images, source);
+        pack_source(g, l, a.source, a.source_channels_last, first, images, 0, g.source_channels, source);
         pack_target(g, l, a.target, a.target_channels_last, first, images, begin, end, target);
         if (a.dbias)
           for (int64_t r = begin; r < end; ++r)

@@ -13,6 +13,13 @@ inline Strides strides(int64_t channels, int64_t pixels, bool channels_last) {
   return channels_last ? Strides{channels, 1} : Strides{1, pixels};
 }
 
+// The pixels of an image that one phase holds: pixel + r * pixel_row + c * pixel_step <-> position + r * pitch + c.
+struct Patch {
+  int64_t rows, columns;
+  int64_t pixel, pixel_row, pixel_step;
+  int64_t position, pitch;
+};
+
 // Elements [begin, end) of a phase that exist, given the index of element 0 and the step.
 struct Range {
   int64_t begin, end;
@@ -23,108 +30,189 @@ inline Range valid_range(int64_t first, int64_t step, int64_t length, int64_t mo
   return {begin, max(begin, end)};
 }
 
-// out[u] = x[u * step] for u in r, zero elsewhere in [0, pitch).
-inline void join_row(const float* x, int64_t step, Range r, int64_t pitch, float* out) {
-  for (int64_t u = 0; u < r.begin; ++u) out[u] = 0.f;
-  if (step == 1)
-    memcpy(out + r.begin, x + r.begin, (r.end - r.begin) * sizeof(float));
-  else
-    for (int64_t u = r.begin; u < r.end; ++u) out[u] = x[u * step];
-  for (int64_t u = r.end; u < pitch; ++u) out[u] = 0.f;
+inline Patch source_patch(const Conv2dGeometry& g, int64_t h_phase, int64_t w_phase) {
+  const int64_t h_first = g.h.source_first[h_phase], w_first = g.w.source_first[w_phase];
+  const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
+  const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
+  const int64_t y = h_first + h.begin * g.h.source_step, x = w_first + w.begin * g.w.source_step;
+  return {h.end - h.begin,
+          w.end - w.begin,
+          y * g.w.source_length + x,
+          g.h.source_step * g.w.source_length,
+          g.w.source_step,
+          h.begin * g.w.pitch + w.begin,
+          g.w.pitch};
+}
+inline Patch target_patch(const Conv2dGeometry& g, int64_t h_phase, int64_t w_phase) {
+  const int64_t h_first = g.h.target_first[h_phase], w_first = g.w.target_first[w_phase];
+  const Range h = valid_range(h_first, g.h.target_step, g.h.target_length, g.h.grid);
+  const Range w = valid_range(w_first, g.w.target_step, g.w.target_length, g.w.grid);
+  const int64_t y = h_first + h.begin * g.h.target_step, x = w_first + w.begin * g.w.target_step;
+  return {h.end - h.begin,
+          w.end - w.begin,
+          y * g.w.target_length + x,
+          g.h.target_step * g.w.target_length,
+          g.w.target_step,
+          h.begin * g.w.pitch + w.begin,
+          g.w.pitch};
 }
 
-inline void join_source(const Conv2dGeometry& g, const Planes& p, const float* x, bool channels_last, int64_t first,
-                        int64_t images, float* out) {
-  const int64_t pixels = g.h.source_length * g.w.source_length;
+// Rows are short: a call of memcpy would cost more than most of them. The last vector overlaps the one before.
+inline void copy_row(const float* x, int64_t n, float* out) {
+  if (n >= kWidth) {
+    for (int64_t u = 0; u + kWidth < n; u += kWidth) store(out + u, load(x + u));
+    store(out + n - kWidth, load(x + n - kWidth));
+  } else if (n >= 4) {
+    const Quad low = load_quad(x), high = load_quad(x + n - 4);
+    store_quad(out, low);
+    store_quad(out + n - 4, high);
+  } else {
+    for (int64_t u = 0; u < n; ++u) out[u] = x[u];
+  }
+}
+// out[u] = x[2 * u].
+inline void copy_alternate(const float* x, int64_t n, float* out) {
+  if (n >= 4) {
+    for (int64_t u = 0; u + 4 < n; u += 4) store_quad(out + u, load_alternate(x + 2 * u));
+    store_quad(out + n - 4, load_alternate(x + 2 * (n - 4)));
+  } else {
+    for (int64_t u = 0; u < n; ++u) out[u] = x[2 * u];
+  }
+}
+// out[2 * u] = even[u], out[2 * u + 1] = odd[u].
+inline void interleave(const float* even, const float* odd, int64_t n, float* out) {
+  if (n >= 4) {
+    for (int64_t u = 0; u + 4 < n; u += 4) store_alternate(out + 2 * u, load_quad(even + u), load_quad(odd + u));
+    store_alternate(out + 2 * (n - 4), load_quad(even + n - 4), load_quad(odd + n - 4));
+  } else {
+    for (int64_t u = 0; u < n; ++u) {
+      out[2 * u] = even[u];
+      out[2 * u + 1] = odd[u];
+    }
+  }
+}
+
+// One phase of an image into its plane; `next` floats further the image that comes next begins.
+inline void join(const Patch patch, const float* image, int64_t pixel, int64_t next, float* plane) {
+  constexpr int64_t kLine = 16;
+  const int64_t step = patch.pixel_step * pixel, row = patch.pixel_row * pixel, n = patch.columns;
+  image += patch.pixel * pixel;
+  plane += patch.position;
+  for (int64_t r = 0; r < patch.rows; ++r, image += row, plane += patch.pitch) {
+    for (int64_t u = 0; u < n * step; u += kLine) __builtin_prefetch(image + next + u);
+    if (step == 1)
+      copy_row(image, n, plane);
+    else if (step == 2)
+      copy_alternate(image, n, plane);
+    else
+      for (int64_t u = 0; u < n; ++u) plane[u] = image[u * step];
+  }
+}
+
+// The way back.
+inline void part(const Patch patch, const float* plane, int64_t pixel, float* image) {
+  const int64_t step = patch.pixel_step * pixel, row = patch.pixel_row * pixel, n = patch.columns;
+  image += patch.pixel * pixel;
+  plane += patch.position;
+  for (int64_t r = 0; r < patch.rows; ++r, image += row, plane += patch.pitch)
+    if (step == 1)
+      copy_row(plane, n, image);
+    else
+      for (int64_t u = 0; u < n; ++u) image[u * step] = plane[u];
+}
+
+// Whether the pixels of two phases of the same rows alternate, those of `even` first.
+inline bool alternate(const Patch& even, const Patch& odd) {
+  const int64_t more = even.columns - odd.columns;
+  return odd.columns > 0 && odd.pixel == even.pixel + 1 && even.pixel_step == 2 && (more == 0 || more == 1);
+}
+inline void part_pair(const Patch even, const Patch odd, const float* even_plane, const float* odd_plane,
+                      float* image) {
+  const int64_t n = odd.columns;
+  even_plane += even.position;
+  odd_plane += odd.position;
+  image += even.pixel;
+  for (int64_t r = 0; r < even.rows; ++r, image += even.pixel_row, even_plane += even.pitch, odd_plane += even.pitch) {
+    interleave(even_plane, odd_plane, n, image);
+    if (even.columns > n) image[2 * n] = even_plane[n];
+  }
+}
+
+// Channels [begin, end) into planes, zero outside the images.
+inline void join_source(const Conv2dGeometry& g, const Planes& p, const float* x, bool channels_last, int64_t begin,
+                        int64_t end, int64_t first, int64_t images, float* planes) {
+  const int64_t pixels = g.h.source_length * g.w.source_length, size = g.h.pitch * g.w.pitch;
+  const int64_t image = g.source_channels * pixels;
   const Strides by = strides(g.source_channels, pixels, channels_last);
-  for (int64_t c = 0; c < g.source_channels; ++c)
-    for (int64_t ph = 0; ph < g.h.source_phases; ++ph)
-      for (int64_t pw = 0; pw < g.w.source_phases; ++pw) {
-        const int64_t slot = g.slot[ph * g.w.source_phases + pw];
-        if (slot < 0) continue;
-        const int64_t h_first = g.h.source_first[ph], w_first = g.w.source_first[pw];
-        const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
-        const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
-        float* plane = out + c * p.channel_stride + slot * p.plane_stride;
-        float* row = plane;
-        for (int64_t n = 0; n < images; ++n) {
-          const float* image = x + (first + n) * g.source_channels * pixels + c * by.channel;
-          for (int64_t u = 0; u < g.h.pitch; ++u, row += g.w.pitch)
-            if (u >= h.begin && u < h.end)
-              join_row(image + ((h_first + u * g.h.source_step) * g.w.source_length + w_first) * by.pixel,
-                       g.w.source_step * by.pixel, w, g.w.pitch, row);
-            else
-              memset(row, 0, g.w.pitch * sizeof(float));
-        }
-        memset(row, 0, (plane + p.plane_stride - row) * sizeof(float));
-      }
+  const int64_t next = (end - begin) * by.channel;
+  memset(planes, 0, (end - begin) * p.channel_stride * sizeof(float));
+  for (int64_t ph = 0; ph < g.h.source_phases; ++ph)
+    for (int64_t pw = 0; pw < g.w.source_phases; ++pw) {
+      const int64_t slot = g.slot[ph * g.w.source_phases + pw];
+      if (slot < 0) continue;
+      const Patch patch = source_patch(g, ph, pw);
+      for (int64_t c = begin; c < end; ++c)
+        for (int64_t n = 0; n < images; ++n)
+          join(patch, x + (first + n) * image + c * by.channel, by.pixel, next,
+               planes + (c - begin) * p.channel_stride + slot * p.plane_stride + n * size);
+    }
 }
 
 // The way back: channels [begin, end) of dX from the planes; pixels that no tap reads are 0.
 inline void part_source(const Conv2dGeometry& g, const Planes& p, const float* planes, int64_t begin, int64_t end,
                         bool channels_last, int64_t first, int64_t images, float* dx) {
-  const int64_t pixels = g.h.source_length * g.w.source_length;
+  const int64_t pixels = g.h.source_length * g.w.source_length, size = g.h.pitch * g.w.pitch;
   const Strides by = strides(g.source_channels, pixels, channels_last);
-  const int64_t step = g.w.source_step * by.pixel;
   for (int64_t c = begin; c < end; ++c)
     for (int64_t n = 0; n < images; ++n) {
       float* image = dx + (first + n) * g.source_channels * pixels + c * by.channel;
       for (int64_t i = 0; i < pixels; ++i) image[i * by.pixel] = 0.f;
       for (int64_t ph = 0; ph < g.h.source_phases; ++ph)
-        for (int64_t pw = 0; pw < g.w.source_phases; ++pw) {
-          const int64_t slot = g.slot[ph * g.w.source_phases + pw];
-          if (slot < 0) continue;
-          const int64_t h_first = g.h.source_first[ph], w_first = g.w.source_first[pw];
-          const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
-          const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
-          const float* plane = planes + c * p.channel_stride + slot * p.plane_stride + n * g.h.pitch * g.w.pitch;
-          for (int64_t u = h.begin; u < h.end; ++u) {
-            float* to = image + ((h_first + u * g.h.source_step) * g.w.source_length + w_first) * by.pixel;
-            for (int64_t v = w.begin; v < w.end; ++v) to[v * step] = plane[u * g.w.pitch + v];
-          }
-        }
+        for (int64_t pw = 0; pw < g.w.source_phases; ++pw)
+          if (const int64_t slot = g.slot[ph * g.w.source_phases + pw]; slot >= 0)
+            part(source_patch(g, ph, pw), planes + c * p.channel_stride + slot * p.plane_stride + n * size, by.pixel,
+                 image);
     }
 }
 
-// Copies channel r of dY into a plane, zero outside the image.
-inline void join_target(const Conv2dGeometry& g, const Planes& p, int64_t r, const float* dy, bool channels_last,
-                        int64_t first, int64_t images, float* plane) {
-  const int64_t pixels = g.h.grid * g.w.grid;
+// Channels [begin, end) of dY into planes, zero outside the images; one phase.
+inline void join_target(const Conv2dGeometry& g, const Planes& p, const float* dy, bool channels_last, int64_t begin,
+                        int64_t end, int64_t first, int64_t images, float* planes) {
+  const int64_t pixels = g.h.target_length * g.w.target_length, size = g.h.pitch * g.w.pitch;
+  const int64_t image = g.target_channels * pixels;
   const Strides by = strides(g.target_channels, pixels, channels_last);
-  float* row = plane;
-  for (int64_t n = 0; n < images; ++n) {
-    const float* image = dy + (first + n) * g.target_channels * pixels + r * by.channel;
-    for (int64_t u = 0; u < g.h.pitch; ++u, row += g.w.pitch)
-      if (u < g.h.grid)
-        join_row(image + u * g.w.grid * by.pixel, by.pixel, {0, g.w.grid}, g.w.pitch, row);
-      else
-        memset(row, 0, g.w.pitch * sizeof(float));
-  }
-  memset(row, 0, (plane + p.target_size - row) * sizeof(float));
+  const Patch patch = target_patch(g, 0, 0);
+  const int64_t next = (end - begin) * by.channel;
+  memset(planes, 0, (end - begin) * p.target_size * sizeof(float));
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t n = 0; n < images; ++n)
+      join(patch, dy + (first + n) * image + c * by.channel, by.pixel, next,
+           planes + (c - begin) * p.target_size + n * size);
 }
 
-// Copies the plane of row r (channel and phase) into y.
-inline void part_target(const Conv2dGeometry& g, int64_t r, const float* plane, bool channels_last, int64_t first,
-                        int64_t images, float* y) {
-  const int64_t phases = g.h.target_phases * g.w.target_phases, pixels = g.h.target_length * g.w.target_length;
-  const int64_t channel = r / phases, phase = r % phases;
-  const int64_t h_first = g.h.target_first[phase / g.w.target_phases];
-  const int64_t w_first = g.w.target_first[phase % g.w.target_phases];
-  const Range h = valid_range(h_first, g.h.target_step, g.h.target_length, g.h.grid);
-  const Range w = valid_range(w_first, g.w.target_step, g.w.target_length, g.w.grid);
+// Channels [begin, end) of Y from their planes, one per phase.
+inline void part_target(const Conv2dGeometry& g, const Planes& p, const float* planes, int64_t begin, int64_t end,
+                        bool channels_last, int64_t first, int64_t images, float* y) {
+  const int64_t pixels = g.h.target_length * g.w.target_length, size = g.h.pitch * g.w.pitch;
+  const int64_t image = g.target_channels * pixels;
   const Strides by = strides(g.target_channels, pixels, channels_last);
-  const int64_t step = g.w.target_step * by.pixel;
-  for (int64_t n = 0; n < images; ++n, plane += g.h.pitch * g.w.pitch) {
-    float* image = y + (first + n) * g.target_channels * pixels + channel * by.channel;
-    for (int64_t u = h.begin; u < h.end; ++u) {
-      const float* from = plane + u * g.w.pitch;
-      float* to = image + ((h_first + u * g.h.target_step) * g.w.target_length + w_first) * by.pixel;
-      if (step == 1)
-        memcpy(to + w.begin, from + w.begin, (w.end - w.begin) * sizeof(float));
-      else
-        for (int64_t v = w.begin; v < w.end; ++v) to[v * step] = from[v];
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t ph = 0; ph < g.h.target_phases; ++ph, planes += g.w.target_phases * p.target_size) {
+      float* channel = y + first * image + c * by.channel;
+      const int64_t phases = g.w.target_phases, last = p.target_size;
+      const Patch left = target_patch(g, ph, 0), right = target_patch(g, ph, phases - 1);
+      const bool leads = alternate(left, right), follows = alternate(right, left);
+      for (int64_t n = 0; n < images; ++n) {
+        const float* plane = planes + n * size;
+        if (by.pixel == 1 && leads)
+          part_pair(left, right, plane, plane + last, channel + n * image);
+        else if (by.pixel == 1 && follows)
+          part_pair(right, left, plane + last, plane, channel + n * image);
+        else
+          for (int64_t pw = 0; pw < phases; ++pw)
+            part(target_patch(g, ph, pw), plane + pw * p.target_size, by.pixel, channel + n * image);
+      }
     }
-  }
 }
 
 }  // namespace spfde::SPFDE_ISA

@@ -44,10 +44,10 @@ inline int64_t choose_lanes(const Conv2dGeometry& g) {
   return g.batch >= kFull * static_cast<double>(chunks * lanes) ? lanes : 1;
 }
 
-inline Planes plan_planes(const Conv2dGeometry& g) {
+inline Planes plan_planes(const Conv2dGeometry& g, int64_t lanes) {
   constexpr int64_t kJoinedPositions = 512;  // positions per joined plane aimed at
   Planes p{};
-  p.lanes = choose_lanes(g);
+  p.lanes = lanes;
   const bool joined = p.lanes == 1;
   const int64_t image = g.h.pitch * g.w.pitch;
   p.images = joined ? max(1, min(ceil_div(kJoinedPositions, image), g.batch)) : p.lanes;
@@ -232,9 +232,10 @@ inline void move_lanes(const Places& places, int64_t lanes, int64_t stride, int6
   }
 }
 
-inline void clear_blanks(const Conv2dGeometry& g, const Planes& p, const Blanks& blanks, float* packed) {
-  for (int64_t c = 0; c < g.source_channels; ++c, packed += p.channel_stride * p.lanes)
-    for (int64_t i = 0; i < blanks.count; ++i) memset(packed + blanks.at[i] * p.lanes, 0, p.lanes * sizeof(float));
+inline void clear_blanks(const Planes& p, const Blanks& blanks, int64_t channels, float* packed) {
+  for (int64_t c = 0; c < channels; ++c, packed += p.channel_stride * p.lanes)
+    for (int64_t i = 0; i < blanks.count; ++i)
+      for (int64_t b = 0; b < p.lanes; b += kWidth) store(packed + blanks.at[i] * p.lanes + b, Vec{});
 }
 
 }  // namespace spfde::SPFDE_ISA

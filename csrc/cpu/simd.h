@@ -29,8 +29,11 @@ inline Vec broadcast(float s) { return s - Vec{}; }
 #endif
 #endif
 #ifndef SPFDE_SHUFFLE
-typedef int32_t VecMask __attribute__((vector_size(kWidth * 4)));
-#define SPFDE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (VecMask{__VA_ARGS__}))
+template <typename V>
+struct Mask {
+  typedef int32_t type __attribute__((vector_size(sizeof(V))));
+};
+#define SPFDE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (typename Mask<decltype(a)>::type{__VA_ARGS__}))
 #endif
 
 // Interleavings within 128-bit lanes, where shuffles are cheap: of the lower and the upper two floats of each lane, and
@@ -115,6 +118,20 @@ inline void transpose(Vec (&v)[kWidth]) {
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef float QuadUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
+
+inline Quad load_quad(const float* p) { return *reinterpret_cast<const QuadUnaligned*>(p); }
+inline void store_quad(float* p, Quad v) { *reinterpret_cast<QuadUnaligned*>(p) = v; }
+
+// p[0], p[2], p[4], p[6].
+inline Quad load_alternate(const float* p) {
+  const Quad a = load_quad(p), b = load_quad(p + 3);
+  return SPFDE_SHUFFLE(a, b, 0, 2, 5, 7);
+}
+// a[0], b[0], a[1], b[1], ... at p[0 : 8].
+inline void store_alternate(float* p, Quad a, Quad b) {
+  store_quad(p, SPFDE_SHUFFLE(a, b, 0, 4, 1, 5));
+  store_quad(p + 4, SPFDE_SHUFFLE(a, b, 2, 6, 3, 7));
+}
 
 // Adds the 128-bit lanes of v.
 inline Quad fold(Vec v) {

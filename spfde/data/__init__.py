@@ -37,6 +37,12 @@ def load(name: str, **options: Any) -> DataSets:
     known = inspect.signature(loader).parameters
     for option in options:
         if option not in known:
+            others = [other for other, each in DATASETS.items() if option in inspect.signature(each).parameters]
+            if others:
+                raise ValueError(
+                    f"expected no {option} with the data set {name!r}, got {options[option]!r},"
+                    f" try leaving it out, or the data set {' or '.join(others)}"
+                )
             raise unknown(f"an option of {name!r}", option, known)
     for option in known.values():
         if option.default is option.empty and option.name not in options:

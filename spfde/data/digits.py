@@ -18,6 +18,7 @@ from spfde.data.datasets import DataSets, Images, Normalise
 
 CLASSES = 10
 HELD_OUT = 0.25  # share of the scans of each class that only test images use
+MOST = 10**6  # of either half: 4 GiB, composed at about a thousand a second
 BLOCK = 500  # images are made in whole blocks, so image i does not depend on how many are asked for
 REFERENCE = 1000  # the first training images, whose mean and deviation normalise everything
 SPLIT, TRAIN, TEST = range(3)  # random streams; never renumber
@@ -29,8 +30,8 @@ def load(train: int = 8000, test: int = 2000, seed: int = 0) -> DataSets:
     Image i of a half is a function of (seed, half, i) alone: the same bits for any count and any threads.
 
     Args:
-        train: number of training images, at least 1.
-        test: number of test images, at least 1.
+        train: number of training images, 1 to 10**6.
+        test: number of test images, 1 to 10**6.
         seed: of the split into training and test scans, and of every image; at least 0.
 
     Raises:
@@ -38,7 +39,7 @@ def load(train: int = 8000, test: int = 2000, seed: int = 0) -> DataSets:
         ValueError: an argument is out of range.
         ImportError: scikit-learn is missing.
     """
-    _check(train=(train, 1), test=(test, 1), seed=(seed, 0))
+    _check(train=(train, 1, MOST), test=(test, 1, MOST), seed=(seed, 0, None))
     train_images, train_targets = render(TRAIN, train, seed)
     test_images, test_targets = render(TEST, test, seed)
     normalise = Normalise.of(render(TRAIN, REFERENCE, seed)[0].numpy())
@@ -94,9 +95,11 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def _check(**arguments: tuple[int, int]) -> None:
-    for name, (value, least) in arguments.items():
+def _check(**arguments: tuple[int, int, int | None]) -> None:
+    for name, (value, least, most) in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"expected {name} to be an int, got {value!r}, try {name}={least}")
         if value < least:
             raise ValueError(f"expected {name} >= {least}, got {value}, try {name}={least}")
+        if most is not None and value > most:
+            raise ValueError(f"expected {name} <= {most}, got {value}, try {name}={most}")

@@ -4,7 +4,7 @@ ratio = multiply * idle * density ** power + copy * copied / weights + constant,
 as the unit. power < 1: the more weights a row stores, the more its streams share. Blocks of several outputs share from
 the start: tall * density in place of multiply * density ** power. copied: activations packed and unpacked per output
 position, which no sparsity makes fewer. idle: what a strip with free lanes costs. `benchmarks/fit_cost.py` fits the
-constants to what `benchmarks/layers.py` measures.
+constants to what `benchmarks/layers.py` and `benchmarks/sweep.py` measure.
 """
 
 from __future__ import annotations
@@ -25,15 +25,25 @@ class Cost(NamedTuple):
     tall: float
 
 
+class Masked(NamedTuple):
+    """Constants of the masked dense route: large layers of each op, memory moved, and the extra calls.
+
+    copy: where a convolution moves much and multiplies little. call: whatever the size, in dense multiply-adds.
+    """
+
+    linear: float
+    conv2d: float
+    copy: float
+    call: float
+
+
 AVX2 = {
-    "linear": Cost(multiply=1.97, power=0.921, copy=40.7, constant=0.0062, tall=1.39),
-    "conv2d": Cost(multiply=1.39, power=0.87, copy=6.33, constant=0.0197, tall=1.25),
+    "linear": Cost(multiply=1.71, power=0.84, copy=1.13, constant=0.0645, tall=1.32),
+    "conv2d": Cost(multiply=1.13, power=0.8, copy=2.89, constant=0.187, tall=0.996),
 }
 COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
-MASKED = 1.1  # the masked dense route over the plain dense layer, large
-MASKED_COPY = 20.0  # and where a convolution moves much and multiplies little, in the memory format it is given
-MASKED_CALL = 1e6  # what its extra calls cost whatever the size (about 60 microseconds), in dense multiply-adds
+MASKED = Masked(linear=1.02, conv2d=1.12, copy=7.97, call=0.864e6)
 
 
 def constants(op: str, isa: str) -> Cost:
@@ -41,10 +51,10 @@ def constants(op: str, isa: str) -> Cost:
     return COSTS.get(isa, AVX2)[op]
 
 
-def masked(problem: Problem) -> float:
+def masked(problem: Problem, cost: Masked = MASKED) -> float:
     """Predicted time of the masked dense route over the plain dense layer's."""
-    moved = 0.0 if problem.op == "linear" else MASKED_COPY * copied_per_position(problem) / max(1, prod(problem.shape))
-    return MASKED + moved + MASKED_CALL / max(1, problem.multiply_adds)
+    moved = 0.0 if problem.op == "linear" else cost.copy * copied_per_position(problem) / max(1, prod(problem.shape))
+    return getattr(cost, problem.op) + moved + cost.call / max(1, problem.multiply_adds)
 
 
 def ratio(problem: Problem, cost: Cost) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spfde.kernels import dispatch
 from spfde.kernels.conv2d import conv2d
 from spfde.kernels.dispatch import KernelChoice
+from spfde.kernels.memory import memory_format_of
 from spfde.nn.layer import SparseLayer
 from spfde.pattern import Window
 
@@ -26,7 +27,10 @@ class SparseConv2d(SparseLayer):
         sides = _sides(conv)
         zeros = sides if conv.padding_mode == "zeros" else (0, 0, 0, 0)
         window = Window(conv.kernel_size, conv.stride, zeros, conv.dilation, conv.groups)
-        super().__init__(conv.weight, conv.bias, mask, pattern, window)
+        self.stride, self.dilation = window.stride, window.dilation
+        # With one tap, pixels that a stride skips are read by nothing: without them it is a product over pixels.
+        self._thins = window.kernel == (1, 1) and not any(zeros) and window.stride != (1, 1)
+        super().__init__(conv.weight, conv.bias, mask, pattern, Window(groups=conv.groups) if self._thins else window)
         self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
 
     @classmethod
@@ -58,16 +62,6 @@ class SparseConv2d(SparseLayer):
         return self.window.kernel
 
     @property
-    def stride(self) -> tuple[int, int]:
-        """Steps of the window."""
-        return self.window.stride
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        """Steps between taps."""
-        return self.window.dilation
-
-    @property
     def groups(self) -> int:
         """Number of blocked channel groups."""
         return self.window.groups
@@ -76,6 +70,8 @@ class SparseConv2d(SparseLayer):
         """x: [(batch,) in_channels, height, width]. Returns [(batch,) out_channels, out_height, out_width]."""
         if self._pad_before is not None:
             x = F.pad(x, self._pad_before, mode=self.padding_mode)
+        if self._thins:
+            x = x[..., :: self.stride[0], :: self.stride[1]].contiguous(memory_format=memory_format_of(x))
         self._saw(x)
         return self._show(x, conv2d(x, self._effective(), self.plan, self.window, self.bias, self._route))
 

@@ -76,8 +76,11 @@ class Report:
             OSError: the file cannot be written.
         """
         path, text = Path(path), self.html()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OSError(f"expected to write the page {path}, got {error.strerror}, try another out") from error
         return path
 
 

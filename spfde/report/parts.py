@@ -13,7 +13,7 @@ from spfde.report import plots
 from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
-from spfde.report.words import NONE, percent
+from spfde.report.words import NONE, count, percent
 from spfde.train.own import own_default
 from spfde.train.recipe import Recipe
 
@@ -24,13 +24,14 @@ def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         (
             plots.accuracy(runs, labels),
             "Test accuracy against training time",
-            "Measured after every epoch. The vertical axis is logarithmic in the error.",
+            "Measured after every epoch. The vertical axis is stretched towards 100%: every halving of the errors is "
+            "equally high.",
         ),
         (
             plots.epochs(runs, labels),
             "Seconds per epoch",
-            "Grey tops are evaluation and checkpoint. A square marks an epoch in which blocks were frozen, "
-            "samples swapped by the sieve, or weights pruned and regrown.",
+            "Grey tops are evaluation and checkpoint. A square marks an epoch in which blocks were frozen (freeze), "
+            "samples swapped (sieve), or weights pruned and regrown (topology). Epochs count from 0.",
         ),
         (
             plots.flops(runs, labels),
@@ -41,8 +42,9 @@ def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         (
             plots.attribution(runs, labels),
             "Where the time went",
-            "Kernels are spfde's native ones; step is the rest of forward, backward and optimizer. "
-            "Evaluation and checkpoint are no training.",
+            "Kernels are spfde's own, which multiply by sparse weights; step is the rest of forward, backward and "
+            "optimizer; levers decide what to prune, freeze and leave out. Evaluation and checkpoint do not count "
+            "as training.",
         ),
     )
     if any(run.memory for run in runs):
@@ -101,7 +103,7 @@ def layers(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         listings.append(tag("details", tag("summary", f"{label}: every layer"), listing, open=""))
     if not drawings:
         return Html()
-    lead = "At the end of the run, in the order of the network. A dense kernel is a safety net, not a result."
+    lead = "At the end of the run, in network order. A layer made sparse that ran a dense kernel saved no time."
     return join(
         tag("h2", "Layer by layer"),
         tag("p", lead, class_="lead"),
@@ -114,19 +116,20 @@ def events(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     """What the levers did, epoch by epoch, and why."""
     blocks = []
     for run, label in zip(runs, labels, strict=True):
-        rows = [
-            tag(
-                "tr",
-                tag("td", str(epoch.epoch)),
-                *(tag("td", t) for t in (event.kind, event.text, event.reason)),
-            )
-            for epoch in run.epochs
-            for event in epoch.events
-        ]
+        rows, told = [], {}
+        for epoch, event in ((each, event) for each in run.epochs for event in each.events):
+            why = "as before" if told.get(event.kind) == event.reason else event.reason
+            told[event.kind] = event.reason
+            cells = (str(epoch.epoch), event.kind, event.text, why)
+            rows.append(tag("tr", *(tag("td", cell) for cell in cells)))
         if rows:
             heads = tag("tr", *(tag("th", head) for head in ("epoch", "lever", "what it did", "why")))
-            blocks.append(tag("details", tag("summary", f"{label}: {len(rows)} events"), _table(heads, rows)))
-    return join(tag("h2", "What the levers did"), *blocks) if blocks else Html()
+            blocks.append(tag("details", tag("summary", f"{label}: {count(len(rows), 'event')}"), _table(heads, rows)))
+    lead = (
+        "What makes a run cheaper: topology moves the few weights that are kept, freeze ends the training of blocks "
+        "that have settled, sieve leaves easy samples out for a while."
+    )
+    return join(tag("h2", "What the levers did"), tag("p", lead, class_="lead"), *blocks) if blocks else Html()
 
 
 def recipes(runs: Sequence[Run], labels: Sequence[str]) -> Html:

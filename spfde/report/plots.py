@@ -65,7 +65,7 @@ def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:
 
 def epochs(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     """Seconds of each epoch as bars, one panel per run, with its events in lanes above the bars."""
-    heights = [(0.42 if any(e.events for e in run.epochs) else 0.001, 1.0) for run in runs]
+    heights = [(0.5 if any(e.events for e in run.epochs) else 0.001, 1.0) for run in runs]
 
     def draw(figure: Figure) -> None:
         ratios = [height for pair in heights for height in pair]

@@ -138,10 +138,17 @@ def read(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"expected a run directory, got {path}, try the out directory of spfde train")
-    for name in (files.RUN, files.METRICS, files.LAYERS, files.RESULT):
+        raise ValueError(f"expected a run directory, got {path}, which is none, try the out directory of spfde train")
+    if not (path / files.RUN).is_file():
+        raise ValueError(
+            f"expected a run directory, got {path}, which has no {files.RUN}, try the out directory of spfde train"
+        )
+    for name in (files.METRICS, files.LAYERS, files.RESULT):
         if not (path / name).is_file():
-            raise ValueError(f"expected a finished run in {path}, got one without {name}, try spfde train --resume")
+            raise ValueError(
+                f"expected a finished run in {path}, got one without {name} (it was stopped, or still runs), "
+                f"try spfde train --resume --out {path}"
+            )
     run = _object(_json(path / files.RUN), RUN, path / files.RUN)
     _object(run["recipe"], RECIPE, f"{path / files.RUN}, recipe")
     _object(run["samples"], {"train": 0, "test": 0}, f"{path / files.RUN}, samples")

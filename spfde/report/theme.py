@@ -87,7 +87,9 @@ h1{font-size:clamp(24px,4.4vw,36px);line-height:1.2;letter-spacing:-.02em;font-w
 .tile b{display:block;font-size:26px;line-height:1.2;font-weight:650;letter-spacing:-.02em;
   font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .tile span{display:block;color:var(--muted);font-size:13.5px;line-height:1.4;margin-top:2px}
-.scroll{overflow-x:auto;margin:12px 0 0;-webkit-overflow-scrolling:touch}
+.scroll{overflow-x:auto;margin:12px 0 0;-webkit-overflow-scrolling:touch;
+  background:linear-gradient(to left,var(--paper) 50%,transparent) right/48px 100% no-repeat local,
+    linear-gradient(to left,var(--muted),transparent) right/8px 100% no-repeat scroll}
 table{border-collapse:collapse;width:100%;font-size:14.5px;line-height:1.4}
 th,td{text-align:left;vertical-align:top;padding:7px 20px 7px 0;border-bottom:1px solid var(--line)}
 th:last-child,td:last-child{padding-right:0}
@@ -99,6 +101,7 @@ tr.sum td,tr.sum th{font-weight:650}
 th.run i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px}
 .differs td{font-weight:650}
 .wrap td,.wrap th{overflow-wrap:anywhere}
+.wrap tbody th{min-width:134px}
 .layers .why{min-width:200px;color:var(--muted)}
 .figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:32px 40px;align-items:start}
 figure{margin:20px 0 0;min-width:0}

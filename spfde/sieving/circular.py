@@ -29,6 +29,6 @@ class Circular(Sieve):
             return rows, "no sample is out" if limit == 0 else "no sample was observed: none moved"
         known = np.count_nonzero((counts[:, CORRECT] > 0) & (counts[:, FORGOTTEN] == 0))
         return rows, (
-            f"the {len(rows)} easiest of {len(counts)} changed places with the head of the queue; {known} of "
-            f"all were right and never forgotten in {self.interval} epochs, ties go by mean loss"
+            f"the {len(rows)} easiest of {len(counts)} go out, as many come back, those out longest; easy: right and "
+            f"not forgotten since the last swap ({known} samples), and the lower the loss the easier"
         )

@@ -16,11 +16,16 @@ from spfde.train.recipe_file import text
 REFRESH_SECONDS = 0.2
 
 
+def place(epoch: int, epochs: int) -> str:
+    """Name an epoch as every other place does, from 0, and how many that makes: `epoch 4 (5/20)`."""
+    width = len(str(epochs))
+    return f"epoch {epoch:>{width}} ({epoch + 1:>{width}}/{epochs})"
+
+
 def epoch_line(record: Epoch, epochs: int) -> str:
     """Sum up an epoch of `epochs`: loss, accuracies and seconds."""
-    width = len(str(epochs))
     return (
-        f"epoch {record.epoch + 1:>{width}}/{epochs}  loss {record.train_loss:.3f}"
+        f"{place(record.epoch, epochs)}  loss {record.train_loss:.3f}"
         f"  train {record.train_accuracy:6.1%}  test {record.test_accuracy:6.1%}"
         f"  {record.total_seconds:6.1f} s"
     )
@@ -56,7 +61,7 @@ class Display:
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("epoch {task.fields[epoch]}  {task.fields[rate]:.0f} samples/s"),
+            TextColumn("{task.fields[epoch]}  {task.fields[rate]:.0f} samples/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
@@ -68,10 +73,9 @@ class Display:
     def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
         """Say what starts, and show the live line."""
         self._epochs = recipe.all_epochs
-        goes_on = f", from epoch {first_epoch + 1}" if first_epoch else ""
         say(self.console, recipe_lines(recipe))
-        say(self.console, f"{self.name}: {self._epochs} epochs{goes_on}, {recipe.threads} threads, {note}")
-        now = {"epoch": f"{first_epoch + 1}", "rate": 0.0, "note": ""}
+        say(self.console, f"{self.name}: starts at epoch {first_epoch}, {note}")
+        now = {"epoch": place(first_epoch, self._epochs), "rate": 0.0, "note": ""}
         self._task = self._bar.add_task(self.name, total=self._epochs, completed=first_epoch, **now)
         self._bar.start()
         self._began = time.perf_counter()
@@ -86,7 +90,7 @@ class Display:
         self._bar.update(
             self._task,
             completed=epoch + (step + 1) / steps,
-            epoch=f"{epoch + 1}/{self._epochs}",
+            epoch=place(epoch, self._epochs),
             rate=self._samples / (now - self._began),
             refresh=True,
         )

@@ -133,9 +133,13 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Make a run directory and check that it can be used, before anything is computed.
 
     Raises:
-        ValueError: it cannot be written, holds a run that nobody asked to resume or to overwrite, or holds no
-            checkpoint to resume.
+        ValueError: it cannot be written, holds a comparison, or a run that nobody asked to resume or to overwrite,
+            or no checkpoint to resume.
     """
+    if holds_comparison(path):
+        raise ValueError(
+            f"expected a run directory, got {path}, which holds a comparison of runs, try one in it, or another out"
+        )
     found = checkpoints(path)
     if resume and not (found or begun(path)):
         raise ValueError(f"expected a checkpoint to resume in {path}, got none, try without resume")
@@ -155,6 +159,14 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise ValueError(
             f"expected a run directory that can be written, got {path} ({error.strerror}), try another out"
         ) from error
+
+
+def holds_comparison(path: Path) -> bool:
+    """Tell whether a directory is that of several runs, each in a folder of its own."""
+    try:
+        return "compare" in json.loads((path / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def begun(path: Path) -> bool:

@@ -94,7 +94,7 @@ def fit(
         interrupts = Interrupts()
         keeper = Keeper(out, session, history, interrupts)
         try:
-            progress.start(recipe, len(history), f"{session.layout.name}: {session.layout.reason}")
+            progress.start(recipe, len(history), f"memory format {session.layout.name}: {session.layout.reason}")
             for doubt in doubts:
                 progress.warn(doubt)
             with interrupts.caught() if out is not None else nullcontext():

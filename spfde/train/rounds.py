@@ -152,7 +152,7 @@ def run(
         files.clear(out)
         record.write_run(out, base)
     try:
-        progress.start(recipe, len(rounds.history), f"{base.layout.name}: {base.layout.reason}")
+        progress.start(recipe, len(rounds.history), f"memory format {base.layout.name}: {base.layout.reason}")
         for doubt in doubts:
             progress.warn(doubt)
         rounds.run()

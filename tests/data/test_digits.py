@@ -83,6 +83,10 @@ def test_options_are_validated():
         data.load("digits", test=0)
     with pytest.raises(ValueError, match=r"expected seed >= 0, got -1"):
         data.load("digits", seed=-1)
+    with pytest.raises(ValueError, match=r"expected train <= 1000000, got 1000001, try train=1000000"):
+        data.load("digits", train=1_000_001)
+    with pytest.raises(ValueError, match=r"no data_dir with the data set 'digits', got 'd', try leaving it"):
+        data.load("digits", data_dir="d")
     with pytest.raises(TypeError, match=r"expected train to be an int, got 8000.0"):
         data.load("digits", train=8000.0)
     with pytest.raises(TypeError, match=r"expected train to be an int, got True"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -51,12 +52,38 @@ def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error):
     assert code == "spfde: expected this, got that, try the other"
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "spfde: expected enough memory, got none left .*, try a smaller batch_size"),
+        (RuntimeError("alloc.cpp:\n can't allocate memory: 4 TiB"), "spfde: expected enough memory, .*4 TiB.*, try"),
+        (RuntimeError("DataLoader worker (pid 3) is killed"), "spfde: expected loader .*pid 3.*, try fewer workers"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(monkeypatch, capsys, error, said):
     def fail(command):
-        raise TypeError("a bug")
+        raise error
 
     monkeypatch.setattr(cli, "build", fail)
-    with pytest.raises(TypeError, match="a bug"):
+    code, _ = run(monkeypatch, capsys, "train")
+    assert re.fullmatch(said + ".*", code)
+
+
+def test_an_interrupt_while_a_command_is_imported_is_no_traceback(monkeypatch, capsys):
+    def fail(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build", fail)
+    assert run(monkeypatch, capsys, "train")[0] == 130
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
+    def fail(command):
+        raise error("a bug")
+
+    monkeypatch.setattr(cli, "build", fail)
+    with pytest.raises(error, match="a bug"):
         cli.main()
 
 

@@ -93,9 +93,17 @@ def linear(draw, patterns: tuple[str, ...] = ("unstructured",)) -> Problem:
 
 
 @st.composite
-def convolution(draw, patterns: tuple[str, ...] = ("unstructured",)) -> Problem:
-    groups, pattern = draw(st.sampled_from([1, 1, 1, 2, 3])), draw(st.sampled_from(patterns))
-    out_group, in_group = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+def convolution(
+    draw,
+    patterns: tuple[str, ...] = ("unstructured",),
+    groups: tuple[int, ...] = (1, 1, 1, 2, 3),
+    channels: int = 9,
+    spare: int = 17,
+    batches: tuple[int, ...] = (0, 1, 2, 5, 9),
+) -> Problem:
+    """`channels`: most of a group. `spare`: most pixels of an axis beyond what the kernel needs."""
+    groups, pattern = draw(st.sampled_from(groups)), draw(st.sampled_from(patterns))
+    out_group, in_group = draw(st.integers(1, channels)), draw(st.integers(1, channels))
     if groups > 1 and pattern.startswith("block"):  # a block may not span two groups
         out_group *= Pattern.parse(pattern).numbers[0]
     pair = lambda low, high: (draw(st.integers(low, high)), draw(st.integers(low, high)))  # noqa: E731
@@ -103,13 +111,13 @@ def convolution(draw, patterns: tuple[str, ...] = ("unstructured",)) -> Problem:
     window = Window(kernel, stride, (*pair(0, 3), *pair(0, 3)), dilation, groups)
     least = [max(1, d * (k - 1) + 1 - a - b) for d, k, a, b in zip(
         dilation, kernel, window.padding[::2], window.padding[1::2], strict=True)]  # fmt: skip
-    height, width = (draw(st.integers(n, n + 17)) for n in least)
+    height, width = (draw(st.integers(n, n + spare)) for n in least)
     seed = draw(st.integers(0, 2**16))
     shape = (out_group * groups, in_group, *kernel)
     density, dead = draw(st.sampled_from(DENSITIES)), draw(st.sampled_from([0, 4]))
     plan, values = build(shape, window, density, dead, seed, pattern)
     generator = torch.Generator().manual_seed(seed + 2)
-    batch = draw(st.sampled_from([0, 1, 2, 5, 9]))
+    batch = draw(st.sampled_from(batches))
     x = torch.randn(batch, in_group * groups, height, width, generator=generator)
     layout = draw(st.sampled_from(["contiguous", "channels_last", "view"]))
     if layout == "channels_last":

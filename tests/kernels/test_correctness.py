@@ -36,6 +36,13 @@ def test_convolution(kernel, problem):
     check(problem, kernel)
 
 
+@given(problem=convolution(groups=(2, 5, 8), channels=4, spare=40, batches=(0, 1, 7, 8, 17)))
+@settings(max_examples=120, deadline=None)
+def test_convolution_in_narrow_groups(problem):
+    """One group at a time: small images in lanes, large ones joined."""
+    check(problem, "native")
+
+
 @pytest.mark.parametrize("kernel", ["native", "dense", "reference"])
 @given(problem=linear(BLOCKS))
 @settings(max_examples=60, deadline=None)

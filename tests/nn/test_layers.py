@@ -17,6 +17,9 @@ CONVS = {
     "valid": dict(kernel_size=2, padding="valid", bias=False),
     "grouped": dict(kernel_size=3, groups=2),
     "depthwise": dict(kernel_size=3, groups=4, padding=1),
+    "one tap, strided": dict(kernel_size=1, stride=(2, 3)),
+    "one tap, strided, padded": dict(kernel_size=1, stride=2, padding=1),
+    "one tap, strided, reflect": dict(kernel_size=1, stride=2, padding=1, padding_mode="reflect"),
     "reflect": dict(kernel_size=3, padding=(2, 1), padding_mode="reflect"),
     "circular": dict(kernel_size=(3, 2), padding="same", padding_mode="circular"),
 }

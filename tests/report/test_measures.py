@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import shares
 
 from spfde.report import compare
 from spfde.report.measures import time_to
@@ -112,3 +113,13 @@ def test_other_words():
     assert [shortened("layer1.0.conv1", n) for n in (14, 10)] == ["layer1.0.conv1", "layer1...."]
     assert [shortened("layer1.0.conv1", n, end=True) for n in (14, 10)] == ["layer1.0.conv1", "...0.conv1"]
     assert [count(n, "epoch") for n in (1, 2, 8000)] == ["1 epoch", "2 epochs", "8,000 epochs"]
+
+
+def test_the_shares_of_the_training_time_are_printed(make_run, capsys):
+    parts = {"kernels": 4.0, "step": 4.0, "data": 1.0, "levers": 0.25, "evaluation": 6.0, "checkpoint": 0.5}
+    path = make_run("one", epochs=2, seconds=parts, method="dense")  # and 0.05 s of other
+    shares.main([str(path)])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == f"{path}: 18.60 s of training, without evaluation and checkpoint"
+    assert ["step", "8.00", "s", "43.01%"] in [line.split() for line in lines]
+    assert lines[-1].split()[:4] == ["overhead", "1.60", "s", "8.60%"]

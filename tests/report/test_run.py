@@ -64,15 +64,20 @@ def test_an_older_run_has_no_layers_and_no_memory(make_run):
 
 
 def test_no_directory(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a run directory, got .*nowhere, try the out directory"):
+    with pytest.raises(ValueError, match=r"expected a run directory, got .*nowhere, which is none, try the out"):
         read(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "layers.json", "result.json"])
+def test_a_directory_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a run directory, got .*, which has no run.json, try the out"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "layers.json", "result.json"])
 def test_a_missing_file_is_named(make_run, name):
     path = make_run("a")
     (path / name).unlink()
-    with pytest.raises(ValueError, match=rf"expected a finished run in .*, got one without {name}, try .*resume"):
+    with pytest.raises(ValueError, match=rf"expected a finished run in .*one without {name} .* --resume --out .*a"):
         read(path)
 
 

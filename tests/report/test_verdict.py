@@ -140,5 +140,5 @@ def test_what_compare_refuses(make_run, tmp_path):
     with pytest.raises(ValueError, match=r"expected each run once, got .*a again"):
         compare([run, run.parent / "." / "a"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"expected a finished run in .*empty, got one without run.json"):
+    with pytest.raises(ValueError, match=r"expected a run directory, got .*empty, which has no run.json"):
         compare([tmp_path / "empty"])

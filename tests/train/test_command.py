@@ -40,8 +40,8 @@ def test_a_run_prints_its_epochs_and_what_it_came_to(tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith('recipe: dataset="digits", train_images=64, ')
-    assert lines[-4] == "dense: 2 epochs, 1 threads, contiguous: as the recipe says"
-    assert [line.split()[:2] for line in lines[-3:-1]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert lines[-4] == "dense: starts at epoch 0, memory format contiguous: as the recipe says"
+    assert [line.split()[:2] for line in lines[-3:-1]] == [["epoch", "0"], ["epoch", "1"]]
     kept = json.loads((tmp_path / files.RESULT).read_text())
     assert lines[-1].startswith(f"dense: test accuracy {kept['test_accuracy']:.2%}, ")
 
@@ -54,7 +54,7 @@ def test_imp_ends_with_a_line_per_round(tmp_path):
     assert said.startswith(f"imp: test accuracy {rows[1]['test_accuracy']:.2%}, ")
     assert first.startswith(f"  round 0: 0.0% sparsity, test accuracy {rows[0]['test_accuracy']:.2%}, ")
     assert last.startswith(f"  round 1: 50.0% sparsity, test accuracy {rows[1]['test_accuracy']:.2%}, ")
-    assert "epoch 4/4" in result.output
+    assert "epoch 3 (4/4)" in result.output
 
 
 def test_a_comparison_ends_with_table_and_page(tmp_path):
@@ -66,9 +66,33 @@ def test_a_comparison_ends_with_table_and_page(tmp_path):
     assert differ == {"method", "sparsity", "freeze", "sieve", "out"} | own
     page = tmp_path / "report.html"
     assert "<svg" in page.read_text(encoding="utf-8")
-    assert result.output.index("dense: 3 epochs") < result.output.index("spfde: 3 epochs")
+    assert result.output.index("dense: starts at epoch 0") < result.output.index("spfde: starts at epoch 0")
     assert "speed-up" in result.output
     assert f"report: {page}" in result.output
+
+
+def test_a_comparison_and_a_run_do_not_share_a_directory(tmp_path):
+    for name in ("run", "both"):
+        (tmp_path / name).mkdir()
+    files.write_lines(tmp_path / "run" / files.METRICS, [])
+    result = spfde(f"{SMALL} --compare dense --out {tmp_path / 'run'}")
+    assert "expected a directory for two runs" in str(result.exception)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [files.METRICS]
+    kept = {"compare": "dense", "recipe": Recipe(lr=0.3).to_dict()}
+    files.write_json(tmp_path / "both" / files.RUN, kept)
+    for flags in ("", "--overwrite"):
+        result = spfde(f"{SMALL} {flags} --out {tmp_path / 'both'}")
+        assert "expected a run directory, got" in str(result.exception)
+        assert "holds a comparison of runs, try one in it, or another out" in str(result.exception)
+    assert json.loads((tmp_path / "both" / files.RUN).read_text()) == kept
+
+
+def test_a_comparison_resumed_with_other_flags_keeps_its_own(tmp_path):
+    kept = {"compare": "dense", "recipe": Recipe(lr=0.3, train_images=64).to_dict()}
+    files.write_json(tmp_path / files.RUN, kept)
+    result = spfde(f"--resume --lr 0.2 --out {tmp_path}")
+    assert re.search(r"expected the recipe of .*run\.json, got another one \(lr: 0\.3, got 0\.2", str(result.exception))
+    assert json.loads((tmp_path / files.RUN).read_text()) == kept
 
 
 def test_what_does_not_fit_is_told_before_the_baseline_trains(tmp_path):

@@ -41,7 +41,7 @@ def watched(terminal: bool) -> str:
 
 def test_an_epochs_line_has_its_figures():
     line = epoch_line(record(4), 20)
-    assert " ".join(line.split()) == "epoch 5/20 loss 0.250 train 50.0% test 100.0% 7.0 s"
+    assert " ".join(line.split()) == "epoch 4 ( 5/20) loss 0.250 train 50.0% test 100.0% 7.0 s"
     assert epoch_line(record(9), 20).index("loss") == line.index("loss")
 
 
@@ -69,14 +69,14 @@ def test_without_a_terminal_there_are_plain_lines_only():
     *recipe, first, deed, second = watched(terminal=False).splitlines()
     assert "\n".join(recipe) == recipe_lines(RECIPE)
     assert "threads=2" in recipe[-1] and all(len(line) <= 110 for line in recipe)
-    assert first == "spfde: 4 epochs, from epoch 2, 2 threads, contiguous: as the recipe says"
+    assert first == "spfde: starts at epoch 1, contiguous: as the recipe says"
     assert deed == event_line(EVENT)
     assert second == epoch_line(record(1), 4)
 
 
 def test_a_terminal_has_a_live_line_with_rate_and_last_event():
     text = watched(terminal=True)
-    assert "samples/s" in text and "epoch 2/4" in text
+    assert "samples/s" in text and "epoch 1 (2/4)" in text
     assert text.count("froze [layer1.0]") > text.count(event_line(EVENT)) == 1, "a line, and the live one"
     assert epoch_line(record(1), 4) in text
 

@@ -213,7 +213,7 @@ def test_the_library_is_silent_and_the_watcher_is_told(task, capfd):
     result = task.fit(task.recipe(epochs=2, freeze=0), progress=Watcher(), on_epoch=seen.append)
     assert capfd.readouterr() == ("", "")
     assert tuple(seen) == result.epochs
-    assert calls[0] == ("start", 0, "contiguous: as the recipe says")
+    assert calls[0] == ("start", 0, "memory format contiguous: as the recipe says")
     assert calls[-1] == ("close",) and ("event", 0, "topology") in calls
     steps = [call for call in calls if call[0] == "step"]
     assert sum(call[4] for call in steps) == sum(e.samples for e in result.epochs)
