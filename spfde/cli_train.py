@@ -20,8 +20,8 @@ from spfde.train.checkpoint import require_same_recipe
 from spfde.train.display import Display, say
 from spfde.train.files import METRICS, RUN, check_directory, checkpoints, write_json
 from spfde.train.lock import locked
+from spfde.train.own import default_text
 from spfde.train.progress import Progress, Together
-from spfde.train.recipe import default_text
 from spfde.train.recipe_file import read
 from spfde.train.session import build
 from spfde.train.tensorboard import TensorBoard
@@ -215,11 +215,17 @@ def kept_run(out: Path) -> dict[str, Any]:
 
 
 def outcome(name: str, result: Result) -> str:
-    """Say in one line what a run came to."""
-    return (
+    """Say in one line what a run came to, and in one more what each round of imp did."""
+    lines = [
         f"{name}: test accuracy {result.test_accuracy:.2%}, {result.training_seconds:.1f} s of training"
-        f" ({result.total_seconds:.1f} s with evaluation and checkpoints), {result.flops:.3g} FLOPs"
-    )
+        f" ({result.total_seconds:.1f} s with evaluation and checkpoints), {result.flops:.3g} FLOPs",
+        *(
+            f"  round {row['round']}: {row['sparsity']:.1%} sparsity, test accuracy {row['test_accuracy']:.2%},"
+            f" {row['training_seconds']:.1f} s of training, {row['flops']:.3g} FLOPs"
+            for row in result.rounds
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def report(console: Console, out: Path, names: list[str]) -> None:

@@ -14,7 +14,8 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.words import NONE, count, percent
-from spfde.train.recipe import Recipe, own_default
+from spfde.train.own import own_default
+from spfde.train.recipe import Recipe
 
 
 def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:

@@ -14,6 +14,7 @@ from typing import Any
 from spfde.summary import LayerSummary
 from spfde.train import files
 from spfde.train.metrics import Epoch
+from spfde.train.recipe import all_epochs
 from spfde.train.stopwatch import CATEGORIES
 
 # What a file must hold, by key: an example of the type. More keys are welcome.
@@ -152,9 +153,9 @@ def read(path: str | os.PathLike[str]) -> Run:
     _object(run["recipe"], RECIPE, f"{path / files.RUN}, recipe")
     _object(run["samples"], {"train": 0, "test": 0}, f"{path / files.RUN}, samples")
     epochs = _epochs(path / files.METRICS)
-    if len(epochs) != run["recipe"]["epochs"]:
+    if len(epochs) != all_epochs(run["recipe"]):
         raise ValueError(
-            f"expected {run['recipe']['epochs']} epochs in {path / files.METRICS}, got {len(epochs)}, "
+            f"expected {all_epochs(run['recipe'])} epochs in {path / files.METRICS}, got {len(epochs)}, "
             "try spfde train --resume"
         )
     return Run(

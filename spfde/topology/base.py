@@ -103,8 +103,8 @@ class Topology:
             self._late = self._reads_gradient() and not finite_gradients(self.optimizer)
             moved = not self._late and self.update()
         self._watch.disarm()
-        if self._step == self.total_steps:
-            moved = bool(self._finish()) or moved
+        if self._step == self.total_steps and (trimmed := self._finish()):
+            moved, self.reason = True, f"{type(self).__name__} trimmed {trimmed} weights at step {self._step}"
         self._prepare()
         return moved
 

@@ -16,7 +16,7 @@ from spfde._names import unknown
 from spfde.nn import SparseLayer
 
 Train = Callable[[nn.Module, int, int], Any]
-_REWINDS = ("weights", "learning-rate")
+REWINDS = ("weights", "learning-rate")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Lottery:
             raise ValueError(f"expected rounds >= 1, got {rounds}, try 10")
         if not 0 <= rewind_epoch < epochs:
             raise ValueError(f"expected rewind_epoch in [0, {epochs}) (epochs), got {rewind_epoch}, try 0")
-        if rewind not in _REWINDS:
-            raise unknown("rewind", rewind, _REWINDS)
+        if rewind not in REWINDS:
+            raise unknown("rewind", rewind, REWINDS)
         if not isinstance(distribution, str):
             raise ValueError(f"expected distribution 'uniform', 'erk' or 'global', got {distribution!r}, try 'global'")
         self.model, self.train = model, train

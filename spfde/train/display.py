@@ -72,11 +72,11 @@ class Display:
 
     def start(self, recipe: Recipe, first_epoch: int, note: str) -> None:
         """Say what starts, and show the live line."""
-        self._epochs = recipe.epochs
+        self._epochs = recipe.all_epochs
         say(self.console, recipe_lines(recipe))
         say(self.console, f"{self.name}: starts at epoch {first_epoch}, {note}")
-        now = {"epoch": place(first_epoch, recipe.epochs), "rate": 0.0, "note": ""}
-        self._task = self._bar.add_task(self.name, total=recipe.epochs, completed=first_epoch, **now)
+        now = {"epoch": place(first_epoch, self._epochs), "rate": 0.0, "note": ""}
+        self._task = self._bar.add_task(self.name, total=self._epochs, completed=first_epoch, **now)
         self._bar.start()
         self._began = time.perf_counter()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json")
-METRICS, RECIPE, RUN, RESULT, LAYERS = FILES
+FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json", "rounds.json")
+METRICS, RECIPE, RUN, RESULT, LAYERS, ROUNDS = FILES
 CHECKPOINTS = "checkpoints"
 PARTIAL = ".partial"
 REFUSED = ".refused"

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 
-from spfde.train.batches import shuffled
+from spfde.train.batches import Source, shuffled
 from spfde.train.metrics import Event
+from spfde.train.own import TOPOLOGIES
 from spfde.train.recipe import Recipe
 
+SHOWN = 256  # images that an init looks at: one batch of the published ones
 
-def sparsified(model: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
-    """Return the model with the recipe's sparsity; one that is sparse already stays as it is."""
-    if not recipe.sparsity:
+
+def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
+    """Return the model with the recipe's sparsity; one that is sparse already, or that imp will prune, stays as it is.
+
+    An init that runs the model is shown some training images, a function of the seed alone, in the recipe's batches and
+    with its loss. GMP's layers start with all their weights.
+    """
+    if not recipe.sparsity or recipe.method == "imp":
         return model
     from spfde import sparsify
     from spfde.nn import SparseLayer
+    from spfde.topology.inits import METHODS
 
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         return model
+    first = shuffled(torch.arange(len(train)), recipe.seed, 0)[: SHOWN if recipe.init in METHODS else 1]
+    data = [(images, targets) for images, targets, _ in train.batches(first, recipe.batch_size)]
+    smoothed = partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
+    shown = {"data": data, "loss_fn": smoothed} if recipe.init in METHODS else {}
     return sparsify(
         model,
-        sparsity=recipe.sparsity,
+        sparsity=0.0 if recipe.topology == "gmp" else recipe.sparsity,
+        pattern=recipe.pattern,
         distribution=recipe.distribution,
         init=recipe.init,
         seed=recipe.seed,
-        example_input=example,
+        example_input=data[0][0][:1],
+        **shown,
     )
 
 
@@ -65,18 +81,23 @@ def sieve(samples: int, recipe: Recipe) -> Any:
 
 
 def topology(model: nn.Module, optimizer: Optimizer, recipe: Recipe, steps: int) -> Any:
-    """Return the recipe's elastic mutation, `steps` an epoch, or None (no sparse layer, or fixed masks)."""
-    if not recipe.sparsity or not recipe.drop_fraction:
+    """Return what moves the recipe's masks, `steps` an epoch, or None (no sparse layer, or fixed masks)."""
+    if not recipe.sparsity or recipe.topology in (None, "static") or recipe.drop_fraction == 0:
         return None
-    from spfde.topology import MEST
-
-    return MEST(
+    options = {
+        "mest": {"soft": recipe.soft},
+        "itop": {"growth": recipe.growth},
+        "dst-ee": {"c": recipe.exploration},
+        "gmp": {"sparsity": recipe.sparsity},
+    }
+    return TOPOLOGIES[recipe.topology](
         model,
         optimizer,
         total_steps=steps * recipe.epochs,
         every=steps * recipe.interval,
         drop_fraction=recipe.drop_fraction,
         seed=recipe.seed,
+        **options.get(recipe.topology, {}),
     )
 
 

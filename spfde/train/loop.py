@@ -86,6 +86,10 @@ def fit(
         stack.enter_context(randomness.isolated())
         stack.enter_context(_threads(recipe.threads))
         recipe = dataclasses.replace(recipe, threads=torch.get_num_threads())
+        if recipe.method == "imp":
+            from spfde.train import rounds  # which runs this module's epochs
+
+            return rounds.run(recipe, out, model, train_set, test_set, optimizer, resume, on_epoch, progress)
         session, history, underway, doubts = opened(recipe, out, model, train_set, test_set, optimizer, resume)
         interrupts = Interrupts()
         keeper = Keeper(out, session, history, interrupts)
@@ -190,7 +194,7 @@ def train_epoch(
             images, targets, indices = next(batches)
             images = session.inputs(images, indices, epoch)
         with watch("step"), clock.measure() as kernels:
-            lr = session.set_learning_rate((epoch + (step + 0.5) / steps) / recipe.epochs)
+            lr = session.set_learning_rate(recipe.passed(epoch + (step + 0.5) / steps))
             optimizer.zero_grad(set_to_none=True)
             logits, value = forward_backward(session, images, targets)
             if not math.isfinite(value):

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from spfde.train.stopwatch import CATEGORIES
+
 
 @dataclass(frozen=True)
 class Event:
-    """Something a lever did: `kind` is topology, freeze or sieve."""
+    """Something a lever did: `kind` is topology, freeze or sieve; round when one of imp's is done."""
 
     kind: str
     text: str
@@ -112,6 +114,15 @@ def parse_lines(text: str) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
+
+
+def is_whole(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line holds all of an epoch's record, but for what an older version did not write."""
+    try:
+        record = Epoch.from_dict(line)
+        return record.seconds.keys() == set(CATEGORIES) and record.total_seconds >= 0
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def reconcile(lines: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,21 +10,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from spfde.train import rule
+from spfde.structure import Pattern
+from spfde.topology.budget import SPREADS
+from spfde.topology.inits import METHODS as INITS
+from spfde.topology.lottery import REWINDS
+from spfde.train import own, rule
+from spfde.train.own import OWN, TOPOLOGIES
 from spfde.train.rule import Rule
-
-# What some fields are when the recipe does not say, by the choice that has them. Sparsity, freeze and sieve are the
-# strongest that kept the dense accuracy in the README's measurement; freezing a tenth fits into 4 epochs or more.
-OWN: dict[str, dict[str, dict[str, Any]]] = {
-    "method": {"spfde": {"sparsity": 0.75, "freeze": 0.1, "sieve": 0.1}, "dense": {}},
-    "optimizer": {
-        "sgd": {"lr": 0.1, "weight_decay": 5e-4, "nesterov": False},
-        "adamw": {"lr": 1e-3, "weight_decay": 0.01, "beta2": 0.999},
-    },
-    "schedule": {"cosine": {"block_cosine": True}, "step": {"milestones": (0.5, 0.75), "gamma": 0.1}},
-}
-_OFF = {"sparsity": 0.0, "freeze": 0.0, "sieve": 0.0}  # what is not had reads so, all else as None
-
 
 # Fields that change where and when files are written, or how fast; a resumed run may have others.
 WITHOUT_SAY = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers")
@@ -38,11 +30,11 @@ def _knob(default: Any, rule: Rule, text: str) -> Any:
 class Recipe:
     """What to train and how; every field is also a flag of `spfde train`, with the same help text.
 
-    Fractions are in [0, 1]; epochs count from 0; a field left at None that method, optimizer or schedule has a value
-    of its own for takes that, and reads so afterwards.
+    Fractions are in [0, 1]; epochs count from 0; a field left at None that method, topology, optimizer or
+    schedule has a value of its own for takes that, and reads so afterwards.
 
     Raises:
-        ValueError: a field is out of its range, or asks for what the method, optimizer or schedule does not have.
+        ValueError: a field is out of its range, or asks for what another choice does not have, such as the method.
     """
 
     dataset: str = _knob("digits", rule.NAME, "Data set, as spfde.data.load knows it.")
@@ -63,7 +55,9 @@ class Recipe:
     )
     fuse: bool = _knob(False, rule.FLAG, "Run each norm, addition and activation as one (spfde.fuse).")
     method: str = _knob(
-        "spfde", rule.one_of(*OWN["method"]), "Method: spfde, or dense (the same training with no lever)."
+        "spfde",
+        rule.one_of(*OWN["method"]),
+        "Method: spfde, dense (the same training with no lever), or imp (lottery tickets).",
     )
     epochs: int = _knob(20, rule.integer(1), "Epochs of training.")
     batch_size: int = _knob(64, rule.integer(1), "Samples in a step.")
@@ -98,10 +92,38 @@ class Recipe:
     )
     seed: int = _knob(0, rule.integer(0), "Seed of weights, masks, data order, augmentation and sieve.")
     sparsity: float | None = _knob(None, rule.BELOW_ONE.or_none(), "Fraction of weights that are zero, 0 = off.")
-    distribution: str = _knob("uniform", rule.one_of("uniform", "erk", "global"), "How sparsity spreads over layers.")
-    init: str = _knob("random", rule.one_of("random", "magnitude"), "How the first mask is chosen.")
+    pattern: str = _knob("unstructured", rule.PATTERN, "What is stored together: single weights, block:RxC, n:m, ...")
+    distribution: str = _knob("uniform", rule.one_of(*SPREADS), "How sparsity spreads over layers.")
+    init: str | None = _knob(
+        None,
+        rule.one_of("random", "magnitude", *INITS).or_none(),
+        "How the first mask is chosen, if need be by a batch.",
+    )
+    topology: str | None = _knob(
+        None, rule.one_of(*TOPOLOGIES, "static").or_none(), "How masks move: a method's name, or static."
+    )
     interval: int = _knob(1, rule.integer(1), "Epochs between changes of masks, frozen set and sieve.")
-    drop_fraction: float = _knob(0.2, rule.BELOW_ONE, "Fraction of kept weights that move at first, 0 = none.")
+    drop_fraction: float | None = _knob(
+        None, rule.BELOW_ONE.or_none(), "Fraction of kept weights that move at first, 0 = none."
+    )
+    soft: bool | None = _knob(
+        None, rule.FLAG.or_none(), "MEST's soft memory bound (EM&S): layers train above their target."
+    )
+    growth: str | None = _knob(
+        None, rule.one_of("random", "gradient").or_none(), "Where ITOP grows: at random (SET) or by gradient (RigL)."
+    )
+    exploration: float | None = _knob(
+        None, rule.NOT_NEGATIVE.or_none(), "DST-EE's c, the bonus of weights seldom stored (chosen at every update)."
+    )
+    rounds: int | None = _knob(
+        None, rule.integer(1, 1000).or_none(), "Trainings of imp after the dense one, each pruned further."
+    )
+    rewind: str | None = _knob(
+        None,
+        rule.one_of(*REWINDS).or_none(),
+        "What goes back to rewind_epoch in each round of imp, and the rate with it.",
+    )
+    rewind_epoch: int | None = _knob(None, rule.integer(0).or_none(), "Epoch that each round of imp starts again from.")
     freeze: float | None = _knob(
         None, rule.BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
     )
@@ -136,9 +158,12 @@ class Recipe:
             object.__setattr__(self, "milestones", tuple(self.milestones))
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
-        for choice, owners in OWN.items():
-            for name in dict.fromkeys(name for own in owners.values() for name in own):
-                object.__setattr__(self, name, self._settled(choice, name))
+        if self.sparsity is None and self.method != "dense":
+            object.__setattr__(self, "sparsity", Pattern.parse(self.pattern).sparsity)
+        for choice in OWN:
+            for name in own.fields_of(choice):
+                value = own.settled(choice, getattr(self, choice), name, getattr(self, name))
+                object.__setattr__(self, name, value)
         if self.accumulate > max(1, self.batch_size // 2):
             raise ValueError(
                 f"expected accumulate to be an integer in [1, {max(1, self.batch_size // 2)}] with"
@@ -146,25 +171,46 @@ class Recipe:
             )
         if self.nesterov and not self.momentum:
             raise ValueError("expected momentum > 0 with nesterov=True, got 0, try momentum=0.9")
+        for name, only in (("init", "random"), ("distribution", "uniform")):
+            if self.topology == "gmp" and getattr(self, name) != only:
+                raise ValueError(
+                    f"expected {name} {only!r} with topology='gmp', which starts dense and prunes every layer alike,"
+                    f" got {getattr(self, name)!r}, try leaving it out"
+                )
 
-    def _settled(self, choice: str, name: str) -> Any:
-        value, chosen = getattr(self, name), getattr(self, choice)
-        own = OWN[choice][chosen]
-        if name in own:
-            default = own[name]
-            value = default if value is None else value
-            return float(value) if isinstance(default, float) else value
-        if value:
-            owner = next(other for other, fields in OWN[choice].items() if name in fields)
-            left = f"{_OFF[name]:g}" if name in _OFF else "left out"
+        if self.method == "imp":
+            self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        if self.rewind_epoch >= self.epochs:
             raise ValueError(
-                f"expected {name} to be {left} with {choice}={chosen!r}, got {value!r}, try {choice}={owner!r}"
+                f"expected rewind_epoch to be an integer in [0, {self.epochs}) with epochs={self.epochs},"
+                f" got {self.rewind_epoch}, try more epochs"
             )
-        return _OFF.get(name)
+        if not self.sparsity:
+            raise ValueError(f"expected sparsity > 0 with method='imp', got {self.sparsity:g}, try method='dense'")
+        if self.checkpoint_every_steps:
+            raise ValueError(
+                "expected checkpoint_every_steps to be left out with method='imp', which is kept after every round,"
+                f" got {self.checkpoint_every_steps}, try leaving it out"
+            )
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole run: `epochs`, and under imp those of every round after the dense one."""
+        return all_epochs(vars(self))
+
+    def passed(self, epochs: float) -> float:
+        """Return which fraction of its training a run has behind it after `epochs` of all; imp's rounds start again."""
+        if epochs > self.epochs:
+            again = self.epochs - self.rewind_epoch
+            epochs = self.rewind_epoch + (epochs - self.epochs) % again
+        return epochs / self.epochs
 
     def baseline(self) -> Recipe:
         """Return the dense recipe with the same network, data, epochs, seeds and optimizer."""
-        return dataclasses.replace(self, method="dense", **_OFF)
+        left = [*own.fields_of("method"), *own.fields_of("topology")]
+        return dataclasses.replace(self, method="dense", **{name: own.OFF.get(name) for name in left})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, in order."""
@@ -179,6 +225,11 @@ class Recipe:
         """
         require_fields(values, "a recipe")
         return cls(**values)
+
+
+def all_epochs(recipe: Mapping[str, Any]) -> int:
+    """Return the epochs of a recipe's whole run, from its values; an older version's have no rounds."""
+    return recipe["epochs"] + (recipe.get("rounds") or 0) * (recipe["epochs"] - (recipe.get("rewind_epoch") or 0))
 
 
 def require_fields(names: Iterable[str], where: str) -> None:
@@ -202,31 +253,6 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
     near = rule.nearest(value)
     hint = repr(near) if near else "leaving it out" if item.default is None else f"the default, {item.default!r}"
     raise ValueError(f"expected {item.name} to be {rule.expected}, got {reprlib.repr(value)}, try {hint}")
-
-
-def own_default(item: dataclasses.Field[Any], recipe: Mapping[str, Any]) -> Any:
-    """Return what a field is in a recipe of these choices (method, optimizer, schedule) that does not say."""
-    for choice, owners in OWN.items():
-        if any(item.name in own for own in owners.values()):
-            return owners.get(recipe.get(choice, ""), {}).get(item.name, _OFF.get(item.name))
-    return item.default
-
-
-def default_text(item: dataclasses.Field[Any]) -> str:
-    """Say a field's default as help and guide have it: `0.9`, `sgd: 0.1, adamw: 0.001`, or - for none."""
-    owned = [
-        f"{owner}: {_text(own[item.name])}"
-        for owners in OWN.values()
-        for owner, own in owners.items()
-        if item.name in own
-    ]
-    return ", ".join(owned) or _text(item.default)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(_text, value))
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def differences(kept: Mapping[str, Any], given: Recipe) -> list[str]:

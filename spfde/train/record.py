@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ from spfde.train.session import Session
 class Result:
     """A finished run: the recipe as it ran, the trained network, one record per epoch, the memory format.
 
-    Seconds are those of the epochs; `training_seconds` leaves out evaluation and checkpoints.
+    Seconds are those of the epochs; `training_seconds` leaves out evaluation and checkpoints. `rounds` is imp's table,
+    a mapping per round: round, sparsity, test_accuracy, training_seconds, flops.
     """
 
     recipe: Recipe
     model: nn.Module
     epochs: tuple[Epoch, ...]
     layout: Layout
+    rounds: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def test_accuracy(self) -> float:
@@ -135,10 +139,14 @@ def require_begun(out: Path, recipe: Recipe) -> None:
 
 
 def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bring metrics.jsonl to the checkpoint's epoch, and return its records."""
+    """Bring metrics.jsonl to the checkpoint's epoch, and return its records.
+
+    From the first line that is no whole record on, the checkpoint's own take the lines' place.
+    """
     path = out / files.METRICS
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    records = metrics.reconcile(metrics.parse_lines(text), history)
+    lines = takewhile(metrics.is_whole, metrics.parse_lines(text))
+    records = metrics.reconcile(list(lines), history)
     files.write_lines(path, records)
     return records
 

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
+from spfde.structure import Pattern
+
 LARGEST = 10**9  # more than any count of samples or epochs, and safe to multiply in 64 bits
 
 
@@ -64,8 +66,16 @@ def increasing(rule: Rule, expected: str) -> Rule:
     )
 
 
+def _is_pattern(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(Pattern.parse(value))
+    except ValueError:
+        return False
+
+
 NAME = Rule("a name", lambda v: isinstance(v, str) and v != "")
 PATH = Rule("a path", lambda v: isinstance(v, str) and v != "" and "\0" not in v)
+PATTERN = Rule("'unstructured', 'block:RxC', 'n:m' with n < m, 'fan-in' or 'channel'", _is_pattern)
 FLAG = Rule("True or False", lambda v: isinstance(v, bool))
 POSITIVE = real("a number in (0, 1e6]", lambda v: 0 < v <= 1e6)
 NOT_NEGATIVE = real("a number in [0, 1e6]", lambda v: 0 <= v <= 1e6)

@@ -203,7 +203,7 @@ def build(
         raise ValueError(
             f"expected images [n, c, h, w] for crop and flip, got inputs of shape {list(first.shape)}, try crop=0"
         )
-    model = fused(wiring.sparsified(model, recipe, first), recipe)
+    model = fused(wiring.sparsified(model, recipe, train), recipe)
     if layout is None:
         shape = (min(recipe.batch_size, len(train)), *first.shape[1:])
         with autocast(recipe):

@@ -46,12 +46,24 @@ def test_a_run_prints_its_epochs_and_what_it_came_to(tmp_path):
     assert lines[-1].startswith(f"dense: test accuracy {kept['test_accuracy']:.2%}, ")
 
 
+def test_imp_ends_with_a_line_per_round(tmp_path):
+    result = spfde(f"{SMALL} --method imp --epochs 2 --rounds 1 --sparsity 0.5 --out {tmp_path}")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / files.ROUNDS).read_text())
+    *_, said, first, last = result.output.splitlines()
+    assert said.startswith(f"imp: test accuracy {rows[1]['test_accuracy']:.2%}, ")
+    assert first.startswith(f"  round 0: 0.0% sparsity, test accuracy {rows[0]['test_accuracy']:.2%}, ")
+    assert last.startswith(f"  round 1: 50.0% sparsity, test accuracy {rows[1]['test_accuracy']:.2%}, ")
+    assert "epoch 3 (4/4)" in result.output
+
+
 def test_a_comparison_ends_with_table_and_page(tmp_path):
     result = spfde(f"{SMALL} --compare dense --epochs 3 --freeze 0.05 --sparsity 0.5 --seed 1 --out {tmp_path}")
     assert result.exit_code == 0, result.output
     kept = {name: json.loads((tmp_path / name / files.RUN).read_text())["recipe"] for name in ("dense", "spfde")}
     differ = {key for key in kept["dense"] if kept["dense"][key] != kept["spfde"][key]}
-    assert differ == {"method", "sparsity", "freeze", "sieve", "out"}
+    own = {"topology", "init", "drop_fraction", "soft"}
+    assert differ == {"method", "sparsity", "freeze", "sieve", "out"} | own
     page = tmp_path / "report.html"
     assert "<svg" in page.read_text(encoding="utf-8")
     assert result.output.index("dense: starts at epoch 0") < result.output.index("spfde: starts at epoch 0")

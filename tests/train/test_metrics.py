@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.train.metrics import Epoch, Event, parse_lines, reconcile
+from spfde.train.metrics import Epoch, Event, is_whole, parse_lines, reconcile
 from spfde.train.stopwatch import CATEGORIES
 
 RECORD = Epoch(
@@ -49,6 +49,19 @@ def test_training_time_leaves_out_evaluation_and_checkpoint():
 @pytest.mark.parametrize("cut", ['{"epoch": 1, "tr', "[1]", "nonsense"])
 def test_lines_are_read_up_to_the_first_damaged_one(cut):
     assert parse_lines(f'{{"epoch": 0}}\n{cut}\n{{"epoch": 2}}\n') == [{"epoch": 0}]
+
+
+def test_a_line_is_whole_with_every_field_and_category():
+    values = RECORD.to_dict()
+    assert is_whole(values)
+    assert is_whole(
+        {name: value for name, value in values.items() if name not in ("layers", "memory", "total_seconds")}
+    )
+    for name in set(values) - {"layers", "memory", "total_seconds"}:
+        assert not is_whole({key: value for key, value in values.items() if key != name}), name
+    for wrong in ({"seconds": {"step": 1.0}}, {"seconds": 3}, {"seconds": {**RECORD.seconds, "step": "1"}},
+                  {"events": [{"kind": "freeze"}]}, {"events": 1}, {"frozen": None}):  # fmt: skip
+        assert not is_whole({**values, **wrong}), wrong
 
 
 @given(st.integers(0, 6), st.integers(0, 6))

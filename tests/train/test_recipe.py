@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from spfde.train import Recipe
-from spfde.train.recipe import default_text, differences
+from spfde.train.own import OFF, default_text
+from spfde.train.recipe import differences
 
 FIELDS = [item.name for item in dataclasses.fields(Recipe)]
 
@@ -42,10 +43,18 @@ WRONG = [
     ("precision", "bf16"),
     ("seed", -1),
     ("sparsity", 1.0),
+    ("pattern", "block"),
     ("distribution", "even"),
-    ("init", "snip"),
+    ("init", "snap"),
+    ("topology", "rigel"),
     ("interval", 0),
     ("drop_fraction", float("nan")),
+    ("soft", 1),
+    ("growth", "momentum"),
+    ("exploration", -1.0),
+    ("rounds", 0),
+    ("rewind", "rate"),
+    ("rewind_epoch", -1),
     ("freeze", -0.1),
     ("freeze_fraction", 0.0),
     ("sieve", 1.5),
@@ -137,7 +146,7 @@ def test_dense_refuses_a_lever(lever):
 def test_the_baseline_changes_only_the_levers():
     recipe = Recipe(seed=3, lr=0.05, epochs=7)
     changed = {name for name in FIELDS if getattr(recipe, name) != getattr(recipe.baseline(), name)}
-    assert changed == {"method", "sparsity", "freeze", "sieve"}
+    assert changed == {"method", "topology", "init", "drop_fraction", "soft", *OFF}
     assert recipe.baseline() == Recipe(seed=3, lr=0.05, epochs=7, method="dense")
 
 

@@ -126,6 +126,15 @@ def test_a_crash_between_checkpoint_and_metrics_loses_no_line(whole, tmp_path, m
     assert 0 <= lost < kept / 2  # the checkpoint does not know what it took itself, only that each step asked for one
 
 
+@pytest.mark.parametrize("key", ["train_loss", "frozen", "seconds"])
+def test_a_line_of_metrics_that_lacks_something_gives_way_to_the_checkpoints(key, stopped, whole):
+    path = stopped / run_files.METRICS
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[1][key]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_same_run(stopped, fit(recipe(out=stopped), resume=True), whole)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(damage, stopped, whole):
     newest = checkpoints(stopped)[-1]
