@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spfde.kernels.triton.conv2d_tile import multiply_tile, precision, reduce_tile, splits_of, upcast
+from spfde.kernels.triton.conv2d_plan import multiply_tile, precision, reduce_tile, splits_of, upcast
 from spfde.pattern import Units, Window
 
 Shape = tuple[int, ...]
@@ -123,34 +123,30 @@ def reduce(
     A program owns GROUP blocks of a block row, stacked on the M axis so that it is long even for small blocks.
     """
     PARTS: tl.constexpr = (C + DEEP - 1) // DEEP
-    group, row, split = tl.program_id(0) // PARTS, tl.program_id(1), tl.program_id(2)
-    wide_part = row % ((R + WIDE - 1) // WIDE)
-    row = row // ((R + WIDE - 1) // WIDE)
-    part = tl.program_id(0) % PARTS
+    WIDES: tl.constexpr = (R + WIDE - 1) // WIDE
+    group, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    row, split = tl.program_id(1) // WIDES, tl.program_id(2)
+    r = tl.program_id(1) % WIDES * WIDE + tl.arange(0, WIDE)
+    output = row * R + r
+    kept = (r < R) & (output < outputs)
     start, stop = tl.load(row_ptr + row) // C, tl.load(row_ptr + row + 1) // C
     first = start + group * GROUP
-    sums_bias = BIAS and (group == 0) and (part == 0)
-    if (first < stop) or sums_bias:
+    end = tl.minimum(positions, (split + 1) * span)
+    if first < stop:
         m = tl.arange(0, GROUP * DEEP)
         inner = part * DEEP + m % DEEP
         block = first + m // DEEP
-        live = (block < stop) & (inner < C)
-        column = tl.load(col + block * C, mask=live, other=0)
-        live = live & (column // taps + inner < channels)
-        tap = column % taps
+        stored = (block < stop) & (inner < C)
+        column = tl.load(col + block * C, mask=stored, other=0)
+        channel, tap = column // taps + inner, column % taps
         move_h, move_w = tap // kernel_w * dilation_h - pad_h, tap % kernel_w * dilation_w - pad_w
-        move = (move_h * width + move_w) * channels + column // taps + inner
+        move = (move_h * width + move_w) * channels + channel
+        live = (stored & (channel < channels)).to(tl.int32)
         # Loaded columns hide from the compiler that a block's channels are neighbours at one tap.
         move = tl.max_contiguous(tl.multiple_of(move, ALIGNED), ALIGNED)
         move_h, move_w = tl.max_constancy(move_h, ALIGNED), tl.max_constancy(move_w, ALIGNED)
-        live = tl.max_constancy(live.to(tl.int32), ALIGNED) != 0
-
-        r = wide_part * WIDE + tl.arange(0, WIDE)
-        output = row * R + r
-        kept = (r < R) & (output < outputs)
+        live = tl.max_constancy(live, ALIGNED) != 0
         total = tl.zeros((GROUP * DEEP, WIDE), tl.float32)
-        column_sums = tl.zeros((WIDE,), tl.float32)
-        end = tl.minimum(positions, (split + 1) * span)
         for begin in range(split * span, end, PIXELS):
             pixel = begin + tl.arange(0, PIXELS)
             image, place = pixel // (out_h * out_w), pixel % (out_h * out_w)
@@ -159,20 +155,22 @@ def reduce(
             h, w = at_h[None, :] + move_h[:, None], at_w[None, :] + move_w[:, None]
             inside = (pixel < end)[None, :] & live[:, None] & (h >= 0) & (h < height) & (w >= 0) & (w < width)
             a = tl.load(x + base[None, :] + move[:, None], mask=inside, other=0.0)
-            b = tl.load(
-                dy + pixel.to(tl.int64)[:, None] * outputs + output[None, :],
-                mask=(pixel < end)[:, None] & kept[None, :], other=0.0,
-            )  # fmt: skip
+            at = dy + pixel.to(tl.int64)[:, None] * outputs + output[None, :]
+            b = tl.load(at, mask=(pixel < end)[:, None] & kept[None, :], other=0.0)
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
             total = tl.dot(a, b, total, input_precision=PRECISION)
-            if BIAS:
-                column_sums += tl.sum(b.to(tl.float32), 0)
         at = dvalues + (split * slots + block.to(tl.int64)[:, None]) * (R * C) + r[None, :] * C + inner[:, None]
-        stored = ((block < stop) & (inner < C))[:, None] & (r < R)[None, :]
-        tl.store(at, total.to(dvalues.dtype.element_ty), mask=stored)
-        if sums_bias:
-            tl.store(dbias + split * outputs + output, column_sums.to(dbias.dtype.element_ty), mask=kept)
+        tl.store(at, total.to(dvalues.dtype.element_ty), mask=stored[:, None] & (r < R)[None, :])
+    if BIAS:
+        if tl.program_id(0) == 0:
+            sums = tl.zeros((WIDE,), tl.float32)
+            for begin in range(split * span, end, PIXELS):
+                pixel = begin + tl.arange(0, PIXELS)
+                at = dy + pixel.to(tl.int64)[:, None] * outputs + output[None, :]
+                b = tl.load(at, mask=(pixel < end)[:, None] & kept[None, :], other=0.0)
+                sums += tl.sum(b.to(tl.float32), 0)
+            tl.store(dbias + split * outputs + output, sums.to(dbias.dtype.element_ty), mask=kept)
 
 
 def compute(

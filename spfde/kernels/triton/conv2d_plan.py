@@ -1,11 +1,15 @@
-"""The tile a conv2d program works on: pure functions of the block and the precision, the same on every machine."""
+"""What a conv2d program works on: its tile and its lists of blocks. Pure functions, the same on every machine."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
+
+from spfde.pattern import Units, Window
 
 PROGRAMS = 512  # programs that fill a large GPU about twice
 
@@ -61,3 +65,26 @@ def precision() -> str:
 def upcast() -> bool:
     """Whether operands become float32 first: Triton's interpreter knows no bfloat16."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def with_transpose(units: Units, block: Sequence[int], shape: Sequence[int], window: Window) -> Units:
+    """The units of blocks R x C, with lists of blocks by what they read, as the input gradient walks them.
+
+    t_row = (channel block, row residue, column residue): taps that meet the same input pixels under the stride. t_col =
+    block row * taps + tap. t_perm: the blocks in this order. Shapes depend on the capacity alone: no device is asked.
+    """
+    (height, width), taps = block, prod(window.kernel)
+    block_rows, capacity = units.row_ptr.numel() - 1, units.col.numel() // width
+    slot = torch.arange(capacity, device=units.col.device)
+    row = torch.searchsorted(units.row_ptr[1:], slot.to(torch.int32) * width, right=True)  # dead slots: past the last
+    first = units.col[::width].long()
+    channel_block, tap = first // (taps * width), first % taps
+    phase_h = tap // window.kernel[1] * window.dilation[0] % window.stride[0]
+    phase_w = tap % window.kernel[1] * window.dilation[1] % window.stride[1]
+    t_row = (channel_block * window.stride[0] + phase_h) * window.stride[1] + phase_w
+    t_rows, t_cols = -(-shape[1] // width) * prod(window.stride), block_rows * taps
+    key = torch.where(row < block_rows, t_row * t_cols + row * taps + tap, t_rows * t_cols)
+    key, order = torch.sort(key)
+    ends = torch.searchsorted(key, torch.arange(t_rows + 1, device=key.device) * t_cols)
+    t_col = key % max(1, t_cols)
+    return units._replace(t_row_ptr=ends.int(), t_col=t_col.int(), t_perm=order.int())
