@@ -1,0 +1,82 @@
+"""dW = dY^T X at the stored blocks, with the bias gradient in the same launch.
+
+A program holds a chunk of a group: blocks of the same rows side by side, so that small blocks fill the matrix unit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spfde.kernels.triton import config
+from spfde.kernels.triton.launch import gpu_at, launch, precision, upcast
+from spfde.tiles import Tiles, stack_of
+
+
+@triton.jit
+def sddmm_kernel(dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x, blocks, steps,
+                 HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr, STACK: tl.constexpr,
+                 RAGGED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+                 UPCAST: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """One chunk of entries over `steps` x DEPTH tokens; out [parts, blocks, HEIGHT, WIDTH], sums [parts, rows]."""
+    INPUTS: tl.constexpr = STACK * WIDTH
+    OUTPUTS: tl.constexpr = TOGETHER * HEIGHT
+    FIELDS: tl.constexpr = 2 + TOGETHER
+    chunk = entry + tl.program_id(0) * STACK * FIELDS
+    part = tl.program_id(1)
+    group = tl.load(chunk + 1)
+    if group < 0:
+        return
+    m = tl.arange(0, INPUTS)
+    n = tl.arange(0, OUTPUTS)
+    lane = tl.arange(0, DEPTH)
+    at = chunk + m // WIDTH * FIELDS
+    feature = tl.max_constancy(tl.load(at), WIDTH) * WIDTH + m % WIDTH
+    output = group * OUTPUTS + n
+    slot = tl.load(at[:, None] + 2 + n[None, :] // HEIGHT)
+    start = part.to(tl.int64) * steps * DEPTH
+    left = (batch - start).to(tl.int32)
+    x += start * stride_x
+    dy += start * stride_dy
+    acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
+    if tl.max(tl.max(slot, 1), 0) >= 0:
+        for step in range(0, steps):
+            token = step * DEPTH + lane
+            mask = (token < left)[:, None]
+            if RAGGED:
+                a = tl.load(x + token[:, None] * stride_x + feature[None, :], mask=mask & (feature < cols)[None, :], other=0.0)
+                b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask & (output < rows)[None, :], other=0.0)
+            else:
+                a = tl.load(x + token[:, None] * stride_x + feature[None, :], mask=mask, other=0.0)
+                b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask, other=0.0)
+            if UPCAST:
+                a = a.to(tl.float32)
+                b = b.to(tl.float32)
+            acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
+    place = (part.to(tl.int64) * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
+    if ADD:
+        acc += tl.load(out + place, mask=slot >= 0, other=0.0).to(tl.float32)
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=slot >= 0)
+    if BIAS:
+        if tl.program_id(0) == 0 or tl.load(chunk + 1 - STACK * FIELDS) != group:  # the first of its group
+            total = tl.zeros((OUTPUTS,), tl.float32)
+            for step in range(0, steps):
+                token = step * DEPTH + lane
+                mask = (token < left)[:, None] & (output < rows)[None, :]
+                b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask, other=0.0)
+                total += tl.sum(b.to(tl.float32), 0)
+            tl.store(sums + part * rows + output, total.to(sums.dtype.element_ty), mask=output < rows)
+
+
+@triton.jit
+def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.constexpr):
+    """out = sum of `parts` partial results, in order, on top of what is there if ADD."""
+    at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    acc = tl.zeros((LANES,), tl.float32)
+    if ADD:
+        acc += tl.load(out + at, mask=at < size, other=0.0).to(tl.float32)
+    for part in range(parts):
+        acc += tl.load(partial + tl.full((), part, tl.int64) * size + at, mask=at < size, other=0.0)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=at < size)
