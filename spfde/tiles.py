@@ -50,15 +50,14 @@ def stack_of(width: int) -> int:
 def build_tiles(
     row: Tensor, col: Tensor, slot: Tensor, live: Tensor, shape: tuple[int, int], together: int, stack: int
 ) -> Tiles:
-    """The tiles of blocks at (row, col) [capacity] of a grid of `shape`, the first `live` of them stored.
+    """The tiles of the blocks at (row, col) [capacity] of a grid of `shape` that are `live` (bool).
 
-    slot: where each is in `values`. live: a tensor without dimensions, so that no device is asked.
+    slot: where each is in `values`.
     """
     rows, cols = shape
     capacity, device = row.numel(), row.device
     groups = -(-rows // together)
-    dead = torch.arange(capacity, device=device) >= live
-    key = torch.where(dead, groups * cols, row // together * cols + col)
+    key = torch.where(live, row // together * cols + col, groups * cols)
     key, order = torch.sort(key, stable=True)
     group = key // max(1, cols)  # dead ones: `groups`
     new = torch.ones_like(key)

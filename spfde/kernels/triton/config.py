@@ -1,6 +1,6 @@
-"""How a Triton kernel is launched and whether it pays: measured where the table says so, else predicted.
+"""What is known of GPUs, how a kernel is launched on them, and the table of what was measured.
 
-Pure functions and constants, no triton and no GPU needed. Nothing is tuned while a network trains.
+Pure functions and constants; neither triton nor a GPU is needed. Nothing is tuned while a network trains.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TILE = 64  # side of the tiles in which the masked product leaves out zeros
 class Gpu:
     """What the model knows of a GPU: rates in units of 10^12 a second.
 
-    half, tf32, single: dense multiply-adds x 2 in 16 bits, TF32 and float32. l2, memory: bytes. shared: bytes of shared
-    memory that a program may have. units: multiprocessors.
+    half, tf32: floating point operations of dense products in 16 bits and TF32. l2, memory: bytes. shared: bytes of
+    shared memory that a program may have. units: multiprocessors.
     """
 
     name: str
@@ -32,15 +32,12 @@ class Gpu:
     shared: int
     half: float
     tf32: float
-    single: float
     l2: float
     memory: float
 
-    def rate(self, dtype: torch.dtype, tf32: bool) -> float:
-        """Of dense products in this precision."""
-        if dtype != torch.float32:
-            return self.half
-        return self.tf32 if tf32 else self.single
+    def rate(self, dtype: torch.dtype) -> float:
+        """Of dense products in this precision, float32 as TF32."""
+        return self.tf32 if dtype == torch.float32 else self.half
 
 
 KIB = 1024
@@ -48,11 +45,11 @@ KIB = 1024
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("NVIDIA H200", (9, 0), 132, 227 * KIB, 790, 395, 67, 5.5, 4.3),
-        Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 163 * KIB, 270, 135, 19.5, 4.5, 2.0),
-        Gpu("NVIDIA GeForce RTX 3060", (8, 6), 28, 99 * KIB, 51, 25, 13, 1.2, 0.36),
-        Gpu("Orin", (8, 7), 16, 163 * KIB, 42.5, 21, 5.3, 0.7, 0.2),
-        Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 99 * KIB, 165, 82, 82, 4.5, 1.0),
+        Gpu("NVIDIA H200", (9, 0), 132, 227 * KIB, 790, 395, 5.5, 4.3),
+        Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 163 * KIB, 270, 135, 4.5, 2.0),
+        Gpu("NVIDIA GeForce RTX 3060", (8, 6), 28, 99 * KIB, 51, 25, 1.2, 0.36),
+        Gpu("Orin", (8, 7), 16, 163 * KIB, 42.5, 21, 0.7, 0.2),
+        Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 99 * KIB, 165, 82, 4.5, 1.0),
     )
 }
 
@@ -64,7 +61,7 @@ def gpu_of(name: str, capability: tuple[int, int], units: int, shared: int) -> G
     older = [gpu for gpu in GPUS.values() if gpu.capability <= capability]
     like = max(older or GPUS.values(), key=lambda gpu: gpu.capability)
     by = units / like.units
-    rates = (like.half * by, like.tf32 * by, like.single * by, like.l2 * by, like.memory * by)
+    rates = (like.half * by, like.tf32 * by, like.l2 * by, like.memory * by)
     return Gpu(name, capability, units, shared, *rates)
 
 
@@ -151,60 +148,3 @@ def parts(gpu: Gpu, programs: int, positions: int, depth: int) -> int:
     """Into how many ranges the weight gradient cuts the tokens: enough to keep every multiprocessor busy."""
     wanted = -(-2 * gpu.units // max(1, programs))
     return max(1, min(wanted, 32, positions // (8 * depth)))
-
-
-# ---- the model -------------------------------------------------------------------------------------------------------
-
-EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs
-NARROW = {16: 0.4, 32: 0.67}  # of that, for few outputs: the tokens' tile is read again for each of them
-LAUNCH = 4e-6  # seconds
-MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
-
-
-def union(density: float, together: int) -> float:
-    """Share of the columns in which at least one of so many rows stores a block, if they are independent."""
-    return 1 - (1 - density) ** together
-
-
-def together_of(height: int, width: int, density: float, gpu: Gpu | None = None, dtype: torch.dtype = torch.bfloat16) -> int:
-    """How many block rows share a program: those for which its slower limit, arithmetic or L2, is predicted least.
-
-    Rows that share a program share its inputs, and multiply the zeros where only some of them store a block.
-    """
-    gpu = gpu or GPUS["NVIDIA H200"]
-    choices = [1]
-    while height * choices[-1] * 2 <= 128:
-        choices.append(choices[-1] * 2)
-    cost = {count: _slower(gpu, height, width, density, count, dtype) for count in choices}
-    best = min(choices, key=lambda count: cost[count])
-    return best if cost[best] < 0.9 * cost[1] else 1
-
-
-def _slower(gpu: Gpu, height: int, width: int, density: float, together: int, dtype: torch.dtype) -> float:
-    """Seconds (x 10^12) that one stored block takes on 128 tokens, were it alone: arithmetic or L2."""
-    density = max(density, 1e-6)
-    share = union(density, together) / (density * together)  # entries for each stored block
-    rate = gpu.rate(dtype, True) * EFFICIENCY * NARROW.get(height * together, 1.0)
-    arithmetic = 2 * 128 * height * width * together * share / rate
-    return max(arithmetic, (share * 128 * width + height * width) * dtype.itemsize / gpu.l2)
-
-
-def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu, tf32: bool = False) -> float:
-    """Predicted time of the masked dense product's forward + backward over that of the kernels for blocks."""
-    rows, cols = problem.shape[0], prod(problem.shape[1:])
-    height, width = problem.block
-    tokens, size = problem.positions, dtype.itemsize
-    rate, stored = gpu.rate(dtype, tf32) * 1e12, problem.density * rows * cols
-    activations = tokens * (rows + cols) * size / (gpu.memory * 1e12)
-    full = max(2 * tokens * rows * cols / rate, activations) + rows * cols * size / (gpu.memory * 1e12) + LAUNCH
-    blocks = stored / (height * width) * tokens / 128
-    seconds = 0.0
-    for outputs, inputs in ((height, width), (width, height)):
-        together = together_of(outputs, inputs, problem.density, gpu, dtype)
-        limit = blocks * _slower(gpu, outputs, inputs, problem.density, together, dtype) * 1e-12
-        seconds += max(limit, activations) + LAUNCH
-    side = max(width, STACKED)
-    read = (side + height) / (side * height) * tokens * stored * size
-    arithmetic = 2 * tokens * stored / (rate * EFFICIENCY * NARROW.get(height, 1.0))
-    seconds += max(arithmetic, read / (gpu.l2 * 1e12), activations) + LAUNCH
-    return 3 * full / seconds

@@ -42,3 +42,8 @@ def gpu_at(device: torch.device) -> Gpu:
     facts = torch.cuda.get_device_properties(device)
     shared = getattr(facts, "shared_memory_per_block_optin", 99 * 1024)
     return gpu_of(facts.name, (facts.major, facts.minor), facts.multi_processor_count, shared)
+
+
+def gpu_here() -> Gpu | None:
+    """The current GPU, if there is one."""
+    return gpu_at(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None

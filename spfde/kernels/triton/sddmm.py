@@ -5,14 +5,20 @@ A program holds a chunk of a group: blocks of the same rows side by side, so tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
 from spfde.kernels.triton.launch import gpu_at, launch, precision, upcast
-from spfde.tiles import Tiles, stack_of
+from spfde.tiles import stack_of
+
+LANES = 1024
+REDUCE = config.Config(LANES, 1, 4, 1)
 
 
 @triton.jit
@@ -35,19 +41,22 @@ def sddmm_kernel(dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x
     at = chunk + m // WIDTH * FIELDS
     feature = tl.max_constancy(tl.load(at), WIDTH) * WIDTH + m % WIDTH
     output = group * OUTPUTS + n
-    slot = tl.load(at[:, None] + 2 + n[None, :] // HEIGHT)
     start = part.to(tl.int64) * steps * DEPTH
     left = (batch - start).to(tl.int32)
     x += start * stride_x
     dy += start * stride_dy
     acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    if tl.max(tl.max(slot, 1), 0) >= 0:
+    if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:
         for step in range(0, steps):
             token = step * DEPTH + lane
             mask = (token < left)[:, None]
             if RAGGED:
-                a = tl.load(x + token[:, None] * stride_x + feature[None, :], mask=mask & (feature < cols)[None, :], other=0.0)
-                b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask & (output < rows)[None, :], other=0.0)
+                a = tl.load(
+                    x + token[:, None] * stride_x + feature[None, :], mask=mask & (feature < cols)[None, :], other=0.0
+                )
+                b = tl.load(
+                    dy + token[:, None] * stride_dy + output[None, :], mask=mask & (output < rows)[None, :], other=0.0
+                )
             else:
                 a = tl.load(x + token[:, None] * stride_x + feature[None, :], mask=mask, other=0.0)
                 b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask, other=0.0)
@@ -55,7 +64,10 @@ def sddmm_kernel(dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-    place = (part.to(tl.int64) * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
+    slot = tl.load(at[:, None] + 2 + n[None, :] // HEIGHT)
+    place = (
+        (part.to(tl.int64) * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
+    )
     if ADD:
         acc += tl.load(out + place, mask=slot >= 0, other=0.0).to(tl.float32)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=slot >= 0)
@@ -80,3 +92,47 @@ def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.conste
     for part in range(parts):
         acc += tl.load(partial + tl.full((), part, tl.int64) * size + at, mask=at < size, other=0.0)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=at < size)
+
+
+def weight_grad(
+    dy: Tensor, x: Tensor, units: TiledUnits, block: Sequence[int], bias: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weight gradient [capacity, R, C] at the stored blocks, 0 in dead slots, and the bias gradient (else empty).
+
+    dy: [batch, rows]. x: [batch, cols]. out: an existing gradient to add to; it is returned.
+    """
+    (height, width), tiles = block, units.tiles
+    dy, x = (t if t.stride(-1) == 1 else t.contiguous() for t in (dy, x))
+    (batch, rows), cols = dy.shape, x.shape[1]
+    blocks = units.places.numel() // (height * width)
+    gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
+    how = config.weight_grad_config(gpu, outputs, width, x.dtype)
+    chunks = tiles.entry.shape[0] // stack
+    parts = config.parts(gpu, chunks, batch, how.depth)
+    dvalues = x.new_zeros(blocks, height, width) if out is None else out
+    dbias = x.new_empty(rows if bias else 0)
+    partial, sums = dvalues, dbias
+    if parts > 1:
+        partial = x.new_zeros(parts, *dvalues.shape, dtype=torch.float32)
+        sums = x.new_empty(parts, dbias.numel(), dtype=torch.float32)
+    launch(
+        sddmm_kernel, (chunks, parts), dy, x, tiles.entry, partial, sums, batch, rows, cols, dy.stride(0), x.stride(0),
+        blocks, triton.cdiv(batch, parts * how.depth), HEIGHT=height, WIDTH=width, TOGETHER=tiles.together, STACK=stack,
+        RAGGED=rows % outputs != 0 or cols % width != 0, BIAS=bias, ADD=out is not None and parts == 1,
+        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
+    )  # fmt: skip
+    if parts > 1:
+        for part, total, add in ((partial, dvalues, out is not None), (sums, dbias, False)):
+            size = total.numel()
+            launch(
+                reduce_kernel,
+                (triton.cdiv(size, LANES),),
+                part,
+                total,
+                size,
+                parts,
+                ADD=add,
+                LANES=LANES,
+                config=REDUCE,
+            )
+    return dvalues, dbias

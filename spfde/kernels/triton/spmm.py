@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
-from spfde.kernels.triton.launch import launch, precision, upcast
+from spfde.kernels.triton.launch import gpu_at, launch, precision, upcast
 from spfde.tiles import Tiles
 
 
@@ -128,3 +129,60 @@ def join_kernel(scratch, split, bias, residual, y, batch, outer, stride_r, OUTPU
         acc += tl.load(scratch + place, mask=(token < batch)[:, None], other=0.0)
     output = group * OUTPUTS + n
     finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS, ACTIVATION, RESIDUAL)
+
+
+def forward(x: Tensor, weights: Tensor, bias: Tensor | None, units: TiledUnits, rows: int) -> Tensor:
+    """Y [batch, rows] = X W^T + bias; weights: values in blocks [capacity, R, C], or the dense weight [rows, cols]."""
+    return product(x, weights, units.tiles, rows, False, bias)
+
+
+def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int) -> Tensor:
+    """DX [batch, cols] = dY W."""
+    return product(dy, weights, units.t_tiles, cols, True)
+
+
+def product(
+    x: Tensor,
+    weights: Tensor,
+    tiles: Tiles,
+    outer: int,
+    transposed: bool,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Y [batch, outer] = act(X W^T + bias) + residual, or X W if `transposed`.
+
+    x: [batch, inner]. weights: blocks [capacity, R, C], or a dense weight whose tiles of 64x64 `tiles` names.
+    activation: "relu", "gelu" or None. residual: [batch, outer] or None.
+
+    Raises:
+        ValueError: activation names none.
+    """
+    if activation not in (None, "relu", "gelu"):
+        raise ValueError(f"expected activation 'relu', 'gelu' or None, got {activation!r}")
+    dense = weights.dim() == 2
+    height, width = (config.TILE, config.TILE) if dense else weights.shape[1:]
+    out, into = (width, height) if transposed else (height, width)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, inner = x.shape
+    if residual is not None and residual.stride(-1) != 1:
+        residual = residual.contiguous()
+    y = x.new_empty(batch, outer)
+    outputs, together = out * tiles.together, tiles.together
+    how = config.product_config(gpu_at(x.device), outputs, into, together, x.dtype, batch)
+    scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
+    stride = 0 if residual is None else residual.stride(0)
+    items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)
+    ends = {"BIAS": bias is not None, "ACTIVATION": activation, "RESIDUAL": residual is not None}
+    launch(
+        spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, bias, residual, y, scratch, batch, inner,
+        outer, x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together,
+        TRANSPOSED=transposed, DENSE=dense, RAGGED=inner % into != 0 or (dense and outer % out != 0), **ends,
+        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), TOKENS=how.tokens, DEPTH=how.depth, config=how,
+    )  # fmt: skip
+    launch(
+        join_kernel, (tiles.split.shape[0], triton.cdiv(batch, 32)), scratch, tiles.split, bias, residual, y, batch,
+        outer, stride, OUTPUTS=outputs, **ends, TOKENS=32, config=how,
+    )  # fmt: skip
+    return y

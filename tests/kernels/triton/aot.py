@@ -39,7 +39,9 @@ class Code:
     @property
     def copies(self) -> list[int]:
         """Bytes of every asynchronous copy from global to shared memory."""
-        return [int(size) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(?:0x)?(\d+)\s*[,;]", self.ptx)]
+        return [
+            int(size) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(?:0x)?(\d+)\s*[,;]", self.ptx)
+        ]
 
 
 def compile_kernel(
@@ -51,7 +53,9 @@ def compile_kernel(
     16, as the launcher finds out by itself.
     """
     signature = {name: types.get(name, "constexpr").rstrip("!") for name in kernel.arg_names}
-    divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if types.get(name, "").endswith("!")}
+    divisible = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if types.get(name, "").endswith("!")
+    }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, divisible)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
