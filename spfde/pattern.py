@@ -198,8 +198,9 @@ def build_plan(
         outside = places == grid.weights if grid.ragged else None
         units = Units(index.row_ptr * width, _unit_columns(index, grid), empty, empty, empty, places.view(-1))
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
+    values_shape = (capacity, height, width)
     return Plan(
-        tuple(shape), (capacity, height, width), nnz, weights, positions, block, units, grid, kept, None, order, outside
+        tuple(shape), values_shape, nnz, weights, positions, block, units, grid, kept, _order=order, _outside=outside
     )
 
 

@@ -12,7 +12,7 @@ from spfde.kernels.triton.config import GPUS, Config, Gpu, gpu_of
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
-    """Runs a kernel unless there is nothing to do. Fused multiply-adds are asked for: their default differs by version."""
+    """Runs a kernel unless there is nothing to do. Multiply-adds are fused: the default differs by Triton's version."""
     if all(grid):
         kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
 

@@ -22,16 +22,17 @@ REDUCE = config.Config(LANES, 1, 4, 1)
 
 
 @triton.jit
-def sddmm_kernel(dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x, blocks, steps,
-                 HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr, STACK: tl.constexpr,
-                 RAGGED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
-                 UPCAST: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+def sddmm_kernel(
+    dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x, blocks, steps,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr, STACK: tl.constexpr, RAGGED: tl.constexpr,
+    BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
     """One chunk of entries over `steps` x DEPTH tokens; out [parts, blocks, HEIGHT, WIDTH], sums [parts, rows]."""
     INPUTS: tl.constexpr = STACK * WIDTH
     OUTPUTS: tl.constexpr = TOGETHER * HEIGHT
     FIELDS: tl.constexpr = 2 + TOGETHER
     chunk = entry + tl.program_id(0) * STACK * FIELDS
-    part = tl.program_id(1)
+    part = tl.program_id(1).to(tl.int64)
     group = tl.load(chunk + 1)
     if group < 0:
         return
@@ -41,50 +42,44 @@ def sddmm_kernel(dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x
     at = chunk + m // WIDTH * FIELDS
     feature = tl.max_constancy(tl.load(at), WIDTH) * WIDTH + m % WIDTH
     output = group * OUTPUTS + n
-    start = part.to(tl.int64) * steps * DEPTH
-    left = (batch - start).to(tl.int32)
-    x += start * stride_x
-    dy += start * stride_dy
+    left = (batch - part * steps * DEPTH).to(tl.int32)
+    x += part * steps * DEPTH * stride_x
+    dy += part * steps * DEPTH * stride_dy
     acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
-    if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:
+    if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:  # an empty group has one empty chunk
         for step in range(0, steps):
-            token = step * DEPTH + lane
-            mask = (token < left)[:, None]
+            token = (step * DEPTH + lane).to(tl.int64)[:, None]
+            mask_x = token < left
+            mask_dy = token < left
             if RAGGED:
-                a = tl.load(
-                    x + token[:, None] * stride_x + feature[None, :], mask=mask & (feature < cols)[None, :], other=0.0
-                )
-                b = tl.load(
-                    dy + token[:, None] * stride_dy + output[None, :], mask=mask & (output < rows)[None, :], other=0.0
-                )
-            else:
-                a = tl.load(x + token[:, None] * stride_x + feature[None, :], mask=mask, other=0.0)
-                b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask, other=0.0)
+                mask_x = mask_x & (feature < cols)[None, :]
+                mask_dy = mask_dy & (output < rows)[None, :]
+            a = tl.load(x + token * stride_x + feature[None, :], mask=mask_x, other=0.0)
+            b = tl.load(dy + token * stride_dy + output[None, :], mask=mask_dy, other=0.0)
             if UPCAST:
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
             acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
     slot = tl.load(at[:, None] + 2 + n[None, :] // HEIGHT)
-    place = (
-        (part.to(tl.int64) * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
-    )
+    out += part * blocks * (HEIGHT * WIDTH)
+    place = slot * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
     if ADD:
         acc += tl.load(out + place, mask=slot >= 0, other=0.0).to(tl.float32)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=slot >= 0)
-    if BIAS:
-        if tl.program_id(0) == 0 or tl.load(chunk + 1 - STACK * FIELDS) != group:  # the first of its group
-            total = tl.zeros((OUTPUTS,), tl.float32)
-            for step in range(0, steps):
-                token = step * DEPTH + lane
-                mask = (token < left)[:, None] & (output < rows)[None, :]
-                b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask, other=0.0)
-                total += tl.sum(b.to(tl.float32), 0)
-            tl.store(sums + part * rows + output, total.to(sums.dtype.element_ty), mask=output < rows)
+    before = tl.load(chunk + 1 - STACK * FIELDS, mask=tl.program_id(0) > 0, other=-1)
+    if BIAS and before != group:  # the first chunk of its group: dY is still near
+        total = tl.zeros((OUTPUTS,), tl.float32)
+        for step in range(0, steps):
+            token = (step * DEPTH + lane).to(tl.int64)[:, None]
+            mask_dy = (token < left) & (output < rows)[None, :]
+            b = tl.load(dy + token * stride_dy + output[None, :], mask=mask_dy, other=0.0)
+            total += tl.sum(b.to(tl.float32), 0)
+        tl.store(sums + part * rows + output, total.to(sums.dtype.element_ty), mask=output < rows)
 
 
 @triton.jit
 def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.constexpr):
-    """out = sum of `parts` partial results, in order, on top of what is there if ADD."""
+    """Writes the sum of `parts` partial results, in order, on top of what is there if ADD."""
     at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     acc = tl.zeros((LANES,), tl.float32)
     if ADD:

@@ -21,7 +21,6 @@ class Code:
     """What a kernel became. shared: bytes a program uses. spilled: bytes of stack and local memory of a thread."""
 
     ptx: str
-    sass: str
     shared: int
     registers: int
     spilled: int
@@ -39,9 +38,8 @@ class Code:
     @property
     def copies(self) -> list[int]:
         """Bytes of every asynchronous copy from global to shared memory."""
-        return [
-            int(size) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(?:0x)?(\d+)\s*[,;]", self.ptx)
-        ]
+        found = re.findall(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], 0x(\w+)", self.ptx)
+        return [int(size, 16) for size in found]
 
 
 def compile_kernel(
@@ -63,10 +61,9 @@ def compile_kernel(
         file.write(made.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        sass = ""
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     return Code(
-        made.asm["ptx"], sass, made.metadata.shared, int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
+        made.asm["ptx"], made.metadata.shared, int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
     )
 
 
