@@ -48,21 +48,22 @@ def sddmm_kernel(
     acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
     if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:  # an empty group has one empty chunk
         for step in range(0, steps):
-            token = (step * DEPTH + lane).to(tl.int64)[:, None]
-            mask_x = token < left
-            mask_dy = token < left
+            token = (step * DEPTH + lane).to(tl.int64)
+            mask_x = (token < left)[None, :]
+            mask_dy = (token < left)[:, None]
             if RAGGED:
-                mask_x = mask_x & (feature < cols)[None, :]
+                mask_x = mask_x & (feature < cols)[:, None]
                 mask_dy = mask_dy & (output < rows)[None, :]
-            a = tl.load(x + token * stride_x + feature[None, :], mask=mask_x, other=0.0)
-            b = tl.load(dy + token * stride_dy + output[None, :], mask=mask_dy, other=0.0)
+            a = tl.load(x + feature[:, None] + token[None, :] * stride_x, mask=mask_x, other=0.0)
+            b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask_dy, other=0.0)
             if UPCAST:
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
-            acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-    slot = tl.load(at[:, None] + 2 + n[None, :] // HEIGHT)
-    out += part * blocks * (HEIGHT * WIDTH)
-    place = slot * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    slot = tl.full((INPUTS, OUTPUTS), -1, tl.int32)
+    for row in tl.static_range(TOGETHER):
+        slot = tl.where((n // HEIGHT == row)[None, :], tl.load(at + 2 + row)[:, None], slot)
+    place = (part * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
     if ADD:
         acc += tl.load(out + place, mask=slot >= 0, other=0.0).to(tl.float32)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=slot >= 0)
