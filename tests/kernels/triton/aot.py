@@ -43,9 +43,9 @@ class Code:
 
 
 def compile_kernel(
-    kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
+    kernel: Any, capability: tuple[int, int], types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
 ) -> Code:
-    """Compiles for sm_`capability`.
+    """Compiles for an architecture.
 
     types: of the arguments that are no constants, by name; a trailing "!" says that pointer or integer is a multiple of
     16, as the launcher finds out by itself.
@@ -56,7 +56,7 @@ def compile_kernel(
     }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, divisible)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
