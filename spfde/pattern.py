@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spfde.structure import Grid
+from spfde.tiles import Tiles
 
 
 class Index(NamedTuple):
@@ -108,7 +109,8 @@ class Plan:
 
     values_shape: of the layer's values. nnz: live blocks. weights: stored weights. positions: of the live blocks,
     ascending. block: what a kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs.
-    kept: those outputs, else None.
+    grid: how the weight is cut into blocks. kept: the whole outputs, else None. tiles: how GPU kernels walk the weight
+    and its transpose, once one has asked for them.
     """
 
     shape: tuple[int, ...]
@@ -118,7 +120,9 @@ class Plan:
     positions: Tensor
     block: tuple[int, int]
     units: Units
+    grid: Grid
     kept: Tensor | None = None
+    tiles: tuple[Tiles, Tiles] | None = field(default=None, repr=False)  # see spfde.kernels.tiled
     _order: Tensor | None = field(default=None, repr=False)
     _outside: Tensor | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
@@ -137,7 +141,10 @@ class Plan:
     @property
     def multiplied(self) -> int:
         """Stored weights as the kernels see them, whole blocks at the edges: what dispatch decides by."""
-        return self.nnz * prod(self.block) if self.block[0] > 1 else self.weights
+        if self.block[0] == 1:
+            return self.weights
+        # On a GPU by the room there is: what a registered op knows without waiting for the device.
+        return (self.values_shape[0] if self.positions.is_cuda else self.nnz) * prod(self.block)
 
     def arrange(self, values: Tensor) -> Tensor:
         """The stored values as the kernels read them, differentiable: [units, 1, 1] for R == 1, else [capacity, R, C].
@@ -191,7 +198,10 @@ def build_plan(
         outside = places == grid.weights if grid.ragged else None
         units = Units(index.row_ptr * width, _unit_columns(index, grid), empty, empty, empty, places.view(-1))
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
-    return Plan(tuple(shape), (capacity, height, width), nnz, weights, positions, block, units, kept, order, outside)
+    values_shape = (capacity, height, width)
+    return Plan(
+        tuple(shape), values_shape, nnz, weights, positions, block, units, grid, kept, _order=order, _outside=outside
+    )
 
 
 def _unit_columns(index: Index, grid: Grid) -> Tensor:

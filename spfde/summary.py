@@ -7,6 +7,7 @@ from math import prod
 
 from torch import nn
 
+from spfde.kernels.choice import SPARSE
 from spfde.nn import SparseLayer
 
 
@@ -96,7 +97,7 @@ def summary(model: nn.Module) -> Summary:
                     pattern=module.pattern,
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,
-                    runs_sparse=choice is not None and choice.kernel == "native",
+                    runs_sparse=choice is not None and choice.kernel in SPARSE,
                     multiply_adds=0 if choice is None else choice.problem.multiply_adds,
                     table=None if module.table is None else module.table.name,
                 )
