@@ -82,6 +82,11 @@ class Window(NamedTuple):
             (width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
         )
 
+    @property
+    def linear(self) -> bool:
+        """Whether the convolution is a linear layer, pixel by pixel."""
+        return self._replace(dilation=(1, 1)) == Window()
+
 
 ONE_TAP = Window()
 
@@ -91,7 +96,8 @@ class Units(NamedTuple):
 
     For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
     stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
-    themselves. For R > 1 units follow the blocks, the kernels need no transpose, and `t_*` are empty.
+    themselves. For R > 1 units follow the blocks, the CPU kernels need no transpose, and `t_*` are empty until a GPU kernel
+    for convolutions asks for the blocks' own (see `spfde.kernels.triton.conv2d_plan`).
     """
 
     row_ptr: Tensor

@@ -128,7 +128,7 @@ def choose_convolution(
 
 def _check_triton(device: str, problem: Problem) -> None:
     """Raises ValueError if no Triton kernel runs on this device or for this layer."""
-    problems = why_not(device) or (None if problem.op == "linear" else "it has no convolution")
+    problems = why_not(device) or (None if problem.op == "linear" else model.hindrance(problem))
     if problems:
         raise ValueError(f"expected Triton to run for kernel 'triton', got: {problems}, try kernel = 'auto'")
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from spfde.kernels.triton import why_not
 from spfde.kernels.triton.config import TILE, has_kernel
+from spfde.kernels.triton.conv2d_plan import with_transpose
 from spfde.kernels.triton.model import together_of
-from spfde.pattern import Plan, Units
+from spfde.pattern import Plan, Units, Window
 from spfde.tiles import Tiles, build_tiles, stack_of
 
 
@@ -54,6 +55,15 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
     if plan.tiles is None:
         plan.tiles = tiles_of(plan)
     return TiledUnits(*plan.units, *plan.tiles[0], *plan.tiles[1])
+
+
+def conv_units_for(plan: Plan, window: Window, kernel: str) -> Units | TiledUnits:
+    """The same for a convolution. kernel: the one that runs."""
+    if window.linear:
+        return units_for(plan, kernel)
+    if kernel == "triton" and not plan.units.t_row_ptr.numel():
+        plan.units = with_transpose(plan.units, plan.block, plan.shape, window)
+    return plan.units
 
 
 def unpacked(tensors: Sequence[Tensor]) -> Units | TiledUnits:

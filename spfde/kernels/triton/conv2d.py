@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spfde.kernels.triton import config
-from spfde.kernels.triton.conv2d_plan import precision, product_config
+from spfde.kernels.triton import config, sddmm, spmm
+from spfde.kernels.triton.conv2d_plan import precision, product_config, with_transpose
 from spfde.kernels.triton.launch import gpu_at, launch, upcast
 from spfde.pattern import Units, Window
 from spfde.tiles import stack_of
@@ -172,12 +172,20 @@ def forward(
 
     x: [batch, channels, height, width]. values: [capacity, R, C].
     """
+    if window.linear:
+        return _images(
+            spmm.product(_pixels(x), values, units.tiles, shape[0], False, bias, "relu" if relu else None), x
+        )
     size = window.output_size(*x.shape[2:])
     return _multiply(x, values, bias, (units.row_ptr, units.col, None), (shape[0], *size), size, window, relu)
 
 
 def input_grad(dy: Tensor, values: Tensor, units: Units, size: Shape, shape: Shape, window: Window) -> Tensor:
-    """DX [batch, channels, *size] in channels_last memory. units: with the lists that `with_transpose` makes."""
+    """DX [batch, channels, *size] in channels_last memory."""
+    if window.linear:
+        return _images(spmm.input_grad(_pixels(dy), values, units, shape[1]), dy)
+    if not units.t_row_ptr.numel():
+        units = with_transpose(units, values.shape[1:], shape, window)
     lists = (units.t_row_ptr, units.t_col, units.t_perm)
     grid = tuple(triton.cdiv(side, step) for side, step in zip(size, window.stride, strict=True))
     return _multiply(dy, values, None, lists, (shape[1], *size), grid, window, False)
@@ -214,6 +222,8 @@ def weight_grad(
     dy: Tensor, x: Tensor, units: Units, block: Sequence[int], shape: Shape, window: Window, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
+    if window.linear:
+        return sddmm.weight_grad(_pixels(dy), _pixels(x), units, block, bias)
     dy, x = (t.contiguous(memory_format=torch.channels_last) for t in (dy, x))
     (height, width), rows = block, units.row_ptr.numel() - 1
     slots, positions = units.col.numel() // width, len(dy) * prod(dy.shape[2:])
@@ -231,6 +241,16 @@ def weight_grad(
         PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), PIXELS=how.depth, GROUP=together, config=how,
     )  # fmt: skip
     return (dvalues[0], dbias[0]) if parts == 1 else (dvalues.sum(0).to(x.dtype), dbias.sum(0).to(x.dtype))
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[batch x height x width, channels] of images; a view of channels_last ones."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _images(y: Tensor, like: Tensor) -> Tensor:
+    """The images [batch, channels, height, width] of those pixels, sized as `like`."""
+    return y.view(len(like), *like.shape[2:], y.shape[1]).permute(0, 3, 1, 2)
 
 
 def _steps(window: Window) -> tuple[int, ...]:

@@ -56,12 +56,13 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
     height, width = problem.block
     tokens, size = problem.positions, dtype.itemsize
     rate, stored = gpu.rate(dtype) * 1e12, problem.density * rows * cols
-    activations = tokens * (rows + cols) * size / (gpu.memory * 1e12)
+    read = cols // prod(problem.window.kernel) * prod(problem.window.stride)  # activations for each output pixel
+    activations = tokens * (rows + read) * size / (gpu.memory * 1e12)
     full = max(2 * tokens * rows * cols / rate, activations) + rows * cols * size / (gpu.memory * 1e12) + LAUNCH
     blocks = stored / (height * width) * tokens / 128
     seconds = 0.0
     for outputs, inputs in ((height, width), (width, height)):
-        together = together_of(outputs, inputs, problem.density)
+        together = together_of(outputs, inputs, problem.density) if problem.window.linear else 1
         limit = blocks * _slower(gpu, outputs, inputs, problem.density, together, dtype) * 1e-12
         seconds += max(limit, activations) + LAUNCH
     side = max(width, STACKED)
@@ -71,17 +72,19 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
     return 3 * full / seconds
 
 
-def choose(problem: Problem, dtype: torch.dtype, hindrance: str | None, gpu: Gpu | None) -> KernelChoice:
-    """The kernel for a problem on a GPU; hindrance: why Triton cannot run there, if it cannot."""
-    if hindrance is None and gpu is None:
-        hindrance = "no CUDA device"
-    if hindrance is None and not has_kernel(problem.block):
-        hindrance = "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
-    if hindrance is None and problem.op != "linear":
-        hindrance = "no sparse convolution there"
-    if hindrance is not None:
-        return KernelChoice("dense", f"no sparse kernel on this GPU: {hindrance}", problem)
-    measured = TABLE.get(key_of(gpu, "linear", problem.block, dtype, problem))
+def hindrance(problem: Problem) -> str | None:
+    """Why a layer has no sparse kernel on a GPU, or None."""
+    if not has_kernel(problem.block):
+        return "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
+    return "no sparse kernel for groups there" if problem.window.groups > 1 else None
+
+
+def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | None) -> KernelChoice:
+    """The kernel for a problem on a GPU; absent: why Triton cannot run there, if it cannot."""
+    reason = absent or hindrance(problem)
+    if reason is not None or gpu is None:
+        return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
+    measured = TABLE.get(key_of(gpu, "linear" if problem.window.linear else "conv2d", problem.block, dtype, problem))
     if measured is not None:
         kernel = "triton" if problem.density <= measured.break_even else "dense"
         return KernelChoice(kernel, f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}", problem)

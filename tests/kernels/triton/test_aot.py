@@ -16,7 +16,7 @@ from spfde.tiles import stack_of
 
 pytest.importorskip("triton")
 
-from kernels.triton.aot import Code, compile_kernel  # noqa: E402
+from kernels.triton.aot import Code, compile_kernel
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler in this process"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -12,14 +13,20 @@ from hypothesis import strategies as st
 from kernels.problems import build
 from torch import Tensor
 
+from spfde.kernels import conv2d as front
 from spfde.kernels.masked import to_dense
-from spfde.kernels.triton import conv2d
-from spfde.kernels.triton.conv2d_plan import reduce_tile, splits_of, with_transpose
+from spfde.kernels.tiled import TiledUnits, tiles_of
+from spfde.kernels.triton import config
+from spfde.kernels.triton.conv2d_plan import with_transpose
 from spfde.pattern import Plan, Window
 from spfde.structure import Pattern
 
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
+
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the norm of the terms, all positive
-BLOCKS = ("block:16x16", "block:32x16", "block:16x32", "block:4x1", "block:3x2", "block:5x24", "block:130x2")
+BLOCKS = ("block:16x16", "block:16x16", "block:32x16", "block:16x32", "block:16x128")
+THREE = Window((3, 3), (1, 1), (1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,16 @@ class Case:
     relu: bool = False
 
     def got(self) -> list[Tensor]:
-        shape, block = self.plan.shape, self.values.shape[1:]
-        units = with_transpose(self.plan.units, block, shape, self.window)
+        from spfde.kernels.triton import conv2d
+
+        shape, block, units = self.plan.shape, self.values.shape[1:], self.plan.units
+        if self.window.linear:
+            first, second = tiles_of(self.plan)
+            units = TiledUnits(*units, *first, *second)
         return [
-            conv2d.compute(self.x, self.values, self.bias, units, shape, self.window, self.relu),
-            conv2d.compute_input_grad(self.dy, self.values, units, self.x.shape[2:], shape, self.window),
-            *conv2d.compute_weight_grad(self.dy, self.x, units, block, shape, self.window, True),
+            conv2d.forward(self.x, self.values, self.bias, units, shape, self.window, self.relu),
+            conv2d.input_grad(self.dy, self.values, units, self.x.shape[2:], shape, self.window),
+            *conv2d.weight_grad(self.dy, self.x, units, block, shape, self.window, True),
         ]
 
     def exact(self, positive: bool = False) -> list[Tensor]:
@@ -63,7 +74,17 @@ def check(case: Case) -> None:
 
 
 def case(
-    shape, window, pattern, density, batch, size, dtype=torch.float32, memory="channels_last", dead=0, relu=False, seed=0
+    shape,
+    window,
+    pattern,
+    density,
+    batch,
+    size,
+    dtype=torch.float32,
+    memory="channels_last",
+    dead=0,
+    relu=False,
+    seed=0,
 ) -> Case:
     """Random tensors for a weight of dense `shape`."""
     plan, values = build(shape, window, density, dead, seed, pattern)
@@ -99,9 +120,6 @@ def cases(draw) -> Case:
     )  # fmt: skip
 
 
-THREE = Window((3, 3), (1, 1), (1, 1, 1, 1))
-
-
 @given(drawn=cases())
 @settings(max_examples=15)
 def test_any_convolution(drawn):
@@ -128,12 +146,14 @@ def test_rows_and_columns_of_blocks_that_store_nothing():
     check(some)
 
 
-def test_pixels_are_cut_into_parts_that_are_added_in_order():
-    some = case((16, 16, 1, 1), Window((1, 1), (2, 2)), "block:16x16", 1.0, 2, (90, 90))
-    assert splits_of(2 * 45 * 45, 2, reduce_tile(16, 16, 4).pixels) > 1
+def test_pixels_are_cut_into_parts_that_are_added_in_order(monkeypatch):
+    some = case((16, 16, 2, 2), Window((2, 2), (1, 1)), "block:16x16", 0.5, 2, (11, 13))
+    whole = some.got()[2]
+    monkeypatch.setattr(config, "parts", lambda *_: 3)
     check(some)
-    first, second = some.got(), some.got()
+    first, second = some.got()[2:], some.got()[2:]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], whole)  # the sum was made in another order
 
 
 def test_slots_that_store_nothing_get_no_gradient():
@@ -141,6 +161,98 @@ def test_slots_that_store_nothing_get_no_gradient():
     assert not some.got()[2][-3:].any()
 
 
-def test_results_are_channels_last():
-    y, dx = case((16, 32, 3, 3), THREE, "block:16x16", 0.5, 2, (4, 4), memory="contiguous").got()[:2]
-    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, dx))
+@pytest.mark.parametrize("memory", ["channels_last", "contiguous", "view"])
+@pytest.mark.parametrize("window", [THREE, Window()], ids=["3x3", "1x1"])
+def test_a_layer_computes_what_the_masked_product_does_in_the_memory_format_of_its_input(window, memory):
+    plan, values = build((33, 40, *window.kernel), window, 0.4, 2, 0, "block:16x16")
+    some = case((33, 40, *window.kernel), window, "block:16x16", 0.4, 2, (5, 4), memory=memory)
+    results = []
+    for kernel in ("dense", "triton"):
+        inputs = [some.x.detach().requires_grad_(), values, some.bias.detach().requires_grad_()]
+        y = front.conv2d(inputs[0], values, plan, window, inputs[2], kernel)
+        results.append([y, *torch.autograd.grad(y, inputs, some.dy)])
+    for dense, triton in zip(*results, strict=True):
+        torch.testing.assert_close(triton, dense, atol=1e-4, rtol=1e-4)
+    last = torch.channels_last if memory == "channels_last" else torch.contiguous_format
+    assert results[1][0].is_contiguous(memory_format=last)
+
+
+def test_a_registered_op_needs_no_lists_made_before(monkeypatch):
+    monkeypatch.setattr(front, "through_dispatcher", lambda x: True)
+    plan, values = build((32, 16, 3, 3), THREE, 0.4, 0, 0, "block:16x16")
+    some = case((32, 16, 3, 3), THREE, "block:16x16", 0.4, 1, (4, 4))
+    x = some.x.detach().requires_grad_()
+    grads = [torch.autograd.grad(front.conv2d(x, values, plan, THREE, None, kernel), (x, values), some.dy)
+             for kernel in ("dense", "triton")]  # fmt: skip
+    for dense, triton in zip(*grads, strict=True):
+        torch.testing.assert_close(triton, dense, atol=1e-4, rtol=1e-4)
+
+
+def launched(monkeypatch) -> list[str]:
+    """Names of the kernels that are launched from now on."""
+    from spfde.kernels.triton import conv2d, sddmm, spmm
+
+    names: list[str] = []
+    for module in (conv2d, sddmm, spmm):
+        run = module.launch
+
+        def spy(kernel, *args, run=run, **options):
+            names.append(kernel.fn.__name__)
+            run(kernel, *args, **options)
+
+        monkeypatch.setattr(module, "launch", spy)
+    return names
+
+
+@pytest.mark.parametrize(
+    "needs_x, trained, expected",
+    [
+        (True, True, ["multiply", "multiply", "reduce"]),
+        (True, False, ["multiply", "multiply"]),
+        (False, True, ["multiply", "reduce"]),
+        (False, False, ["multiply"]),
+    ],
+)
+def test_what_is_frozen_is_not_launched_and_nothing_is_kept_for_it(monkeypatch, needs_x, trained, expected):
+    names = launched(monkeypatch)
+    plan, values = build((16, 16, 3, 3), THREE, 0.5, 0, 0, "block:16x16")
+    values.requires_grad_(trained)
+    x = torch.randn(1, 16, 4, 4).requires_grad_(needs_x)
+    bias = torch.zeros(16, requires_grad=True)  # so that there is always something to differentiate
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        y = front.conv2d(x, values, plan, THREE, bias, "triton")
+    y.sum().backward()
+    assert names == expected
+    assert (x.shape in kept) == trained
+    assert (x.grad is None, values.grad is None) == (not needs_x, not trained)
+
+
+def test_a_pointwise_convolution_runs_as_a_linear_layer(monkeypatch):
+    names = launched(monkeypatch)
+    plan, values = build((32, 16, 1, 1), Window(), 0.7, 0, 0, "block:16x16")
+    x = torch.randn(1, 16, 3, 3, requires_grad=True)
+    front.conv2d(x, values, plan, Window(), None, "triton").sum().backward()
+    assert {"spmm_kernel", "sddmm_kernel"} <= set(names) and not {"multiply", "reduce"} & set(names)
+
+
+def test_lists_of_the_transpose_hold_every_block_once_by_what_it_reads():
+    window = Window((3, 2), (2, 1), (1, 1, 0, 1), (1, 2))
+    plan = build((48, 32, 3, 2), window, 0.4, 3, 1, "block:16x16")[0]
+    units = with_transpose(plan.units, (16, 16), plan.shape, window)
+    order = units.t_perm[: plan.nnz].long()
+    assert order.sort().values.tolist() == list(range(plan.nnz))
+    t_row = torch.repeat_interleave(torch.arange(2 * 2), units.t_row_ptr.diff())  # channel blocks x residues
+    row, column = plan.positions[order] // 12, plan.positions[order] % 12
+    tap = column % 6
+    assert t_row.tolist() == (column // 6 * 2 + tap // 2 % 2).tolist()
+    assert units.t_col[: plan.nnz].tolist() == (row * 6 + tap).tolist()
+
+
+def test_groups_are_refused_with_the_reason():
+    window = THREE._replace(groups=2)
+    plan, values = build((32, 16, 3, 3), window, 0.5, 0, 0, "block:16x16")
+    with pytest.raises(
+        ValueError, match="kernel 'triton', got: no sparse kernel for groups there, try kernel = 'auto'"
+    ):
+        front.conv2d(torch.randn(1, 32, 4, 4), values, plan, window, None, "triton")
