@@ -96,8 +96,8 @@ class Units(NamedTuple):
 
     For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
     stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
-    themselves. For R > 1 units follow the blocks, the CPU kernels need no transpose, and `t_*` are empty until a GPU kernel
-    for convolutions asks for the blocks' own (see `spfde.kernels.triton.conv2d_plan`).
+    themselves. For R > 1 units follow the blocks, the CPU kernels need no transpose, and `t_*` are empty until a GPU
+    kernel for convolutions asks for the blocks' own (see `spfde.kernels.triton.conv2d_plan`).
     """
 
     row_ptr: Tensor

@@ -173,9 +173,8 @@ def forward(
     x: [batch, channels, height, width]. values: [capacity, R, C].
     """
     if window.linear:
-        return _images(
-            spmm.product(_pixels(x), values, units.tiles, shape[0], False, bias, "relu" if relu else None), x
-        )
+        activation = "relu" if relu else None
+        return _images(spmm.product(_pixels(x), values, units.tiles, shape[0], False, bias, activation), x)
     size = window.output_size(*x.shape[2:])
     return _multiply(x, values, bias, (units.row_ptr, units.col, None), (shape[0], *size), size, window, relu)
 

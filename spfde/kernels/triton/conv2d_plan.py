@@ -32,7 +32,7 @@ def with_transpose(units: Units, block: Sequence[int], shape: Sequence[int], win
     t_row = (channel block, row residue, column residue): taps that meet the same input pixels under the stride. t_col =
     block row * taps + tap. t_perm: the blocks in this order. Shapes depend on the capacity alone: no device is asked.
     """
-    (height, width), taps = block, prod(window.kernel)
+    width, taps = block[1], prod(window.kernel)
     block_rows, capacity = units.row_ptr.numel() - 1, units.col.numel() // width
     slot = torch.arange(capacity, device=units.col.device)
     row = torch.searchsorted(units.row_ptr[1:], slot.to(torch.int32) * width, right=True)  # dead slots: past the last
