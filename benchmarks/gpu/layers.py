@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import spfde
 from spfde.structure import Pattern
 
+KERNEL = "triton"
 TOLERANCE = {"bfloat16": 2e-2, "tf32": 5e-3}  # of the dense layer's norm: a wrong index is far above it
 
 
@@ -72,7 +73,7 @@ def _parts(given: Problem, way: str) -> dict[str, Callable[[], object]]:
     if way == "spfde":
         layer = spfde.nn.SparseLinear if given.case.kind == "linear" else spfde.nn.SparseConv2d
         module = layer.from_dense(given.dense, given.mask, f"block:{given.case.block}x{given.case.block}")
-        module.kernel = "triton"
+        module.kernel = KERNEL
     if way == "cudnn contiguous":
         x, dy = x.contiguous(), dy.contiguous()
     if way == "cudnn channels_last":

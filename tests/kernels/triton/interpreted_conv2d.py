@@ -1,8 +1,7 @@
-"""Triton's conv2d in its interpreter: forward and gradients against float64 dense torch."""
+"""Triton's conv2d in its interpreter: forward and gradients against float64 dense torch. Run by test_interpreter."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import pytest
@@ -21,9 +20,6 @@ from spfde.kernels.triton import config
 from spfde.kernels.triton.conv2d_plan import with_transpose
 from spfde.pattern import Plan, Window
 from spfde.structure import Pattern
-
-pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
 
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the norm of the terms, all positive
 BLOCKS = ("block:16x16", "block:16x16", "block:32x16", "block:16x32", "block:16x128")
