@@ -1,6 +1,6 @@
 """Times sparse layers on a GPU beside cuBLAS, cuDNN and torch's own sparse products.
 
-    PYTHONPATH=.:benchmarks python -m gpu.run [--seconds 300] [--rounds 20] [--out benchmarks/results] [--cases "conv,block 64"]
+    PYTHONPATH=.:benchmarks python -m gpu.run [--seconds 300] [--rounds 20] [--out folder] [--cases "conv,block 64"]
 
 `benchmarks/gpu/run.sh` sets the paths and does the rest: build, tests, sanitizer. Timings are of the device alone, in
 turn, out of a cold L2 cache. What the time does not suffice for is named in the record.

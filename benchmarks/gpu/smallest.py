@@ -1,4 +1,4 @@
-"""One training step of the smallest layers that reach every kernel, for compute-sanitizer: it runs them 100 times slower."""
+"""One training step of the smallest layers that reach every kernel, for compute-sanitizer: it makes them slow."""
 
 from __future__ import annotations
 
