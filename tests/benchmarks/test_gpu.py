@@ -21,10 +21,12 @@ ABOUT = {"gpu": "NVIDIA H200", "date": "2026-01-02T03:04:05+00:00"}
 
 
 @pytest.fixture(autouse=True)
-def flags(monkeypatch):
-    """Whatever a problem allows float32 products is as before afterwards."""
-    for flags in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(flags, "allow_tf32", flags.allow_tf32)
+def flags():
+    """What float32 products may round to is afterwards as it was before."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    yield
+    products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def cell(case: Case = CASE, **ways: list[float]) -> Cell:
