@@ -119,24 +119,35 @@ def has_kernel(block: tuple[int, int]) -> bool:
 # ---- launches --------------------------------------------------------------------------------------------------------
 
 
-def product_config(gpu: Gpu, outputs: int, width: int, together: int, dtype: torch.dtype, positions: int) -> Config:
-    """The launch of Y = X W^T with `outputs` columns of Y a program, by blocks that are `width` inputs wide."""
+def product_config(
+    gpu: Gpu, outputs: int, width: int, together: int, dtype: torch.dtype, positions: int, exact: bool
+) -> Config:
+    """The launch of Y = X W^T with `outputs` columns of Y a program, by blocks that are `width` inputs wide.
+
+    exact: float32 without the matrix unit, which holds tiles in registers.
+    """
     size = dtype.itemsize
-    tokens = 32 if positions <= 32 else 128
-    depth = 128 // size  # a cache line of inputs
+    tokens = 32 if positions <= 32 else 64 if exact else 128
+    depth = _depth(dtype, exact)
     if together > 1:
         depth = min(depth, width)
-    warps = 8 if tokens * outputs >= 128 * 128 else 4
-    return Config(tokens, depth, warps, _stages(gpu, (tokens + outputs) * depth * size))
+    return Config(tokens, depth, _warps(tokens * outputs, exact), _stages(gpu, (tokens + outputs) * depth * size))
 
 
-def weight_grad_config(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype) -> Config:
+def weight_grad_config(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype, exact: bool) -> Config:
     """The launch of dW = dY^T X with `outputs` rows of W a program; tokens are multiplied `depth` at once."""
-    size = dtype.itemsize
-    depth = 128 // size
-    inputs = max(width, STACKED)
-    warps = 8 if inputs * outputs >= 128 * 128 else 4
-    return Config(depth, depth, warps, _stages(gpu, (inputs + outputs) * depth * size))
+    depth, inputs = _depth(dtype, exact), max(width, STACKED)
+    each = (inputs + outputs) * depth * dtype.itemsize
+    return Config(depth, depth, _warps(inputs * outputs, exact), _stages(gpu, each))
+
+
+def _depth(dtype: torch.dtype, exact: bool) -> int:
+    """What is multiplied at once: a cache line of inputs, where registers need not hold it."""
+    return 16 if exact else 128 // dtype.itemsize
+
+
+def _warps(tile: int, exact: bool) -> int:
+    return 8 if tile >= (64 * 64 if exact else 128 * 128) else 4
 
 
 def _stages(gpu: Gpu, each: int) -> int:

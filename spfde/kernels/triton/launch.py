@@ -17,9 +17,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
 
 
+def exact(dtype: torch.dtype) -> bool:
+    """Whether products must not round their operands: float32 that torch's flags keep from TF32."""
+    return dtype == torch.float32 and not uses_tf32()
+
+
 def precision(dtype: torch.dtype) -> str:
     """How tl.dot treats operands of this precision: TF32 where torch's own products would use it."""
-    return "tf32" if dtype == torch.float32 and uses_tf32() else "ieee"
+    return "tf32" if dtype == torch.float32 and not exact(dtype) else "ieee"
 
 
 def uses_tf32() -> bool:

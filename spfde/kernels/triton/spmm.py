@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
-from spfde.kernels.triton.launch import gpu_at, launch, precision, upcast
+from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.tiles import Tiles
 
 
@@ -170,7 +170,7 @@ def product(
         residual = residual.contiguous()
     y = x.new_empty(batch, outer)
     outputs, together = out * tiles.together, tiles.together
-    how = config.product_config(gpu_at(x.device), outputs, into, together, x.dtype, batch)
+    how = config.product_config(gpu_at(x.device), outputs, into, together, x.dtype, batch, exact(x.dtype))
     scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
     stride = 0 if residual is None else residual.stride(0)
     items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)

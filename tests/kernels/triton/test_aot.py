@@ -36,7 +36,8 @@ def product_code(
     from spfde.kernels.triton.spmm import spmm_kernel
 
     out, into = block
-    how = config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch)
+    exact = (dtype, precision) == ("fp32", "ieee")
+    how = config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
     types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ("residual",)))}
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "items": "i32", "batch": "i32"}
     types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
@@ -56,7 +57,8 @@ def weight_grad_code(
     from spfde.kernels.triton.sddmm import sddmm_kernel
 
     height, width = block
-    how = config.weight_grad_config(gpu, height * together, width, DTYPES[dtype])
+    exact = (dtype, precision) == ("fp32", "ieee")
+    how = config.weight_grad_config(gpu, height * together, width, DTYPES[dtype], exact)
     types = {"dy": f"*{dtype}!", "x": f"*{dtype}!", "entry": "*i32!", "out": "*fp32!", "sums": "*fp32!"}
     types |= {name: "i32" for name in ("batch", "blocks", "steps")}
     types |= {name: "i32!" for name in ("rows", "cols", "stride_dy", "stride_x")}
