@@ -37,8 +37,12 @@ fi
 
 say "tests"
 if "$python" -c 'import pytest' 2>/dev/null; then
-  # Only what a bare machine can import: the other tests ask for hypothesis.
-  within 150 "$python" -m pytest -q --noconftest -p no:cacheprovider -m gpu tests/gpu || failed=1
+  if "$python" -c 'import hypothesis' 2>/dev/null; then
+    within 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/kernels || failed=1
+  else
+    say "expected hypothesis, got none: going on with the tests that do without"
+    within 150 "$python" -m pytest -q --noconftest -p no:cacheprovider -m gpu tests/gpu || failed=1
+  fi
 else
   say "expected pytest, got none: going on without the tests"
 fi
