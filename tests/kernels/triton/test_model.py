@@ -98,7 +98,7 @@ def test_the_choice_and_its_reason():
     for problem, reason in (
         (LARGE._replace(block=(1, 1), bucket=27), "only blocks with sides of 16, 32, 64 or 128"),
         (LARGE._replace(block=(64, 8), bucket=27), "only blocks with sides of 16, 32, 64 or 128"),
-        (Problem(64, (64, 64, 3, 3), 27, (16, 16), Window((3, 3)), (8, 8)), "no sparse convolution"),
+        (Problem(64, (64, 64, 3, 3), 27, (16, 16), Window((3, 3), groups=2), (8, 8)), "no sparse kernel for groups"),
     ):
         choice = model.choose(problem, BF16, None, H200)
         assert (choice.kernel, reason in choice.reason) == ("dense", True)
@@ -146,13 +146,31 @@ def test_outside_the_interpreter_triton_is_refused_on_a_cpu():
         spmm(torch.randn(4, 64).double(), values.double(), plan, None, "triton")
 
 
-def test_a_convolution_has_no_triton_kernel(monkeypatch):
+@pytest.mark.parametrize(
+    ("window", "block", "reason"),
+    [(Window((3, 3), groups=2), (16, 16), "no sparse kernel for groups"), (Window((3, 3)), (4, 1), "only blocks with")],
+)
+def test_a_convolution_that_has_no_triton_kernel(monkeypatch, window, block, reason):
     monkeypatch.setattr(dispatch, "why_not", lambda device: None)
     dispatch.choose_convolution.cache_clear()
-    args = ("cuda", F32, 4, (8, 8), (64, 64, 3, 3), Window((3, 3)), 64, (16, 16))
-    with pytest.raises(ValueError, match="expected Triton to run.*it has no convolution"):
+    args = ("cuda", F32, 4, (8, 8), (64, 64, 3, 3), window, 64, block)
+    with pytest.raises(ValueError, match=f"expected Triton to run for kernel 'triton', got: {reason}"):
         dispatch.choose_convolution("triton", *args)
     assert dispatch.choose_convolution("dense", *args).reason == "forced by layer.kernel"
+
+
+def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts_as_linear(monkeypatch):
+    wide = Problem(64, (512, 512, 3, 3), 19, (64, 64), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
+    assert model.choose(wide, BF16, None, H200).kernel == "triton"
+    narrow = Problem(64, (32, 32, 3, 3), 19, (16, 16), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
+    assert model.choose(narrow, BF16, None, H200).kernel == "dense"
+    how = Config(128, 64, 4, 4)
+    for window, layout in ((Window(), "linear"), (Window((1, 1), (2, 2)), "conv2d")):
+        pointwise = Problem(64, (512, 512, 1, 1), 19, (64, 64), window, (14, 14))
+        key = config.key_of(H200, layout, (64, 64), BF16, pointwise)
+        monkeypatch.setitem(config.TABLE, key, Measured(how, how, how, 0.5))
+        assert model.choose(pointwise, BF16, None, H200).reason.startswith("measured")
+        monkeypatch.delitem(config.TABLE, key)
 
 
 @pytest.mark.parametrize(
