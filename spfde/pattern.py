@@ -28,13 +28,10 @@ class Index(NamedTuple):
 
 def index_from_positions(positions: Tensor, rows: int, cols: int, capacity: int) -> Index:
     """The index of what is stored at ascending flat `positions` [nnz] (int64) of a [rows, cols] matrix."""
-    row = positions // cols
-    counts = torch.bincount(row, minlength=rows)
-    row_ptr = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
-    row_ptr[1:] = counts.cumsum(0)
+    starts = torch.arange(rows + 1, device=positions.device) * cols
     col = torch.zeros(capacity, dtype=torch.int32, device=positions.device)
-    col[: positions.numel()] = positions - row * cols
-    return Index(row_ptr, col)
+    col[: positions.numel()] = positions % cols
+    return Index(torch.searchsorted(positions, starts, out_int32=True), col)
 
 
 def positions_of(index: Index, cols: int) -> Tensor:
@@ -173,16 +170,22 @@ class Plan:
 
 
 def build_plan(
-    index: Index, shape: tuple[int, ...], window: Window = ONE_TAP, grid: Grid | None = None, whole: bool = False
+    index: Index,
+    shape: tuple[int, ...],
+    window: Window = ONE_TAP,
+    grid: Grid | None = None,
+    whole: bool = False,
+    positions: Tensor | None = None,
 ) -> Plan:
     """Derives the plan of a weight of dense `shape` from its canonical index.
 
-    grid: how the weight is cut into blocks, single weights if None. whole: its blocks are whole outputs.
+    grid: how the weight is cut into blocks, single weights if None. whole: its blocks are whole outputs. positions: of
+    the live blocks, where they are known already: how many there are, a GPU would have to be asked.
     """
     taps = prod(window.kernel)
     grid = grid or Grid(shape[0], prod(shape[1:]) // taps, taps)
     (height, width), capacity, cols = grid.block, index.col.numel(), prod(shape[1:])
-    positions = positions_of(index, grid.shape[1])
+    positions = positions_of(index, grid.shape[1]) if positions is None else positions
     nnz = positions.numel()
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
