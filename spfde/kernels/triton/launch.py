@@ -14,7 +14,8 @@ from spfde.kernels.triton.config import GPUS, Config, Gpu, gpu_of
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
     """Runs a kernel unless there is nothing to do. Multiply-adds are fused: the default differs by Triton's version."""
     if all(grid):
-        kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device, in its current stream
+            kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
 
 
 def exact(dtype: torch.dtype) -> bool:
