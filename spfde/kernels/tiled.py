@@ -59,11 +59,9 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
 
 def conv_units_for(plan: Plan, window: Window, kernel: str) -> Units | TiledUnits:
     """The same for a convolution. kernel: the one that runs."""
-    if window.linear:
-        return units_for(plan, kernel)
     if kernel == "triton" and not plan.units.t_row_ptr.numel():
         plan.units = with_transpose(plan.units, plan.block, plan.shape, window)
-    return plan.units
+    return units_for(plan, kernel) if window.linear else plan.units
 
 
 def unpacked(tensors: Sequence[Tensor]) -> Units | TiledUnits:

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from spfde.kernels.triton import config, sddmm, spmm
-from spfde.kernels.triton.conv2d_plan import precision, product_config, with_transpose
+from spfde.kernels.triton.conv2d_plan import exact, product_config, with_transpose
+from spfde.kernels.triton.launch import exact as exact_linear
 from spfde.kernels.triton.launch import gpu_at, launch, upcast
 from spfde.pattern import Units, Window
 from spfde.tiles import stack_of
@@ -172,7 +173,7 @@ def forward(
 
     x: [batch, channels, height, width]. values: [capacity, R, C].
     """
-    if window.linear:
+    if _is_linear(window, x.dtype):
         activation = "relu" if relu else None
         return _images(spmm.product(_pixels(x), values, units.tiles, shape[0], False, bias, activation), x)
     size = window.output_size(*x.shape[2:])
@@ -181,7 +182,7 @@ def forward(
 
 def input_grad(dy: Tensor, values: Tensor, units: Units, size: Shape, shape: Shape, window: Window) -> Tensor:
     """DX [batch, channels, *size] in channels_last memory."""
-    if window.linear:
+    if _is_linear(window, dy.dtype):
         return _images(spmm.input_grad(_pixels(dy), values, units, shape[1]), dy)
     if not units.t_row_ptr.numel():
         units = with_transpose(units, values.shape[1:], shape, window)
@@ -206,12 +207,12 @@ def _multiply(
     height, width = values.shape[1:]
     inner, outer = (width, height) if lists[2] is None else (height, width)
     rows, positions = lists[0].numel() - 1, len(source) * prod(grid)
-    how = product_config(gpu_at(source.device), outer, inner, source.dtype, positions)
+    how = product_config(gpu_at(source.device), outer, inner, source.dtype, positions, exact(source.dtype))
     launch(
         multiply, (triton.cdiv(positions, how.tokens) * rows,), source, values, bias, result, *lists, positions, *grid,
         *source.shape[2:], source.shape[1], *size[1:], size[0], rows, *_steps(window), **_taps(window), R=height,
         C=width, TRANSPOSED=lists[2] is not None, BIAS=bias is not None, RELU=relu,
-        RAGGED=source.shape[1] % inner != 0, PRECISION=precision(source.dtype), UPCAST=upcast(source.dtype),
+        RAGGED=source.shape[1] % inner != 0, PRECISION=_precision(source.dtype), UPCAST=upcast(source.dtype),
         PIXELS=how.tokens, DEPTH=how.depth, config=how,
     )  # fmt: skip
     return result
@@ -221,13 +222,13 @@ def weight_grad(
     dy: Tensor, x: Tensor, units: Units, block: Sequence[int], shape: Shape, window: Window, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
-    if window.linear:
+    if _is_linear(window, x.dtype):
         return sddmm.weight_grad(_pixels(dy), _pixels(x), units, block, bias)
     dy, x = (t.contiguous(memory_format=torch.channels_last) for t in (dy, x))
     (height, width), rows = block, units.row_ptr.numel() - 1
     slots, positions = units.col.numel() // width, len(dy) * prod(dy.shape[2:])
     gpu, together = gpu_at(x.device), stack_of(width)
-    how = config.weight_grad_config(gpu, height, width, x.dtype)
+    how = config.weight_grad_config(gpu, height, width, x.dtype, exact(x.dtype))
     # As many groups as a full row has: none asks the device how long its rows are, those past the end stop at once.
     groups = triton.cdiv(triton.cdiv(shape[1], width) * prod(window.kernel), together)
     parts = config.parts(gpu, slots // together + rows, positions, how.depth)
@@ -237,9 +238,18 @@ def weight_grad(
         reduce, (groups, rows, parts), dy, x, dvalues, dbias, units.row_ptr, units.col, positions,
         triton.cdiv(positions, parts), slots, *dy.shape[2:], *x.shape[2:], x.shape[1], shape[0], *_steps(window),
         **_taps(window), R=height, C=width, ALIGNED=gcd(x.shape[1], width, 16), BIAS=bias,
-        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), PIXELS=how.depth, GROUP=together, config=how,
+        PRECISION=_precision(x.dtype), UPCAST=upcast(x.dtype), PIXELS=how.depth, GROUP=together, config=how,
     )  # fmt: skip
     return (dvalues[0], dbias[0]) if parts == 1 else (dvalues.sum(0).to(x.dtype), dbias.sum(0).to(x.dtype))
+
+
+def _is_linear(window: Window, dtype: torch.dtype) -> bool:
+    """Whether the linear kernels do it: unless torch's flags give convolutions another precision than them."""
+    return window.linear and exact(dtype) == exact_linear(dtype)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32" if dtype == torch.float32 and not exact(dtype) else "ieee"
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -12,18 +12,17 @@ from spfde.kernels.triton.config import Config, Gpu
 from spfde.pattern import Units, Window
 
 
-def product_config(gpu: Gpu, outer: int, inner: int, dtype: torch.dtype, positions: int) -> Config:
+def product_config(gpu: Gpu, outer: int, inner: int, dtype: torch.dtype, positions: int, exact: bool) -> Config:
     """The launch of the forward product, or of the input gradient, by blocks that read `inner` channels."""
-    how = config.product_config(gpu, outer, inner, 1, dtype, positions)
+    how = config.product_config(gpu, outer, inner, 1, dtype, positions, exact)
     return how._replace(depth=min(how.depth, inner))
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How operands are treated: float32 as TF32 where torch's own convolutions would be."""
+def exact(dtype: torch.dtype) -> bool:
+    """Whether products must not round their operands: float32 that torch's flags for convolutions keep from TF32."""
     flags = torch.backends.cudnn
     newer = getattr(getattr(flags, "conv", None), "fp32_precision", None)  # torch >= 2.9; the older flag may raise
-    tf32 = flags.allow_tf32 if newer is None else newer == "tf32"
-    return "tf32" if dtype == torch.float32 and tf32 else "ieee"
+    return dtype == torch.float32 and not (flags.allow_tf32 if newer is None else newer == "tf32")
 
 
 def with_transpose(units: Units, block: Sequence[int], shape: Sequence[int], window: Window) -> Units:

@@ -47,7 +47,8 @@ def product_code(
 
     types, constants = common(dtype, block, precision, stride)
     outer, inner = reversed(block) if transposed else block
-    how = product_config(gpu, outer, inner, DTYPES[dtype], 4096)
+    exact = dtype == "fp32" and precision == "ieee"
+    how = product_config(gpu, outer, inner, DTYPES[dtype], 4096, exact)
     constants |= {"TRANSPOSED": transposed, "BIAS": not transposed, "RELU": not transposed, "RAGGED": ragged}
     constants |= {"PIXELS": how.tokens, "DEPTH": how.depth}
     if transposed:
@@ -64,7 +65,7 @@ def weight_grad_code(
     from spfde.kernels.triton.conv2d import reduce
 
     types, constants = common(dtype, block, precision, stride)
-    how = config.weight_grad_config(gpu, *block, DTYPES[dtype])
+    how = config.weight_grad_config(gpu, *block, DTYPES[dtype], dtype == "fp32" and precision == "ieee")
     constants |= {"ALIGNED": 16, "PIXELS": how.depth, "GROUP": stack_of(block[1])}
     types |= {"dvalues": "*fp32!", "dbias": "*fp32!"}
     types = {name: kind for name, kind in types.items() if name in reduce.arg_names and name not in constants}
