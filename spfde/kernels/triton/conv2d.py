@@ -202,9 +202,9 @@ def _multiply(
     relu: bool,
 ) -> Tensor:
     """The result [batch, *size] by lists (row pointers, columns, and if transposed, blocks)."""
-    source = source.contiguous(memory_format=torch.channels_last)
-    result = source.new_empty(len(source), *size).to(memory_format=torch.channels_last)
-    height, width = values.shape[1:]
+    last, (height, width) = torch.channels_last, values.shape[1:]
+    source = source.contiguous(memory_format=last)
+    result = torch.empty((len(source), *size), dtype=source.dtype, device=source.device, memory_format=last)
     inner, outer = (width, height) if lists[2] is None else (height, width)
     rows, positions = lists[0].numel() - 1, len(source) * prod(grid)
     how = product_config(gpu_at(source.device), outer, inner, source.dtype, positions, exact(source.dtype))

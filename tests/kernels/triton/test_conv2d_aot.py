@@ -24,52 +24,49 @@ COUNTS = ("positions", "grid_h", "grid_w", "source_h", "source_w", "result_h", "
           "out_h", "out_w", "height", "width", "pad_h", "pad_w")  # fmt: skip
 
 
-def common(dtype: str, block: tuple[int, int], precision: str, stride: int) -> tuple[dict[str, str], dict[str, object]]:
-    """Types and constants that both kernels have, for a 3x3 convolution."""
-    types = {name: f"*{dtype}!" for name in ("source", "values", "bias", "result", "dy", "x")}
-    types |= {name: "*i32!" for name in ("row_ptr", "col", "perm")} | dict.fromkeys(COUNTS, "i32")
-    types |= {name: "i32!" for name in ("sources", "results", "channels", "outputs")}
-    steps = {"stride_h": stride, "stride_w": stride, "dilation_h": 1, "dilation_w": 1}
-    if stride > 1:  # an integer of 1 is a constant to Triton, any other is not
-        types |= {"stride_h": "i32", "stride_w": "i32"}
-        steps = {"dilation_h": 1, "dilation_w": 1}
-    return types, {
-        **steps, "KERNEL_W": 3, "TAPS": 9, "R": block[0], "C": block[1], "BIAS": True, "UPCAST": False,
-        "PRECISION": precision if dtype == "fp32" else "ieee",
+def compiled(
+    kernel, gpu: config.Gpu, how: config.Config, dtype: str, block: tuple[int, int], constants: dict[str, object],
+    precision: str, stride: int, ones: bool,
+) -> Code:  # fmt: skip
+    """The code of a 3x3 convolution's kernel. ones: every size is 1; to Triton 1 is a constant, other integers are not."""
+    sizes = dict.fromkeys(COUNTS, 1) if ones else {}
+    steps = {"stride_h": 1, "stride_w": 1} if stride == 1 else {}
+    constants = {
+        **sizes, **steps, **constants, "dilation_h": 1, "dilation_w": 1, "KERNEL_W": 3, "TAPS": 9, "R": block[0],
+        "C": block[1], "UPCAST": False, "PRECISION": precision if dtype == "fp32" else "ieee",
     }  # fmt: skip
+    types = {name: f"*{dtype}!" for name in ("source", "values", "bias", "result", "dy", "x")}
+    types |= {"row_ptr": "*i32!", "col": "*i32!", "perm": "*i32!", "dvalues": "*fp32!", "dbias": "*fp32!"}
+    types |= {name: "i32" for name in (*COUNTS, "stride_h", "stride_w")}
+    types |= {name: "i32!" for name in ("sources", "results", "channels", "outputs")}
+    types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    return compile_kernel(kernel, gpu.capability, types, constants, how.warps, how.stages)
 
 
 def product_code(
     gpu: config.Gpu, dtype: str, block: tuple[int, int], transposed: bool = False, precision: str = "tf32",
-    stride: int = 1, ragged: bool = False,
+    stride: int = 1, ragged: bool = False, ones: bool = False,
 ) -> Code:  # fmt: skip
     from spfde.kernels.triton.conv2d import multiply
 
-    types, constants = common(dtype, block, precision, stride)
     outer, inner = reversed(block) if transposed else block
-    exact = dtype == "fp32" and precision == "ieee"
-    how = product_config(gpu, outer, inner, DTYPES[dtype], 4096, exact)
-    constants |= {"TRANSPOSED": transposed, "BIAS": not transposed, "RELU": not transposed, "RAGGED": ragged}
-    constants |= {"PIXELS": how.tokens, "DEPTH": how.depth}
-    if transposed:
-        constants |= {"bias": None}
-    else:
-        constants |= {"perm": None}
-    types = {name: kind for name, kind in types.items() if name in multiply.arg_names and name not in constants}
-    return compile_kernel(multiply, gpu.capability, types, constants, how.warps, how.stages)
+    how = product_config(gpu, outer, inner, DTYPES[dtype], 4096, dtype == "fp32" and precision == "ieee")
+    constants = {
+        "TRANSPOSED": transposed, "BIAS": not transposed, "RELU": not transposed, "RAGGED": ragged,
+        "PIXELS": how.tokens, "DEPTH": how.depth, "bias" if transposed else "perm": None,
+    }  # fmt: skip
+    return compiled(multiply, gpu, how, dtype, block, constants, precision, stride, ones)
 
 
 def weight_grad_code(
-    gpu: config.Gpu, dtype: str, block: tuple[int, int], precision: str = "tf32", stride: int = 1
+    gpu: config.Gpu, dtype: str, block: tuple[int, int], precision: str = "tf32", stride: int = 1, ones: bool = False
 ) -> Code:
     from spfde.kernels.triton.conv2d import reduce
 
-    types, constants = common(dtype, block, precision, stride)
     how = config.weight_grad_config(gpu, *block, DTYPES[dtype], dtype == "fp32" and precision == "ieee")
-    constants |= {"ALIGNED": 16, "PIXELS": how.depth, "GROUP": stack_of(block[1])}
-    types |= {"dvalues": "*fp32!", "dbias": "*fp32!"}
-    types = {name: kind for name, kind in types.items() if name in reduce.arg_names and name not in constants}
-    return compile_kernel(reduce, gpu.capability, types, constants, how.warps, how.stages)
+    constants = {"ALIGNED": 16, "BIAS": True, "PIXELS": how.depth, "GROUP": stack_of(block[1])}
+    return compiled(reduce, gpu, how, dtype, block, constants, precision, stride, ones)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,6 +81,12 @@ def test_strides_and_odd_sizes():
     gpu = GPUS[86]
     check(product_code(gpu, "bf16", (32, 32), transposed=True, stride=2), gpu, "bf16")
     check(product_code(gpu, "bf16", (32, 32), ragged=True), gpu, "bf16")
+    for code in (
+        product_code(gpu, "bf16", (16, 16), ones=True),
+        product_code(gpu, "bf16", (16, 16), transposed=True, ones=True),
+        weight_grad_code(gpu, "bf16", (16, 16), ones=True),
+    ):
+        assert (code.spilled, code.mma) == (0, True)
 
 
 @pytest.mark.full
