@@ -28,7 +28,7 @@ def compiled(
     kernel, gpu: config.Gpu, how: config.Config, dtype: str, block: tuple[int, int], constants: dict[str, object],
     precision: str, stride: int, ones: bool,
 ) -> Code:  # fmt: skip
-    """The code of a 3x3 convolution's kernel. ones: every size is 1; to Triton 1 is a constant, other integers are not."""
+    """The code of a 3x3 convolution's kernel. ones: every size is 1, a constant to Triton, as no other integer is."""
     sizes = dict.fromkeys(COUNTS, 1) if ones else {}
     steps = {"stride_h": 1, "stride_w": 1} if stride == 1 else {}
     constants = {
