@@ -58,8 +58,8 @@ def gpu_of(name: str, capability: tuple[int, int], units: int, shared: int) -> G
     """The GPU, or for one that is not listed the nearest older architecture's, scaled to its multiprocessors."""
     if name in GPUS:
         return GPUS[name]
-    older = [gpu for gpu in GPUS.values() if gpu.capability <= capability]
-    like = max(older or GPUS.values(), key=lambda gpu: gpu.capability)
+    known = sorted(GPUS.values(), key=lambda gpu: gpu.capability)
+    like = [known[0], *(gpu for gpu in known if gpu.capability <= capability)][-1]
     by = units / like.units
     rates = (like.half * by, like.tf32 * by, like.l2 * by, like.memory * by)
     return Gpu(name, capability, units, shared, *rates)
@@ -147,7 +147,7 @@ def _depth(dtype: torch.dtype, exact: bool) -> int:
 
 
 def _warps(tile: int, exact: bool) -> int:
-    return 8 if tile >= (64 * 64 if exact else 128 * 128) else 4
+    return 8 if tile >= (64 * 128 if exact else 128 * 128) else 4
 
 
 def _stages(gpu: Gpu, each: int) -> int:
