@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ def calls(given: Problem, way: str) -> dict[str, Callable[[], object]]:
 
 
 def _parts(given: Problem, way: str) -> dict[str, Callable[[], object]]:
-    module, x, dy = given.dense, given.x, given.dy
+    module, x, dy = deepcopy(given.dense), given.x, given.dy  # a copy: memory formats stay apart
     if way == "spfde":
         layer = spfde.nn.SparseLinear if given.case.kind == "linear" else spfde.nn.SparseConv2d
         module = layer.from_dense(given.dense, given.mask, f"block:{given.case.block}x{given.case.block}")

@@ -119,6 +119,14 @@ def test_ways_compute_the_same_layer_part_by_part(case, monkeypatch):
     assert torch.equal(ours["step"]()[0], ours["frozen step"]()[0])
 
 
+def test_ways_keep_their_memory_format():
+    given = layers.problem(CONV, "cpu")
+    formats = [way.removeprefix("cudnn ") for way in CONV.ways if way.startswith("cudnn")]
+    assert formats == ["channels_last", "contiguous"]
+    results = [layers.calls(given, f"cudnn {name}")["forward"]() for name in formats]
+    assert [y.is_contiguous() for y in results] == [False, True]
+
+
 def test_a_way_that_is_wrong_is_absent_with_the_reason(monkeypatch):
     given = layers.problem(CASE, "cpu")
     wrong = replace(given, mask=given.mask.roll(16, 0))
