@@ -21,6 +21,9 @@ from spfde.kernels.triton.spmm import forward, input_grad, product
 from spfde.pattern import Plan
 from spfde.tiles import build_tiles, stack_of
 
+# Triton 3.6 turns a loop's bound into an int in a way that numpy 2.4 refuses and older ones warn of.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning")
+
 BLOCKS = tuple(f"block:{height}x{width}" for height, width in pairs(config.SIZES, config.SIZES))
 # Of a result's norm: operands are exact in float64, what is left is the rounding of the result (and of long sums).
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
