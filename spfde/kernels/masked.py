@@ -40,8 +40,8 @@ def write(values: Tensor, plan: Plan, since: int = 0) -> tuple[Tensor, int]:
 
 
 def needs_dense(kernel: str, values: Tensor) -> bool:
-    """Whether a kernel reads the dense weight: the masked product, and Triton's for anything but blocks."""
-    return kernel == "dense" or (kernel == "triton" and not has_kernel(tuple(values.shape[1:])))
+    """Whether a kernel multiplies by the dense weight: all but native ones, and Triton's for blocks."""
+    return kernel in ("dense", "reference") or (kernel == "triton" and not has_kernel(tuple(values.shape[1:])))
 
 
 def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor | None = None) -> Tensor:

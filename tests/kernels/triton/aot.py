@@ -21,6 +21,7 @@ class Code:
     """What a kernel became. shared: bytes a program uses. spilled: bytes of stack and local memory of a thread."""
 
     ptx: str
+    warps: int
     shared: int
     registers: int
     spilled: int
@@ -36,10 +37,10 @@ class Code:
         return self.wgmma or "mma.sync" in self.ptx
 
     @property
-    def copies(self) -> list[int]:
-        """Bytes of every asynchronous copy from global to shared memory."""
-        found = re.findall(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], 0x(\w+)", self.ptx)
-        return [int(size, 16) for size in found]
+    def copied(self) -> int:
+        """Bytes that a program has in the code of its 16-byte asynchronous copies, loops taken once."""
+        found = re.findall(r"cp\.async\.cg\.shared\.global \[.*?\], \[.*?\], 0x10\b", self.ptx)
+        return 16 * 32 * self.warps * len(found)
 
 
 def compile_kernel(
@@ -63,7 +64,7 @@ def compile_kernel(
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     return Code(
-        made.asm["ptx"], made.metadata.shared, int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
+        made.asm["ptx"], warps, made.metadata.shared, int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
     )
 
 

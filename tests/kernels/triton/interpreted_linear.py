@@ -21,6 +21,9 @@ from spfde.kernels.triton.spmm import forward, input_grad, product
 from spfde.pattern import Plan
 from spfde.tiles import build_tiles, stack_of
 
+# Triton 3.6 turns a loop's bound into an int in a way that numpy 2.4 refuses and older ones warn of.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning")
+
 BLOCKS = tuple(f"block:{height}x{width}" for height, width in pairs(config.SIZES, config.SIZES))
 # Of a result's norm: operands are exact in float64, what is left is the rounding of the result (and of long sums).
 ROUNDING = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
@@ -185,7 +188,7 @@ def test_weight_gradients_over_parts_of_the_tokens_and_on_top_of_others(batch, a
 
 def test_the_same_bits_twice():
     plan, values = wide()
-    x, dy, values = randn(600, 1440), randn(600, 336, seed=1), values.requires_grad_()
+    x, dy, values = randn(260, 1440), randn(260, 336, seed=1), values.requires_grad_()
     runs = []
     for _ in range(2):
         y = spmm(x.requires_grad_(), values, plan, None, "triton")
