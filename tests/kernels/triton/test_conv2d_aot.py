@@ -73,8 +73,8 @@ def weight_grad_code(
 @pytest.mark.parametrize("capability", GPUS)
 def test_representatives(capability, dtype):
     gpu = GPUS[capability]
-    check(product_code(gpu, dtype, (64, 64), transposed=True), gpu, dtype)
-    check(weight_grad_code(gpu, dtype, (64, 64)), gpu, dtype)
+    check(product_code(gpu, dtype, (32, 32), transposed=True), gpu, dtype)
+    check(weight_grad_code(gpu, dtype, (32, 32)), gpu, dtype)
 
 
 def test_strides_and_odd_sizes():

@@ -160,7 +160,7 @@ def test_a_convolution_that_has_no_triton_kernel(monkeypatch, window, block, rea
 
 
 def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts_as_linear(monkeypatch):
-    wide = Problem(64, (512, 512, 3, 3), 19, (64, 64), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
+    wide = Problem(64, (512, 512, 3, 3), 19, (128, 128), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
     assert model.choose(wide, BF16, None, H200).kernel == "triton"
     narrow = Problem(64, (32, 32, 3, 3), 19, (16, 16), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
     assert model.choose(narrow, BF16, None, H200).kernel == "dense"
