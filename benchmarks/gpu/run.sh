@@ -37,11 +37,13 @@ fi
 
 say "tests"
 if "$python" -c 'import pytest' 2>/dev/null; then
+  # Another torch than the tests' own may warn of what it will do one day.
+  pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default -m gpu)
   if "$python" -c 'import hypothesis' 2>/dev/null; then
-    within 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/kernels || failed=1
+    within 150 "${pytest[@]}" tests/gpu tests/kernels || failed=1
   else
     say "expected hypothesis, got none: going on with the tests that do without"
-    within 150 "$python" -m pytest -q --noconftest -p no:cacheprovider -m gpu tests/gpu || failed=1
+    within 150 "${pytest[@]}" --noconftest tests/gpu || failed=1
   fi
 else
   say "expected pytest, got none: going on without the tests"
