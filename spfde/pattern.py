@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde.structure import Grid
+from spfde.tiles import Tiles
 
 
 class Index(NamedTuple):
@@ -29,10 +30,10 @@ class Index(NamedTuple):
 def index_from_positions(positions: Tensor, rows: int, cols: int, capacity: int) -> Index:
     """The index of what is stored at ascending flat `positions` [nnz] (int64) of a [rows, cols] matrix."""
     start = torch.arange(rows + 1, device=positions.device) * cols
-    row_ptr = torch.searchsorted(positions, start)
+    row_ptr = torch.searchsorted(positions, start, out_int32=True)
     col = torch.zeros(capacity, dtype=torch.int32, device=positions.device)
     col[: positions.numel()] = positions - _spread(start[:-1], row_ptr.diff(), positions.numel())
-    return Index(row_ptr.to(torch.int32), col)
+    return Index(row_ptr, col)
 
 
 def positions_of(index: Index, cols: int) -> Tensor:
@@ -80,6 +81,11 @@ class Window(NamedTuple):
             (width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
         )
 
+    @property
+    def linear(self) -> bool:
+        """Whether the convolution is a linear layer, pixel by pixel."""
+        return self._replace(dilation=(1, 1)) == Window()
+
 
 ONE_TAP = Window()
 
@@ -89,7 +95,8 @@ class Units(NamedTuple):
 
     For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
     stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
-    themselves. For R > 1 units follow the blocks, the kernels need no transpose, and `t_*` are empty.
+    themselves. For R > 1 units follow the blocks, the CPU kernels need no transpose, and `t_*` are empty until a GPU
+    kernel for convolutions asks for the blocks' own (see `spfde.kernels.triton.conv2d_plan`).
 
     places: flat place in the dense weight of every value, the weight's size where there is none (int32 where it fits).
     Empty where the native kernels do without: for single weights on a CPU (see `places_of`).
@@ -109,7 +116,8 @@ class Plan:
 
     values_shape: of the layer's values. nnz: live blocks. weights: stored weights. index: the canonical one, in blocks
     of `grid`. block: what a kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs.
-    kept: those outputs, else None.
+    kept: those outputs, else None. tiles: how GPU kernels walk the weight and its transpose, once one has asked for
+    them.
     """
 
     shape: tuple[int, ...]
@@ -121,6 +129,7 @@ class Plan:
     block: tuple[int, int]
     units: Units
     kept: Tensor | None = None
+    tiles: tuple[Tiles, Tiles] | None = field(default=None, repr=False)  # see spfde.kernels.tiled
     _order: Tensor | None = field(default=None, repr=False)
     _outside: Tensor | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
@@ -149,7 +158,10 @@ class Plan:
     @property
     def multiplied(self) -> int:
         """Stored weights as the kernels see them, whole blocks at the edges: what dispatch decides by."""
-        return self.nnz * prod(self.block) if self.block[0] > 1 else self.weights
+        if self.block[0] == 1:
+            return self.weights
+        # On a GPU by the room there is: what a registered op knows without waiting for the device.
+        return (self.values_shape[0] if self.index.col.is_cuda else self.nnz) * prod(self.block)
 
     def arrange(self, values: Tensor) -> Tensor:
         """The stored values as the kernels read them, differentiable: [units, 1, 1] for R == 1, else [capacity, R, C].
@@ -172,16 +184,22 @@ class Plan:
 
 
 def build_plan(
-    index: Index, shape: tuple[int, ...], window: Window = ONE_TAP, grid: Grid | None = None, whole: bool = False
+    index: Index,
+    shape: tuple[int, ...],
+    window: Window = ONE_TAP,
+    grid: Grid | None = None,
+    whole: bool = False,
+    positions: Tensor | None = None,
 ) -> Plan:
     """Derives the plan of a weight of dense `shape` from its canonical index.
 
-    grid: how the weight is cut into blocks, single weights if None. whole: its blocks are whole outputs.
+    grid: how the weight is cut into blocks, single weights if None. whole: its blocks are whole outputs. positions: of
+    the live blocks, where they are known already: how many there are, a GPU would have to be asked.
     """
     taps = prod(window.kernel)
     grid = grid or Grid(shape[0], prod(shape[1:]) // taps, taps)
     (height, width), capacity, cols = grid.block, index.col.numel(), prod(shape[1:])
-    positions = positions_of(index, grid.shape[1])
+    positions = positions_of(index, grid.shape[1]) if positions is None else positions
     nnz = positions.numel()
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
@@ -205,7 +223,9 @@ def build_plan(
         units = Units(*unit, empty, empty, empty, places.view(-1).to(short))
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
     values_shape = (capacity, height, width)
-    return Plan(tuple(shape), values_shape, nnz, weights, index, grid, block, units, kept, order, outside)
+    return Plan(
+        tuple(shape), values_shape, nnz, weights, index, grid, block, units, kept, _order=order, _outside=outside
+    )
 
 
 def places_of(units: Units, shape: tuple[int, ...]) -> Tensor:

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import nn
 
+from spfde.kernels.choice import SPARSE
 from spfde.nn import SparseLayer
 from spfde.profiling.memory import size_of
 
@@ -113,7 +114,7 @@ def summary(model: nn.Module) -> Summary:
                     pattern=module.pattern,
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,
-                    runs_sparse=choice is not None and choice.kernel == "native",
+                    runs_sparse=choice is not None and choice.kernel in SPARSE,
                     size=size_of([list(module.parameters()), list(module.buffers()), module.plan]),
                     multiply_adds=0 if choice is None else choice.problem.multiply_adds,
                     table=None if module.table is None else module.table.name,

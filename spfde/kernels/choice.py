@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from spfde.pattern import ONE_TAP, Window
 
-KERNELS = ("native", "dense", "reference")
+KERNELS = ("native", "dense", "reference", "triton")
+SPARSE = ("native", "triton")  # those that leave out what is not stored
 
 STEPS = 8  # density buckets per halving: 9% apart, finer than any measurement of a break-even
 EMPTY = 24 * STEPS  # the bucket of a weight that stores next to nothing

@@ -7,6 +7,7 @@ with gaps is copied first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from spfde.kernels.precision import (
     without_graph,
 )
 from spfde.kernels.sddmm import slots
+from spfde.kernels.tiled import conv_units_for, units_for
 from spfde.pattern import Plan, Units, Window
 
 Shape = tuple[int, ...]
@@ -62,8 +64,9 @@ def conv2d(
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: dense.convolution(x, weight, None, window), values, plan, bias)
         elif through_dispatcher(x):
+            units = units_for(plan, kernel) if window.linear else plan.units
             y = torch.ops.spfde.conv2d(
-                x, plan.arrange(values), bias, list(plan.units), plan.shape, window.stride, window.padding,
+                x, plan.arrange(values), bias, list(units), plan.shape, window.stride, window.padding,
                 window.dilation, window.groups, kernel,
             )  # fmt: skip
         else:
@@ -95,6 +98,9 @@ def compute(
         return dense.convolution(x, to_dense(values, units, shape), bias, window)
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
+    if kernel == "triton":
+        y = _triton().forward(x, values, bias, units, shape, window)
+        return y.contiguous(memory_format=memory_format_of(x))
     x, last = _without_gaps(x)
     y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
     run = native().conv2d if values.shape[1] == 1 else native().conv2d_blocks
@@ -117,6 +123,9 @@ def compute_input_grad(
     kernel: str,
 ) -> Tensor:
     """DX [batch, channels, *size] outside autograd."""
+    if kernel == "triton":
+        dx = _triton().input_grad(dy, values, units, size, shape, window)
+        return dx.contiguous(memory_format=memory_format_of(dy))
     x_shape = (dy.shape[0], shape[1] * window.groups, *size)
     if kernel != "native":
         return dense.gradients(dy, None, x_shape, scatter(values, units, shape), window, (True, False))[0]
@@ -151,6 +160,8 @@ def compute_weight_grad(
 
     block: R and C of the values, as `Plan.arrange` gives them.
     """
+    if kernel == "triton":
+        return _triton().weight_grad(dy, x, units, block, shape, window, bias)
     if kernel != "native":
         dweight = dense.gradients(dy, x, x.shape, dy.new_empty(1).expand(shape), window, (False, True))[1]
         return gather(dweight, units, block), dy.sum((0, 2, 3)) if bias else dy.new_empty(0)
@@ -190,6 +201,13 @@ def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ..
     )  # fmt: skip
 
 
+def _triton() -> ModuleType:
+    """The Triton kernels, imported when one runs."""
+    from spfde.kernels.triton import conv2d
+
+    return conv2d
+
+
 class _Conv2d(torch.autograd.Function):
     """The eager route: the same computations as the registered ops, without the dispatcher's overhead."""
 
@@ -200,7 +218,7 @@ class _Conv2d(torch.autograd.Function):
         weight = None
         if kernel == "dense":
             weight, ctx.written = write(values, plan)
-        return compute(x, values, bias, plan.units, plan.shape, window, kernel, weight)
+        return compute(x, values, bias, conv_units_for(plan, window, kernel), plan.shape, window, kernel, weight)
 
     @staticmethod
     def backward(ctx, dy):
@@ -212,13 +230,11 @@ class _Conv2d(torch.autograd.Function):
             if kernel == "dense":
                 dx, dvalues = _masked_gradients(ctx, dy, x, values, (need_x, need_values))
             else:
+                units, block = conv_units_for(plan, window, kernel), values.shape[1:]
                 if need_x:
-                    dx = compute_input_grad(dy, values, plan.units, ctx.size, plan.shape, window, kernel)
+                    dx = compute_input_grad(dy, values, units, ctx.size, plan.shape, window, kernel)
                 if need_values:
-                    block = values.shape[1:]
-                    dvalues, dbias = compute_weight_grad(
-                        dy, x, plan.units, block, plan.shape, window, need_bias, kernel
-                    )
+                    dvalues, dbias = compute_weight_grad(dy, x, units, block, plan.shape, window, need_bias, kernel)
             if need_bias and dbias is None:
                 dbias = dy.sum((0, 2, 3))
         grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None))

@@ -13,7 +13,8 @@ from spfde.kernels import conv2d, dispatch
 from spfde.kernels.memory import memory_format_of
 from spfde.kernels.precision import refuse_double_backward
 from spfde.kernels.sddmm import multiplied, slots
-from spfde.pattern import Units, Window
+from spfde.kernels.tiled import unpacked
+from spfde.pattern import Window
 
 
 def _window(shape, stride, padding, dilation, groups) -> Window:
@@ -33,8 +34,8 @@ def _conv2d(
     groups: int,
     kernel: str,
 ) -> Tensor:
-    index, shape, window = Units(*units), tuple(shape), _window(shape, stride, padding, dilation, groups)
-    choice = dispatch.convolution(kernel, x, shape, window, *dispatch.stored(index.row_ptr, values.shape[1:]))
+    index, shape, window = unpacked(units), tuple(shape), _window(shape, stride, padding, dilation, groups)
+    choice = dispatch.convolution(kernel, x, shape, window, *dispatch.stored(index, values.shape[1:]))
     y = conv2d.compute(x, values, bias, index, shape, window, choice.kernel)
     return y.contiguous(memory_format=memory_format_of(x))
 
@@ -52,8 +53,8 @@ def _input_grad(
     groups: int,
     kernel: str,
 ) -> Tensor:
-    index, shape, window = Units(*units), tuple(shape), _window(shape, stride, padding, dilation, groups)
-    choice = dispatch.convolution_grad(kernel, dy, shape, window, *dispatch.stored(index.row_ptr, values.shape[1:]))
+    index, shape, window = unpacked(units), tuple(shape), _window(shape, stride, padding, dilation, groups)
+    choice = dispatch.convolution_grad(kernel, dy, shape, window, *dispatch.stored(index, values.shape[1:]))
     dx = conv2d.compute_input_grad(dy, values, index, tuple(size), shape, window, choice.kernel)
     return dx.contiguous(memory_format=memory_format_of(dy))
 
@@ -72,8 +73,8 @@ def _weight_grad(
     bias: bool,
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    index, shape, window = Units(*units), tuple(shape), _window(shape, stride, padding, dilation, groups)
-    choice = dispatch.convolution(kernel, x, shape, window, *dispatch.stored(index.row_ptr, block))
+    index, shape, window = unpacked(units), tuple(shape), _window(shape, stride, padding, dilation, groups)
+    choice = dispatch.convolution(kernel, x, shape, window, *dispatch.stored(index, block))
     return conv2d.compute_weight_grad(dy, x, index, block, shape, window, bias, choice.kernel)
 
 
@@ -94,7 +95,7 @@ def _input_grad_fake(dy, values, units, size, shape, stride, padding, dilation, 
 
 @_weight_grad.register_fake
 def _weight_grad_fake(dy, x, units, block, shape, stride, padding, dilation, groups, bias, kernel):
-    return x.new_empty(slots(Units(*units), block), *block), x.new_empty(shape[0] if bias else 0)
+    return x.new_empty(slots(unpacked(units), block), *block), x.new_empty(shape[0] if bias else 0)
 
 
 def _setup_context(ctx, inputs, output):

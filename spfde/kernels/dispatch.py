@@ -14,9 +14,11 @@ from torch import Tensor
 
 from spfde._native import native
 from spfde.kernels import cost
-from spfde.kernels.choice import KERNELS, KernelChoice, Problem, bucket_of
+from spfde.kernels.choice import KERNELS, SPARSE, KernelChoice, Problem, bucket_of
 from spfde.kernels.table import Table, in_use
-from spfde.pattern import Window
+from spfde.kernels.triton import model, why_not
+from spfde.kernels.triton.launch import gpu_here
+from spfde.pattern import Units, Window
 
 
 def check_kernel(kernel: str) -> str:
@@ -38,10 +40,11 @@ def check_device(x: Tensor, values: Tensor) -> None:
         )
 
 
-def stored(unit_ptr: Tensor, block: Sequence[int]) -> tuple[int, tuple[int, int]]:
-    """The number of stored weights, read only where that costs no device synchronisation, and the block."""
+def stored(index: Units, block: Sequence[int]) -> tuple[int, tuple[int, int]]:
+    """The number of stored weights, on a GPU of those there is room for (reading it would wait), and the block."""
     height, width = block
-    return int(unit_ptr[-1]) * height if unit_ptr.device.type == "cpu" else 0, (height, width)
+    units = int(index.row_ptr[-1]) if index.row_ptr.device.type == "cpu" else index.col.numel()
+    return units * height, (height, width)
 
 
 def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoice:
@@ -123,6 +126,13 @@ def choose_convolution(
     return _choose(kernel, device, dtype, Problem(batch, shape, bucket_of(nnz, prod(shape)), block, window, size))
 
 
+def _check_triton(device: str, problem: Problem) -> None:
+    """Raises ValueError if no Triton kernel runs on this device or for this layer."""
+    problems = why_not(device) or (None if problem.op == "linear" else model.hindrance(problem))
+    if problems:
+        raise ValueError(f"expected Triton to run for kernel 'triton', got: {problems}, try kernel = 'auto'")
+
+
 def has_choice(device: str, dtype: torch.dtype) -> bool:
     """Whether more than one kernel can run on this device and in this precision."""
     return device == "cpu" and dtype != torch.float64
@@ -134,13 +144,16 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> K
         check_kernel(kernel)
     free = kernel == "auto" or table is not None
     if dtype == torch.float64:
-        if kernel == "native":
-            raise ValueError("expected float32 input for kernel 'native', got float64, try kernel = 'auto'")
+        if kernel in SPARSE:
+            raise ValueError(f"expected float32 input for kernel {kernel!r}, got float64, try kernel = 'auto'")
         return KernelChoice("reference", "float64 takes the reference path", problem)
     if problem.block[0] == 1 < problem.block[1] and (free or kernel == "native"):
         return KernelChoice("native", "a dense product over the stored outputs alone", problem)
+    if kernel == "triton":
+        _check_triton(device, problem)
     if device != "cpu":
         if kernel == "native":
             raise ValueError(f"expected a CPU tensor for kernel 'native', got {device}, try kernel = 'auto'")
-        return KernelChoice("dense" if free else kernel, f"no sparse kernel for {device} in this build", problem)
+        if free:
+            return model.choose(problem, dtype, why_not(device), gpu_here())
     return choose(problem, native().isa(), table) if free else KernelChoice(kernel, "forced by layer.kernel", problem)

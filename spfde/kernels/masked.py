@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spfde._native import native
 from spfde.kernels.clock import timed
+from spfde.kernels.triton.config import has_kernel
 from spfde.pattern import Plan, Units, places_of
 
 
@@ -33,6 +34,11 @@ def write(values: Tensor, plan: Plan, since: int = 0) -> tuple[Tensor, int]:
         plan.written += 1
         return scatter(values, plan.units, plan.shape, buffer), plan.written
     return buffer[:-1].view(plan.shape), since
+
+
+def needs_dense(kernel: str, values: Tensor) -> bool:
+    """Whether a kernel multiplies by the dense weight: all but native ones, and Triton's for blocks."""
+    return kernel in ("dense", "reference") or (kernel == "triton" and not has_kernel(tuple(values.shape[1:])))
 
 
 def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor | None = None) -> Tensor:

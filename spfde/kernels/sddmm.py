@@ -13,6 +13,8 @@ from spfde._native import native
 from spfde.kernels import dispatch
 from spfde.kernels.clock import timed
 from spfde.kernels.masked import gather
+from spfde.kernels.tiled import unpacked
+from spfde.kernels.triton.config import has_kernel
 from spfde.pattern import Units, places_of
 
 
@@ -37,7 +39,11 @@ def compute(
     if kernel == "reference":
         dvalues, dbias = sddmm_ref(dy, x, units, block)
         return dvalues, dbias if bias else dy.new_empty(0)
-    if kernel == "dense":
+    if kernel == "triton" and has_kernel(tuple(block)):
+        from spfde.kernels.triton import sddmm  # triton is imported when a kernel of its runs
+
+        return sddmm.weight_grad(dy, x, units, block, bias)
+    if kernel in ("dense", "triton"):
         return gather(dy.t() @ x, units, block), dy.sum(0) if bias else dy.new_empty(0)
     dy, x = dy.contiguous(), x.contiguous()
     (batch, rows), cols = dy.shape, x.shape[1]
@@ -67,14 +73,14 @@ def multiplied(units_shapes: Sequence[Sequence[int]], block: Sequence[int]) -> i
 def _op(
     dy: Tensor, x: Tensor, units: Sequence[Tensor], block: Sequence[int], bias: bool, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    index = Units(*units)
-    choice = dispatch.linear(kernel, x, dy.shape[1], *dispatch.stored(index.row_ptr, block))
+    index = unpacked(units)
+    choice = dispatch.linear(kernel, x, dy.shape[1], *dispatch.stored(index, block))
     return compute(dy, x, index, block, bias, choice.kernel)
 
 
 @_op.register_fake
 def _fake(dy, x, units, block, bias, kernel):
-    return x.new_empty(slots(Units(*units), block), *block), x.new_empty(dy.shape[1] if bias else 0)
+    return x.new_empty(slots(unpacked(units), block), *block), x.new_empty(dy.shape[1] if bias else 0)
 
 
 @register_flop_formula(torch.ops.spfde.sddmm)

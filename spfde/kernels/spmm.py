@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.masked import scatter, to_dense, write
+from spfde.kernels.masked import needs_dense, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
     cast,
@@ -24,6 +25,7 @@ from spfde.kernels.precision import (
     without_autocast,
     without_graph,
 )
+from spfde.kernels.tiled import units_for, unpacked
 from spfde.pattern import Plan, Units
 
 
@@ -57,7 +59,7 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: F.linear(flat, weight), values, plan, bias)
         elif through_dispatcher(flat):
-            y = torch.ops.spfde.spmm(flat, plan.arrange(values), bias, list(plan.units), rows, kernel)
+            y = torch.ops.spfde.spmm(flat, plan.arrange(values), bias, list(units_for(plan, kernel)), rows, kernel)
         else:
             choice = dispatch.linear(kernel, flat, rows, plan.multiplied, plan.block)
             values = plan.arrange(values)
@@ -85,8 +87,12 @@ def compute(
     """
     if kernel == "reference":
         return spmm_ref(x, values, units, rows, bias)
+    if weight is None and needs_dense(kernel, values):
+        weight = scatter(values, units, (rows, x.shape[1]))
     if kernel == "dense":
-        return F.linear(x, scatter(values, units, (rows, x.shape[1])) if weight is None else weight, bias)
+        return F.linear(x, weight, bias)
+    if kernel == "triton":
+        return _triton().forward(x, values if weight is None else weight, bias, units, rows)
     return _product(x, values, None, bias, units.row_ptr, units.col, rows)
 
 
@@ -95,8 +101,12 @@ def compute_input_grad(
     dy: Tensor, values: Tensor, units: Units, cols: int, kernel: str, weight: Tensor | None = None
 ) -> Tensor:
     """DX [batch, cols] outside autograd. weight: the dense one, if made."""
+    if weight is None and needs_dense(kernel, values):
+        weight = scatter(values, units, (dy.shape[1], cols))
+    if kernel == "triton":
+        return _triton().input_grad(dy, values if weight is None else weight, units, cols)
     if kernel != "native":
-        return dy @ (scatter(values, units, (dy.shape[1], cols)) if weight is None else weight)
+        return dy @ weight
     height, width = values.shape[1:]
     if height == 1:
         return _product(dy, values, units.t_perm, None, units.t_row_ptr, units.t_col, cols)
@@ -129,6 +139,13 @@ def _product(
     return y
 
 
+def _triton() -> ModuleType:
+    """The Triton kernels, imported when one runs."""
+    from spfde.kernels.triton import spmm
+
+    return spmm
+
+
 class _Spmm(torch.autograd.Function):
     """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
 
@@ -137,22 +154,23 @@ class _Spmm(torch.autograd.Function):
         ctx.save_for_backward(x if values.requires_grad else None, values)
         ctx.plan, ctx.kernel = plan, kernel
         weight = None
-        if kernel == "dense":
+        if needs_dense(kernel, values):
             weight, ctx.written = write(values, plan)
-        return compute(x, values, bias, plan.units, plan.rows, kernel, weight)
+        return compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight)
 
     @staticmethod
     def backward(ctx, dy):
         x, values = ctx.saved_tensors
         plan, kernel = ctx.plan, ctx.kernel
+        units = units_for(plan, kernel)
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         dx = dvalues = dbias = None
         with without_graph():
             if need_x:
-                weight = write(values, plan, ctx.written)[0] if kernel == "dense" else None
-                dx = compute_input_grad(dy, values, plan.units, plan.cols, kernel, weight)
+                weight = write(values, plan, ctx.written)[0] if needs_dense(kernel, values) else None
+                dx = compute_input_grad(dy, values, units, plan.cols, kernel, weight)
             if need_values:
-                dvalues, dbias = sddmm.compute(dy, x, plan.units, values.shape[1:], need_bias, kernel)
+                dvalues, dbias = sddmm.compute(dy, x, units, values.shape[1:], need_bias, kernel)
             elif need_bias:
                 dbias = dy.sum(0)
         dx, dvalues, dbias = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
@@ -161,15 +179,15 @@ class _Spmm(torch.autograd.Function):
 
 @torch.library.custom_op("spfde::spmm", mutates_args=())
 def _op(x: Tensor, values: Tensor, bias: Tensor | None, units: Sequence[Tensor], rows: int, kernel: str) -> Tensor:
-    index = Units(*units)
-    choice = dispatch.linear(kernel, x, rows, *dispatch.stored(index.row_ptr, values.shape[1:]))
+    index = unpacked(units)
+    choice = dispatch.linear(kernel, x, rows, *dispatch.stored(index, values.shape[1:]))
     return compute(x, values, bias, index, rows, choice.kernel)
 
 
 @torch.library.custom_op("spfde::spmm_input_grad", mutates_args=())
 def _input_grad(dy: Tensor, values: Tensor, units: Sequence[Tensor], cols: int, kernel: str) -> Tensor:
-    index = Units(*units)
-    choice = dispatch.linear_grad(kernel, dy, cols, *dispatch.stored(index.row_ptr, values.shape[1:]))
+    index = unpacked(units)
+    choice = dispatch.linear_grad(kernel, dy, cols, *dispatch.stored(index, values.shape[1:]))
     return compute_input_grad(dy, values, index, cols, choice.kernel)
 
 

@@ -16,7 +16,7 @@ def applies(plan: Plan, kernel: str, dtype: torch.dtype) -> bool:
 
     As `dispatch` says, but without asking it: this is traced under torch.compile.
     """
-    return plan.kept is not None and kernel not in ("dense", "reference") and dtype != torch.float64
+    return plan.kept is not None and kernel not in ("dense", "reference", "triton") and dtype != torch.float64
 
 
 @timed

@@ -67,12 +67,12 @@ class SparseLayer(nn.Module, ABC):
         self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
         self._build_plan()
 
-    def _build_plan(self) -> None:
+    def _build_plan(self, positions: Tensor | None = None) -> None:
         if self.row_ptr.is_meta:
             self._plan: Plan | None = None
             return
         index, whole = Index(self.row_ptr, self.col), self.structure.kind == "channel"
-        self._plan = build_plan(index, self.shape, self.window, self.grid, whole)
+        self._plan = build_plan(index, self.shape, self.window, self.grid, whole, positions)
 
     @property
     def plan(self) -> Plan:
@@ -206,9 +206,8 @@ class SparseLayer(nn.Module, ABC):
                 f"expected at most {capacity} int64 positions (the layer's capacity), got {positions.dtype} "
                 f"{list(positions.shape)}"
             )
-        if positions.numel() and (
-            int(positions[0]) < 0 or int(positions[-1]) >= size or bool((positions.diff() <= 0).any())
-        ):
+        outside = (positions[:1] < 0).any() | (positions[-1:] >= size).any()
+        if outside | (positions.diff() <= 0).any():  # one question to the device
             raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
         problem = self.structure.problem(positions, self.grid)
         if problem:
@@ -226,7 +225,7 @@ class SparseLayer(nn.Module, ABC):
         permute(self.values.data, source)
         if self.values.grad is not None:
             permute(self.values.grad, source)
-        self._build_plan()
+        self._build_plan(positions.clone())
         return source
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
@@ -300,5 +299,4 @@ class SparseLayer(nn.Module, ABC):
 def permute(tensor: Tensor, source: Tensor) -> None:
     """tensor[i] = tensor[source[i]], or 0 where source[i] < 0, in place: a topology change carried along."""
     moved = tensor.index_select(0, source.clamp(min=0))
-    moved[source < 0] = 0
-    tensor.copy_(moved)
+    tensor.copy_(moved.masked_fill_((source < 0).view(-1, *[1] * (tensor.dim() - 1)), 0))

@@ -8,6 +8,7 @@ from torch import Tensor
 from spfde.kernels import dispatch
 from spfde.kernels.conv2d import compute_weight_grad
 from spfde.kernels.sddmm import compute
+from spfde.kernels.tiled import units_for
 from spfde.nn import SparseLayer
 from spfde.pattern import Plan, build_plan, index_from_positions
 
@@ -65,7 +66,7 @@ class Exploration:
         if len(layer.shape) == 2:
             dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
             kernel = dispatch.linear("auto", x, layer.shape[0], plan.multiplied, plan.block).kernel
-            grad = compute(dy, x, plan.units, block, False, kernel)[0]
+            grad = compute(dy, x, units_for(plan, kernel), block, False, kernel)[0]
         else:
             dy, x = (t.unsqueeze(0) if t.dim() == 3 else t for t in (dy, x))
             kernel = dispatch.convolution("auto", x, layer.shape, layer.window, plan.multiplied, plan.block).kernel

@@ -130,7 +130,9 @@ def test_a_layer_names_its_kernel_and_takes_a_forced_one():
     assert layer.kernel in ("native", "dense")
     layer.kernel = "dense"
     assert (layer.kernel, layer.choice.reason) == ("dense", "forced by layer.kernel")
-    with pytest.raises(ValueError, match="expected kernel 'auto' or one of 'native', 'dense', 'reference', got 'fast'"):
+    with pytest.raises(
+        ValueError, match="expected kernel 'auto' or one of 'native', 'dense', 'reference', 'triton', got 'fast'"
+    ):
         layer.kernel = "fast"
     assert layer.kernel == "dense"
 

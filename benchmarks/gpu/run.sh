@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command and under nine minutes: build, tests, memory checks, timings.
+#
+#   benchmarks/gpu/run.sh [options of gpu.run, such as --cases "conv"]
+#
+# No network. SPFDE_SECONDS (520): all of it. OUT: where the record goes (benchmarks/results). PYTHON: the interpreter.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+began=$SECONDS
+total=${SPFDE_SECONDS:-520}
+python=${PYTHON:-python3}
+out=${OUT:-benchmarks/results}
+export PYTHONPATH="$PWD:$PWD/benchmarks:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
+failed=0
+
+say() { printf '\nspfde: %s\n' "$*"; }
+stop() { printf 'spfde: %s\n' "$*" >&2; exit 1; }
+# At most so many seconds, and no more than are left.
+within() {
+  local most=$1 left=$((total - (SECONDS - began)))
+  shift
+  [ "$left" -gt 5 ] || { say "no time left for: $*"; return 1; }
+  timeout --kill-after=10 "$((most < left ? most : left))" "$@"
+}
+
+"$python" -c 'import torch' 2>/dev/null || stop "expected a Python with torch, got $python without, try PYTHON=/path/to/python"
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+  || stop "expected a CUDA device, got none, try nvidia-smi and a torch built for CUDA"
+"$python" -c 'import triton' 2>/dev/null || stop "expected triton, got none, try pip install triton"
+"$python" -c 'import spfde' || stop "expected spfde to load, got the error above"
+
+if ! "$python" -c 'from spfde._native import native; native()' 2>/dev/null; then
+  say "building the native core"
+  within 120 "$python" setup.py -q build_ext --inplace \
+    || say "not built (see above): going on without it, the GPU kernels need none"
+fi
+
+say "tests"
+if "$python" -c 'import pytest' 2>/dev/null; then
+  # Another torch than the tests' own may warn of what it will do one day.
+  pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default -m gpu)
+  if "$python" -c 'import hypothesis' 2>/dev/null; then
+    within 150 "${pytest[@]}" tests/gpu tests/kernels || failed=1
+  else
+    say "expected hypothesis, got none: going on with the tests that do without"
+    within 150 "${pytest[@]}" --noconftest tests/gpu || failed=1
+  fi
+else
+  say "expected pytest, got none: going on without the tests"
+fi
+
+say "memory checks"
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+if [ -n "$sanitizer" ]; then
+  for tool in memcheck racecheck; do
+    within 40 "$sanitizer" --tool "$tool" --error-exitcode 1 "$python" -m gpu.smallest || { say "$tool: failed"; failed=1; }
+  done
+else
+  say "expected compute-sanitizer, got none: going on without"
+fi
+
+say "timings"
+left=$((total - (SECONDS - began) - 15))
+within "$((left + 10))" "$python" -m gpu.run --seconds "$left" --out "$out" "$@" || failed=1
+say "done in $((SECONDS - began)) s$([ "$failed" = 0 ] || echo ', with failures')"
+exit "$failed"

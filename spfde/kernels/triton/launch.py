@@ -1,0 +1,55 @@
+"""What every launch shares: options stated, precision from torch's flags, the GPU at hand."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from spfde.kernels.triton import interpreting
+from spfde.kernels.triton.config import GPUS, Config, Gpu, gpu_of
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
+    """Runs a kernel unless there is nothing to do. Multiply-adds are fused: the default differs by Triton's version."""
+    if all(grid):
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device, in its current stream
+            kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+
+
+def exact(dtype: torch.dtype) -> bool:
+    """Whether products must not round their operands: float32 that torch's flags keep from TF32."""
+    return dtype == torch.float32 and not uses_tf32()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tl.dot treats operands of this precision: TF32 where torch's own products would use it."""
+    return "tf32" if dtype == torch.float32 and not exact(dtype) else "ieee"
+
+
+def uses_tf32() -> bool:
+    """Whether torch's flags let float32 products on a GPU round their operands to TF32."""
+    flags = torch.backends.cuda.matmul
+    newer = getattr(flags, "fp32_precision", None)  # torch >= 2.9; asking for the older flag may raise there
+    return flags.allow_tf32 if newer is None else newer == "tf32"
+
+
+def upcast(dtype: torch.dtype) -> bool:
+    """Whether operands are widened first: the interpreter's arithmetic on bfloat16 is wrong without a word."""
+    return interpreting() and dtype == torch.bfloat16
+
+
+@lru_cache(maxsize=8)
+def gpu_at(device: torch.device) -> Gpu:
+    """The GPU that a tensor is on; the interpreter stands for an A100."""
+    if device.type != "cuda":
+        return GPUS["NVIDIA A100-SXM4-80GB"]
+    facts = torch.cuda.get_device_properties(device)
+    shared = getattr(facts, "shared_memory_per_block_optin", 99 * 1024)
+    return gpu_of(facts.name, (facts.major, facts.minor), facts.multi_processor_count, shared)
+
+
+def gpu_here() -> Gpu | None:
+    """The current GPU, if there is one."""
+    return gpu_at(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None

@@ -1,0 +1,95 @@
+"""Whether the Triton kernels pay: measured where the table says so, else predicted by a model.
+
+A product takes as long as the slowest of its arithmetic, what it reads through L2 and what it moves to and from memory.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from spfde.kernels.choice import KernelChoice, Problem
+from spfde.kernels.triton.config import GPUS, TABLE, Gpu, has_kernel, key_of
+from spfde.tiles import STACKED
+
+EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs
+NARROW = {16: 0.4, 32: 0.67}  # of that, for few outputs: the tokens' tile is read again for each of them
+L2 = 0.75  # of its rate: puts the model where torch's own block-sparse product was measured on an A100
+LAUNCH = 4e-6  # seconds
+MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
+
+
+def union(density: float, together: int) -> float:
+    """Share of the columns in which at least one of so many rows stores a block, if they are independent."""
+    return 1 - (1 - density) ** together
+
+
+def together_of(height: int, width: int, density: float) -> int:
+    """How many block rows share a program: those for which its slower limit, arithmetic or L2, is predicted least.
+
+    Rows that share a program share its inputs, and multiply the zeros where only some of them store a block. Decided
+    for an H200 in 16 bits: the plan of a layer must not change with its inputs.
+    """
+    choices = [1]
+    while height * choices[-1] * 2 <= 128:
+        choices.append(choices[-1] * 2)
+    cost = {count: _slower(GPUS["NVIDIA H200"], height, width, density, count, torch.bfloat16) for count in choices}
+    best = min(choices, key=lambda count: cost[count])
+    return best if cost[best] < 0.9 * cost[1] else 1
+
+
+def _slower(gpu: Gpu, height: int, width: int, density: float, together: int, dtype: torch.dtype) -> float:
+    """Seconds (x 10^12) that one stored block takes on 128 tokens, were it alone: arithmetic or L2."""
+    density = max(density, 1e-6)
+    share = union(density, together) / (density * together)  # entries for each stored block
+    rate = gpu.rate(dtype) * EFFICIENCY * NARROW.get(height * together, 1.0)
+    arithmetic = 2 * 128 * height * width * together * share / rate
+    return max(arithmetic, (share * 128 * width + height * width) * dtype.itemsize / (gpu.l2 * L2))
+
+
+def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
+    """Predicted time of the masked dense product's forward + backward over that of the kernels for blocks.
+
+    float32 is taken at TF32's rate, where the dense product is strongest: a choice must not hang on a flag.
+    """
+    rows, cols = problem.shape[0], prod(problem.shape[1:])
+    height, width = problem.block
+    tokens, size = problem.positions, dtype.itemsize
+    rate, stored = gpu.rate(dtype) * 1e12, problem.density * rows * cols
+    read = cols // prod(problem.window.kernel) * prod(problem.window.stride)  # activations for each output pixel
+    activations = tokens * (rows + read) * size / (gpu.memory * 1e12)
+    full = max(2 * tokens * rows * cols / rate, activations) + rows * cols * size / (gpu.memory * 1e12) + LAUNCH
+    blocks = stored / (height * width) * tokens / 128
+    seconds = 0.0
+    for outputs, inputs in ((height, width), (width, height)):
+        together = together_of(outputs, inputs, problem.density) if problem.window.linear else 1
+        limit = blocks * _slower(gpu, outputs, inputs, problem.density, together, dtype) * 1e-12
+        seconds += max(limit, activations) + LAUNCH
+    side = max(width, STACKED)
+    read = (side + height) / (side * height) * tokens * stored * size
+    arithmetic = 2 * tokens * stored / (rate * EFFICIENCY * NARROW.get(height, 1.0))
+    seconds += max(arithmetic, read / (gpu.l2 * L2 * 1e12), activations) + LAUNCH
+    return 3 * full / seconds
+
+
+def hindrance(problem: Problem) -> str | None:
+    """Why a layer has no sparse kernel on a GPU, or None."""
+    if not has_kernel(problem.block):
+        return "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
+    return "no sparse kernel for groups there" if problem.window.groups > 1 else None
+
+
+def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | None) -> KernelChoice:
+    """The kernel for a problem on a GPU; absent: why Triton cannot run there, if it cannot."""
+    reason = absent or hindrance(problem)
+    if reason is not None or gpu is None:
+        return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
+    measured = TABLE.get(key_of(gpu, "linear" if problem.window.linear else "conv2d", problem.block, dtype, problem))
+    if measured is not None:
+        kernel = "triton" if problem.density <= measured.break_even else "dense"
+        return KernelChoice(kernel, f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}", problem)
+    predicted = gain(problem, dtype, gpu)
+    kernel = "triton" if predicted >= MARGIN else "dense"
+    reason = f"predicted {predicted:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
+    return KernelChoice(kernel, reason, problem)

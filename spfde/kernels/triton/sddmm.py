@@ -1,0 +1,134 @@
+"""dW = dY^T X at the stored blocks, with the bias gradient in the same launch.
+
+A program holds a chunk of a group: blocks of the same rows side by side, so that small blocks fill the matrix unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spfde.kernels.tiled import TiledUnits
+from spfde.kernels.triton import config
+from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.tiles import stack_of
+
+LANES = 1024
+REDUCE = config.Config(LANES, 1, 4, 1)
+
+
+@triton.jit
+def sddmm_kernel(
+    dy, x, entry, out, sums, batch, rows, cols, stride_dy, stride_x, blocks, steps,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr, STACK: tl.constexpr, RAGGED: tl.constexpr,
+    BIAS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One chunk of entries over `steps` x DEPTH tokens; out [parts, blocks, HEIGHT, WIDTH], sums [parts, rows]."""
+    INPUTS: tl.constexpr = STACK * WIDTH
+    OUTPUTS: tl.constexpr = TOGETHER * HEIGHT
+    FIELDS: tl.constexpr = 2 + TOGETHER
+    chunk = entry + tl.program_id(0) * STACK * FIELDS
+    part = tl.program_id(1).to(tl.int64)
+    group = tl.load(chunk + 1)
+    if group < 0:
+        return
+    m = tl.arange(0, INPUTS)
+    n = tl.arange(0, OUTPUTS)
+    lane = tl.arange(0, DEPTH)
+    at = chunk + m // WIDTH * FIELDS
+    feature = tl.max_constancy(tl.load(at), WIDTH) * WIDTH + m % WIDTH
+    output = group * OUTPUTS + n
+    left = (batch - part * steps * DEPTH).to(tl.int32)
+    x += part * steps * DEPTH * stride_x
+    dy += part * steps * DEPTH * stride_dy
+    acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
+    if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:  # an empty group has one empty chunk
+        for step in range(0, steps):
+            token = (step * DEPTH + lane).to(tl.int64)
+            mask_x = (token < left)[None, :]
+            mask_dy = (token < left)[:, None]
+            if RAGGED:
+                mask_x = mask_x & (feature < cols)[:, None]
+                mask_dy = mask_dy & (output < rows)[None, :]
+            a = tl.load(x + feature[:, None] + token[None, :] * stride_x, mask=mask_x, other=0.0)
+            b = tl.load(dy + token[:, None] * stride_dy + output[None, :], mask=mask_dy, other=0.0)
+            if UPCAST:
+                a = a.to(tl.float32)
+                b = b.to(tl.float32)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    slot = tl.full((INPUTS, OUTPUTS), -1, tl.int32)
+    for row in tl.static_range(TOGETHER):
+        slot = tl.where((n // HEIGHT == row)[None, :], tl.load(at + 2 + row)[:, None], slot)
+    place = (part * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
+    if ADD:
+        acc += tl.load(out + place, mask=slot >= 0, other=0.0).to(tl.float32)
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=slot >= 0)
+    before = tl.load(chunk + 1 - STACK * FIELDS, mask=tl.program_id(0) > 0, other=-1)
+    if BIAS and before != group:  # the first chunk of its group: dY is still near
+        total = tl.zeros((OUTPUTS,), tl.float32)
+        for step in range(0, steps):
+            token = (step * DEPTH + lane).to(tl.int64)[:, None]
+            mask_dy = (token < left) & (output < rows)[None, :]
+            b = tl.load(dy + token * stride_dy + output[None, :], mask=mask_dy, other=0.0)
+            total += tl.sum(b.to(tl.float32), 0)
+        tl.store(sums + part * rows + output, total.to(sums.dtype.element_ty), mask=output < rows)
+
+
+@triton.jit
+def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.constexpr):
+    """Writes the sum of `parts` partial results, in order, on top of what is there if ADD."""
+    at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    acc = tl.zeros((LANES,), tl.float32)
+    if ADD:
+        acc += tl.load(out + at, mask=at < size, other=0.0).to(tl.float32)
+    for part in range(parts):
+        acc += tl.load(partial + tl.full((), part, tl.int64) * size + at, mask=at < size, other=0.0)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=at < size)
+
+
+def weight_grad(
+    dy: Tensor, x: Tensor, units: TiledUnits, block: Sequence[int], bias: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weight gradient [capacity, R, C] at the stored blocks, 0 in dead slots, and the bias gradient (else empty).
+
+    dy: [batch, rows]. x: [batch, cols]. out: an existing gradient to add to; it is returned.
+    """
+    (height, width), tiles = block, units.tiles
+    dy, x = (t if t.stride(-1) == 1 else t.contiguous() for t in (dy, x))
+    (batch, rows), cols = dy.shape, x.shape[1]
+    blocks = units.places.numel() // (height * width)
+    gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
+    how = config.weight_grad_config(gpu, outputs, width, x.dtype, exact(x.dtype))
+    chunks = tiles.entry.shape[0] // stack
+    parts = config.parts(gpu, chunks, batch, how.depth)
+    dvalues = x.new_zeros(blocks, height, width) if out is None else out
+    dbias = x.new_empty(rows if bias else 0)
+    partial, sums = dvalues, dbias
+    if parts > 1:
+        partial = x.new_zeros(parts, *dvalues.shape, dtype=torch.float32)
+        sums = x.new_empty(parts, dbias.numel(), dtype=torch.float32)
+    launch(
+        sddmm_kernel, (chunks, parts), dy, x, tiles.entry, partial, sums, batch, rows, cols, dy.stride(0), x.stride(0),
+        blocks, triton.cdiv(batch, parts * how.depth), HEIGHT=height, WIDTH=width, TOGETHER=tiles.together, STACK=stack,
+        RAGGED=rows % outputs != 0 or cols % width != 0, BIAS=bias, ADD=out is not None and parts == 1,
+        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
+    )  # fmt: skip
+    if parts > 1:
+        for part, total, add in ((partial, dvalues, out is not None), (sums, dbias, False)):
+            size = total.numel()
+            launch(
+                reduce_kernel,
+                (triton.cdiv(size, LANES),),
+                part,
+                total,
+                size,
+                parts,
+                ADD=add,
+                LANES=LANES,
+                config=REDUCE,
+            )
+    return dvalues, dbias

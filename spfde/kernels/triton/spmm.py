@@ -1,0 +1,188 @@
+"""Y = X W^T for a weight in blocks: tokens on the rows of the matrix unit, the stored blocks of a group summed up.
+
+The input gradient is the same product over the transposed tiles, each block read with its sides swapped.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spfde.kernels.tiled import TiledUnits
+from spfde.kernels.triton import config
+from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.tiles import Tiles
+
+
+@triton.jit
+def finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS: tl.constexpr,
+           ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr):  # fmt: skip
+    """Writes act(acc + bias) + residual at (token, output)."""
+    if BIAS:
+        acc += tl.load(bias + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "relu":
+        acc = tl.where(acc < 0.0, 0.0, acc)
+    if ACTIVATION == "gelu":
+        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+    mask = (token < batch)[:, None] & (output < outer)[None, :]
+    at = token.to(tl.int64)[:, None]
+    if RESIDUAL:
+        acc += tl.load(residual + at * stride_r + output[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + at * outer + output[None, :], acc.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def spmm_kernel(x, values, entry, work, bias, residual, y, scratch, batch, inner, outer, stride_x, stride_r, items,
+                pitch, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr,
+                DENSE: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+                RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, TOKENS: tl.constexpr,
+                DEPTH: tl.constexpr):  # fmt: skip
+    """One item of work on one tile of tokens; a block is OUT x IN in the direction of the product.
+
+    Items vary fastest: programs that run at the same time read the same tokens. DEPTH inputs are multiplied at once:
+    part of a block, or several blocks of one row side by side.
+    """
+    OUTPUTS: tl.constexpr = OUT * TOGETHER
+    STACK: tl.constexpr = DEPTH // IN if DEPTH > IN else 1
+    PARTS: tl.constexpr = IN // DEPTH if DEPTH < IN else 1
+    WIDTH: tl.constexpr = 2 + TOGETHER
+    STEP_OUT: tl.constexpr = 1 if TRANSPOSED else IN
+    STEP_IN: tl.constexpr = OUT if TRANSPOSED else 1
+    item = tl.program_id(0) % items
+    tile = tl.program_id(0) // items
+    group = tl.load(work + item * 4)
+    if group < 0:
+        return
+    first = tl.load(work + item * 4 + 1)
+    last = tl.load(work + item * 4 + 2)
+    part_of = tl.load(work + item * 4 + 3)
+    lane = tl.arange(0, TOKENS)
+    n = tl.arange(0, OUTPUTS)
+    k = tl.arange(0, DEPTH)
+    token = tile * TOKENS + lane
+    output = group * OUTPUTS + n
+    x += tile.to(tl.int64) * TOKENS * stride_x
+    acc = tl.zeros((TOKENS, OUTPUTS), tl.float32)
+    for step in range(0, tl.cdiv(last - first, STACK) * PARTS):
+        if STACK > 1:
+            at = entry + (first + step * STACK + k // IN) * WIDTH
+            column = tl.max_constancy(tl.load(at), IN)
+            slot = tl.max_constancy(tl.load(at + 2), IN)
+            stored = slot >= 0
+            inside = k % IN
+        else:
+            at = entry + (first + step // PARTS) * WIDTH
+            column = tl.load(at)
+            inside = (step % PARTS) * DEPTH + k
+            stored = k >= 0
+        feature = column * IN + inside
+        mask = (token < batch)[:, None]
+        if STACK > 1:
+            mask = mask & stored[None, :]
+        if RAGGED:
+            mask = mask & (feature < inner)[None, :]
+        rows = tl.load(x + lane[:, None] * stride_x + feature[None, :], mask=mask, other=0.0)
+        if DENSE:
+            if TRANSPOSED:
+                place = feature.to(tl.int64)[:, None] * pitch + output[None, :]
+            else:
+                place = output.to(tl.int64)[None, :] * pitch + feature[:, None]
+            if RAGGED:
+                block = tl.load(values + place, mask=(feature < inner)[:, None] & (output < outer)[None, :], other=0.0)
+            else:
+                block = tl.load(values + place)
+        elif STACK > 1:
+            place = slot.to(tl.int64) * (OUT * IN) + inside * STEP_IN
+            block = tl.load(values + place[:, None] + n[None, :] * STEP_OUT, mask=stored[:, None], other=0.0)
+        elif TOGETHER > 1:
+            slot = tl.max_constancy(tl.load(at + 2 + n // OUT), OUT)
+            place = slot.to(tl.int64) * (OUT * IN) + (n % OUT) * STEP_OUT
+            block = tl.load(values + inside[:, None] * STEP_IN + place[None, :], mask=(slot >= 0)[None, :], other=0.0)
+        else:
+            place = values + tl.load(at + 2).to(tl.int64) * (OUT * IN)
+            block = tl.load(place + inside[:, None] * STEP_IN + n[None, :] * STEP_OUT)
+        if UPCAST:
+            rows = rows.to(tl.float32)
+            block = block.to(tl.float32)
+        acc = tl.dot(rows, block, acc, input_precision=PRECISION)
+    if part_of < 0:
+        finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS, ACTIVATION, RESIDUAL)
+    else:
+        place = (part_of.to(tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
+        tl.store(scratch + place, acc, mask=(token < batch)[:, None])
+
+
+@triton.jit
+def join_kernel(scratch, split, bias, residual, y, batch, outer, stride_r, OUTPUTS: tl.constexpr, BIAS: tl.constexpr,
+                ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
+    """Adds the parts of a group that was cut, in order: the same bits in every run."""
+    group = tl.load(split + tl.program_id(0) * 3)
+    if group < 0:
+        return
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    n = tl.arange(0, OUTPUTS)
+    acc = tl.zeros((TOKENS, OUTPUTS), tl.float32)
+    for part in range(tl.load(split + tl.program_id(0) * 3 + 1), tl.load(split + tl.program_id(0) * 3 + 2)):
+        place = (tl.full((), part, tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
+        acc += tl.load(scratch + place, mask=(token < batch)[:, None], other=0.0)
+    output = group * OUTPUTS + n
+    finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS, ACTIVATION, RESIDUAL)
+
+
+def forward(x: Tensor, weights: Tensor, bias: Tensor | None, units: TiledUnits, rows: int) -> Tensor:
+    """Y [batch, rows] = X W^T + bias; weights: values in blocks [capacity, R, C], or the dense weight [rows, cols]."""
+    return product(x, weights, units.tiles, rows, False, bias)
+
+
+def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int) -> Tensor:
+    """DX [batch, cols] = dY W."""
+    return product(dy, weights, units.t_tiles, cols, True)
+
+
+def product(
+    x: Tensor,
+    weights: Tensor,
+    tiles: Tiles,
+    outer: int,
+    transposed: bool,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Y [batch, outer] = act(X W^T + bias) + residual, or X W if `transposed`.
+
+    x: [batch, inner]. weights: blocks [capacity, R, C], or a dense weight whose tiles of 64x64 `tiles` names.
+    activation: "relu", "gelu" or None. residual: [batch, outer] or None.
+
+    Raises:
+        ValueError: activation names none.
+    """
+    if activation not in (None, "relu", "gelu"):
+        raise ValueError(f"expected activation 'relu', 'gelu' or None, got {activation!r}")
+    dense = weights.dim() == 2
+    height, width = (config.TILE, config.TILE) if dense else weights.shape[1:]
+    out, into = (width, height) if transposed else (height, width)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, inner = x.shape
+    if residual is not None and residual.stride(-1) != 1:
+        residual = residual.contiguous()
+    y = x.new_empty(batch, outer)
+    outputs, together = out * tiles.together, tiles.together
+    how = config.product_config(gpu_at(x.device), outputs, into, together, x.dtype, batch, exact(x.dtype))
+    scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
+    stride = 0 if residual is None else residual.stride(0)
+    items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)
+    ends = {"BIAS": bias is not None, "ACTIVATION": activation, "RESIDUAL": residual is not None}
+    launch(
+        spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, bias, residual, y, scratch, batch, inner,
+        outer, x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together,
+        TRANSPOSED=transposed, DENSE=dense, RAGGED=inner % into != 0 or (dense and outer % out != 0), **ends,
+        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), TOKENS=how.tokens, DEPTH=how.depth, config=how,
+    )  # fmt: skip
+    launch(
+        join_kernel, (tiles.split.shape[0], triton.cdiv(batch, 32)), scratch, tiles.split, bias, residual, y, batch,
+        outer, stride, OUTPUTS=outputs, **ends, TOKENS=32, config=how,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,72 @@
+"""Ahead-of-time compilation without a GPU, and what the machine code says of itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a kernel became. shared: bytes a program uses. spilled: bytes of stack and local memory of a thread."""
+
+    ptx: str
+    warps: int
+    shared: int
+    registers: int
+    spilled: int
+
+    @property
+    def wgmma(self) -> bool:
+        """Whether warp groups multiply (Hopper)."""
+        return "wgmma.mma_async" in self.ptx
+
+    @property
+    def mma(self) -> bool:
+        """Whether the matrix unit is used at all."""
+        return self.wgmma or "mma.sync" in self.ptx
+
+    @property
+    def copied(self) -> int:
+        """Bytes that a program has in the code of its 16-byte asynchronous copies, loops taken once."""
+        found = re.findall(r"cp\.async\.cg\.shared\.global \[.*?\], \[.*?\], 0x10\b", self.ptx)
+        return 16 * 32 * self.warps * len(found)
+
+
+def compile_kernel(
+    kernel: Any, capability: tuple[int, int], types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
+) -> Code:
+    """Compiles for an architecture.
+
+    types: of the arguments that are no constants, by name; a trailing "!" says that pointer or integer is a multiple of
+    16, as the launcher finds out by itself.
+    """
+    signature = {name: types.get(name, "constexpr").rstrip("!") for name in kernel.arg_names}
+    divisible = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if types.get(name, "").endswith("!")
+    }
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, divisible)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    made = triton.compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    return Code(
+        made.asm["ptx"], warps, made.metadata.shared, int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
+    )
+
+
+def _run(tool: str, *args: str) -> str:
+    return subprocess.run([TOOLS / tool, *args], check=True, capture_output=True, text=True).stdout

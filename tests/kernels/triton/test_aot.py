@@ -1,0 +1,164 @@
+"""Every launch that can happen compiles for every architecture, and what it becomes is as fast as it can look.
+
+One block each in a plain run; the whole matrix is marked `full`. No GPU and no driver are needed.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+
+import pytest
+import torch
+
+from spfde.kernels.triton import config
+from spfde.tiles import stack_of
+
+pytest.importorskip("triton")
+
+from kernels.triton.aot import Code, compile_kernel
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler in this process"
+)
+
+GPUS = {10 * gpu.capability[0] + gpu.capability[1]: gpu for gpu in config.GPUS.values()}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BLOCKS = list(product(config.SIZES, config.SIZES))
+REGISTERS = 255  # of a thread; more are kept in slow local memory
+WORDS = 16  # bytes: exact float32 runs on the scalar units, where some versions of ptxas lay a word or two on the stack
+
+
+def product_code(
+    gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, transposed: bool = False,
+    dense: bool = False, batch: int = 4096, precision: str = "tf32", ragged: bool = False, plain: bool = True,
+) -> tuple[Code, int]:  # fmt: skip
+    """The product by blocks (out, in), and the bytes of one tile of both operands.
+
+    plain: no activation and no residual.
+    """
+    from spfde.kernels.triton.spmm import spmm_kernel
+
+    out, into = block
+    exact = (dtype, precision) == ("fp32", "ieee")
+    how = config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
+    types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ("residual",)))}
+    types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "items": "i32", "batch": "i32"}
+    types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
+    constants = {
+        "OUT": out, "IN": into, "TOGETHER": together, "TRANSPOSED": transposed, "DENSE": dense, "RAGGED": ragged,
+        "BIAS": True, "ACTIVATION": None if plain else "gelu", "RESIDUAL": not plain, "UPCAST": False,
+        "PRECISION": precision if dtype == "fp32" else "ieee", "TOKENS": how.tokens, "DEPTH": how.depth,
+    }  # fmt: skip
+    if plain:
+        constants["residual"] = None
+    code = compile_kernel(spmm_kernel, gpu.capability, types, constants, how.warps, how.stages)
+    return code, (how.tokens + out * together) * how.depth * DTYPES[dtype].itemsize
+
+
+def weight_grad_code(
+    gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, precision: str = "tf32"
+) -> tuple[Code, int]:
+    from spfde.kernels.triton.sddmm import sddmm_kernel
+
+    height, width = block
+    exact = (dtype, precision) == ("fp32", "ieee")
+    how = config.weight_grad_config(gpu, height * together, width, DTYPES[dtype], exact)
+    types = {"dy": f"*{dtype}!", "x": f"*{dtype}!", "entry": "*i32!", "out": "*fp32!", "sums": "*fp32!"}
+    types |= {name: "i32" for name in ("batch", "blocks", "steps")}
+    types |= {name: "i32!" for name in ("rows", "cols", "stride_dy", "stride_x")}
+    constants = {
+        "HEIGHT": height, "WIDTH": width, "TOGETHER": together, "STACK": stack_of(width), "RAGGED": False,
+        "BIAS": True, "ADD": False, "PRECISION": precision if dtype == "fp32" else "ieee", "UPCAST": False,
+        "DEPTH": how.depth,
+    }  # fmt: skip
+    code = compile_kernel(sddmm_kernel, gpu.capability, types, constants, how.warps, how.stages)
+    return code, (stack_of(width) * width + height * together) * how.depth * DTYPES[dtype].itemsize
+
+
+def check(made: tuple[Code, int], gpu: config.Gpu, dtype: str, tokens: int = 128) -> None:
+    """No spills, within shared memory, the matrix unit at work, and wide copies that do not stop the program."""
+    code, tile = made
+    assert code.spilled == 0
+    assert code.registers <= REGISTERS
+    assert code.shared <= gpu.shared
+    assert code.mma
+    if gpu.capability == (9, 0) and tokens >= 64:
+        assert code.wgmma
+        if dtype == "fp32":  # Hopper multiplies TF32 along memory only: what lies across is turned around on its way in
+            assert "cp.async" in code.ptx
+            return
+    assert code.copied >= 2 * tile  # both operands: once to get going, once in the loop
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", GPUS)
+def test_representatives(capability, dtype):
+    gpu = GPUS[capability]
+    check(product_code(gpu, dtype, (64, 64)), gpu, dtype)
+    check(weight_grad_code(gpu, dtype, (32, 32)), gpu, dtype)
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_small_blocks_fill_programs(together):
+    gpu = GPUS[86]
+    check(product_code(gpu, "bf16", (16, 16), together, True), gpu, "bf16")
+    check(weight_grad_code(gpu, "bf16", (16, 16), together), gpu, "bf16")
+
+
+def test_the_masked_product_its_epilogue_and_odd_sizes():
+    gpu = GPUS[80]
+    check(product_code(gpu, "bf16", (config.TILE, config.TILE), dense=True), gpu, "bf16")
+    check(product_code(gpu, "fp16", (64, 64), plain=False), gpu, "fp16")
+    check(product_code(gpu, "fp16", (64, 64), batch=8), gpu, "fp16", tokens=32)
+    code, _ = product_code(gpu, "fp16", (64, 64), ragged=True)  # nothing is known of where a row of x begins
+    assert (code.spilled, code.mma) == (0, True)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_float32_keeps_its_precision_unless_torch_allows_tf32(precision):
+    gpu = GPUS[80]
+    for code, _ in (
+        product_code(gpu, "fp32", (32, 32), precision=precision),
+        weight_grad_code(gpu, "fp32", (32, 32), precision=precision),
+    ):
+        assert code.mma == (precision == "tf32")
+        assert code.spilled <= (0 if code.mma else WORDS)
+        assert code.shared <= gpu.shared
+
+
+def test_second_passes():
+    from spfde.kernels.triton.sddmm import LANES, REDUCE, reduce_kernel
+    from spfde.kernels.triton.spmm import join_kernel
+
+    types = {"partial": "*fp32!", "out": "*bf16!", "size": "i32!", "parts": "i32"}
+    constants = {"ADD": True, "LANES": LANES}
+    assert compile_kernel(reduce_kernel, (9, 0), types, constants, REDUCE.warps, REDUCE.stages).spilled == 0
+    types = {"scratch": "*fp32!", "split": "*i32!", "bias": "*bf16!", "residual": "*bf16!", "y": "*bf16!"}
+    types |= {"batch": "i32", "outer": "i32!", "stride_r": "i32!"}
+    constants = {"OUTPUTS": 128, "BIAS": True, "ACTIVATION": "relu", "RESIDUAL": True, "TOKENS": 32}
+    assert compile_kernel(join_kernel, (9, 0), types, constants, 4, 1).spilled == 0
+
+
+def sizes_together(side: int) -> list[int]:
+    """All that `together_of` may answer for blocks with this many outputs."""
+    return [count for count in (1, 2, 4, 8) if side * count <= 128]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]}x{block[1]}")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", GPUS)
+def test_every_configuration(capability, dtype, block):
+    gpu = GPUS[capability]
+    for together in sizes_together(block[0]):
+        for transposed in (False, True):
+            check(product_code(gpu, dtype, block, together, transposed), gpu, dtype)
+        check(weight_grad_code(gpu, dtype, block, together), gpu, dtype)
+        if dtype == "fp32":
+            for code, _ in (
+                product_code(gpu, dtype, block, together, precision="ieee"),
+                weight_grad_code(gpu, dtype, block, together, "ieee"),
+            ):
+                assert code.spilled <= WORDS
+                assert code.shared <= gpu.shared

@@ -1,0 +1,193 @@
+"""Launches, the model behind the choice, the table, and what is refused: pure functions, no triton and no GPU."""
+
+import pytest
+import torch
+
+from spfde.kernels import dispatch, spmm
+from spfde.kernels.choice import EMPTY, Problem
+from spfde.kernels.triton import config, interpreting, launch, model, why_not
+from spfde.kernels.triton.config import GPUS, Config, Measured
+from spfde.pattern import Window
+
+F32, BF16 = torch.float32, torch.bfloat16
+H200 = GPUS["NVIDIA H200"]
+LARGE = Problem(16384, (4096, 4096), 0, (64, 64))
+
+
+def at(density_bucket, problem=LARGE):
+    return problem._replace(bucket=density_bucket)
+
+
+def test_launches_fit_shared_memory_and_the_matrix_unit():
+    for gpu in GPUS.values():
+        for dtype in (F32, BF16):
+            for outputs in config.SIZES:
+                for width in config.SIZES:
+                    for exact in {False, dtype == F32}:
+                        how = config.product_config(gpu, outputs, width, 1, dtype, 4096, exact)
+                        back = config.weight_grad_config(gpu, outputs, width, dtype, exact)
+                        held = (how.tokens + outputs) * how.depth * dtype.itemsize * how.stages
+                        assert held <= gpu.shared
+                        assert (max(width, 128) + outputs) * back.depth * dtype.itemsize * back.stages <= gpu.shared
+                        assert how.depth >= 16 and back.depth >= 16 and how.stages > 1 and back.stages > 1
+                        assert how.depth % width == 0 or width % how.depth == 0
+
+
+def test_a_small_batch_takes_small_tiles():
+    assert config.product_config(H200, 64, 64, 1, BF16, 8, False).tokens == 32
+    assert config.product_config(H200, 64, 64, 1, BF16, 33, False).tokens == 128
+
+
+def test_rows_together_never_reach_into_the_next_block():
+    assert config.product_config(H200, 128, 16, 8, BF16, 4096, False).depth == 16
+
+
+@pytest.mark.parametrize("programs", [1, 10, 100, 10_000])
+@pytest.mark.parametrize("positions", [0, 1, 511, 512, 100_000])
+def test_tokens_are_cut_only_where_programs_are_few_and_tokens_many(programs, positions):
+    parts = config.parts(H200, programs, positions, 64)
+    assert 1 <= parts <= 32
+    assert parts == 1 or positions // parts >= 512
+    if programs >= 2 * H200.units:
+        assert parts == 1
+    if programs == 1 and positions == 100_000:
+        assert parts == 32
+
+
+def test_an_unlisted_gpu_takes_the_nearest_older_architectures_rates():
+    assert config.gpu_of("NVIDIA H200", (9, 0), 1, 1) is H200
+    h20 = config.gpu_of("NVIDIA H20", (9, 0), 66, 1000)
+    assert (h20.half, h20.l2, h20.shared) == (H200.half / 2, H200.l2 / 2, 1000)
+    assert config.gpu_of("next", (12, 0), 132, 1000).half == H200.half
+    assert config.gpu_of("T4", (7, 5), 108, 1000).half == GPUS["NVIDIA A100-SXM4-80GB"].half
+
+
+def test_the_union_of_rows():
+    assert model.union(0.0, 8) == 0.0
+    assert model.union(1.0, 8) == 1.0
+    assert model.union(0.3, 1) == pytest.approx(0.3)
+    assert model.union(0.5, 2) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("height", config.SIZES)
+@pytest.mark.parametrize("width", config.SIZES)
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 0.5, 1.0])
+def test_rows_that_share_a_program_have_at_most_128_outputs(height, width, density):
+    together = model.together_of(height, width, density)
+    assert together in (1, 2, 4, 8)
+    assert together == 1 or together * height <= 128
+
+
+def test_the_model_knows_what_helps():
+    assert model.together_of(16, 16, 0.5) == 8  # nearly every column is shared
+    assert model.together_of(16, 16, 0.001) == 1  # none is
+    assert model.together_of(64, 64, 0.1) == 1
+    gains = [model.gain(at(bucket), BF16, H200) for bucket in range(EMPTY)]
+    assert gains == sorted(gains)  # the sparser, the better
+    assert gains[0] < 1 < gains[30]
+    sizes = [model.gain(LARGE._replace(bucket=27, block=(side, side)), BF16, H200) for side in config.SIZES]
+    assert sizes == sorted(sizes)  # the larger the blocks, the better
+    assert model.gain(Problem(8, (64, 64), 27, (16, 16)), BF16, H200) < 1.3  # nothing to gain in a tiny layer
+
+
+def test_the_choice_and_its_reason():
+    sparse = model.choose(at(27), BF16, None, H200)
+    assert sparse.kernel == "triton"
+    assert "predicted" in sparse.reason and "not measured" in sparse.reason
+    assert model.choose(at(0), BF16, None, H200).kernel == "dense"
+    for problem, reason in (
+        (LARGE._replace(block=(1, 1), bucket=27), "only blocks with sides of 16, 32, 64 or 128"),
+        (LARGE._replace(block=(64, 8), bucket=27), "only blocks with sides of 16, 32, 64 or 128"),
+        (Problem(64, (64, 64, 3, 3), 27, (16, 16), Window((3, 3), groups=2), (8, 8)), "no sparse kernel for groups"),
+    ):
+        choice = model.choose(problem, BF16, None, H200)
+        assert (choice.kernel, reason in choice.reason) == ("dense", True)
+    assert "triton is not installed" in model.choose(at(27), BF16, "triton is not installed", H200).reason
+    assert "no CUDA device" in model.choose(at(27), BF16, None, None).reason
+
+
+def test_what_was_measured_decides(monkeypatch):
+    how = Config(128, 64, 4, 4)
+    key = config.key_of(H200, "linear", (64, 64), BF16, LARGE)
+    assert key == config.Key("NVIDIA H200", "linear", (64, 64), "bfloat16", (15, 13, 13))
+    monkeypatch.setitem(config.TABLE, key, Measured(how, how, how, 0.06))
+    kernels = [model.choose(at(bucket), BF16, None, H200).kernel for bucket in range(EMPTY)]
+    assert kernels == sorted(kernels)  # "dense" before "triton"
+    slower, faster = model.choose(at(27), BF16, None, H200), model.choose(at(40), BF16, None, H200)
+    assert (slower.kernel, faster.kernel) == ("dense", "triton")
+    assert slower.reason == "measured on NVIDIA H200: break-even at density 0.06"
+    assert model.choose(at(27), F32, None, H200).reason.startswith("predicted")
+
+
+def test_nothing_is_claimed_to_be_measured_yet():
+    assert config.TABLE == {}
+
+
+def test_which_devices_run_triton(monkeypatch):
+    monkeypatch.setattr("spfde.kernels.triton.available", lambda: False)
+    assert why_not("cuda") == "triton is not installed"
+    monkeypatch.setattr("spfde.kernels.triton.available", lambda: True)
+    assert why_not("cuda") is None
+    assert "no Triton kernel for mps" in why_not("mps")
+    assert (why_not("cpu") is None) == interpreting()
+
+
+@pytest.mark.skipif(interpreting(), reason="it runs here")
+def test_outside_the_interpreter_triton_is_refused_on_a_cpu():
+    from kernels.problems import build
+
+    plan, values = build((64, 64), None, 0.5, 0, 0, "block:16x16")
+    for x in (torch.randn(4, 64), torch.randn(4, 64).half()):
+        with pytest.raises(
+            ValueError, match="expected Triton to run for kernel 'triton', got: .*, try kernel = 'auto'"
+        ):
+            spmm(x, values, plan, None, "triton")
+    with pytest.raises(ValueError, match="expected float32 input for kernel 'triton', got float64"):
+        spmm(torch.randn(4, 64).double(), values.double(), plan, None, "triton")
+
+
+@pytest.mark.parametrize(
+    ("window", "block", "reason"),
+    [(Window((3, 3), groups=2), (16, 16), "no sparse kernel for groups"), (Window((3, 3)), (4, 1), "only blocks with")],
+)
+def test_a_convolution_that_has_no_triton_kernel(monkeypatch, window, block, reason):
+    monkeypatch.setattr(dispatch, "why_not", lambda device: None)
+    dispatch.choose_convolution.cache_clear()
+    args = ("cuda", F32, 4, (8, 8), (64, 64, 3, 3), window, 64, block)
+    with pytest.raises(ValueError, match=f"expected Triton to run for kernel 'triton', got: {reason}"):
+        dispatch.choose_convolution("triton", *args)
+    assert dispatch.choose_convolution("dense", *args).reason == "forced by layer.kernel"
+
+
+def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts_as_linear(monkeypatch):
+    wide = Problem(64, (512, 512, 3, 3), 19, (128, 128), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
+    assert model.choose(wide, BF16, None, H200).kernel == "triton"
+    narrow = Problem(64, (32, 32, 3, 3), 19, (16, 16), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
+    assert model.choose(narrow, BF16, None, H200).kernel == "dense"
+    how = Config(128, 64, 4, 4)
+    for window, layout in ((Window(), "linear"), (Window((1, 1), (2, 2)), "conv2d")):
+        pointwise = Problem(64, (512, 512, 1, 1), 19, (64, 64), window, (14, 14))
+        key = config.key_of(H200, layout, (64, 64), BF16, pointwise)
+        monkeypatch.setitem(config.TABLE, key, Measured(how, how, how, 0.5))
+        assert model.choose(pointwise, BF16, None, H200).reason.startswith("measured")
+        monkeypatch.delitem(config.TABLE, key)
+
+
+@pytest.mark.parametrize(
+    ("flag", "dtype", "expected"),
+    [("ieee", F32, "ieee"), ("tf32", F32, "tf32"), ("tf32", BF16, "ieee"), ("tf32", torch.float16, "ieee")],
+)
+def test_tf32_where_torch_would_use_it(flag, dtype, expected, monkeypatch):
+    monkeypatch.setattr(launch, "uses_tf32", lambda: flag == "tf32")
+    assert launch.precision(dtype) == expected
+    assert launch.exact(dtype) == (dtype == F32 and flag == "ieee")
+
+
+def test_torchs_flag_is_read():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for value in ("highest", "high"):
+            torch.set_float32_matmul_precision(value)
+            assert launch.uses_tf32() == (value == "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
