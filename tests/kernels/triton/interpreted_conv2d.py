@@ -57,7 +57,7 @@ class Case:
         x, values, bias, dy = (t.double().abs() if positive else t.double() for t in parts)
         x, values, bias = (t.contiguous().requires_grad_() for t in (x, values, bias))
         top, bottom, left, right = self.window.padding
-        weight = to_dense(values, self.plan.units.places, self.plan.shape)
+        weight = to_dense(values, self.plan.units, self.plan.shape)
         y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, self.window.stride, 0, self.window.dilation)
         grads = torch.autograd.grad(y, (x, values, bias), dy)
         return [y.detach().relu() if self.relu else y.detach(), *grads]

@@ -82,7 +82,7 @@ def test_rows_worked_on_together_in_every_precision(dtype, together, size):
     x, dy, bias = (
         randn(*shape, seed=i, dtype=dtype) for i, shape in enumerate([(70, size[1]), (70, size[0]), size[:1]])
     )
-    weight = to_dense(values.double(), units.places, size)
+    weight = to_dense(values.double(), units, size)
     close(forward(x, values, bias, units, size[0]), x.double() @ weight.t() + bias.double())
     close(input_grad(dy, values, units, size[1]), dy.double() @ weight)
     dvalues, dbias = weight_grad(dy, x, units, (16, 16), True)
@@ -142,11 +142,11 @@ def test_long_rows_are_cut_and_joined_with_the_same_epilogue(activation, residua
     x, bias = randn(40, 1440), randn(336, seed=1)
     rest = randn(336, 40, seed=2).t() if residual else None
     y = product(x, values, units.tiles, 336, False, bias, activation, rest)
-    exact = x.double() @ to_dense(values.double(), units.places, (336, 1440)).t() + bias.double()
+    exact = x.double() @ to_dense(values.double(), units, (336, 1440)).t() + bias.double()
     act = {None: lambda t: t, "relu": torch.relu, "gelu": nn.functional.gelu}[activation]
     close(y, act(exact) + (0 if rest is None else rest.double()))
     dy = randn(40, 336, seed=3)
-    close(input_grad(dy, values, units, 1440), dy.double() @ to_dense(values.double(), units.places, (336, 1440)))
+    close(input_grad(dy, values, units, 1440), dy.double() @ to_dense(values.double(), units, (336, 1440)))
 
 
 def test_an_activation_keeps_what_is_not_a_number():
@@ -239,5 +239,5 @@ def test_a_step_of_training_is_the_dense_one_where_weights_are(seed):
     layer.kernel = "triton"
     layer(x).square().mean().backward()
     twin(x).square().mean().backward()
-    torch.testing.assert_close(to_dense(layer.values.grad, layer.plan.units.places, (48, 80)), twin.weight.grad * mask)
+    torch.testing.assert_close(to_dense(layer.values.grad, layer.plan.units, (48, 80)), twin.weight.grad * mask)
     torch.testing.assert_close(layer.bias.grad, twin.bias.grad)

@@ -55,7 +55,7 @@ def test_every_precision_against_float64(pattern, dtype, tf32, batch):
     dy = randn(batch, 640, seed=2).to(kind)
     got = [y, *torch.autograd.grad(y, (x, values, bias), dy)]
     exact_x, exact_values, exact_bias = (t.detach().double().requires_grad_() for t in (x, values, bias))
-    weight = to_dense(plan.arrange(exact_values), plan.units.places, plan.shape)
+    weight = to_dense(plan.arrange(exact_values), plan.units, plan.shape)
     exact = nn.functional.linear(exact_x, weight, exact_bias)
     grads = torch.autograd.grad(exact, (exact_x, exact_values, exact_bias), dy.double())
     bound = ROUNDING["tf32" if tf32 else dtype]
