@@ -85,15 +85,15 @@ def compute(
 
     weight: the dense one, if made.
     """
+    if kernel == "native":
+        return _product(x, values, None, bias, units.row_ptr, units.col, rows)
     if kernel == "reference":
         return spmm_ref(x, values, units, rows, bias)
     if weight is None and needs_dense(kernel, values):
         weight = scatter(values, units, (rows, x.shape[1]))
-    if kernel == "dense":
-        return F.linear(x, weight, bias)
     if kernel == "triton":
         return _triton().forward(x, values if weight is None else weight, bias, units, rows)
-    return _product(x, values, None, bias, units.row_ptr, units.col, rows)
+    return F.linear(x, weight, bias)
 
 
 @timed
