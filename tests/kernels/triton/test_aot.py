@@ -127,6 +127,27 @@ def test_float32_keeps_its_precision_unless_torch_allows_tf32(precision):
         assert code.shared <= gpu.shared
 
 
+def test_sizes_of_one_reach_the_compiler_as_constants():
+    from spfde.kernels.triton.sddmm import sddmm_kernel
+    from spfde.kernels.triton.spmm import spmm_kernel
+
+    types = {name: "*fp16!" for name in ("x", "values", "bias", "y", "residual")}
+    types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "inner": "i32!", "outer": "i32!", "pitch": "i32!"}
+    constants = {
+        "batch": 1, "stride_x": 1, "stride_r": 1, "items": 1, "OUT": 16, "IN": 16, "TOGETHER": 1, "TRANSPOSED": False,
+        "DENSE": False, "RAGGED": True, "BIAS": True, "ACTIVATION": "relu", "RESIDUAL": True, "PRECISION": "ieee",
+        "UPCAST": False, "TOKENS": 32, "DEPTH": 64,
+    }  # fmt: skip
+    assert compile_kernel(spmm_kernel, (9, 0), types, constants, 4, 2).mma
+    types = {"dy": "*fp16!", "x": "*fp16!", "entry": "*i32!", "out": "*fp16!", "sums": "*fp16!"}
+    constants = {
+        "batch": 1, "rows": 1, "cols": 1, "stride_dy": 1, "stride_x": 1, "blocks": 1, "steps": 1, "HEIGHT": 16,
+        "WIDTH": 16, "TOGETHER": 2, "STACK": 8, "RAGGED": True, "BIAS": True, "ADD": True, "PRECISION": "ieee",
+        "UPCAST": False, "DEPTH": 64,
+    }  # fmt: skip
+    assert compile_kernel(sddmm_kernel, (9, 0), types, constants, 4, 2).mma
+
+
 def test_second_passes():
     from spfde.kernels.triton.sddmm import LANES, REDUCE, reduce_kernel
     from spfde.kernels.triton.spmm import join_kernel
