@@ -37,12 +37,12 @@ def finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS: 
 def spmm_kernel(x, values, entry, work, bias, residual, y, scratch, batch, inner, outer, stride_x, stride_r, items,
                 pitch, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr,
                 DENSE: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-                RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, TOKENS: tl.constexpr,
-                DEPTH: tl.constexpr):  # fmt: skip
+                RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr,
+                TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """One item of work on one tile of tokens; a block is OUT x IN in the direction of the product.
 
     Items vary fastest: programs that run at the same time read the same tokens. DEPTH inputs are multiplied at once:
-    part of a block, or several blocks of one row side by side.
+    part of a block, or several blocks of one row side by side. WIDE: 32 bits do not count the values.
     """
     OUTPUTS: tl.constexpr = OUT * TOGETHER
     STACK: tl.constexpr = DEPTH // IN if DEPTH > IN else 1
@@ -94,11 +94,11 @@ def spmm_kernel(x, values, entry, work, bias, residual, y, scratch, batch, inner
             else:
                 block = tl.load(values + place)
         elif STACK > 1:
-            place = slot.to(tl.int64) * (OUT * IN) + inside * STEP_IN
+            place = (slot.to(tl.int64) if WIDE else slot) * (OUT * IN) + inside * STEP_IN
             block = tl.load(values + place[:, None] + n[None, :] * STEP_OUT, mask=stored[:, None], other=0.0)
         elif TOGETHER > 1:
             slot = tl.max_constancy(tl.load(at + 2 + n // OUT), OUT)
-            place = slot.to(tl.int64) * (OUT * IN) + (n % OUT) * STEP_OUT
+            place = (slot.to(tl.int64) if WIDE else slot) * (OUT * IN) + (n % OUT) * STEP_OUT
             block = tl.load(values + inside[:, None] * STEP_IN + place[None, :], mask=(slot >= 0)[None, :], other=0.0)
         else:
             place = values + tl.load(at + 2).to(tl.int64) * (OUT * IN)
@@ -179,7 +179,8 @@ def product(
         spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, bias, residual, y, scratch, batch, inner,
         outer, x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together,
         TRANSPOSED=transposed, DENSE=dense, RAGGED=inner % into != 0 or (dense and outer % out != 0), **ends,
-        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), TOKENS=how.tokens, DEPTH=how.depth, config=how,
+        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), WIDE=weights.numel() >= 2**31,
+        TOKENS=how.tokens, DEPTH=how.depth, config=how,
     )  # fmt: skip
     launch(
         join_kernel, (tiles.split.shape[0], triton.cdiv(batch, 32)), scratch, tiles.split, bias, residual, y, batch,

@@ -38,9 +38,9 @@ class Code:
 
     @property
     def copied(self) -> int:
-        """Bytes that a program has in the code of its 16-byte asynchronous copies, loops taken once."""
-        found = re.findall(r"cp\.async\.cg\.shared\.global \[.*?\], \[.*?\], 0x10\b", self.ptx)
-        return 16 * 32 * self.warps * len(found)
+        """Bytes that a program has in the code of its asynchronous copies of 8 or 16 bytes, loops taken once."""
+        found = re.findall(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], 0x(8|10)\b", self.ptx)
+        return 32 * self.warps * sum(int(size, 16) for size in found)
 
 
 def compile_kernel(

@@ -106,6 +106,19 @@ def test_dense_tiles_without_weights_are_skipped(dtype, size):
     assert int((units.entry[:, 2] >= 0).sum()) == 2
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_more_values_than_32_bits_count(together):
+    plan, values = build((64, 64), None, 0.5, 0, 0, "block:16x16")
+    units, x = tiles_of(plan, together), randn(4, 64)
+
+    class Many(torch.Tensor):
+        def numel(self):
+            return 2**31
+
+    assert torch.equal(forward(x, values.detach().as_subclass(Many), None, units, 64),
+                       forward(x, values.detach(), None, units, 64))  # fmt: skip
+
+
 def test_what_no_weight_reads_does_not_matter():
     plan, values = build((64, 96), None, 0.0, 0, 0, "block:16x16")
     plan, values = build((64, 96), None, 0.3, 0, 3, "block:16x16")

@@ -32,6 +32,7 @@ WORDS = 16  # bytes: exact float32 runs on the scalar units, where some versions
 def product_code(
     gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, transposed: bool = False,
     dense: bool = False, batch: int = 4096, precision: str = "tf32", ragged: bool = False, plain: bool = True,
+    wide: bool = False,
 ) -> tuple[Code, int]:  # fmt: skip
     """The product by blocks (out, in), and the bytes of one tile of both operands.
 
@@ -47,7 +48,7 @@ def product_code(
     types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
     constants = {
         "OUT": out, "IN": into, "TOGETHER": together, "TRANSPOSED": transposed, "DENSE": dense, "RAGGED": ragged,
-        "BIAS": True, "ACTIVATION": None if plain else "gelu", "RESIDUAL": not plain, "UPCAST": False,
+        "BIAS": True, "ACTIVATION": None if plain else "gelu", "RESIDUAL": not plain, "UPCAST": False, "WIDE": wide,
         "PRECISION": precision if dtype == "fp32" else "ieee", "TOKENS": how.tokens, "DEPTH": how.depth,
     }  # fmt: skip
     if plain:
@@ -115,6 +116,7 @@ def test_the_masked_product_its_epilogue_and_odd_sizes():
     check(product_code(gpu, "bf16", (config.TILE, config.TILE), dense=True), gpu, "bf16")
     check(product_code(gpu, "fp16", (64, 64), plain=False), gpu, "fp16")
     check(product_code(gpu, "fp16", (64, 64), batch=8), gpu, "fp16", tokens=32)
+    check(product_code(gpu, "fp16", (32, 32), wide=True), gpu, "fp16")
     code, _ = product_code(gpu, "fp16", (64, 64), ragged=True)  # nothing is known of where a row of x begins
     assert (code.spilled, code.mma) == (0, True)
 
@@ -129,6 +131,27 @@ def test_float32_keeps_its_precision_unless_torch_allows_tf32(precision):
         assert code.mma == (precision == "tf32")
         assert code.spilled <= (0 if code.mma else WORDS)
         assert code.shared <= gpu.shared
+
+
+def test_sizes_of_one_reach_the_compiler_as_constants():
+    from spfde.kernels.triton.sddmm import sddmm_kernel
+    from spfde.kernels.triton.spmm import spmm_kernel
+
+    types = {name: "*fp16!" for name in ("x", "values", "bias", "y", "residual")}
+    types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "inner": "i32!", "outer": "i32!", "pitch": "i32!"}
+    constants = {
+        "batch": 1, "stride_x": 1, "stride_r": 1, "items": 1, "OUT": 16, "IN": 16, "TOGETHER": 1, "TRANSPOSED": False,
+        "DENSE": False, "RAGGED": True, "BIAS": True, "ACTIVATION": "relu", "RESIDUAL": True, "PRECISION": "ieee",
+        "UPCAST": False, "WIDE": False, "TOKENS": 32, "DEPTH": 64,
+    }  # fmt: skip
+    assert compile_kernel(spmm_kernel, (9, 0), types, constants, 4, 2).mma
+    types = {"dy": "*fp16!", "x": "*fp16!", "entry": "*i32!", "out": "*fp16!", "sums": "*fp16!"}
+    constants = {
+        "batch": 1, "rows": 1, "cols": 1, "stride_dy": 1, "stride_x": 1, "blocks": 1, "steps": 1, "HEIGHT": 16,
+        "WIDTH": 16, "TOGETHER": 2, "STACK": 8, "RAGGED": True, "BIAS": True, "ADD": True, "PRECISION": "ieee",
+        "UPCAST": False, "DEPTH": 64,
+    }  # fmt: skip
+    assert compile_kernel(sddmm_kernel, (9, 0), types, constants, 4, 2).mma
 
 
 def test_second_passes():
