@@ -56,7 +56,7 @@ def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoi
     ratio = cost.ratio(problem, cost.constants(problem.op, isa))
     gain = f"predicted {1 / ratio:.1f}x the dense product at density {problem.density:.2f}"
     unmeasured = f" (not in table {table.name})" if table else ""
-    return KernelChoice("native" if ratio < cost.masked(problem) else "dense", gain + unmeasured, problem)
+    return KernelChoice("native" if ratio < cost.TIE * cost.masked(problem) else "dense", gain + unmeasured, problem)
 
 
 def linear(kernel: str, x: Tensor, rows: int, nnz: int, block: tuple[int, int] = (1, 1)) -> KernelChoice:
