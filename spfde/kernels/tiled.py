@@ -49,7 +49,7 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
 
     kernel: a name, or what settles it later ("auto" or a table's name).
     """
-    may = kernel not in ("native", "dense", "reference") and plan.positions.is_cuda and has_kernel(plan.block)
+    may = kernel not in ("native", "dense", "reference") and plan.index.col.is_cuda and has_kernel(plan.block)
     if kernel != "triton" and not (may and why_not("cuda") is None):
         return plan.units
     if plan.tiles is None:
@@ -79,7 +79,7 @@ def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:
         return _occupied(plan)
     (height, width), (rows, cols) = plan.block, plan.grid.shape
     capacity = plan.values_shape[0]
-    slot = torch.arange(capacity, device=plan.positions.device)
+    slot = torch.arange(capacity, device=plan.index.col.device)
     position = F.pad(plan.positions, (0, capacity - plan.nnz))
     row, col, live = position // cols, position % cols, slot < plan.nnz
     density = capacity / plan.grid.size
