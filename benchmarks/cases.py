@@ -191,7 +191,7 @@ def check(case: Case, wanted: tuple[Tensor, ...]) -> None:
     """
     try:
         y, dx, dvalues, *dbias = case.step()
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         raise Absent(str(error)) from error
     names = ("output", "input gradient", "weight gradient", "bias gradient")
     results = (y.detach(), dx, case.dense(dvalues), *dbias)

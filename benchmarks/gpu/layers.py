@@ -65,7 +65,7 @@ def calls(given: Problem, way: str) -> dict[str, Callable[[], object]]:
     """
     try:
         return _forward_alone(given, way) if way.startswith("torch") else _parts(given, way)
-    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise Absent(str(error).strip().splitlines()[0]) from error
 
 

@@ -20,41 +20,32 @@ struct Patch {
   int64_t position, pitch;
 };
 
-// Elements [begin, end) of a phase that exist, given the index of element 0 and the step.
-struct Range {
-  int64_t begin, end;
-};
-inline Range valid_range(int64_t first, int64_t step, int64_t length, int64_t most) {
-  const int64_t begin = first >= 0 ? 0 : ceil_div(-first, step);
-  const int64_t end = length > first ? min(most, ceil_div(length - first, step)) : 0;
-  return {begin, max(begin, end)};
-}
+// One axis of a phase: element u of at most `most` is pixel first + u * step of `length`.
+struct PhaseAxis {
+  int64_t first, step, length, most;
 
+  // Elements [begin, end) exist.
+  int64_t begin() const { return first >= 0 ? 0 : ceil_div(-first, step); }
+  int64_t end() const { return max(begin(), length > first ? min(most, ceil_div(length - first, step)) : 0); }
+  int64_t pixel() const { return first + begin() * step; }
+};
+
+inline Patch patch_of(const PhaseAxis& h, const PhaseAxis& w, int64_t pitch) {
+  return {h.end() - h.begin(),
+          w.end() - w.begin(),
+          h.pixel() * w.length + w.pixel(),
+          h.step * w.length,
+          w.step,
+          h.begin() * pitch + w.begin(),
+          pitch};
+}
 inline Patch source_patch(const Conv2dGeometry& g, int64_t h_phase, int64_t w_phase) {
-  const int64_t h_first = g.h.source_first[h_phase], w_first = g.w.source_first[w_phase];
-  const Range h = valid_range(h_first, g.h.source_step, g.h.source_length, g.h.pitch);
-  const Range w = valid_range(w_first, g.w.source_step, g.w.source_length, g.w.pitch);
-  const int64_t y = h_first + h.begin * g.h.source_step, x = w_first + w.begin * g.w.source_step;
-  return {h.end - h.begin,
-          w.end - w.begin,
-          y * g.w.source_length + x,
-          g.h.source_step * g.w.source_length,
-          g.w.source_step,
-          h.begin * g.w.pitch + w.begin,
-          g.w.pitch};
+  return patch_of({g.h.source_first[h_phase], g.h.source_step, g.h.source_length, g.h.pitch},
+                  {g.w.source_first[w_phase], g.w.source_step, g.w.source_length, g.w.pitch}, g.w.pitch);
 }
 inline Patch target_patch(const Conv2dGeometry& g, int64_t h_phase, int64_t w_phase) {
-  const int64_t h_first = g.h.target_first[h_phase], w_first = g.w.target_first[w_phase];
-  const Range h = valid_range(h_first, g.h.target_step, g.h.target_length, g.h.grid);
-  const Range w = valid_range(w_first, g.w.target_step, g.w.target_length, g.w.grid);
-  const int64_t y = h_first + h.begin * g.h.target_step, x = w_first + w.begin * g.w.target_step;
-  return {h.end - h.begin,
-          w.end - w.begin,
-          y * g.w.target_length + x,
-          g.h.target_step * g.w.target_length,
-          g.w.target_step,
-          h.begin * g.w.pitch + w.begin,
-          g.w.pitch};
+  return patch_of({g.h.target_first[h_phase], g.h.target_step, g.h.target_length, g.h.grid},
+                  {g.w.target_first[w_phase], g.w.target_step, g.w.target_length, g.w.grid}, g.w.pitch);
 }
 
 // Rows are short: a call of memcpy would cost more than most of them. The last vector overlaps the one before.
