@@ -63,20 +63,25 @@ def test_snip_by_hand():
     assert got["2"].tolist() == [0, 10]
 
 
-def test_snip_is_the_change_of_the_loss_as_a_weight_goes():
-    model, (x, y) = smooth(), batch()
-    step = 1e-5
-    expected = {}
+def slopes(model, value):
+    """By layer, the change of value() per relative change of each weight, by central differences."""
+    step, found = 1e-5, {}
     for name, layer in layers_of(model).items():
         flat = layer.weight.data.view(-1)
-        expected[name] = torch.empty_like(flat)
+        found[name] = torch.empty_like(flat)
         for i, w in enumerate(flat.tolist()):
-            losses = []
+            ends = []
             for factor in (1 + step, 1 - step):
                 flat[i] = w * factor
-                losses.append(cross_entropy(model(x), y).item())
+                ends.append(value().item())
             flat[i] = w
-            expected[name][i] = abs(losses[0] - losses[1]) / (2 * step)
+            found[name][i] = (ends[0] - ends[1]) / (2 * step)
+    return found
+
+
+def test_snip_is_the_change_of_the_loss_as_a_weight_goes():
+    model, (x, y) = smooth(), batch()
+    expected = {name: slope.abs() for name, slope in slopes(model, lambda: cross_entropy(model(x), y)).items()}
     close(scored(SNIP(), model, (x, y), cross_entropy), expected)
 
 
@@ -89,18 +94,8 @@ def gradients(model, x, y, temperature):
 def test_grasp_is_half_the_change_of_the_squared_gradient_as_a_weight_goes(temperature):
     """d|g|^2 / d(log w) = 2 w (H g): what is kept has the highest, what would lower |g| most if it went."""
     model, (x, y) = smooth(), batch()
-    step = 1e-5
-    expected = {}
-    for name, layer in layers_of(model).items():
-        flat = layer.weight.data.view(-1)
-        expected[name] = torch.empty_like(flat)
-        for i, w in enumerate(flat.tolist()):
-            norms = []
-            for factor in (1 + step, 1 - step):
-                flat[i] = w * factor
-                norms.append(float(sum(g.square().sum() for g in gradients(model, x, y, temperature))))
-            flat[i] = w
-            expected[name][i] = (norms[0] - norms[1]) / (4 * step)
+    norm = lambda: sum(g.square().sum() for g in gradients(model, x, y, temperature))  # noqa: E731
+    expected = {name: slope / 2 for name, slope in slopes(model, norm).items()}
     close(scored(GraSP(temperature=temperature), model, (x, y), cross_entropy), expected)
 
 
