@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.masked import needs_dense, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
@@ -92,7 +93,7 @@ def compute(
     if weight is None and needs_dense(kernel, values):
         weight = scatter(values, units, (rows, x.shape[1]))
     if kernel == "triton":
-        return _triton().forward(x, values if weight is None else weight, bias, units, rows)
+        return _triton().forward(x, values if weight is None else weight, Epilogue(bias), units, rows)
     return F.linear(x, weight, bias)
 
 

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.conv2d_plan import exact, product_config, with_transpose
 from spfde.kernels.triton.launch import exact as exact_linear
@@ -174,8 +175,9 @@ def forward(
     x: [batch, channels, height, width]. values: [capacity, R, C].
     """
     if _is_linear(window, x.dtype):
-        activation = "relu" if relu else None
-        return _images(spmm.product(_pixels(x), values, units.tiles, shape[0], False, bias, activation), x)
+        return _images(
+            spmm.forward(_pixels(x), values, Epilogue(bias, act="relu" if relu else "none"), units, shape[0]), x
+        )
     size = window.output_size(*x.shape[2:])
     return _multiply(x, values, bias, (units.row_ptr, units.col, None), (shape[0], *size), size, window, relu)
 

@@ -10,35 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spfde.kernels.epilogue import PLAIN, Epilogue
 from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
+from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.tiles import Tiles
 
 
 @triton.jit
-def finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS: tl.constexpr,
-           ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr):  # fmt: skip
-    """Writes act(acc + bias) + residual at (token, output)."""
-    if BIAS:
-        acc += tl.load(bias + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION == "relu":
-        acc = tl.where(acc < 0.0, 0.0, acc)
-    if ACTIVATION == "gelu":
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
-    mask = (token < batch)[:, None] & (output < outer)[None, :]
-    at = token.to(tl.int64)[:, None]
-    if RESIDUAL:
-        acc += tl.load(residual + at * stride_r + output[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + at * outer + output[None, :], acc.to(y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def spmm_kernel(x, values, entry, work, bias, residual, y, scratch, batch, inner, outer, stride_x, stride_r, items,
-                pitch, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr,
-                DENSE: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-                RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr,
-                TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+def spmm_kernel(x, values, entry, work, scale, bias, residual, y, scratch, batch, inner, outer, stride_x, stride_r,
+                items, pitch, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr,
+                DENSE: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr,
+                RESIDUAL: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+                WIDE: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """One item of work on one tile of tokens; a block is OUT x IN in the direction of the product.
 
     Items vary fastest: programs that run at the same time read the same tokens. DEPTH inputs are multiplied at once:
@@ -108,15 +93,17 @@ def spmm_kernel(x, values, entry, work, bias, residual, y, scratch, batch, inner
             block = block.to(tl.float32)
         acc = tl.dot(rows, block, acc, input_precision=PRECISION)
     if part_of < 0:
-        finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS, ACTIVATION, RESIDUAL)
+        finish(acc, scale, bias, residual, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE, BIAS,
+               RESIDUAL, ACT)  # fmt: skip
     else:
         place = (part_of.to(tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         tl.store(scratch + place, acc, mask=(token < batch)[:, None])
 
 
 @triton.jit
-def join_kernel(scratch, split, bias, residual, y, batch, outer, stride_r, OUTPUTS: tl.constexpr, BIAS: tl.constexpr,
-                ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
+def join_kernel(scratch, split, scale, bias, residual, y, batch, outer, stride_r, OUTPUTS: tl.constexpr,
+                SCALE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
+                TOKENS: tl.constexpr):  # fmt: skip
     """Adds the parts of a group that was cut, in order: the same bits in every run."""
     group = tl.load(split + tl.program_id(0) * 3)
     if group < 0:
@@ -128,12 +115,13 @@ def join_kernel(scratch, split, bias, residual, y, batch, outer, stride_r, OUTPU
         place = (tl.full((), part, tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         acc += tl.load(scratch + place, mask=(token < batch)[:, None], other=0.0)
     output = group * OUTPUTS + n
-    finish(acc, bias, residual, y, token, output, batch, outer, stride_r, BIAS, ACTIVATION, RESIDUAL)
+    finish(acc, scale, bias, residual, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE, BIAS,
+           RESIDUAL, ACT)  # fmt: skip
 
 
-def forward(x: Tensor, weights: Tensor, bias: Tensor | None, units: TiledUnits, rows: int) -> Tensor:
-    """Y [batch, rows] = X W^T + bias; weights: values in blocks [capacity, R, C], or the dense weight [rows, cols]."""
-    return product(x, weights, units.tiles, rows, False, bias)
+def forward(x: Tensor, weights: Tensor, epilogue: Epilogue, units: TiledUnits, rows: int) -> Tensor:
+    """Y [batch, rows] = epilogue(X W^T); weights: blocks [capacity, R, C], or the dense weight [rows, cols]."""
+    return product(x, weights, units.tiles, rows, False, epilogue)
 
 
 def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int) -> Tensor:
@@ -142,30 +130,18 @@ def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int) -> Ten
 
 
 def product(
-    x: Tensor,
-    weights: Tensor,
-    tiles: Tiles,
-    outer: int,
-    transposed: bool,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
+    x: Tensor, weights: Tensor, tiles: Tiles, outer: int, transposed: bool, epilogue: Epilogue = PLAIN
 ) -> Tensor:
-    """Y [batch, outer] = act(X W^T + bias) + residual, or X W if `transposed`.
+    """Y [batch, outer] = epilogue(X W^T), or of X W if `transposed`.
 
     x: [batch, inner]. weights: blocks [capacity, R, C], or a dense weight whose tiles of 64x64 `tiles` names.
-    activation: "relu", "gelu" or None. residual: [batch, outer] or None.
-
-    Raises:
-        ValueError: activation names none.
     """
-    if activation not in (None, "relu", "gelu"):
-        raise ValueError(f"expected activation 'relu', 'gelu' or None, got {activation!r}")
     dense = weights.dim() == 2
     height, width = (config.TILE, config.TILE) if dense else weights.shape[1:]
     out, into = (width, height) if transposed else (height, width)
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, inner = x.shape
+    residual = epilogue.residual
     if residual is not None and residual.stride(-1) != 1:
         residual = residual.contiguous()
     y = x.new_empty(batch, outer)
@@ -174,16 +150,16 @@ def product(
     scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
     stride = 0 if residual is None else residual.stride(0)
     items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)
-    ends = {"BIAS": bias is not None, "ACTIVATION": activation, "RESIDUAL": residual is not None}
+    ends = (epilogue.scale, epilogue.bias, residual, y)
     launch(
-        spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, bias, residual, y, scratch, batch, inner,
-        outer, x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together,
-        TRANSPOSED=transposed, DENSE=dense, RAGGED=inner % into != 0 or (dense and outer % out != 0), **ends,
-        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), WIDE=weights.numel() >= 2**31,
-        TOKENS=how.tokens, DEPTH=how.depth, config=how,
+        spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, *ends, scratch, batch, inner, outer,
+        x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together, TRANSPOSED=transposed,
+        DENSE=dense, RAGGED=inner % into != 0 or (dense and outer % out != 0), **epilogue.constants,
+        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), WIDE=weights.numel() >= 2**31, TOKENS=how.tokens,
+        DEPTH=how.depth, config=how,
     )  # fmt: skip
     launch(
-        join_kernel, (tiles.split.shape[0], triton.cdiv(batch, 32)), scratch, tiles.split, bias, residual, y, batch,
-        outer, stride, OUTPUTS=outputs, **ends, TOKENS=32, config=how,
+        join_kernel, (tiles.split.shape[0], triton.cdiv(batch, 32)), scratch, tiles.split, *ends, batch, outer,
+        stride, OUTPUTS=outputs, **epilogue.constants, TOKENS=32, config=how,
     )  # fmt: skip
     return y

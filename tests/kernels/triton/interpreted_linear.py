@@ -13,6 +13,7 @@ from torch.library import opcheck
 
 from spfde import sparsify
 from spfde.kernels import spmm
+from spfde.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue
 from spfde.kernels.masked import to_dense
 from spfde.kernels.tiled import TiledUnits, units_for
 from spfde.kernels.triton import config, interpreting, launch
@@ -83,7 +84,7 @@ def test_rows_worked_on_together_in_every_precision(dtype, together, size):
         randn(*shape, seed=i, dtype=dtype) for i, shape in enumerate([(70, size[1]), (70, size[0]), size[:1]])
     )
     weight = to_dense(values.double(), units, size)
-    close(forward(x, values, bias, units, size[0]), x.double() @ weight.t() + bias.double())
+    close(forward(x, values, Epilogue(bias), units, size[0]), x.double() @ weight.t() + bias.double())
     close(input_grad(dy, values, units, size[1]), dy.double() @ weight)
     dvalues, dbias = weight_grad(dy, x, units, (16, 16), True)
     exact = torch.nn.functional.pad((dy.double().t() @ x.double()).reshape(-1), (0, 1))[units.places]
@@ -100,7 +101,7 @@ def test_dense_tiles_without_weights_are_skipped(dtype, size):
     layer = type(layer).from_dense(nn.Linear(size[1], size[0]), mask)
     weight, units = layer.dense_weight().to(dtype), units_for(layer.plan, "triton")
     x, dy = randn(9, size[1], dtype=dtype), randn(9, size[0], dtype=dtype)
-    y, dx = forward(x, weight, None, units, size[0]), input_grad(dy, weight, units, size[1])
+    y, dx = forward(x, weight, PLAIN, units, size[0]), input_grad(dy, weight, units, size[1])
     close(y, x.double() @ weight.double().t())
     close(dx, dy.double() @ weight.double())
     assert int((units.entry[:, 2] >= 0).sum()) == 2
@@ -115,8 +116,8 @@ def test_more_values_than_32_bits_count(together):
         def numel(self):
             return 2**31
 
-    assert torch.equal(forward(x, values.detach().as_subclass(Many), None, units, 64),
-                       forward(x, values.detach(), None, units, 64))  # fmt: skip
+    assert torch.equal(forward(x, values.detach().as_subclass(Many), PLAIN, units, 64),
+                       forward(x, values.detach(), PLAIN, units, 64))  # fmt: skip
 
 
 def test_what_no_weight_reads_does_not_matter():
@@ -128,7 +129,7 @@ def test_what_no_weight_reads_does_not_matter():
     x[2, 5] = float("nan")
     for c in unread:
         x[:, c * 16] = float("nan")
-    y = forward(x, plan.arrange(values).detach(), None, units, 64)
+    y = forward(x, plan.arrange(values).detach(), PLAIN, units, 64)
     bad = torch.isnan(y).view(5, 4, 16)
     assert bad[2].any(1).nonzero().view(-1).tolist() == rows_of_first
     assert not bad[[0, 1, 3, 4]].any()
@@ -145,37 +146,34 @@ def wide() -> tuple[Plan, Tensor]:
     return build_plan(index, (336, 1440), grid=grid), randn(positions.numel(), 16, 16, seed=5)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
-@pytest.mark.parametrize("residual", [False, True])
-def test_long_rows_are_cut_and_joined_with_the_same_epilogue(activation, residual):
+ACTS = {"none": lambda t: t, "relu": torch.relu, "relu6": nn.functional.relu6, "gelu": nn.functional.gelu}
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("after", [False, True])
+def test_long_rows_are_cut_and_joined_with_the_same_epilogue(act, after):
     plan, values = wide()
     units = tiles_of(plan, 1)
     assert int((units.work[:, 3] >= 0).sum()) > 1
     assert int((units.split[:, 0] >= 0).sum()) == 1
-    x, bias = randn(40, 1440), randn(336, seed=1)
-    rest = randn(336, 40, seed=2).t() if residual else None
-    y = product(x, values, units.tiles, 336, False, bias, activation, rest)
-    exact = x.double() @ to_dense(values.double(), units, (336, 1440)).t() + bias.double()
-    act = {None: lambda t: t, "relu": torch.relu, "gelu": nn.functional.gelu}[activation]
-    close(y, act(exact) + (0 if rest is None else rest.double()))
+    x, bias, scale, rest = randn(40, 1440), randn(336, seed=1), randn(336, seed=4), randn(336, 40, seed=2).t()
+    z = x.double() @ to_dense(values.double(), units, (336, 1440)).t()
+    y = product(x, values, units.tiles, 336, False, Epilogue(bias, scale, rest, act, after))
+    inner = z * scale.double() + bias.double()
+    close(y, ACTS[act](inner) + rest.double() if after else ACTS[act](inner + rest.double()))
+    close(product(x, values, units.tiles, 336, False, Epilogue(act=act)), ACTS[act](z))
     dy = randn(40, 336, seed=3)
     close(input_grad(dy, values, units, 1440), dy.double() @ to_dense(values.double(), units, (336, 1440)))
 
 
-def test_an_activation_keeps_what_is_not_a_number():
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_an_activation_keeps_what_is_not_a_number(act):
     plan, values = build((16, 16), None, 1.0, 0, 0, "block:16x16")
     x = randn(3, 16)
     x[1, 4] = float("nan")
-    for activation in ("relu", "gelu"):
-        y = product(x, values.detach(), units_for(plan, "triton").tiles, 16, False, None, activation)
-        assert torch.isnan(y[1]).all()
-        assert not torch.isnan(y[[0, 2]]).any()
-
-
-def test_an_unknown_activation_is_refused():
-    plan, values = build((16, 16), None, 1.0, 0, 0, "block:16x16")
-    with pytest.raises(ValueError, match="expected activation 'relu', 'gelu' or None, got 'tanh'"):
-        product(randn(3, 16), values.detach(), units_for(plan, "triton").tiles, 16, False, None, "tanh")
+    y = product(x, values.detach(), units_for(plan, "triton").tiles, 16, False, Epilogue(act=act))
+    assert torch.isnan(y[1]).all()
+    assert not torch.isnan(y[[0, 2]]).any()
 
 
 @pytest.mark.parametrize("batch", [0, 3, 700])

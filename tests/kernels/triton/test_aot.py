@@ -43,16 +43,17 @@ def product_code(
     out, into = block
     exact = (dtype, precision) == ("fp32", "ieee")
     how = config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
-    types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ("residual",)))}
+    types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ("scale", "residual")))}
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "items": "i32", "batch": "i32"}
     types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
     constants = {
         "OUT": out, "IN": into, "TOGETHER": together, "TRANSPOSED": transposed, "DENSE": dense, "RAGGED": ragged,
-        "BIAS": True, "ACTIVATION": None if plain else "gelu", "RESIDUAL": not plain, "UPCAST": False, "WIDE": wide,
+        "BIAS": True, "SCALE": not plain, "ACT": "none" if plain else "gelu",
+        "RESIDUAL": "none" if plain else "before", "UPCAST": False, "WIDE": wide,
         "PRECISION": precision if dtype == "fp32" else "ieee", "TOKENS": how.tokens, "DEPTH": how.depth,
     }  # fmt: skip
     if plain:
-        constants["residual"] = None
+        constants |= {"scale": None, "residual": None}
     code = compile_kernel(spmm_kernel, gpu.capability, types, constants, how.warps, how.stages)
     return code, (how.tokens + out * together) * how.depth * DTYPES[dtype].itemsize
 
@@ -137,12 +138,12 @@ def test_sizes_of_one_reach_the_compiler_as_constants():
     from spfde.kernels.triton.sddmm import sddmm_kernel
     from spfde.kernels.triton.spmm import spmm_kernel
 
-    types = {name: "*fp16!" for name in ("x", "values", "bias", "y", "residual")}
+    types = {name: "*fp16!" for name in ("x", "values", "scale", "bias", "y", "residual")}
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "inner": "i32!", "outer": "i32!", "pitch": "i32!"}
     constants = {
         "batch": 1, "stride_x": 1, "stride_r": 1, "items": 1, "OUT": 16, "IN": 16, "TOGETHER": 1, "TRANSPOSED": False,
-        "DENSE": False, "RAGGED": True, "BIAS": True, "ACTIVATION": "relu", "RESIDUAL": True, "PRECISION": "ieee",
-        "UPCAST": False, "WIDE": False, "TOKENS": 32, "DEPTH": 64,
+        "DENSE": False, "RAGGED": True, "BIAS": True, "SCALE": True, "ACT": "relu6", "RESIDUAL": "after",
+        "PRECISION": "ieee", "UPCAST": False, "WIDE": False, "TOKENS": 32, "DEPTH": 64,
     }  # fmt: skip
     assert compile_kernel(spmm_kernel, (9, 0), types, constants, 4, 2).mma
     types = {"dy": "*fp16!", "x": "*fp16!", "entry": "*i32!", "out": "*fp16!", "sums": "*fp16!"}
@@ -161,9 +162,9 @@ def test_second_passes():
     types = {"partial": "*fp32!", "out": "*bf16!", "size": "i32!", "parts": "i32"}
     constants = {"ADD": True, "LANES": LANES}
     assert compile_kernel(reduce_kernel, (9, 0), types, constants, REDUCE.warps, REDUCE.stages).spilled == 0
-    types = {"scratch": "*fp32!", "split": "*i32!", "bias": "*bf16!", "residual": "*bf16!", "y": "*bf16!"}
+    types = {"scratch": "*fp32!", "split": "*i32!"} | dict.fromkeys(("scale", "bias", "residual", "y"), "*bf16!")
     types |= {"batch": "i32", "outer": "i32!", "stride_r": "i32!"}
-    constants = {"OUTPUTS": 128, "BIAS": True, "ACTIVATION": "relu", "RESIDUAL": True, "TOKENS": 32}
+    constants = {"OUTPUTS": 128, "BIAS": True, "SCALE": True, "ACT": "relu", "RESIDUAL": "before", "TOKENS": 32}
     assert compile_kernel(join_kernel, (9, 0), types, constants, 4, 1).spilled == 0
 
 
