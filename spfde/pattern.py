@@ -95,8 +95,7 @@ class Units(NamedTuple):
 
     For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
     stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
-    themselves. For R > 1 units follow the blocks, the CPU kernels need no transpose, and `t_*` are empty until a GPU
-    kernel for convolutions asks for the blocks' own (see `spfde.kernels.triton.conv2d_plan`).
+    themselves. For R > 1 units follow the blocks, and `t_*` are empty: no kernel needs them.
 
     places: flat place in the dense weight of every value, the weight's size where there is none (int32 where it fits).
     Empty where the native kernels do without: for single weights on a CPU (see `places_of`).
@@ -128,6 +127,7 @@ class Plan:
     grid: Grid
     block: tuple[int, int]
     units: Units
+    window: Window = ONE_TAP
     kept: Tensor | None = None
     tiles: tuple[Tiles, Tiles] | None = field(default=None, repr=False)  # see spfde.kernels.tiled
     _order: Tensor | None = field(default=None, repr=False)
@@ -224,7 +224,18 @@ def build_plan(
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
     values_shape = (capacity, height, width)
     return Plan(
-        tuple(shape), values_shape, nnz, weights, index, grid, block, units, kept, _order=order, _outside=outside
+        tuple(shape),
+        values_shape,
+        nnz,
+        weights,
+        index,
+        grid,
+        block,
+        units,
+        window,
+        kept,
+        _order=order,
+        _outside=outside,
     )
 
 

@@ -48,11 +48,18 @@ def stack_of(width: int) -> int:
 
 
 def build_tiles(
-    row: Tensor, col: Tensor, slot: Tensor, live: Tensor, shape: tuple[int, int], together: int, stack: int
+    row: Tensor,
+    col: Tensor,
+    slot: Tensor,
+    live: Tensor,
+    shape: tuple[int, int],
+    together: int,
+    stack: int,
+    cut: bool = True,
 ) -> Tiles:
     """The tiles of the blocks at (row, col) [capacity] of a grid of `shape` that are `live` (bool).
 
-    slot: where each is in `values`.
+    slot: where each is in `values`. cut: long groups may become several items of work.
     """
     rows, cols = shape
     capacity, device = row.numel(), row.device
@@ -76,7 +83,7 @@ def build_tiles(
     entry[:size, 1] = torch.where(owner < groups, owner, -1).to(torch.int32)
     entry[at, 0] = (key % max(1, cols)).to(torch.int32)
     entry[at, 2 + row[order] % together] = slot[order].to(torch.int32)
-    work, split = _work(count, base, capacity, min(cols, capacity), stack)
+    work, split = _work(count, base, capacity, min(cols, capacity) if cut else 0, stack)
     return Tiles(entry[:size], work, split)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from spfde._native import native
 from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.masked import gather, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
@@ -27,7 +28,7 @@ from spfde.kernels.precision import (
     without_graph,
 )
 from spfde.kernels.sddmm import slots
-from spfde.kernels.tiled import conv_units_for, units_for
+from spfde.kernels.tiled import units_for
 from spfde.pattern import Plan, Units, Window
 
 Shape = tuple[int, ...]
@@ -64,10 +65,9 @@ def conv2d(
         if whole.applies(plan, kernel, dtype):
             y = whole.compute(lambda weight: dense.convolution(x, weight, None, window), values, plan, bias)
         elif through_dispatcher(x):
-            units = units_for(plan, kernel) if window.linear else plan.units
             y = torch.ops.spfde.conv2d(
-                x, plan.arrange(values), bias, list(units), plan.shape, window.stride, window.padding,
-                window.dilation, window.groups, kernel,
+                x, plan.arrange(values), bias, list(units_for(plan, kernel)), plan.shape, window.stride,
+                window.padding, window.dilation, window.groups, kernel,
             )  # fmt: skip
         else:
             choice = dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block)
@@ -99,7 +99,7 @@ def compute(
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
     if kernel == "triton":
-        y = _triton().forward(x, values, bias, units, shape, window)
+        y = _triton().forward(x, values, Epilogue(bias), units, shape, window)
         return y.contiguous(memory_format=memory_format_of(x))
     x, last = _without_gaps(x)
     y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
@@ -218,7 +218,7 @@ class _Conv2d(torch.autograd.Function):
         weight = None
         if kernel == "dense":
             weight, ctx.written = write(values, plan)
-        return compute(x, values, bias, conv_units_for(plan, window, kernel), plan.shape, window, kernel, weight)
+        return compute(x, values, bias, units_for(plan, kernel), plan.shape, window, kernel, weight)
 
     @staticmethod
     def backward(ctx, dy):
@@ -230,7 +230,7 @@ class _Conv2d(torch.autograd.Function):
             if kernel == "dense":
                 dx, dvalues = _masked_gradients(ctx, dy, x, values, (need_x, need_values))
             else:
-                units, block = conv_units_for(plan, window, kernel), values.shape[1:]
+                units, block = units_for(plan, kernel), values.shape[1:]
                 if need_x:
                     dx = compute_input_grad(dy, values, units, ctx.size, plan.shape, window, kernel)
                 if need_values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from spfde.kernels.triton import why_not
 from spfde.kernels.triton.config import TILE, has_kernel
-from spfde.kernels.triton.conv2d_plan import with_transpose
 from spfde.kernels.triton.model import together_of
 from spfde.pattern import Plan, Units, Window
+from spfde.structure import Grid
 from spfde.tiles import Tiles, build_tiles, stack_of
 
 
@@ -49,19 +50,13 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
 
     kernel: a name, or what settles it later ("auto" or a table's name).
     """
-    may = kernel not in ("native", "dense", "reference") and plan.index.col.is_cuda and has_kernel(plan.block)
-    if kernel != "triton" and not (may and why_not("cuda") is None):
+    open_ = kernel not in ("native", "dense", "reference") and plan.index.col.is_cuda
+    may = open_ and has_kernel(plan.block) and plan.window.groups == 1 and why_not("cuda") is None
+    if kernel != "triton" and not may:
         return plan.units
     if plan.tiles is None:
         plan.tiles = tiles_of(plan)
     return TiledUnits(*plan.units, *plan.tiles[0], *plan.tiles[1])
-
-
-def conv_units_for(plan: Plan, window: Window, kernel: str) -> Units | TiledUnits:
-    """The same for a convolution. kernel: the one that runs."""
-    if kernel == "triton" and not plan.units.t_row_ptr.numel():
-        plan.units = with_transpose(plan.units, plan.block, plan.shape, window)
-    return units_for(plan, kernel) if window.linear else plan.units
 
 
 def unpacked(tensors: Sequence[Tensor]) -> Units | TiledUnits:
@@ -70,10 +65,14 @@ def unpacked(tensors: Sequence[Tensor]) -> Units | TiledUnits:
 
 
 def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:
-    """The tiles of W and of W transposed, for a linear layer.
+    """The tiles of W, and of W transposed.
 
-    Blocks that have kernels are walked as they are stored. Any other weight is walked dense, in tiles of 64x64 of which
-    those without a stored weight are left out; slots then mean nothing.
+    Blocks that have kernels are walked as they are stored. Any other weight, of a linear layer, is walked dense, in
+    tiles of 64x64 of which those without a stored weight are left out; slots then mean nothing.
+
+    The rows of a convolution's transposed tiles are channel blocks by stride residue, in whole groups; columns are
+    output block x taps + tap. Its groups are not cut: it has pixels enough to fill a GPU, and sums of parts would need
+    room for as many.
     """
     if not has_kernel(plan.block):
         return _occupied(plan)
@@ -82,11 +81,29 @@ def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:
     slot = torch.arange(capacity, device=plan.index.col.device)
     position = F.pad(plan.positions, (0, capacity - plan.nnz))
     row, col, live = position // cols, position % cols, slot < plan.nnz
-    density = capacity / plan.grid.size
+    density, cut = capacity / max(1, plan.grid.size), plan.window.linear
+    forward = (rows, cols), together_of(height, width, density), stack_of(width)
+    together, stack = together_of(width, height, density), stack_of(height)
+    t_row, t_col, t_shape = col, row, (cols, rows)
+    if not plan.window.linear:
+        t_row, t_col, t_shape = _by_residue(row, col, plan.grid, plan.window, together)
     return (
-        build_tiles(row, col, slot, live, (rows, cols), together_of(height, width, density), stack_of(width)),
-        build_tiles(col, row, slot, live, (cols, rows), together_of(width, height, density), stack_of(height)),
+        build_tiles(row, col, slot, live, *forward, cut),
+        build_tiles(t_row, t_col, slot, live, t_shape, together, stack, cut),
     )
+
+
+def _by_residue(
+    row: Tensor, col: Tensor, grid: Grid, window: Window, together: int
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Rows, columns and shape of a convolution's transpose."""
+    (rows, cols), taps = grid.shape, grid.taps
+    channel, tap = col // taps, col % taps
+    phase_h = tap // window.kernel[1] * window.dilation[0] % window.stride[0]
+    phase_w = tap % window.kernel[1] * window.dilation[1] % window.stride[1]
+    channels = -(-(cols // taps) // together) * together  # a group is of one residue
+    t_row = (phase_h * window.stride[1] + phase_w) * channels + channel
+    return t_row, row * taps + tap, (prod(window.stride) * channels, rows * taps)
 
 
 def _occupied(plan: Plan) -> tuple[Tiles, Tiles]:

@@ -120,25 +120,36 @@ def has_kernel(block: tuple[int, int]) -> bool:
 
 
 def product_config(
-    gpu: Gpu, outputs: int, width: int, together: int, dtype: torch.dtype, positions: int, exact: bool
+    gpu: Gpu,
+    outputs: int,
+    width: int,
+    together: int,
+    dtype: torch.dtype,
+    positions: int,
+    exact: bool,
+    op: str = "linear",
 ) -> Config:
     """The launch of Y = X W^T with `outputs` columns of Y a program, by blocks that are `width` inputs wide.
 
-    exact: float32 without the matrix unit, which holds tiles in registers.
+    exact: float32 without the matrix unit, which holds tiles in registers. op: "linear" or "conv2d", which in TF32 has
+    no registers left for 128 pixels x 128 outputs: it holds where each pixel lies.
     """
-    size = dtype.itemsize
-    tokens = 32 if positions <= 32 else 64 if exact else 128
+    crowded = op == "conv2d" and dtype == torch.float32 and outputs >= 128
+    tokens = 32 if positions <= 32 else 64 if exact or crowded else 128
     depth = _depth(dtype, exact)
     if together > 1:
         depth = min(depth, width)
-    return Config(tokens, depth, _warps(tokens * outputs, exact), _stages(gpu, (tokens + outputs) * depth * size))
+    warps = _warps(tokens * outputs, dtype)
+    flight = _in_flight(gpu, (tokens + outputs) * depth * dtype.itemsize, warps)
+    # What is loaded hangs on an entry loaded before it: each step of the one is two stages of Triton's pipeline.
+    return Config(tokens, depth, warps, 2 * flight - 1)
 
 
 def weight_grad_config(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype, exact: bool) -> Config:
     """The launch of dW = dY^T X with `outputs` rows of W a program; tokens are multiplied `depth` at once."""
     depth, inputs = _depth(dtype, exact), max(width, STACKED)
-    each = (inputs + outputs) * depth * dtype.itemsize
-    return Config(depth, depth, _warps(inputs * outputs, exact), _stages(gpu, each))
+    warps = _warps(inputs * outputs, dtype)
+    return Config(depth, depth, warps, _in_flight(gpu, (inputs + outputs) * depth * dtype.itemsize, warps))
 
 
 def _depth(dtype: torch.dtype, exact: bool) -> int:
@@ -146,13 +157,17 @@ def _depth(dtype: torch.dtype, exact: bool) -> int:
     return 16 if exact else 128 // dtype.itemsize
 
 
-def _warps(tile: int, exact: bool) -> int:
-    return 8 if tile >= (64 * 128 if exact else 128 * 128) else 4
+def _warps(tile: int, dtype: torch.dtype) -> int:
+    return 8 if tile >= (64 * 128 if dtype == torch.float32 else 128 * 128) else 4
 
 
-def _stages(gpu: Gpu, each: int) -> int:
-    """As many tiles on their way as shared memory holds, at most 4."""
-    return max(1, min(4, gpu.shared // each))
+def _in_flight(gpu: Gpu, each: int, warps: int) -> int:
+    """How many steps' operands, of so many bytes, are on their way or being multiplied: 2 to 4.
+
+    Two programs of four warps share a multiprocessor. Before Hopper, operands leave shared memory for registers.
+    """
+    room = gpu.shared // (each * (2 if warps == 4 else 1)) + (gpu.capability < (9, 0))
+    return max(2, min(4, room))
 
 
 def parts(gpu: Gpu, programs: int, positions: int, depth: int) -> int:

@@ -1,9 +1,9 @@
 """conv2d on a GPU: implicit products over (tap, channel block) lists, channels last, pixels on the MMA's M axis.
 
-Forward and input gradient are one kernel: every program owns a tile of destination pixels x one block row of the
-destination's channels and walks that row's list of blocks. For the input gradient the list is the transposed one, by
-channel block and stride residue: pixels of one residue meet the same taps, so that a stride leaves nothing to skip.
-The weight gradient walks pixels instead, and several blocks of one block row share what it reads of dY.
+Tiles are walked as in a linear layer (see spmm.py, sddmm.py), a block's column being channel block x taps + tap; what
+differs is where the pixels lie that a tap meets. For the input gradient the columns are output block x taps + tap, and
+the rows channel blocks by stride residue: pixels of one residue meet the same taps, so that a stride leaves nothing to
+skip, and every input pixel is written once.
 
 No atomics: every sum has one order, whatever the machine.
 """
@@ -11,247 +11,226 @@ No atomics: every sum has one order, whatever the machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd, prod
+from math import prod
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.epilogue import PLAIN, Epilogue
+from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config, sddmm, spmm
-from spfde.kernels.triton.conv2d_plan import exact, product_config, with_transpose
-from spfde.kernels.triton.launch import exact as exact_linear
-from spfde.kernels.triton.launch import gpu_at, launch, upcast
-from spfde.pattern import Units, Window
-from spfde.tiles import stack_of
+from spfde.kernels.triton.epilogue import finish
+from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
+from spfde.pattern import Window
+from spfde.tiles import Tiles, stack_of
 
 Shape = tuple[int, ...]
 
 
 @triton.jit
-def multiply(
-    source, values, bias, result, row_ptr, col, perm, positions, grid_h, grid_w, source_h, source_w, sources, result_h,
-    result_w, results, rows, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr,
-    TAPS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, TRANSPOSED: tl.constexpr, BIAS: tl.constexpr,
-    RELU: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, PIXELS: tl.constexpr,
+def conv2d_kernel(
+    source, values, entry, work, scale, bias, residual, result, items, positions, grid_h, grid_w, source_h, source_w,
+    sources, result_h, result_w, results, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+    KERNEL_W: tl.constexpr, TAPS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr,
+    TRANSPOSED: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """result[pixel, block row] = sum over the row's blocks of source[pixel moved by the tap, block column] x block.
+    """One item of work on one tile of result pixels; a block is OUT x IN in the direction of the product.
 
-    DEPTH channels are multiplied at once. grid_h, grid_w: destination pixels of one residue in an image.
+    Items vary fastest: programs that run at the same time read the same pixels. grid_h, grid_w: result pixels of one
+    stride residue in an image; positions: of all images. DEPTH channels are multiplied at once, as in `spmm_kernel`.
     """
-    INNER: tl.constexpr = R if TRANSPOSED else C
-    OUTER: tl.constexpr = C if TRANSPOSED else R
-    PARTS: tl.constexpr = INNER // DEPTH
-    row = tl.program_id(0) % rows  # rows fastest: programs that run together read the same pixels
-    pixel = tl.program_id(0) // rows * PIXELS + tl.arange(0, PIXELS)
+    OUTPUTS: tl.constexpr = OUT * TOGETHER
+    STACK: tl.constexpr = DEPTH // IN if DEPTH > IN else 1
+    PARTS: tl.constexpr = IN // DEPTH if DEPTH < IN else 1
+    item = tl.program_id(0) % items
+    group = tl.load(work + item * 4)
+    if group < 0:
+        return
+    first = tl.load(work + item * 4 + 1)
+    last = tl.load(work + item * 4 + 2)
+    pixel = tl.program_id(0) // items * PIXELS + tl.arange(0, PIXELS)
     image, place = pixel // (grid_h * grid_w), pixel % (grid_h * grid_w)
     i, j = place // grid_w, place % grid_w
-    if TRANSPOSED:
-        phase_h, phase_w = row // stride_w % stride_h, row % stride_w
-        result_row = row // (stride_h * stride_w)
+    if TRANSPOSED:  # groups of the first residue, then of the next
+        residue, group = group // tl.cdiv(results, OUTPUTS), group % tl.cdiv(results, OUTPUTS)
+        phase_h, phase_w = residue // stride_w, residue % stride_w
         at_h = i * stride_h + ((phase_h - pad_h) % stride_h + stride_h) % stride_h
         at_w = j * stride_w + ((phase_w - pad_w) % stride_w + stride_w) % stride_w
         from_h, from_w = (at_h + pad_h - phase_h) // stride_h, (at_w + pad_w - phase_w) // stride_w
     else:
         phase_h, phase_w = 0, 0
-        result_row = row
         at_h, at_w = i, j
         from_h, from_w = i * stride_h - pad_h, j * stride_w - pad_w
     wanted = (pixel < positions) & (at_h < result_h) & (at_w < result_w)
-    base = source + ((image.to(tl.int64) * source_h + from_h) * source_w + from_w) * sources
-
-    n = tl.arange(0, OUTER)
+    base = source + ((image.to(tl.int64) * source_h + from_h) * source_w + from_w)[:, None] * sources
+    n = tl.arange(0, OUTPUTS)
     k = tl.arange(0, DEPTH)
-    total = tl.zeros((PIXELS, OUTER), tl.float32)
-    start, stop = tl.load(row_ptr + row), tl.load(row_ptr + row + 1)
-    if not TRANSPOSED:  # counted in units, C to a block
-        start, stop = start // C, stop // C
-    for step in range(start * PARTS, stop * PARTS):
-        entry = step // PARTS
-        inner = step % PARTS * DEPTH + k
-        if TRANSPOSED:
-            block = tl.load(perm + entry)
-            column = tl.load(col + entry)
-            first = column // TAPS * R
-        else:
-            block = entry
-            column = tl.load(col + entry * C)
-            first = column // (TAPS * C) * C  # column // TAPS, in a form that shows the compiler what divides it
-        tap = column % TAPS
+    acc = tl.zeros((PIXELS, OUTPUTS), tl.float32)
+    for step in range(0, tl.cdiv(last - first, STACK) * PARTS):
+        at, column, slot, inside = entry_of(entry, first, step, k, IN, TOGETHER, STACK, PARTS, DEPTH)
+        tap, channel = column % TAPS, column // TAPS * IN + inside
         if TRANSPOSED:
             move_h = -((tap // KERNEL_W * dilation_h - phase_h) // stride_h)
             move_w = -((tap % KERNEL_W * dilation_w - phase_w) // stride_w)
         else:
             move_h, move_w = tap // KERNEL_W * dilation_h, tap % KERNEL_W * dilation_w
-        h, w = from_h + move_h, from_w + move_w
-        inside = (wanted & (h >= 0) & (h < source_h) & (w >= 0) & (w < source_w))[:, None]
+        move = (move_h * source_w + move_w) * sources + channel
+        if STACK > 1:  # several taps side by side
+            move_h, move_w = move_h[None, :], move_w[None, :]
+        h, w = from_h[:, None] + move_h, from_w[:, None] + move_w
+        mask = wanted[:, None] & (h >= 0) & (h < source_h) & (w >= 0) & (w < source_w)
+        if STACK > 1:
+            mask = mask & (slot >= 0)[None, :]
         if RAGGED:
-            inside = inside & (first + inner < sources)[None, :]
-        move = (move_h * source_w + move_w) * sources + first + inner
-        a = tl.load(base[:, None] + move[None, :], mask=inside, other=0.0)
-        weights = values + block.to(tl.int64) * (R * C)
-        if TRANSPOSED:
-            b = tl.load(weights + inner[:, None] * C + n[None, :])
-        else:
-            b = tl.load(weights + n[None, :] * C + inner[:, None])
+            mask = mask & (channel < sources)[None, :]
+        pixels = tl.load(base + move[None, :], mask=mask, other=0.0)
+        block = block_of(values, at, slot, inside, n, OUT, IN, TOGETHER, STACK, TRANSPOSED, WIDE)
         if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-
-    channel = result_row * OUTER + n
-    if BIAS:
-        total += tl.load(bias + channel, mask=channel < results, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        total = tl.where(total < 0.0, 0.0, total)
-    at = result + ((image.to(tl.int64) * result_h + at_h) * result_w + at_w) * results
-    mask = wanted[:, None] & (channel < results)[None, :]
-    tl.store(at[:, None] + channel[None, :], total.to(result.dtype.element_ty), mask=mask)
+            pixels, block = pixels.to(tl.float32), block.to(tl.float32)
+        acc = tl.dot(pixels, block, acc, input_precision=PRECISION)
+    row = (image.to(tl.int64) * result_h + at_h) * result_w + at_w
+    finish(acc, scale, bias, residual, result, row, wanted, group * OUTPUTS + n, results, results, SCALE, BIAS,
+           RESIDUAL, ACT)  # fmt: skip
 
 
 @triton.jit
-def reduce(
-    dy, x, dvalues, dbias, row_ptr, col, positions, span, slots, out_h, out_w, height, width, channels, outputs,
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr, TAPS: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr, ALIGNED: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr, PIXELS: tl.constexpr, GROUP: tl.constexpr,
+def conv2d_grad_kernel(
+    dy, x, entry, out, sums, positions, outputs, blocks, steps, out_h, out_w, height, width, channels, stride_h,
+    stride_w, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr, TAPS: tl.constexpr, HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr, TOGETHER: tl.constexpr, STACK: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """dvalues[part, block] = sum over the part's pixels of dY[pixel, block row]^T X[pixel moved by the tap, channels].
-
-    A program owns GROUP blocks of a block row, stacked on the M axis so that it is long even for small blocks, and one
-    part: `span` pixels. ALIGNED channels in a row of memory belong to one block and start at a multiple of ALIGNED.
-    """
-    group, row, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    n = tl.arange(0, R)
-    output = row * R + n
-    start, stop = tl.load(row_ptr + row) // C, tl.load(row_ptr + row + 1) // C
-    first = start + group * GROUP
-    end = tl.minimum(positions, (part + 1) * span)
-    if first < stop:
-        m = tl.arange(0, GROUP * C)
-        block = first + m // C
-        column = tl.load(col + block * C, mask=block < stop, other=0)
-        channel, tap = column // TAPS + m % C, column % TAPS
-        move_h, move_w = tap // KERNEL_W * dilation_h - pad_h, tap % KERNEL_W * dilation_w - pad_w
-        move = (move_h * width + move_w) * channels + channel
-        live = ((block < stop) & (channel < channels)).to(tl.int32)
-        # Loaded columns hide from the compiler that a block's channels are neighbours at one tap.
-        move = tl.max_contiguous(tl.multiple_of(move, ALIGNED), ALIGNED)
-        move_h, move_w = tl.max_constancy(move_h, ALIGNED), tl.max_constancy(move_w, ALIGNED)
-        live = tl.max_constancy(live, ALIGNED) != 0
-        total = tl.zeros((GROUP * C, R), tl.float32)
-        for begin in range(part * span, end, PIXELS):
-            pixel = begin + tl.arange(0, PIXELS)
+    """One chunk of entries over `steps` x DEPTH output pixels; out and sums as in `sddmm_kernel`."""
+    INPUTS: tl.constexpr = STACK * WIDTH
+    OUTPUTS: tl.constexpr = TOGETHER * HEIGHT
+    FIELDS: tl.constexpr = 2 + TOGETHER
+    chunk = entry + tl.program_id(0) * STACK * FIELDS
+    part = tl.program_id(1).to(tl.int64)
+    group = tl.load(chunk + 1)
+    if group < 0:
+        return
+    m = tl.arange(0, INPUTS)
+    n = tl.arange(0, OUTPUTS)
+    at = chunk + m // WIDTH * FIELDS
+    column = tl.max_constancy(tl.load(at), WIDTH)
+    tap, channel = column % TAPS, column // TAPS * WIDTH + m % WIDTH
+    move_h, move_w = tap // KERNEL_W * dilation_h - pad_h, tap % KERNEL_W * dilation_w - pad_w
+    move = ((move_h * width + move_w) * channels + channel)[:, None]
+    output = group * OUTPUTS + n
+    acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
+    if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:  # an empty group has one empty chunk
+        for step in range(0, steps):
+            pixel = ((part * steps + step) * DEPTH).to(tl.int32) + tl.arange(0, DEPTH)
             image, place = pixel // (out_h * out_w), pixel % (out_h * out_w)
             at_h, at_w = place // out_w * stride_h, place % out_w * stride_w
             base = ((image.to(tl.int64) * height + at_h) * width + at_w) * channels
             h, w = at_h[None, :] + move_h[:, None], at_w[None, :] + move_w[:, None]
-            inside = (pixel < end)[None, :] & live[:, None] & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-            a = tl.load(x + base[None, :] + move[:, None], mask=inside, other=0.0)
-            mask = (pixel < end)[:, None] & (output < outputs)[None, :]
-            b = tl.load(dy + pixel.to(tl.int64)[:, None] * outputs + output[None, :], mask=mask, other=0.0)
+            mask_x = (pixel < positions)[None, :] & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+            mask_dy = (pixel < positions)[:, None]
+            if RAGGED:
+                mask_x = mask_x & (channel < channels)[:, None]
+                mask_dy = mask_dy & (output < outputs)[None, :]
+            a = tl.load(x + base[None, :] + move, mask=mask_x, other=0.0)
+            b = tl.load(dy + pixel.to(tl.int64)[:, None] * outputs + output[None, :], mask=mask_dy, other=0.0)
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
-            total = tl.dot(a, b, total, input_precision=PRECISION)
-        slot = part.to(tl.int64) * slots + block
-        place = slot[:, None] * (R * C) + n[None, :] * C + (m % C)[:, None]
-        tl.store(dvalues + place, total.to(dvalues.dtype.element_ty), mask=(block < stop)[:, None])
-    if BIAS and group == 0:
-        sums = tl.zeros((R,), tl.float32)
-        for begin in range(part * span, end, PIXELS):
-            pixel = begin + tl.arange(0, PIXELS)
-            mask = (pixel < end)[:, None] & (output < outputs)[None, :]
-            b = tl.load(dy + pixel.to(tl.int64)[:, None] * outputs + output[None, :], mask=mask, other=0.0)
-            sums += tl.sum(b.to(tl.float32), 0)
-        tl.store(dbias + part * outputs + output, sums.to(dbias.dtype.element_ty), mask=output < outputs)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    store_blocks(acc, out, at, part, blocks, m, n, HEIGHT, WIDTH, TOGETHER, False)
+    before = tl.load(chunk + 1 - STACK * FIELDS, mask=tl.program_id(0) > 0, other=-1)
+    if BIAS and before != group:  # the first chunk of its group: dY is still near
+        store_sums(dy, sums, part, output, positions, outputs, outputs, steps, OUTPUTS, DEPTH)
 
 
-def forward(
-    x: Tensor, values: Tensor, bias: Tensor | None, units: Units, shape: Shape, window: Window, relu: bool = False
-) -> Tensor:
-    """Y [batch, out, out_h, out_w] = conv2d(x) + bias, negative ones 0 if `relu`, in channels_last memory.
+def forward(x: Tensor, values: Tensor, epilogue: Epilogue, units: TiledUnits, shape: Shape, window: Window) -> Tensor:
+    """Y [batch, out, out_h, out_w] = epilogue(conv2d(x)), in channels_last memory.
 
     x: [batch, channels, height, width]. values: [capacity, R, C].
     """
     if _is_linear(window, x.dtype):
-        return _images(
-            spmm.forward(_pixels(x), values, Epilogue(bias, act="relu" if relu else "none"), units, shape[0]), x
-        )
+        rest = epilogue.residual
+        epilogue = epilogue._replace(residual=None if rest is None else _pixels(rest))
+        return _images(spmm.forward(_pixels(x), values, epilogue, units, shape[0]), x)
     size = window.output_size(*x.shape[2:])
-    return _multiply(x, values, bias, (units.row_ptr, units.col, None), (shape[0], *size), size, window, relu)
+    return _product(x, values, units.tiles, False, (shape[0], *size), size, window, epilogue)
 
 
-def input_grad(dy: Tensor, values: Tensor, units: Units, size: Shape, shape: Shape, window: Window) -> Tensor:
+def input_grad(dy: Tensor, values: Tensor, units: TiledUnits, size: Shape, shape: Shape, window: Window) -> Tensor:
     """DX [batch, channels, *size] in channels_last memory."""
     if _is_linear(window, dy.dtype):
         return _images(spmm.input_grad(_pixels(dy), values, units, shape[1]), dy)
-    if not units.t_row_ptr.numel():
-        units = with_transpose(units, values.shape[1:], shape, window)
-    lists = (units.t_row_ptr, units.t_col, units.t_perm)
     grid = tuple(triton.cdiv(side, step) for side, step in zip(size, window.stride, strict=True))
-    return _multiply(dy, values, None, lists, (shape[1], *size), grid, window, False)
+    return _product(dy, values, units.t_tiles, True, (shape[1], *size), grid, window)
 
 
-def _multiply(
+def _product(
     source: Tensor,
     values: Tensor,
-    bias: Tensor | None,
-    lists: tuple[Tensor, Tensor, Tensor | None],
+    tiles: Tiles,
+    transposed: bool,
     size: Shape,
     grid: Shape,
     window: Window,
-    relu: bool,
+    epilogue: Epilogue = PLAIN,
 ) -> Tensor:
-    """The result [batch, *size] by lists (row pointers, columns, and if transposed, blocks)."""
-    last, (height, width) = torch.channels_last, values.shape[1:]
-    source = source.contiguous(memory_format=last)
-    result = torch.empty((len(source), *size), dtype=source.dtype, device=source.device, memory_format=last)
-    inner, outer = (width, height) if lists[2] is None else (height, width)
-    rows, positions = lists[0].numel() - 1, len(source) * prod(grid)
-    how = product_config(gpu_at(source.device), outer, inner, source.dtype, positions, exact(source.dtype))
+    """The result [batch, *size]; grid: pixels of one stride residue in an image of it."""
+    source, rest = _channels_last(source), epilogue.residual
+    epilogue = epilogue._replace(residual=None if rest is None else _channels_last(rest))
+    (height, width), together, dtype = values.shape[1:], tiles.together, source.dtype
+    result = torch.empty((len(source), *size), dtype=dtype, device=source.device, memory_format=torch.channels_last)
+    out, into = (width, height) if transposed else (height, width)
+    positions, items = len(source) * prod(grid), tiles.work.shape[0]
+    how = config.product_config(
+        gpu_at(source.device), out * together, into, together, dtype, positions, exact(dtype, "conv2d"), "conv2d"
+    )
     launch(
-        multiply, (triton.cdiv(positions, how.tokens) * rows,), source, values, bias, result, *lists, positions, *grid,
-        *source.shape[2:], source.shape[1], *size[1:], size[0], rows, *_steps(window), **_taps(window), R=height,
-        C=width, TRANSPOSED=lists[2] is not None, BIAS=bias is not None, RELU=relu,
-        RAGGED=source.shape[1] % inner != 0, PRECISION=_precision(source.dtype), UPCAST=upcast(source.dtype),
-        PIXELS=how.tokens, DEPTH=how.depth, config=how,
+        conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
+        epilogue.scale, epilogue.bias, epilogue.residual, result, items, positions, *grid, *source.shape[2:],
+        source.shape[1], *size[1:], size[0], *_steps(window), **_taps(window), OUT=out, IN=into, TOGETHER=together,
+        TRANSPOSED=transposed, RAGGED=source.shape[1] % into != 0, **epilogue.constants,
+        PRECISION=precision(dtype, "conv2d"), UPCAST=upcast(dtype), WIDE=values.numel() >= 2**31, PIXELS=how.tokens,
+        DEPTH=how.depth, config=how,
     )  # fmt: skip
     return result
 
 
 def weight_grad(
-    dy: Tensor, x: Tensor, units: Units, block: Sequence[int], shape: Shape, window: Window, bias: bool
+    dy: Tensor, x: Tensor, units: TiledUnits, block: Sequence[int], shape: Shape, window: Window, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
     if _is_linear(window, x.dtype):
         return sddmm.weight_grad(_pixels(dy), _pixels(x), units, block, bias)
-    dy, x = (t.contiguous(memory_format=torch.channels_last) for t in (dy, x))
-    (height, width), rows = block, units.row_ptr.numel() - 1
-    slots, positions = units.col.numel() // width, len(dy) * prod(dy.shape[2:])
-    gpu, together = gpu_at(x.device), stack_of(width)
-    how = config.weight_grad_config(gpu, height, width, x.dtype, exact(x.dtype))
-    # As many groups as a full row has: none asks the device how long its rows are, those past the end stop at once.
-    groups = triton.cdiv(triton.cdiv(shape[1], width) * prod(window.kernel), together)
-    parts = config.parts(gpu, slots // together + rows, positions, how.depth)
-    kind = x.dtype if parts == 1 else torch.float32
-    dvalues, dbias = x.new_zeros(parts, slots, *block, dtype=kind), x.new_zeros(parts, bias * shape[0], dtype=kind)
-    launch(
-        reduce, (groups, rows, parts), dy, x, dvalues, dbias, units.row_ptr, units.col, positions,
-        triton.cdiv(positions, parts), slots, *dy.shape[2:], *x.shape[2:], x.shape[1], shape[0], *_steps(window),
-        **_taps(window), R=height, C=width, ALIGNED=gcd(x.shape[1], width, 16), BIAS=bias,
-        PRECISION=_precision(x.dtype), UPCAST=upcast(x.dtype), PIXELS=how.depth, GROUP=together, config=how,
-    )  # fmt: skip
-    return (dvalues[0], dbias[0]) if parts == 1 else (dvalues.sum(0).to(x.dtype), dbias.sum(0).to(x.dtype))
+    dy, x = _channels_last(dy), _channels_last(x)
+    (height, width), tiles = block, units.tiles
+    blocks, positions = units.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
+    gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
+    how = config.weight_grad_config(gpu, outputs, width, x.dtype, exact(x.dtype, "conv2d"))
+    chunks = tiles.entry.shape[0] // stack
+    parts = config.parts(gpu, chunks, positions, how.depth)
+
+    def run(dvalues: Tensor, dbias: Tensor, _: bool) -> None:
+        launch(
+            conv2d_grad_kernel, (chunks, parts), dy, x, tiles.entry, dvalues, dbias, positions, shape[0], blocks,
+            triton.cdiv(positions, parts * how.depth), *dy.shape[2:], *x.shape[2:], x.shape[1], *_steps(window),
+            **_taps(window), HEIGHT=height, WIDTH=width, TOGETHER=tiles.together, STACK=stack,
+            RAGGED=shape[0] % outputs != 0 or x.shape[1] % width != 0, BIAS=bias,
+            PRECISION=precision(x.dtype, "conv2d"), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
+        )  # fmt: skip
+
+    return sddmm.in_parts(run, parts, x.new_zeros(blocks, *block), x.new_empty(bias * shape[0]), False)
 
 
 def _is_linear(window: Window, dtype: torch.dtype) -> bool:
     """Whether the linear kernels do it: unless torch's flags give convolutions another precision than them."""
-    return window.linear and exact(dtype) == exact_linear(dtype)
+    return window.linear and exact(dtype) == exact(dtype, "conv2d")
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if dtype == torch.float32 and not exact(dtype) else "ieee"
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -18,21 +18,23 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
             kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
 
 
-def exact(dtype: torch.dtype) -> bool:
-    """Whether products must not round their operands: float32 that torch's flags keep from TF32."""
-    return dtype == torch.float32 and not uses_tf32()
+def exact(dtype: torch.dtype, op: str = "linear") -> bool:
+    """Whether products must not round their operands: float32 that torch's flags for this op keep from TF32."""
+    return dtype == torch.float32 and not uses_tf32(op)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How tl.dot treats operands of this precision: TF32 where torch's own products would use it."""
-    return "tf32" if dtype == torch.float32 and not exact(dtype) else "ieee"
+def precision(dtype: torch.dtype, op: str = "linear") -> str:
+    """How tl.dot treats operands of this precision: TF32 where torch's own op ("linear" or "conv2d") would use it."""
+    return "tf32" if dtype == torch.float32 and uses_tf32(op) else "ieee"
 
 
-def uses_tf32() -> bool:
-    """Whether torch's flags let float32 products on a GPU round their operands to TF32."""
-    flags = torch.backends.cuda.matmul
-    newer = getattr(flags, "fp32_precision", None)  # torch >= 2.9; asking for the older flag may raise there
-    return flags.allow_tf32 if newer is None else newer == "tf32"
+def uses_tf32(op: str) -> bool:
+    """Whether torch's flags let this op's float32 products on a GPU round their operands to TF32."""
+    older = newer = torch.backends.cuda.matmul
+    if op == "conv2d":
+        older, newer = torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None)
+    setting = getattr(newer, "fp32_precision", None)  # torch >= 2.9; asking for the older flag may raise there
+    return older.allow_tf32 if setting is None else setting == "tf32"
 
 
 def upcast(dtype: torch.dtype) -> bool:

@@ -63,7 +63,7 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
     blocks = stored / (height * width) * tokens / 128
     seconds = 0.0
     for outputs, inputs in ((height, width), (width, height)):
-        together = together_of(outputs, inputs, problem.density) if problem.window.linear else 1
+        together = together_of(outputs, inputs, problem.density)
         limit = blocks * _slower(gpu, outputs, inputs, problem.density, together, dtype) * 1e-12
         seconds += max(limit, activations) + LAUNCH
     side = max(width, STACKED)

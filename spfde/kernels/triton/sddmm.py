@@ -5,7 +5,7 @@ A program holds a chunk of a group: blocks of the same rows side by side, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -15,6 +15,7 @@ from torch import Tensor
 from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.kernels.triton.walk import store_blocks, store_sums
 from spfde.tiles import stack_of
 
 LANES = 1024
@@ -42,15 +43,13 @@ def sddmm_kernel(
     at = chunk + m // WIDTH * FIELDS
     feature = tl.max_constancy(tl.load(at), WIDTH) * WIDTH + m % WIDTH
     output = group * OUTPUTS + n
-    left = (batch - part * steps * DEPTH).to(tl.int32)
-    x += part * steps * DEPTH * stride_x
-    dy += part * steps * DEPTH * stride_dy
+    begin = part * steps * DEPTH
     acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
     if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:  # an empty group has one empty chunk
         for step in range(0, steps):
-            token = (step * DEPTH + lane).to(tl.int64)
-            mask_x = (token < left)[None, :]
-            mask_dy = (token < left)[:, None]
+            token = begin + step * DEPTH + lane
+            mask_x = (token < batch)[None, :]
+            mask_dy = (token < batch)[:, None]
             if RAGGED:
                 mask_x = mask_x & (feature < cols)[:, None]
                 mask_dy = mask_dy & (output < rows)[None, :]
@@ -60,22 +59,10 @@ def sddmm_kernel(
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    slot = tl.full((INPUTS, OUTPUTS), -1, tl.int32)
-    for row in tl.static_range(TOGETHER):
-        slot = tl.where((n // HEIGHT == row)[None, :], tl.load(at + 2 + row)[:, None], slot)
-    place = (part * blocks + slot) * (HEIGHT * WIDTH) + (n % HEIGHT * WIDTH)[None, :] + (m % WIDTH)[:, None]
-    if ADD:
-        acc += tl.load(out + place, mask=slot >= 0, other=0.0).to(tl.float32)
-    tl.store(out + place, acc.to(out.dtype.element_ty), mask=slot >= 0)
+    store_blocks(acc, out, at, part, blocks, m, n, HEIGHT, WIDTH, TOGETHER, ADD)
     before = tl.load(chunk + 1 - STACK * FIELDS, mask=tl.program_id(0) > 0, other=-1)
     if BIAS and before != group:  # the first chunk of its group: dY is still near
-        total = tl.zeros((OUTPUTS,), tl.float32)
-        for step in range(0, steps):
-            token = (step * DEPTH + lane).to(tl.int64)[:, None]
-            mask_dy = (token < left) & (output < rows)[None, :]
-            b = tl.load(dy + token * stride_dy + output[None, :], mask=mask_dy, other=0.0)
-            total += tl.sum(b.to(tl.float32), 0)
-        tl.store(sums + part * rows + output, total.to(sums.dtype.element_ty), mask=output < rows)
+        store_sums(dy, sums, part, output, batch, rows, stride_dy, steps, OUTPUTS, DEPTH)
 
 
 @triton.jit
@@ -105,30 +92,33 @@ def weight_grad(
     how = config.weight_grad_config(gpu, outputs, width, x.dtype, exact(x.dtype))
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, batch, how.depth)
+
+    def run(dvalues: Tensor, dbias: Tensor, add: bool) -> None:
+        launch(
+            sddmm_kernel, (chunks, parts), dy, x, tiles.entry, dvalues, dbias, batch, rows, cols, dy.stride(0),
+            x.stride(0), blocks, triton.cdiv(batch, parts * how.depth), HEIGHT=height, WIDTH=width,
+            TOGETHER=tiles.together, STACK=stack, RAGGED=rows % outputs != 0 or cols % width != 0, BIAS=bias, ADD=add,
+            PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
+        )  # fmt: skip
+
     dvalues = x.new_zeros(blocks, height, width) if out is None else out
-    dbias = x.new_empty(rows if bias else 0)
-    partial, sums = dvalues, dbias
-    if parts > 1:
-        partial = x.new_zeros(parts, *dvalues.shape, dtype=torch.float32)
-        sums = x.new_empty(parts, dbias.numel(), dtype=torch.float32)
-    launch(
-        sddmm_kernel, (chunks, parts), dy, x, tiles.entry, partial, sums, batch, rows, cols, dy.stride(0), x.stride(0),
-        blocks, triton.cdiv(batch, parts * how.depth), HEIGHT=height, WIDTH=width, TOGETHER=tiles.together, STACK=stack,
-        RAGGED=rows % outputs != 0 or cols % width != 0, BIAS=bias, ADD=out is not None and parts == 1,
-        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
-    )  # fmt: skip
-    if parts > 1:
-        for part, total, add in ((partial, dvalues, out is not None), (sums, dbias, False)):
-            size = total.numel()
-            launch(
-                reduce_kernel,
-                (triton.cdiv(size, LANES),),
-                part,
-                total,
-                size,
-                parts,
-                ADD=add,
-                LANES=LANES,
-                config=REDUCE,
-            )
+    return in_parts(run, parts, dvalues, x.new_empty(rows if bias else 0), out is not None)
+
+
+def in_parts(
+    run: Callable[[Tensor, Tensor, bool], None], parts: int, dvalues: Tensor, dbias: Tensor, add: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients after `run`, which writes `parts` results one after the other and may add to what is there."""
+    if parts == 1:
+        run(dvalues, dbias, add)
+        return dvalues, dbias
+    partial = dvalues.new_zeros(parts, *dvalues.shape, dtype=torch.float32)
+    sums = dbias.new_empty(parts, dbias.numel(), dtype=torch.float32)
+    run(partial, sums, False)
+    for part, total, on_top in ((partial, dvalues, add), (sums, dbias, False)):
+        size = total.numel()
+        launch(
+            reduce_kernel, (triton.cdiv(size, LANES),), part, total, size, parts, ADD=on_top, LANES=LANES,
+            config=REDUCE,
+        )  # fmt: skip
     return dvalues, dbias

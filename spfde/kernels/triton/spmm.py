@@ -15,6 +15,7 @@ from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.kernels.triton.walk import block_of, entry_of
 from spfde.tiles import Tiles
 
 
@@ -32,9 +33,6 @@ def spmm_kernel(x, values, entry, work, scale, bias, residual, y, scratch, batch
     OUTPUTS: tl.constexpr = OUT * TOGETHER
     STACK: tl.constexpr = DEPTH // IN if DEPTH > IN else 1
     PARTS: tl.constexpr = IN // DEPTH if DEPTH < IN else 1
-    WIDTH: tl.constexpr = 2 + TOGETHER
-    STEP_OUT: tl.constexpr = 1 if TRANSPOSED else IN
-    STEP_IN: tl.constexpr = OUT if TRANSPOSED else 1
     item = tl.program_id(0) % items
     tile = tl.program_id(0) // items
     group = tl.load(work + item * 4)
@@ -51,21 +49,11 @@ def spmm_kernel(x, values, entry, work, scale, bias, residual, y, scratch, batch
     x += tile.to(tl.int64) * TOKENS * stride_x
     acc = tl.zeros((TOKENS, OUTPUTS), tl.float32)
     for step in range(0, tl.cdiv(last - first, STACK) * PARTS):
-        if STACK > 1:
-            at = entry + (first + step * STACK + k // IN) * WIDTH
-            column = tl.max_constancy(tl.load(at), IN)
-            slot = tl.max_constancy(tl.load(at + 2), IN)
-            stored = slot >= 0
-            inside = k % IN
-        else:
-            at = entry + (first + step // PARTS) * WIDTH
-            column = tl.load(at)
-            inside = (step % PARTS) * DEPTH + k
-            stored = k >= 0
+        at, column, slot, inside = entry_of(entry, first, step, k, IN, TOGETHER, STACK, PARTS, DEPTH)
         feature = column * IN + inside
         mask = (token < batch)[:, None]
         if STACK > 1:
-            mask = mask & stored[None, :]
+            mask = mask & (slot >= 0)[None, :]
         if RAGGED:
             mask = mask & (feature < inner)[None, :]
         rows = tl.load(x + lane[:, None] * stride_x + feature[None, :], mask=mask, other=0.0)
@@ -78,16 +66,8 @@ def spmm_kernel(x, values, entry, work, scale, bias, residual, y, scratch, batch
                 block = tl.load(values + place, mask=(feature < inner)[:, None] & (output < outer)[None, :], other=0.0)
             else:
                 block = tl.load(values + place)
-        elif STACK > 1:
-            place = (slot.to(tl.int64) if WIDE else slot) * (OUT * IN) + inside * STEP_IN
-            block = tl.load(values + place[:, None] + n[None, :] * STEP_OUT, mask=stored[:, None], other=0.0)
-        elif TOGETHER > 1:
-            slot = tl.max_constancy(tl.load(at + 2 + n // OUT), OUT)
-            place = (slot.to(tl.int64) if WIDE else slot) * (OUT * IN) + (n % OUT) * STEP_OUT
-            block = tl.load(values + inside[:, None] * STEP_IN + place[None, :], mask=(slot >= 0)[None, :], other=0.0)
         else:
-            place = values + tl.load(at + 2).to(tl.int64) * (OUT * IN)
-            block = tl.load(place + inside[:, None] * STEP_IN + n[None, :] * STEP_OUT)
+            block = block_of(values, at, slot, inside, n, OUT, IN, TOGETHER, STACK, TRANSPOSED, WIDE)
         if UPCAST:
             rows = rows.to(tl.float32)
             block = block.to(tl.float32)

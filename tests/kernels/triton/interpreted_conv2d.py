@@ -13,17 +13,18 @@ from kernels.problems import build
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spfde.kernels import conv2d
+from spfde.kernels import conv2d, tiled
+from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.masked import to_dense
 from spfde.kernels.tiled import TiledUnits, tiles_of
-from spfde.kernels.triton import config
-from spfde.kernels.triton.conv2d_plan import with_transpose
+from spfde.kernels.triton import config, launch
 from spfde.pattern import Plan, Window
 from spfde.structure import Pattern
 
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the norm of the terms, all positive
 BLOCKS = ("block:16x16", "block:16x16", "block:32x16", "block:16x32", "block:16x128")
 THREE = Window((3, 3), (1, 1), (1, 1, 1, 1))
+ACTS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -36,31 +37,39 @@ class Case:
     values: Tensor
     bias: Tensor
     dy: Tensor
-    relu: bool = False
+    scale: Tensor | None = None
+    residual: Tensor | None = None
+    act: str = "none"
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue(self.bias, self.scale, self.residual, self.act)
 
     def got(self) -> list[Tensor]:
         from spfde.kernels.triton import conv2d as kernels
 
-        shape, block, units = self.plan.shape, self.values.shape[1:], self.plan.units
-        if self.window.linear:
-            first, second = tiles_of(self.plan)
-            units = TiledUnits(*units, *first, *second)
+        shape, block = self.plan.shape, self.values.shape[1:]
+        first, second = tiles_of(self.plan)
+        units = TiledUnits(*self.plan.units, *first, *second)
         return [
-            kernels.forward(self.x, self.values, self.bias, units, shape, self.window, self.relu),
+            kernels.forward(self.x, self.values, self.epilogue, units, shape, self.window),
             kernels.input_grad(self.dy, self.values, units, self.x.shape[2:], shape, self.window),
             *kernels.weight_grad(self.dy, self.x, units, block, shape, self.window, True),
         ]
 
     def exact(self, positive: bool = False) -> list[Tensor]:
         """The same in float64, with the terms' absolute values if `positive`."""
-        parts = (self.x, self.values, self.bias, self.dy)
-        x, values, bias, dy = (t.double().abs() if positive else t.double() for t in parts)
+        ones, zeros = torch.ones(1), torch.zeros(1)
+        parts = (self.x, self.values, self.bias, self.dy, ones if self.scale is None else self.scale,
+                 zeros if self.residual is None else self.residual)  # fmt: skip
+        x, values, bias, dy, scale, residual = (t.double().abs() if positive else t.double() for t in parts)
         x, values, bias = (t.contiguous().requires_grad_() for t in (x, values, bias))
         top, bottom, left, right = self.window.padding
         weight = to_dense(values, self.plan.units, self.plan.shape)
         y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, self.window.stride, 0, self.window.dilation)
         grads = torch.autograd.grad(y, (x, values, bias), dy)
-        return [y.detach().relu() if self.relu else y.detach(), *grads]
+        z = (y - bias.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + residual
+        return [ACTS[self.act](z).detach(), *grads]
 
 
 def check(case: Case) -> None:
@@ -80,7 +89,7 @@ def case(
     dtype=torch.float32,
     memory="channels_last",
     dead=0,
-    relu=False,
+    act="none",
     seed=0,
 ) -> Case:
     """Random tensors for a weight of dense `shape`."""
@@ -95,7 +104,11 @@ def case(
         x = x.transpose(2, 3)[:, :, 1:, 2:]
     bias = torch.randn(shape[0], generator=generator).to(dtype)
     dy = torch.randn(batch, shape[0], *window.output_size(*size), generator=generator).to(dtype)
-    return Case(plan, window, x, values, bias, dy, relu)
+    scale = residual = None
+    if act != "none":
+        scale = torch.randn(shape[0], generator=generator).to(dtype)
+        residual = torch.randn(dy.shape, generator=generator).to(dtype)
+    return Case(plan, window, x, values, bias, dy, scale, residual, act)
 
 
 @st.composite
@@ -113,7 +126,7 @@ def cases(draw) -> Case:
         (outputs, channels, *kernel), window, pattern, draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
         draw(st.sampled_from([0, 1, 3])), size, draw(st.sampled_from([torch.float32, torch.float16])),
         draw(st.sampled_from(["channels_last", "contiguous", "view"])), draw(st.sampled_from([0, 3])),
-        draw(st.booleans()), draw(st.integers(0, 2**16)),
+        draw(st.sampled_from(ACTIVATIONS)), draw(st.integers(0, 2**16)),
     )  # fmt: skip
 
 
@@ -138,8 +151,22 @@ def test_a_common_convolution(dtype, stride):
 
 def test_rows_and_columns_of_blocks_that_store_nothing():
     some = case((48, 48, 3, 3), THREE, "block:16x16", 0.02, 1, (5, 5))
-    units = with_transpose(some.plan.units, (16, 16), some.plan.shape, THREE)
-    assert (units.row_ptr.diff() == 0).any() and (units.t_row_ptr.diff() == 0).any()
+    for tiles in tiles_of(some.plan):
+        assert (tiles.work[:, 1] == tiles.work[:, 2]).any()
+    check(some)
+
+
+@pytest.mark.parametrize("together", [1, 2, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_rows_of_blocks_that_share_a_program(monkeypatch, together, stride):
+    monkeypatch.setattr(tiled, "together_of", lambda *_: together)
+    check(case((80, 48, 3, 2), Window((3, 2), (stride, 1), (1, 0, 1, 0)), "block:16x16", 0.3, 2, (7, 5), act="relu6"))
+
+
+def test_taps_side_by_side_are_read_where_each_lies():
+    some = case((16, 16, 3, 3), THREE._replace(dilation=(2, 1)), "block:16x16", 1.0, 1, (6, 5))
+    how = config.product_config(launch.gpu_at(some.x.device), 16, 16, 1, some.x.dtype, 30, False)
+    assert how.depth > 16
     check(some)
 
 
@@ -207,10 +234,10 @@ def launched(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(
     "needs_x, trained, expected",
     [
-        (True, True, ["multiply", "multiply", "reduce"]),
-        (True, False, ["multiply", "multiply"]),
-        (False, True, ["multiply", "reduce"]),
-        (False, False, ["multiply"]),
+        (True, True, ["conv2d_kernel", "conv2d_kernel", "conv2d_grad_kernel"]),
+        (True, False, ["conv2d_kernel", "conv2d_kernel"]),
+        (False, True, ["conv2d_kernel", "conv2d_grad_kernel"]),
+        (False, False, ["conv2d_kernel"]),
     ],
 )
 def test_what_is_frozen_is_not_launched_and_nothing_is_kept_for_it(monkeypatch, needs_x, trained, expected):
@@ -242,11 +269,11 @@ def test_a_pointwise_convolution_runs_as_a_linear_layer_where_torch_gives_both_o
     names = launched(monkeypatch)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     pointwise()
-    assert {"spmm_kernel", "sddmm_kernel"} <= set(names) and not {"multiply", "reduce"} & set(names)
+    assert {"spmm_kernel", "sddmm_kernel"} <= set(names) and not any("conv2d" in name for name in names)
     names.clear()
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     pointwise()
-    assert names == ["multiply", "multiply", "reduce"]
+    assert names == ["conv2d_kernel", "conv2d_kernel", "conv2d_grad_kernel"]
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(False, "ieee"), (True, "tf32")])
@@ -261,17 +288,19 @@ def test_float32_is_rounded_where_torch_allows_it_to_convolutions(monkeypatch, a
     assert given == [expected] * 3 + ["ieee"] * 3
 
 
-def test_lists_of_the_transpose_hold_every_block_once_by_what_it_reads():
+def test_tiles_of_the_transpose_hold_every_block_once_by_what_it_reads():
     window = Window((3, 2), (2, 1), (1, 1, 0, 1), (1, 2))
-    plan = build((48, 32, 3, 2), window, 0.4, 3, 1, "block:16x16")[0]
-    units = with_transpose(plan.units, (16, 16), plan.shape, window)
-    order = units.t_perm[: plan.nnz].long()
-    assert order.sort().values.tolist() == list(range(plan.nnz))
-    t_row = torch.repeat_interleave(torch.arange(2 * 2), units.t_row_ptr.diff())  # channel blocks x residues
-    row, column = plan.positions[order] // 12, plan.positions[order] % 12
-    tap = column % 6
-    assert t_row.tolist() == (column // 6 * 2 + tap // 2 % 2).tolist()
-    assert units.t_col[: plan.nnz].tolist() == (row * 6 + tap).tolist()
+    plan = build((48, 80, 3, 2), window, 0.4, 3, 1, "block:16x16")[0]
+    tiles = tiles_of(plan)[1]
+    groups = -(-5 // tiles.together)  # of a residue
+    found = []
+    for column, group, *slots in tiles.entry.tolist():
+        for row, slot in enumerate(slots):
+            if slot >= 0:
+                residue, channel = group // groups, group % groups * tiles.together + row
+                assert residue == column % 6 // 2 % 2
+                found.append((column // 6 * 30 + channel * 6 + column % 6, slot))
+    assert sorted(found) == list(zip(plan.positions.tolist(), range(plan.nnz), strict=True))
 
 
 def test_groups_are_refused_with_the_reason():

@@ -26,9 +26,12 @@ def test_launches_fit_shared_memory_and_the_matrix_unit():
                     for exact in {False, dtype == F32}:
                         how = config.product_config(gpu, outputs, width, 1, dtype, 4096, exact)
                         back = config.weight_grad_config(gpu, outputs, width, dtype, exact)
-                        held = (how.tokens + outputs) * how.depth * dtype.itemsize * how.stages
-                        assert held <= gpu.shared
-                        assert (max(width, 128) + outputs) * back.depth * dtype.itemsize * back.stages <= gpu.shared
+                        # A step of a product is two stages; before Hopper one step's operands are in registers.
+                        held, back_held = ((how.stages + 1) // 2, back.stages)
+                        if gpu.capability < (9, 0):
+                            held, back_held = held - 1, back_held - 1
+                        assert held * (how.tokens + outputs) * how.depth * dtype.itemsize <= gpu.shared
+                        assert back_held * (max(width, 128) + outputs) * back.depth * dtype.itemsize <= gpu.shared
                         assert how.depth >= 16 and back.depth >= 16 and how.stages > 1 and back.stages > 1
                         assert how.depth % width == 0 or width % how.depth == 0
 
@@ -178,7 +181,7 @@ def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts
     [("ieee", F32, "ieee"), ("tf32", F32, "tf32"), ("tf32", BF16, "ieee"), ("tf32", torch.float16, "ieee")],
 )
 def test_tf32_where_torch_would_use_it(flag, dtype, expected, monkeypatch):
-    monkeypatch.setattr(launch, "uses_tf32", lambda: flag == "tf32")
+    monkeypatch.setattr(launch, "uses_tf32", lambda op: flag == "tf32")
     assert launch.precision(dtype) == expected
     assert launch.exact(dtype) == (dtype == F32 and flag == "ieee")
 
@@ -188,6 +191,6 @@ def test_torchs_flag_is_read():
     try:
         for value in ("highest", "high"):
             torch.set_float32_matmul_precision(value)
-            assert launch.uses_tf32() == (value == "high")
+            assert launch.uses_tf32("linear") == (value == "high")
     finally:
         torch.set_float32_matmul_precision(before)
