@@ -130,7 +130,12 @@ def _timed(module: nn.Module, weight: Tensor, x: Tensor, dy: Tensor) -> list[Cal
     def backward(given: Tensor, needed: Tensor, trained: bool) -> Callable[[], tuple[Tensor, ...]]:
         weight.requires_grad_(trained)
         y = module(given)
-        return lambda: torch.autograd.grad(y, needed, dy, retain_graph=True)
+
+        def run() -> tuple[Tensor, ...]:
+            weight.requires_grad_(trained)
+            return torch.autograd.grad(y, needed, dy, retain_graph=True)
+
+        return run
 
     def step(trained: bool) -> Callable[[], tuple[Tensor, ...]]:
         def run() -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ class Cell:
         return _median(self.device, way, part)
 
     def speedup(self, part: str, way: str = "spfde", over: str | None = None) -> float | None:
-        """Time of the fastest dense way for the part `over` (the same) over that of `way`, None if not both are timed."""
+        """Time of the fastest dense way for `over` (the same part) over that of `way`, None if not both were timed."""
         dense = [t for name in DENSE if (t := self.median(name, over or part)) is not None]
         mine = self.median(way, part)
         return min(dense) / mine if dense and mine else None
