@@ -75,9 +75,7 @@ def _verdict(record: Record, target: Target) -> Verdict:
         what, asked = f"{target.what}, break-even sparsity", f"at most {1 - target.case.density:.0%}"
         found = break_even(record, target.case, target.part)
         if found is not None:
-            measured = f"{found[0]} {found[1]:.0%}".strip() + (
-                "" if gain is None else f" ({times(gain)} at {1 - target.case.density:.0%})"
-            )
+            measured = f"{found[0]} {found[1]:.0%} ({measured} at {1 - target.case.density:.0%})".strip()
     return Verdict(what, str(target.case), asked, measured, None if gain is None else gain >= target.speedup)
 
 
