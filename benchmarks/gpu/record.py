@@ -11,33 +11,52 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu.cases import Case
+from gpu.cases import Case, Network
 
-DENSE = ("cublas", "cudnn channels_last", "cudnn contiguous")
+DENSE = ("cublas", "cudnn channels_last", "cudnn contiguous", "dense")
+NOISE = 1.05  # two times this close are alike
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One case: milliseconds on the device of every round, by way and part; `absent` says why a way has none.
+    """One case: milliseconds on the device of every round, by way and part.
 
-    host: milliseconds that the same calls took on the CPU, where the device does not wait for it.
+    host: milliseconds that the same calls took on the CPU, where the device does not wait for it. absent: why a peer
+    cannot be timed here. failed: what went wrong with a way, or a part, that should run. auto: the way that
+    `layer.kernel = "auto"` takes, and why.
     """
 
-    case: Case
+    case: Case | Network
     device: Mapping[str, Mapping[str, Sequence[float]]]
     host: Mapping[str, Mapping[str, Sequence[float]]]
     absent: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    auto: str = ""
+    reason: str = ""
 
     def median(self, way: str, part: str) -> float | None:
         """Milliseconds on the device, None where it was not timed."""
-        times = self.device.get(way, {}).get(part)
-        return median(times) if times else None
+        return _median(self.device, way, part)
 
-    def speedup(self, part: str, way: str = "spfde") -> float | None:
-        """Time of the fastest dense way over that of `way`, None where either was not timed."""
-        dense = [t for name in DENSE if (t := self.median(name, part)) is not None]
+    def speedup(self, part: str, way: str = "spfde", over: str | None = None) -> float | None:
+        """Time of the fastest dense way for `over` (the same part) over that of `way`, None if not both were timed."""
+        dense = [t for name in DENSE if (t := self.median(name, over or part)) is not None]
         mine = self.median(way, part)
         return min(dense) / mine if dense and mine else None
+
+    @property
+    def missed(self) -> float | None:
+        """Time of a step as "auto" runs it over that of the fastest of our ways: 1 where it chose right."""
+        taken = self.median(self.auto, "step")
+        ours = [t for name in self.device if name.startswith("spfde") and (t := self.median(name, "step")) is not None]
+        return taken / min(ours) if taken else None
+
+    @property
+    def launch_bound(self) -> Mapping[str, float]:
+        """Time on the CPU over that on the device of our parts where it is longer: a network would wait for the CPU."""
+        host = {part: _median(self.host, "spfde", part) for part in self.device.get("spfde", {})}
+        device = {part: self.median("spfde", part) for part in host}
+        return {part: host[part] / device[part] for part in host if host[part] and host[part] > device[part]}
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,11 @@ class Record:
     machine: Mapping[str, Any]
     cells: Sequence[Cell]
     unfinished: Sequence[str] = ()
+
+    @property
+    def failures(self) -> Sequence[tuple[Cell, str, str]]:
+        """(cell, way or part, what went wrong) of all that failed."""
+        return [(cell, name, why) for cell in self.cells for name, why in cell.failed.items()]
 
     def write(self, folder: Path) -> Path:
         """Writes it as JSON, whole or not at all, under a name made of GPU and date; returns where."""
@@ -62,17 +86,30 @@ class Record:
     def read(cls, path: Path) -> Record:
         """Reads what `write` wrote."""
         fields = json.loads(path.read_text())
-        cells = [Cell(**{**cell, "case": Case(**cell["case"])}) for cell in fields["cells"]]
-        return cls(**{**fields, "cells": cells})
+        return cls(**{**fields, "cells": [Cell(**{**cell, "case": _case(cell["case"])}) for cell in fields["cells"]]})
 
 
 def line(cell: Cell) -> str:
-    """The cell as one line: speed-ups over the fastest dense way, part by part."""
-    parts = next(iter(cell.device.values()), {})
-    text = "  ".join(f"{part} {_times(cell.speedup(part))}" for part in parts)
-    absent = "".join(f"  [no {way}: {why}]" for way, why in cell.absent.items())
-    return f"{cell.case}:  {text or 'nothing timed'}{absent}"
+    """The cell as one line: speed-ups over the fastest dense way, part by part, and what to know about them."""
+    parts = dict.fromkeys(part for way in cell.device.values() for part in way)
+    text = "  ".join(f"{part} {times(cell.speedup(part))}" for part in parts)
+    notes = [f"no {way}: {why}" for way, why in cell.absent.items()]
+    notes += [f"launch bound: {part}, host {ratio:.1f} x device" for part, ratio in cell.launch_bound.items()]
+    if (missed := cell.missed) is not None and missed > NOISE:
+        notes.append(f"auto takes {cell.auto}: {missed:.2f} x the time of our fastest")
+    notes += [f"FAILED {name}: {why}" for name, why in cell.failed.items()]
+    return f"{cell.case}:  {text or 'nothing timed'}" + "".join(f"  [{note}]" for note in notes)
 
 
-def _times(speedup: float | None) -> str:
+def times(speedup: float | None) -> str:
+    """2.5 as 2.50x, None as -."""
     return "-" if speedup is None else f"{speedup:.2f}x"
+
+
+def _median(timed: Mapping[str, Mapping[str, Sequence[float]]], way: str, part: str) -> float | None:
+    rounds = timed.get(way, {}).get(part)
+    return median(rounds) if rounds else None
+
+
+def _case(fields: Mapping[str, Any]) -> Case | Network:
+    return (Network if "model" in fields else Case)(**fields)

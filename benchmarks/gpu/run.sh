@@ -60,7 +60,14 @@ else
 fi
 
 say "timings"
+marker=$(mktemp)
+trap 'rm -f "$marker"' EXIT
 left=$((total - (SECONDS - began) - 15))
 within "$((left + 10))" "$python" -m gpu.run --seconds "$left" --out "$out" "$@" || failed=1
+record=$(find "$out" -name '*.json' -newer "$marker" 2>/dev/null | head -n 1)
+if [ -n "$record" ]; then
+  "$python" -m gpu.targets "$record" || failed=1
+  printf 'spfde: all of it in %s\n' "${record%.json}.md"
+fi
 say "done in $((SECONDS - began)) s$([ "$failed" = 0 ] || echo ', with failures')"
 exit "$failed"
