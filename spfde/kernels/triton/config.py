@@ -131,11 +131,9 @@ def product_config(
 ) -> Config:
     """The launch of Y = X W^T with `outputs` columns of Y a program, by blocks that are `width` inputs wide.
 
-    exact: float32 without the matrix unit, which holds tiles in registers. op: "linear" or "conv2d", which in TF32 has
-    no registers left for 128 pixels x 128 outputs: it holds where each pixel lies.
+    exact: float32 without the matrix unit, which holds tiles in registers. op: "linear" or "conv2d".
     """
-    crowded = op == "conv2d" and dtype == torch.float32 and outputs >= 128
-    tokens = 32 if positions <= 32 else 64 if exact or crowded else 128
+    tokens = 64 if exact and positions > 32 else token_tile(gpu, outputs, dtype, positions, op)
     depth = _depth(dtype, exact)
     if together > 1:
         depth = min(depth, width)
@@ -143,6 +141,19 @@ def product_config(
     flight = _in_flight(gpu, (tokens + outputs) * depth * dtype.itemsize, warps)
     # What is loaded hangs on an entry loaded before it: each step of the one is two stages of Triton's pipeline.
     return Config(tokens, depth, warps, 2 * flight - 1)
+
+
+def token_tile(gpu: Gpu, outputs: int, dtype: torch.dtype, positions: int, op: str = "linear") -> int:
+    """Tokens of a program with so many outputs: the larger, the less is read through L2.
+
+    A convolution holds where each of its pixels lies, and has registers for fewer.
+    """
+    if positions <= 32:
+        return 32
+    if op == "conv2d":
+        return 64 if dtype == torch.float32 and outputs >= 128 else 128
+    large = gpu.capability >= (9, 0) and dtype != torch.float32 and outputs >= 64 and positions >= 4096
+    return 256 if large else 128
 
 
 def weight_grad_config(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype, exact: bool) -> Config:

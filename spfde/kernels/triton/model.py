@@ -10,12 +10,13 @@ from math import prod
 import torch
 
 from spfde.kernels.choice import KernelChoice, Problem
-from spfde.kernels.triton.config import GPUS, TABLE, Gpu, has_kernel, key_of
+from spfde.kernels.triton.config import GPUS, TABLE, Gpu, has_kernel, key_of, token_tile
 from spfde.tiles import STACKED
 
 EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs
 NARROW = {16: 0.4, 32: 0.67}  # of that, for few outputs: the tokens' tile is read again for each of them
 L2 = 0.75  # of its rate: puts the model where torch's own block-sparse product was measured on an A100
+MANY = 16384  # tokens
 LAUNCH = 4e-6  # seconds
 MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
 
@@ -34,18 +35,21 @@ def together_of(height: int, width: int, density: float) -> int:
     choices = [1]
     while height * choices[-1] * 2 <= 128:
         choices.append(choices[-1] * 2)
-    cost = {count: _slower(GPUS["NVIDIA H200"], height, width, density, count, torch.bfloat16) for count in choices}
+    h200, kind = GPUS["NVIDIA H200"], torch.bfloat16
+    cost = {
+        n: _slower(h200, height, width, density, n, kind, token_tile(h200, height * n, kind, MANY)) for n in choices
+    }
     best = min(choices, key=lambda count: cost[count])
     return best if cost[best] < 0.9 * cost[1] else 1
 
 
-def _slower(gpu: Gpu, height: int, width: int, density: float, together: int, dtype: torch.dtype) -> float:
-    """Seconds (x 10^12) that one stored block takes on 128 tokens, were it alone: arithmetic or L2."""
+def _slower(gpu: Gpu, height: int, width: int, density: float, together: int, dtype: torch.dtype, tile: int) -> float:
+    """Seconds (x 10^12) that one stored block takes for a token, were it alone: arithmetic or L2. tile: of tokens."""
     density = max(density, 1e-6)
     share = union(density, together) / (density * together)  # entries for each stored block
     rate = gpu.rate(dtype) * EFFICIENCY * NARROW.get(height * together, 1.0)
-    arithmetic = 2 * 128 * height * width * together * share / rate
-    return max(arithmetic, (share * 128 * width + height * width) * dtype.itemsize / (gpu.l2 * L2))
+    arithmetic = 2 * height * width * together * share / rate
+    return max(arithmetic, (share * width + height * width / tile) * dtype.itemsize / (gpu.l2 * L2))
 
 
 def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
@@ -60,11 +64,13 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
     read = cols // prod(problem.window.kernel) * prod(problem.window.stride)  # activations for each output pixel
     activations = tokens * (rows + read) * size / (gpu.memory * 1e12)
     full = max(2 * tokens * rows * cols / rate, activations) + rows * cols * size / (gpu.memory * 1e12) + LAUNCH
-    blocks = stored / (height * width) * tokens / 128
+    op = "linear" if problem.window.linear else "conv2d"
+    blocks = stored / (height * width) * tokens
     seconds = 0.0
     for outputs, inputs in ((height, width), (width, height)):
         together = together_of(outputs, inputs, problem.density)
-        limit = blocks * _slower(gpu, outputs, inputs, problem.density, together, dtype) * 1e-12
+        tile = token_tile(gpu, outputs * together, dtype, tokens, op)
+        limit = blocks * _slower(gpu, outputs, inputs, problem.density, together, dtype, tile) * 1e-12
         seconds += max(limit, activations) + LAUNCH
     side = max(width, STACKED)
     read = (side + height) / (side * height) * tokens * stored * size
