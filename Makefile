@@ -1,6 +1,7 @@
 # make setup      project-local .venv with pip, everything installed, native core built; quick when nothing changed
 # make demo       set-up, then dense against sparse + frozen + sieved training on the embedded data, then the report
 # make test       set-up, then the tests            make test-full  the long matrices as well
+# make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
@@ -14,7 +15,7 @@ BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full test-native test-aarch64 cross-tools bench lint format
+.PHONY: setup demo test test-full test-triton test-native test-aarch64 cross-tools bench lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -25,9 +26,26 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+	$(MAKE) test-triton
 
 test-full: setup
 	$(BIN)/python -m pytest -m ''
+	$(MAKE) test-triton ALL="-m ''"
+
+# The GPU kernels once more with the oldest Triton that is supported; x86-64 alone has wheels of it for a CPU's torch.
+OLD := build/triton-3.6
+OLD_TRITON := triton==3.6.0 "numpy<2.4"
+
+ifeq ($(shell uname -m),x86_64)
+test-triton: setup $(OLD)/.installed
+	PYTHONPATH=$(OLD) TRITON_CACHE_DIR=$(OLD)/cache $(BIN)/python -m pytest tests/kernels/triton $(ALL)
+else
+test-triton: setup
+endif
+
+$(OLD)/.installed:
+	$(BIN)/python -m pip install --upgrade --target $(OLD) $(OLD_TRITON)
+	@touch $@
 
 # Both build only csrc and tests/native, so that a CPU without a torch of its own can be tried; QEMU=... names another one.
 CROSS := aarch64-linux-gnu
