@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from spfde.kernels import cost
 from spfde.kernels.choice import KERNELS, SPARSE, KernelChoice, Problem, bucket_of
 from spfde.kernels.table import Table, in_use
 from spfde.kernels.triton import model, why_not
+from spfde.kernels.triton import table as gpu_table
 from spfde.kernels.triton.launch import gpu_here
 from spfde.pattern import Units, Window
 
@@ -124,6 +126,25 @@ def choose_convolution(
         ValueError: `kernel` names none, or one that cannot run on this device or in this precision.
     """
     return _choose(kernel, device, dtype, Problem(batch, shape, bucket_of(nnz, prod(shape)), block, window, size))
+
+
+def use_gpu_table(path: str | Path) -> None:
+    """Lets the measurements in a file that `spfde bench --tune` wrote, or in those of a folder, decide on their GPUs.
+
+    For this process; they win over shipped ones. The variable SPFDE_GPU_TABLE does the same from outside.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a file is no such table; names the file and the field.
+    """
+    gpu_table.add(Path(path))
+    forget()
+
+
+def forget() -> None:
+    """Lets every choice be made anew: what is known of GPUs has changed."""
+    choose_linear.cache_clear()
+    choose_convolution.cache_clear()
 
 
 def _check_triton(device: str, problem: Problem) -> None:
