@@ -1,0 +1,68 @@
+"""Launches worth timing: around the computed one, of those that a GPU can hold. Pure; no triton, no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from math import log2
+
+import torch
+
+from spfde.kernels.triton.config import Config, Gpu, product_config, weight_grad_config
+from spfde.tiles import STACKED
+
+MOST = 12
+SUMS = 128  # float32 sums that a thread may hold: half of its registers
+DEPTHS = (16, 32, 64, 128)
+
+
+def product_candidates(
+    gpu: Gpu, outputs: int, width: int, together: int, dtype: torch.dtype, positions: int, whole: bool = False
+) -> list[Config]:
+    """The launches of Y = X W^T to time, the computed one first; arguments as of `product_config`.
+
+    whole: no blocks side by side, as in a convolution. float32 is TF32.
+    """
+    default = product_config(gpu, outputs, width, together, dtype, positions, exact=False)
+    deepest = width if whole or together > 1 else max(DEPTHS)
+    default = default._replace(depth=min(default.depth, deepest))
+    tokens = (32, 64) if positions <= 32 else (64, 128, 256)
+    made = (
+        Config(rows, depth, warps, stages)
+        for rows, depth, warps in product(tokens, DEPTHS, (4, 8))
+        if depth <= deepest and _fills(rows, outputs, warps)
+        for stages in _stages(gpu, (rows + outputs) * depth * dtype.itemsize)
+    )
+    return _nearest(default, made)
+
+
+def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype) -> list[Config]:
+    """The launches of dW = dY^T X to time, the computed one first; arguments as of `weight_grad_config`."""
+    default, inputs = weight_grad_config(gpu, outputs, width, dtype, exact=False), max(width, STACKED)
+    made = (
+        Config(depth, depth, warps, stages)
+        for depth, warps in product(DEPTHS, (4, 8))
+        if _fills(inputs, outputs, warps)
+        for stages in _stages(gpu, (inputs + outputs) * depth * dtype.itemsize)
+    )
+    return _nearest(default, made)
+
+
+def _fills(rows: int, outputs: int, warps: int) -> bool:
+    """Whether every warp has rows of the matrix unit to multiply, and room for its sums."""
+    return 16 * warps <= max(rows, 64) and rows * outputs <= SUMS * 32 * warps
+
+
+def _stages(gpu: Gpu, each: int) -> list[int]:
+    """As many tiles on their way as fit, at most 4, and one less: both hide what is waited for."""
+    fit = min(4, gpu.shared // each)
+    return [stages for stages in (fit, fit - 1) if stages >= 2]
+
+
+def _nearest(default: Config, made: Iterable[Config]) -> list[Config]:
+    """The default, then those that differ least from it."""
+
+    def distance(how: Config) -> float:
+        return sum(abs(log2(new / old)) for new, old in zip(how, default, strict=True))
+
+    return list(dict.fromkeys((default, *sorted(made, key=distance))))[:MOST]
