@@ -12,7 +12,7 @@ from spfde.kernels.triton.config import Config, Gpu, product_config, weight_grad
 from spfde.tiles import STACKED
 
 MOST = 12
-SUMS = 128  # float32 sums that a thread may hold: half of its registers
+SUMS = 256  # sums that a thread may hold x bytes of an operand: with more, some leave the registers
 DEPTHS = (16, 32, 64, 128)
 
 
@@ -30,7 +30,7 @@ def product_candidates(
     made = (
         Config(rows, depth, warps, stages)
         for rows, depth, warps in product(tokens, DEPTHS, (4, 8))
-        if depth <= deepest and _fills(rows, outputs, warps)
+        if depth <= deepest and _fills(rows, outputs, warps, dtype)
         for stages in _stages(gpu, (rows + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
@@ -42,15 +42,15 @@ def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtyp
     made = (
         Config(depth, depth, warps, stages)
         for depth, warps in product(DEPTHS, (4, 8))
-        if _fills(inputs, outputs, warps)
+        if _fills(inputs, outputs, warps, dtype)
         for stages in _stages(gpu, (inputs + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
 
 
-def _fills(rows: int, outputs: int, warps: int) -> bool:
-    """Whether every warp has rows of the matrix unit to multiply, and room for its sums."""
-    return 16 * warps <= max(rows, 64) and rows * outputs <= SUMS * 32 * warps
+def _fills(rows: int, outputs: int, warps: int, dtype: torch.dtype) -> bool:
+    """Whether every warp has rows of the matrix unit to multiply, and room for sums beside its operands."""
+    return 16 * warps <= max(rows, 64) and rows * outputs * dtype.itemsize <= SUMS * 32 * warps
 
 
 def _stages(gpu: Gpu, each: int) -> list[int]:
