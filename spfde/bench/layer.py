@@ -26,7 +26,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer [outputs, inputs], or a convolution [outputs, inputs, kernel_h, kernel_w] padded by half its kernel.
+    """A linear layer [outputs, inputs], or a convolution [outputs, inputs, kernel_h, kernel_w] padded by half of that.
 
     batch: samples (of a linear layer: rows of its input). size: pixels a side, of a convolution's images. pattern: as
     `spfde.sparsify` takes it. dtype: one of DTYPES; "tf32" is float32 that torch may round.

@@ -1,4 +1,4 @@
-"""Fills the table of a GPU: the fastest launch of every kernel, and the density up to which they beat the dense product.
+"""Fills the table of a GPU: the fastest launches, and the density up to which they beat the masked dense product.
 
 `clock` is all that needs a GPU: it times what it is given, or says why that cannot run.
 """

@@ -41,7 +41,7 @@ def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtyp
     default, inputs = weight_grad_config(gpu, outputs, width, dtype, exact=False), max(width, STACKED)
     made = (
         Config(depth, depth, warps, stages)
-        for depth, warps in product(DEPTHS, (4, 8))
+        for depth, warps in product(DEPTHS[1:], (4, 8))
         if _fills(inputs, outputs, warps, dtype)
         for stages in _stages(gpu, (inputs + outputs) * depth * dtype.itemsize)
     )
