@@ -16,6 +16,13 @@ def available() -> bool:
     return find_spec("triton") is not None
 
 
+def version() -> str:
+    """Triton's version, which is there."""
+    from triton import __version__
+
+    return __version__
+
+
 @lru_cache(maxsize=1)
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter; settled once, as triton itself reads it at import."""
