@@ -19,8 +19,8 @@ class Problem(NamedTuple):
     """The key of every choice: a weight of dense `shape` at work on `batch` inputs.
 
     A linear weight is [rows, cols]; a convolution's is [out, in / groups, kernel_h, kernel_w], with its window and the
-    rows and columns of its output. bucket: see `bucket_of`. block: (outputs, inputs) stored together. dtype: the precision
-    on a GPU; a CPU computes in float32 whatever the input's.
+    rows and columns of its output. bucket: see `bucket_of`. block: (outputs, inputs) stored together. dtype: what is
+    computed in, on a CPU always float32.
     """
 
     batch: int

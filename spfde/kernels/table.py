@@ -17,7 +17,6 @@ from spfde._native import native
 from spfde.kernels.choice import EMPTY, KERNELS, Problem
 from spfde.pattern import Window
 
-
 DTYPES = ("float32", "float16", "bfloat16")
 _COMMON, _CPU, _GPU = ("spfde", "torch"), ("cpu", "isa", "threads"), ("gpu", "triton")
 

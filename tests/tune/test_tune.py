@@ -58,7 +58,7 @@ def counted(monkeypatch):
     cases = []
 
     def measure(case, repeats):
-        cases.append((case[0], tuple(case[1])))
+        cases.append((case.layer, tuple(case.shape)))
         return (("native", 1.0), ("dense", 2.0))
 
     monkeypatch.setattr(module, "_measure", measure)
@@ -160,12 +160,13 @@ def test_lower_precision_is_measured_as_it_is_computed(counted):
 def test_a_step_runs_forward_and_backward_with_every_candidate(make):
     layer = make()
     shape = torch.Size((3, 7, 4, 6) if layer.window.kernel != (1, 1) else (2, 3, 7))
-    for kernel in module.CANDIDATES:
-        grads = module._step(layer, shape, kernel)()
+    case = module.Case(layer, shape, torch.float32, torch.contiguous_format, ("native", "dense"))
+    for kernel in case.kernels:
+        grads = module._step(case, kernel)()
         assert [tuple(g.shape) for g in grads[:2]] == [tuple(shape), tuple(layer.values.shape)]
         assert len(grads) == 2 + (layer.bias is not None)
         assert bool(grads[0].any()) == bool(layer.nnz)
-    native, dense = (module._step(layer, shape, kernel)() for kernel in ("native", "dense"))
+    native, dense = (module._step(case, kernel)() for kernel in case.kernels)
     for one, other in zip(native, dense, strict=True):
         torch.testing.assert_close(one, other)  # the candidates are timed on the same work
 
@@ -289,7 +290,9 @@ def test_a_table_from_elsewhere_is_not_extended(counted):
     ],
 )
 def test_a_model_without_a_choice_is_refused(model, x):
-    with pytest.raises(ValueError, match="expected a model that runs sparse layers on a CPU.*got none, try"):
+    with pytest.raises(
+        ValueError, match="expected a model that runs .* on a CPU, or in blocks on a GPU.*got none, try"
+    ):
         spfde.tune(model, x)
 
 
