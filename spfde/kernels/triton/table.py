@@ -157,7 +157,9 @@ def _folder(path: Path) -> list[GpuTable]:
 
 # ---- launches --------------------------------------------------------------------------------------------------------
 
-_ON_TRIAL: dict[str, Config] = {}  # not of a thread: autograd runs backward passes in its own
+# Not of a thread: autograd runs backward passes in its own.
+_ON_TRIAL: dict[str, Config] = {}
+_ASKED: set[str] = set()
 
 
 def launch_of(
@@ -170,6 +172,7 @@ def launch_of(
     columns of the result of a program. exact: float32 that is not TF32, for which nothing is measured.
     """
     if op in _ON_TRIAL:
+        _ASKED.add(op)
         return _ON_TRIAL[op]
     return None if exact else _launch(op, gpu.name, layout, block, outputs, dtype, positions, shape)
 
@@ -185,11 +188,18 @@ def _launch(
 
 @contextmanager
 def trying(launches: Mapping[str, Config]) -> Iterator[None]:
-    """Lets these launches, by op, be used whatever else is known."""
+    """Lets these launches, by op, be used whatever else is known.
+
+    Raises:
+        RuntimeError: at the end, if a kernel was not launched so: its time would be that of another launch.
+    """
     before = dict(_ON_TRIAL)
     _ON_TRIAL.update(launches)
+    _ASKED.clear()
     try:
         yield
+        if unused := [op for op in launches if op not in _ASKED]:
+            raise RuntimeError(f"expected a kernel to take the launch of {', '.join(unused)}, got none that did")
     finally:
         _ON_TRIAL.clear()
         _ON_TRIAL.update(before)

@@ -156,11 +156,18 @@ def test_a_launch_on_trial_goes_before_what_is_known(monkeypatch):
     with pytest.raises(RuntimeError, match="failed"), trying({"forward": tried}):
         assert ask() == ask(exact=True) == tried
         assert ask("input_grad", 32) == HOW
-        with trying({"input_grad": tried}):
-            assert (ask(), ask("input_grad", 32)) == (tried, tried)
-        assert ask("input_grad", 32) == HOW
         raise RuntimeError("failed")
     assert ask() == HOW
+    with trying({"forward": tried, "input_grad": tried}):
+        assert ask() == ask("input_grad") == tried
+
+
+def test_a_trial_that_no_kernel_took_is_told():
+    told = "expected a kernel to take the launch of input_grad, got none that did"
+    with pytest.raises(RuntimeError, match=told), trying({"forward": HOW, "input_grad": HOW}):
+        ask()
+    with pytest.raises(RuntimeError, match="launch of forward, got none"), trying({"forward": HOW}):
+        ask("input_grad")
 
 
 def test_a_table_decides_what_dispatch_runs(monkeypatch, tmp_path):
