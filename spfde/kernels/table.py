@@ -44,7 +44,7 @@ class Machine:
 
     @classmethod
     def of_gpu(cls) -> Machine:
-        """The current GPU in this process; triton is there."""
+        """The current GPU in this process."""
         from spfde import __version__
         from spfde.kernels.triton import version
 

@@ -17,7 +17,9 @@ def available() -> bool:
 
 
 def version() -> str:
-    """Triton's version, which is there."""
+    """Triton's version, "" where it is not installed."""
+    if not available():
+        return ""
     from triton import __version__
 
     return __version__

@@ -50,6 +50,8 @@ def test_a_file_holds_the_table(tmp_path):
 
 def test_shipped_files_are_packaged_and_sound():
     folder = table.Path(table.__file__).with_name("tables")
+    project = table.Path(__file__).parents[3] / "pyproject.toml"
+    assert '"kernels/triton/tables/*.json"' in project.read_text()
     for path in folder.glob("*.json"):
         assert GpuTable.load(path).entries
 
