@@ -9,7 +9,7 @@ from spfde.bench import tuner
 from spfde.bench.layer import Layer
 from spfde.bench.tuner import BUCKETS, Refused, fill, first_win, measure, problem_of, same
 from spfde.kernels.choice import STEPS
-from spfde.kernels.triton.config import GPUS, Config
+from spfde.kernels.triton.config import GPUS
 from spfde.kernels.triton.model import together_of
 from spfde.kernels.triton.table import OPS, GpuTable, Key, key_of
 from spfde.timing import Budget
@@ -22,22 +22,30 @@ SMALL = Layer((256, 256), 64, pattern="block:16x16", dtype="float16")
 
 
 class FakeClock:
-    """The launch `best` of each op takes a second and the others two; the kernels win up to a density."""
+    """One of each op's launches takes a second and the others two; the kernels win up to a density.
 
-    def __init__(self, best=None, break_even=0.3, fails=()):
-        self.best, self.break_even, self.fails = best or {}, break_even, fails
-        self.asked = []
+    best, fails: places of the fastest and of one that fails among the launches of an op. broken: parts or kernels.
+    """
+
+    def __init__(self, best=3, break_even=0.3, fails=None, broken=()):
+        self.best, self.break_even, self.fails, self.broken = best, break_even, fails, broken
+        self.asked, self.failed, self.fastest = [], [], {}
 
     def __call__(self, calls):
         self.asked += calls
-        return {way: self.time(way) for way in calls}
+        return {way: self.time(i, way) for i, way in enumerate(calls)}
 
-    def time(self, way):
-        if {(way.part, way.how), way.how, way.part} & {*self.fails}:
+    def time(self, place, way):
+        if {way.how, way.part} & {*self.broken}:
             return "OutOfResources: out of resource"
         if way.part == "step":
             return 1.0 if (way.how == "triton") == (way.density <= self.break_even) else 2.0
-        return 1.0 if self.best.get(way.part) == way.how else 2.0
+        if place == self.fails:
+            self.failed.append(way)
+            return "OutOfResources: out of resource"
+        if place == self.best:
+            self.fastest.setdefault(way.part, set()).add(way.how)
+        return 1.0 if place == self.best else 2.0
 
     @property
     def steps(self):
@@ -48,17 +56,13 @@ def tuned(path, layers, clock=None, seconds=1e9, gpu=H200, about=ABOUT, say=lamb
     return fill(path, layers, gpu, about, clock or FakeClock(), Budget(seconds, lambda: 0.0), say, device="cpu")
 
 
-BEST = {"forward": Config(128, 32, 8, 4), "input_grad": Config(128, 64, 8, 3), "weight_grad": Config(32, 32, 8, 4)}
-
-
 def test_the_fastest_launches_and_the_break_even_are_found():
-    clock = FakeClock(BEST, break_even=0.3)
+    clock = FakeClock(break_even=0.3)
     measured, refused = measure(LINEAR, H200, clock, "cpu")
     assert refused == {}
     for op in OPS:
         launches = getattr(measured, op)
-        assert BEST[op] in {way.how for way in clock.asked if way.part == op}
-        assert launches and set(launches.values()) == {BEST[op]}
+        assert launches and set(launches.values()) == clock.fastest[op]
     tried = sorted(2 ** (-bucket / STEPS) for bucket in BUCKETS)
     assert measured.break_even in clock.steps
     assert measured.break_even <= 0.3 < min(density for density in clock.steps if density > measured.break_even)
@@ -84,7 +88,7 @@ def test_the_search_finds_the_first_win_in_five_measurements(wins_from):
 
 
 def test_launches_are_kept_for_the_rows_that_share_a_program():
-    clock = FakeClock(break_even=0.03)
+    clock = FakeClock(break_even=0.0)
     measured, _ = measure(SMALL, H200, clock, "cpu")
     visited = {16 * together_of(16, 16, density) for density in clock.steps}
     assert len(visited) > 1  # otherwise nothing is tested here
@@ -94,32 +98,34 @@ def test_launches_are_kept_for_the_rows_that_share_a_program():
 
 
 def test_a_launch_that_fails_is_passed_over_with_its_reason():
-    clock = FakeClock(BEST, fails=[("forward", BEST["forward"])])
+    clock = FakeClock(best=2, fails=2)
     measured, refused = measure(LINEAR, H200, clock, "cpu")
-    assert BEST["forward"] not in measured.forward.values()
-    assert set(refused.values()) == {"OutOfResources: out of resource"}
-    assert all(name.startswith("forward") and "(128, 32, 8, 4)" in name for name in refused)
+    assert {way.part for way in clock.failed} == {*OPS}
+    told = "OutOfResources: out of resource"
+    assert refused == {f"{way.part} {tuple(way.how)}": told for way in clock.failed}
+    for way in clock.failed:
+        assert way.how not in getattr(measured, way.part).values()
 
 
 @pytest.mark.parametrize(
-    ("fails", "told"),
+    ("broken", "told"),
     [
         (("weight_grad",), "no launch of weight_grad runs: OutOfResources"),
         (("step",), "a step of kernel 'triton' does not run: OutOfResources"),
         (("dense",), "a step of kernel 'dense' does not run: OutOfResources"),
     ],
 )
-def test_a_layer_that_cannot_be_measured_is_passed_over(tmp_path, fails, told):
+def test_a_layer_that_cannot_be_measured_is_passed_over(tmp_path, broken, told):
     with pytest.raises(Refused, match=told):
-        measure(LINEAR, H200, FakeClock(fails=fails), "cpu")
-    outcome = tuned(tmp_path / "t.json", [LINEAR], FakeClock(fails=fails))
+        measure(LINEAR, H200, FakeClock(broken=broken), "cpu")
+    outcome = tuned(tmp_path / "t.json", [LINEAR], FakeClock(broken=broken))
     assert outcome.refused[str(LINEAR)].startswith(told)
     assert outcome.table.entries == {} and not (tmp_path / "t.json").exists()
 
 
 def test_the_file_holds_exactly_what_was_found(tmp_path):
     path, said = tmp_path / "t.json", []
-    outcome = tuned(path, [LINEAR, CONV], FakeClock(BEST), say=said.append)
+    outcome = tuned(path, [LINEAR, CONV], FakeClock(), say=said.append)
     assert GpuTable.load(path) == outcome.table
     assert outcome.table.about == ABOUT
     assert list(outcome.table.entries) == [
@@ -127,7 +133,8 @@ def test_the_file_holds_exactly_what_was_found(tmp_path):
         Key("NVIDIA H200", "conv2d", (16, 32), "float32", (6, 6, 10)),
     ]
     conv = outcome.table.entries[key_of(H200, problem_of(CONV), torch.float32)]
-    assert (set(conv.forward), set(conv.input_grad), set(conv.weight_grad)) == ({16}, {32}, {16})
+    for op, side in zip(OPS, (16, 32, 16), strict=True):
+        assert getattr(conv, op) and all(outputs % side == 0 for outputs in getattr(conv, op))
     assert said == [
         f"{layer}: break-even at density {found.break_even:.2f}"
         for layer, found in zip((LINEAR, CONV), outcome.table.entries.values(), strict=True)

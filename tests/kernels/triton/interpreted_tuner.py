@@ -76,7 +76,7 @@ def test_a_kernel_that_takes_no_launch_is_not_tuned(monkeypatch):
 
 def test_a_file_changes_the_launches_of_a_layer(tmp_path, launched, monkeypatch):
     monkeypatch.setattr(table, "_ADDED", [])
-    monkeypatch.setattr(launch, "uses_tf32", lambda: True)  # else float32 is exact: nothing is measured for that
+    monkeypatch.setattr(launch, "uses_tf32", lambda *op: True)  # else float32 is exact: nothing is measured for that
     layer = spfde.sparsify(nn.Linear(48, 64), 0.9, pattern="block:64x16")
     layer.kernel = "triton"
     x = torch.randn(33, 48).requires_grad_()

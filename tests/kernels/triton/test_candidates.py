@@ -62,8 +62,7 @@ def test_a_convolution_never_reads_past_a_block(width):
 
 def test_there_is_a_choice():
     found = product_candidates(config.GPUS["NVIDIA H200"], 64, 64, 1, BF16, 16384)
-    assert {how.tokens for how in found} == {64, 128, 256}
-    for what in ("depth", "warps", "stages"):
+    for what in config.Config._fields:
         assert len({getattr(how, what) for how in found}) > 1
     for gpu in config.GPUS.values():
         assert len(weight_grad_candidates(gpu, 64, 64, BF16)) >= 4
