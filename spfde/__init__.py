@@ -8,6 +8,7 @@ from typing import Any
 from spfde import freezing, fusing, nn, profiling, sieving, topology
 from spfde.convert import densify, sparsify
 from spfde.fusing import fuse, unfuse
+from spfde.kernels.dispatch import use_gpu_table
 from spfde.kernels.table import Table
 from spfde.profiling import memory, profile
 from spfde.summary import summary
@@ -34,6 +35,7 @@ __all__ = [
     "train",
     "tune",
     "unfuse",
+    "use_gpu_table",
     "use_table",
 ]
 

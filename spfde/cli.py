@@ -11,6 +11,7 @@ import typer
 # Subcommand -> module that defines a function of the same name.
 COMMANDS = {
     "train": "spfde.cli_train",
+    "bench": "spfde.cli_bench",
     "profile": "spfde.cli_profile",
     "report": "spfde.cli_report",
     "env": "spfde.cli_env",

@@ -19,7 +19,8 @@ class Problem(NamedTuple):
     """The key of every choice: a weight of dense `shape` at work on `batch` inputs.
 
     A linear weight is [rows, cols]; a convolution's is [out, in / groups, kernel_h, kernel_w], with its window and the
-    rows and columns of its output. bucket: see `bucket_of`. block: (outputs, inputs) stored together.
+    rows and columns of its output. bucket: see `bucket_of`. block: (outputs, inputs) stored together. dtype: what is
+    computed in, on a CPU always float32.
     """
 
     batch: int
@@ -28,6 +29,7 @@ class Problem(NamedTuple):
     block: tuple[int, int] = (1, 1)
     window: Window = ONE_TAP
     size: tuple[int, int] = (1, 1)
+    dtype: str = "float32"
 
     @property
     def op(self) -> str:

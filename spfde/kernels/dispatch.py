@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from spfde.kernels import cost
 from spfde.kernels.choice import KERNELS, SPARSE, KernelChoice, Problem, bucket_of
 from spfde.kernels.table import Table, in_use
 from spfde.kernels.triton import model, why_not
+from spfde.kernels.triton import table as gpu_table
 from spfde.kernels.triton.launch import gpu_here
 from spfde.pattern import Units, Window
 
@@ -49,14 +51,21 @@ def stored(index: Units, block: Sequence[int]) -> tuple[int, tuple[int, int]]:
 
 def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoice:
     """The fastest kernel the table has measured for the problem, else the one the cost model predicts."""
-    measured = table and table.measured(problem)
-    if measured:
-        gain = f"measured {measured.speedup:.1f}x the masked dense product at density {measured.density:.2f}"
-        return KernelChoice(measured.kernel, f"{gain} (table {table.name})", problem)
+    if measured := _measured(table, "", problem):
+        return measured
     ratio = cost.ratio(problem, cost.constants(problem.op, isa))
     gain = f"predicted {1 / ratio:.1f}x the dense product at density {problem.density:.2f}"
     unmeasured = f" (not in table {table.name})" if table else ""
     return KernelChoice("native" if ratio < cost.TIE * cost.masked(problem) else "dense", gain + unmeasured, problem)
+
+
+def _measured(table: Table | None, gpu: str, problem: Problem) -> KernelChoice | None:
+    """What the table says on this GPU ("": on a CPU), if anything."""
+    measured = table.measured(problem) if table is not None and table.machine.gpu == gpu else None
+    if measured is None:
+        return None
+    gain = f"measured {measured.speedup:.1f}x the masked dense product at density {measured.density:.2f}"
+    return KernelChoice(measured.kernel, f"{gain} (table {table.name})", problem)
 
 
 def linear(kernel: str, x: Tensor, rows: int, nnz: int, block: tuple[int, int] = (1, 1)) -> KernelChoice:
@@ -103,7 +112,8 @@ def choose_linear(
     Raises:
         ValueError: `kernel` names none, or one that cannot run on this device or in this precision.
     """
-    return _choose(kernel, device, dtype, Problem(batch, shape, bucket_of(nnz, prod(shape)), block))
+    problem = Problem(batch, shape, bucket_of(nnz, prod(shape)), block, dtype=_precision(device, dtype))
+    return _choose(kernel, device, dtype, problem)
 
 
 @lru_cache(maxsize=4096)
@@ -123,19 +133,51 @@ def choose_convolution(
     Raises:
         ValueError: `kernel` names none, or one that cannot run on this device or in this precision.
     """
-    return _choose(kernel, device, dtype, Problem(batch, shape, bucket_of(nnz, prod(shape)), block, window, size))
+    problem = Problem(batch, shape, bucket_of(nnz, prod(shape)), block, window, size, _precision(device, dtype))
+    return _choose(kernel, device, dtype, problem)
+
+
+def _precision(device: str, dtype: torch.dtype) -> str:
+    return "float32" if device == "cpu" else str(dtype).removeprefix("torch.")
+
+
+def use_gpu_table(path: str | Path) -> None:
+    """Lets the measurements in a file that `spfde bench --tune` wrote, or in those of a folder, decide on their GPUs.
+
+    For this process; they win over shipped ones. The variable SPFDE_GPU_TABLE does the same from outside.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a file is no such table; names the file and the field.
+    """
+    gpu_table.add(Path(path))
+    forget()
+
+
+def forget() -> None:
+    """Lets every choice be made anew: what is known of GPUs has changed."""
+    choose_linear.cache_clear()
+    choose_convolution.cache_clear()
 
 
 def _check_triton(device: str, problem: Problem) -> None:
     """Raises ValueError if no Triton kernel runs on this device or for this layer."""
-    problems = why_not(device) or (None if problem.op == "linear" else model.hindrance(problem))
-    if problems:
-        raise ValueError(f"expected Triton to run for kernel 'triton', got: {problems}, try kernel = 'auto'")
+    if reason := _why_no_triton(device, problem):
+        raise ValueError(f"expected Triton to run for kernel 'triton', got: {reason}, try kernel = 'auto'")
 
 
-def has_choice(device: str, dtype: torch.dtype) -> bool:
-    """Whether more than one kernel can run on this device and in this precision."""
-    return device == "cpu" and dtype != torch.float64
+def _why_no_triton(device: str, problem: Problem) -> str | None:
+    return why_not(device) or (None if problem.op == "linear" else model.hindrance(problem))
+
+
+def candidates(device: str, dtype: torch.dtype, problem: Problem) -> tuple[str, ...]:
+    """The kernels among which measuring can choose: none where only one can run, or where no choice is made."""
+    if dtype == torch.float64:
+        return ()
+    if device == "cpu":
+        return "native", "dense"  # "reference" is never the fastest
+    whole = problem.block[0] == 1 < problem.block[1]
+    return () if whole or _why_no_triton(device, problem) else ("triton", "dense")
 
 
 def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> KernelChoice:
@@ -155,5 +197,7 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> K
         if kernel == "native":
             raise ValueError(f"expected a CPU tensor for kernel 'native', got {device}, try kernel = 'auto'")
         if free:
-            return model.choose(problem, dtype, why_not(device), gpu_here())
+            gpu = gpu_here()
+            measured = _measured(table, gpu.name, problem) if gpu and candidates(device, dtype, problem) else None
+            return measured or model.choose(problem, dtype, why_not(device), gpu)
     return choose(problem, native().isa(), table) if free else KernelChoice(kernel, "forced by layer.kernel", problem)

@@ -17,16 +17,21 @@ from spfde._native import native
 from spfde.kernels.choice import EMPTY, KERNELS, Problem
 from spfde.pattern import Window
 
+DTYPES = ("float32", "float16", "bfloat16")
+_COMMON, _CPU, _GPU = ("spfde", "torch"), ("cpu", "isa", "threads"), ("gpu", "triton")
+
 
 @dataclass(frozen=True)
 class Machine:
-    """What measured seconds hold for."""
+    """What measured seconds hold for: a CPU with an instruction set and threads, or a GPU with Triton's version."""
 
     spfde: str
     torch: str
-    cpu: str
-    isa: str
-    threads: int
+    cpu: str = ""
+    isa: str = ""
+    threads: int = 0
+    gpu: str = ""
+    triton: str = ""
 
     @classmethod
     def here(cls, threads: int | None = None) -> Machine:
@@ -36,6 +41,23 @@ class Machine:
 
         threads = torch.get_num_threads() if threads is None else threads
         return cls(__version__, str(torch.__version__), cpu_name(), native().isa(), threads)
+
+    @classmethod
+    def of_gpu(cls) -> Machine:
+        """The current GPU in this process."""
+        from spfde import __version__
+        from spfde.kernels.triton import version
+
+        return cls(__version__, str(torch.__version__), gpu=torch.cuda.get_device_name(), triton=version())
+
+    @property
+    def label(self) -> str:
+        """Instruction set and threads, or the GPU."""
+        return "-".join(self.gpu.lower().split()) if self.gpu else f"{self.isa}-{self.threads}t"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that say something."""
+        return {name: value for name, value in asdict(self).items() if value}
 
 
 class Entry(NamedTuple):
@@ -75,8 +97,8 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Instruction set, threads and digest: what a choice, a summary or a checkpoint names the table by."""
-        return f"{self.machine.isa}-{self.machine.threads}t-{self.digest}"
+        """Machine and digest: what a choice, a summary or a checkpoint names the table by."""
+        return f"{self.machine.label}-{self.digest}"
 
     def measured(self, problem: Problem) -> Entry | None:
         """The entry that settles the problem: its own, or another density's that leaves no doubt.
@@ -108,7 +130,7 @@ class Table:
         Raises:
             OSError: the file cannot be read.
             ValueError: it is not a table, or it was measured on another machine, instruction set, number of threads,
-                or version of spfde or torch, and `allow_other_machine` is not set.
+                GPU, or version of spfde, torch or triton, and `allow_other_machine` is not set.
         """
         try:
             table = _from_json(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -117,7 +139,8 @@ class Table:
                 f"expected a table written by Table.save in {path}, got {type(error).__name__}: {error}, try spfde.tune"
             ) from error
         if not allow_other_machine:
-            table.check_machine(Machine.here(), "spfde.tune, or Table.load(path, allow_other_machine=True)")
+            here = Machine.of_gpu() if table.machine.gpu and torch.cuda.is_available() else Machine.here()
+            table.check_machine(here, "spfde.tune, or Table.load(path, allow_other_machine=True)")
         return table
 
     def check_machine(self, here: Machine, instead: str) -> None:
@@ -145,19 +168,30 @@ def in_use(name: str) -> Table | None:
 
 
 def _named(machine: Mapping[str, Any], fields: list[str]) -> str:
-    return ", ".join(f"{name} {machine[name]}" for name in fields)
+    return ", ".join(f"{name} {machine[name] or 'none'}" for name in fields)
 
 
 def _to_json(table: Table) -> dict[str, Any]:
-    entries = [
-        {**entry.problem._asdict(), "window": entry.problem.window._asdict(), "seconds": dict(entry.seconds)}
-        for entry in table.entries
-    ]
-    return {"machine": asdict(table.machine), "entries": entries}
+    return {"machine": table.machine.to_dict(), "entries": [_entry_to_json(entry) for entry in table.entries]}
+
+
+def _entry_to_json(entry: Entry) -> dict[str, Any]:
+    fields = {**entry.problem._asdict(), "window": entry.problem.window._asdict(), "seconds": dict(entry.seconds)}
+    if entry.problem.dtype == "float32":  # files without it stay what they are, to the digest
+        del fields["dtype"]
+    return fields
+
+
+def _machine(values: dict[str, Any]) -> Machine:
+    """One of a CPU names neither a GPU nor triton, one of a GPU nothing of the CPU."""
+    machine = Machine(**values)
+    if not (machine.to_dict().keys() == values.keys() in ({*_COMMON, *_CPU}, {*_COMMON, *_GPU})):
+        raise ValueError(f"expected a machine with {', '.join(_CPU)} or {', '.join(_GPU)}, got {', '.join(values)}")
+    return machine
 
 
 def _from_json(values: dict[str, Any]) -> Table:
-    return Table(Machine(**values["machine"]), tuple(_entry(entry) for entry in values["entries"]))
+    return Table(_machine(values["machine"]), tuple(_entry(entry) for entry in values["entries"]))
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -168,8 +202,11 @@ def _entry(values: dict[str, Any]) -> Entry:
     for kernel, value in seconds.items():
         if not isinstance(value, float) or not isfinite(value) or value <= 0:
             raise ValueError(f"expected positive seconds of {kernel!r}, got {value!r}")
+    dtype = values.pop("dtype", "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
     window = Window(**{name: _ints(value) for name, value in values.pop("window").items()})
-    problem = Problem(window=window, **{name: _ints(value) for name, value in values.items()})
+    problem = Problem(window=window, dtype=dtype, **{name: _ints(value) for name, value in values.items()})
     if not 0 <= problem.bucket <= EMPTY or len(problem.shape) not in (2, 4):
         raise ValueError(f"expected a linear or convolution problem, got {problem}")
     return Entry(problem, tuple(seconds.items()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spfde.kernels.dispatch import KernelChoice, check_kernel
 from spfde.kernels.masked import to_dense
+from spfde.kernels.precision import compute_and_result_dtype
 from spfde.kernels.table import Table, use
 from spfde.pattern import (
     ONE_TAP,
@@ -176,7 +177,8 @@ class SparseLayer(nn.Module, ABC):
 
     def _saw(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
-            self.__dict__["_seen"] = (x.device.type, x.dtype, x.shape)  # past Module.__setattr__: every forward pays
+            dtype = x.dtype if x.is_cpu else compute_and_result_dtype(x, self.values)[0]
+            self.__dict__["_seen"] = (x.device.type, dtype, x.shape)  # past Module.__setattr__: every forward pays
 
     def _show(self, x: Tensor, y: Tensor) -> Tensor:
         """y; a probe is shown x and, in the backward pass, the gradient of y."""

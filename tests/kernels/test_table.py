@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from spfde.kernels import dispatch
+from spfde.kernels import table as tables
 from spfde.kernels.choice import EMPTY, Problem
 from spfde.kernels.table import Entry, Machine, Table, use
+from spfde.kernels.triton.config import GPUS
 from spfde.pattern import Window
 
 LINEAR = Problem(128, (256, 512), 16)
@@ -124,7 +126,7 @@ def test_a_table_of_another_machine_is_refused_unless_allowed(field, tmp_path):
 
 
 def broken(change):
-    values = {"machine": asdict(Machine.here()), "entries": []}
+    values = {"machine": Machine.here().to_dict(), "entries": []}
     entry = {**LINEAR._asdict(), "window": LINEAR.window._asdict(), "seconds": dict(NATIVE)}
     values["entries"].append(entry)
     change(values, entry)
@@ -137,6 +139,10 @@ def broken(change):
         lambda v, e: v.pop("machine"),
         lambda v, e: v["machine"].pop("cpu"),
         lambda v, e: v["machine"].update(speed=1),
+        lambda v, e: v["machine"].update(gpu="NVIDIA H200", triton="3.6.0"),
+        lambda v, e: v.update(machine={"spfde": "0.1.0", "torch": "2.11.0", "gpu": "NVIDIA H200"}),
+        lambda v, e: e.update(dtype="float64"),
+        lambda v, e: e.update(dtype=["float32"]),
         lambda v, e: v.update(entries=3),
         lambda v, e: v.update(entries=[3]),
         lambda v, e: e.pop("seconds"),
@@ -189,3 +195,83 @@ def test_the_ops_know_a_table_in_use_by_its_name():
     assert dispatch.choose_linear("auto", *args).kernel == "native"
     assert dispatch.choose_linear(mine.name, "cuda", *args[1:]).kernel == "dense"
     assert dispatch.choose_linear(mine.name, "cpu", torch.float64, *args[2:]).kernel == "reference"
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+GPU = Machine("0.1.0", "2.11.0", gpu="NVIDIA H200", triton="3.6.0")
+HALF = LINEAR._replace(block=(64, 64), dtype="bfloat16")
+TRITON = {"triton": 1e-3, "dense": 3e-3}
+
+
+@pytest.fixture
+def h200(monkeypatch):
+    """What dispatch asks of a machine with an H200 and triton."""
+    monkeypatch.setattr(dispatch, "why_not", lambda device: None)
+    monkeypatch.setattr(dispatch, "gpu_here", lambda: GPUS["NVIDIA H200"])
+    dispatch.forget()
+    yield monkeypatch
+    dispatch.forget()
+
+
+def gpu_table(problem, seconds, machine=GPU):
+    return Table(machine, (Entry(problem, tuple(seconds.items())),))
+
+
+def on_gpu(route, dtype=torch.bfloat16, problem=HALF, device="cuda"):
+    stored = int(problem.density * 256 * 512)
+    return dispatch.choose_linear(route, device, dtype, problem.batch, problem.shape, stored, problem.block)
+
+
+def test_a_table_of_a_gpu_decides_there(h200):
+    for seconds, kernel in ((TRITON, "triton"), ({"triton": 3e-3, "dense": 1e-3}, "dense")):
+        mine = gpu_table(HALF, seconds)
+        choice = on_gpu(use(mine))
+        assert choice.problem == HALF
+        assert choice.kernel == kernel
+        assert choice.reason.startswith("measured") and choice.reason.endswith(f"(table {mine.name})")
+    assert mine.name == f"nvidia-h200-{mine.digest}"
+
+
+def test_a_table_of_a_gpu_is_for_its_precision_its_gpu_and_what_can_run(h200):
+    name = use(gpu_table(HALF, TRITON))
+    for other in (on_gpu(name, torch.float16), on_gpu(use(gpu_table(HALF, TRITON, replace(GPU, gpu="another"))))):
+        assert other.reason.startswith("predicted")
+    assert on_gpu(name, device="cpu").reason.startswith("predicted")
+    mine = here((LINEAR, NATIVE))
+    assert on_gpu(use(mine), torch.float32, LINEAR._replace(block=(64, 64))).reason.startswith("predicted")
+    assert on_gpu(name, torch.float64).kernel == "reference"
+    h200.setattr(dispatch, "why_not", lambda device: "triton is not installed")
+    dispatch.forget()
+    assert on_gpu(name).reason == "no sparse kernel on this GPU: triton is not installed"
+
+
+def test_what_can_be_measured(h200):
+    assert dispatch.candidates("cpu", torch.float32, LINEAR) == ("native", "dense")
+    assert dispatch.candidates("cuda", torch.bfloat16, LINEAR) == ("triton", "dense")
+    for device, dtype, problem in (
+        ("cpu", torch.float64, LINEAR),
+        ("cuda", torch.float64, HALF),
+        ("cuda", torch.float16, CONV),  # blocks without a kernel
+        ("cuda", torch.float16, LINEAR._replace(block=(1, 512))),  # whole outputs: one way to run
+    ):
+        assert dispatch.candidates(device, dtype, problem) == ()
+
+
+def test_a_table_of_a_gpu_survives_its_file_and_is_refused_elsewhere(tmp_path):
+    mine = gpu_table(HALF, TRITON)
+    mine.save(tmp_path / "table.json")
+    kept = json.loads((tmp_path / "table.json").read_text())
+    assert kept["machine"] == {"spfde": "0.1.0", "torch": "2.11.0", "gpu": "NVIDIA H200", "triton": "3.6.0"}
+    assert kept["entries"][0]["dtype"] == "bfloat16"
+    loaded = Table.load(tmp_path / "table.json", allow_other_machine=True)
+    assert (loaded, loaded.name) == (mine, mine.name)
+    with pytest.raises(ValueError, match="expected a table of this machine .*gpu none.* got one of .*gpu NVIDIA H200"):
+        Table.load(tmp_path / "table.json")
+
+
+def test_tables_of_a_cpu_keep_their_files_and_names():
+    kept = tables._to_json(table((LINEAR, NATIVE)))
+    assert kept["machine"].keys() == {"spfde", "torch", "cpu", "isa", "threads"}
+    assert "dtype" not in kept["entries"][0]
+    assert table((LINEAR, NATIVE), (CONV, DENSE)).digest == "2c980db31538"

@@ -58,7 +58,7 @@ def counted(monkeypatch):
     cases = []
 
     def measure(case, repeats):
-        cases.append((case[0], tuple(case[1])))
+        cases.append((case.layer, tuple(case.shape)))
         return (("native", 1.0), ("dense", 2.0))
 
     monkeypatch.setattr(module, "_measure", measure)
@@ -160,12 +160,13 @@ def test_lower_precision_is_measured_as_it_is_computed(counted):
 def test_a_step_runs_forward_and_backward_with_every_candidate(make):
     layer = make()
     shape = torch.Size((3, 7, 4, 6) if layer.window.kernel != (1, 1) else (2, 3, 7))
-    for kernel in module.CANDIDATES:
-        grads = module._step(layer, shape, kernel)()
+    case = module.Case(layer, shape, torch.float32, torch.contiguous_format, ("native", "dense"))
+    for kernel in case.kernels:
+        grads = module._step(case, kernel)()
         assert [tuple(g.shape) for g in grads[:2]] == [tuple(shape), tuple(layer.values.shape)]
         assert len(grads) == 2 + (layer.bias is not None)
         assert bool(grads[0].any()) == bool(layer.nnz)
-    native, dense = (module._step(layer, shape, kernel)() for kernel in ("native", "dense"))
+    native, dense = (module._step(case, kernel)() for kernel in case.kernels)
     for one, other in zip(native, dense, strict=True):
         torch.testing.assert_close(one, other)  # the candidates are timed on the same work
 
@@ -289,7 +290,9 @@ def test_a_table_from_elsewhere_is_not_extended(counted):
     ],
 )
 def test_a_model_without_a_choice_is_refused(model, x):
-    with pytest.raises(ValueError, match="expected a model that runs sparse layers on a CPU.*got none, try"):
+    with pytest.raises(
+        ValueError, match="expected a model that runs .* on a CPU, or in blocks on a GPU.*got none, try"
+    ):
         spfde.tune(model, x)
 
 
@@ -312,3 +315,73 @@ def test_a_model_that_fails_is_left_as_it_was():
     assert not any(m._forward_hooks for m in model.modules())
     assert torch.equal(random, torch.get_rng_state())
     assert all(layer.table is None for layer in layers(model))
+
+
+# ---- on a GPU, as far as a CPU can tell ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_on_a_gpu(counted, monkeypatch):
+    """A model's sparse layers count as on a GPU, where Triton runs blocks of 16."""
+    monkeypatch.setattr(module, "_device", lambda model: "cuda")
+    monkeypatch.setattr(Machine, "of_gpu", lambda: Machine("0.1.0", "2.11.0", gpu="NVIDIA H200", triton="3.6.0"))
+
+    def candidates(device, dtype, problem):
+        return ("triton", "dense") if problem.block == (16, 16) and dtype != torch.float64 else ()
+
+    monkeypatch.setattr(module, "candidates", candidates)
+    monkeypatch.setattr(module, "_measure", lambda case, repeats: tuple((name, 1.0) for name in case.kernels))
+
+
+def test_on_a_gpu_blocks_are_measured_and_the_table_names_it(as_on_a_gpu):
+    model = nn.Sequential(
+        spfde.sparsify(nn.Linear(32, 32), 0.5, pattern="block:16x16"), spfde.sparsify(nn.Linear(32, 8), 0.5)
+    )
+    table = spfde.tune(model, torch.randn(4, 32))
+    assert table.machine == Machine("0.1.0", "2.11.0", gpu="NVIDIA H200", triton="3.6.0")
+    assert [(e.problem.block, dict(e.seconds)) for e in table.entries] == [((16, 16), {"triton": 1.0, "dense": 1.0})]
+    assert all(layer.table is table for layer in layers(model))
+    assert spfde.tune(model, torch.randn(4, 32), table=table) == table
+
+
+def test_what_a_gpu_cannot_honour_is_refused(as_on_a_gpu):
+    model = spfde.sparsify(nn.Linear(32, 32), 0.5, pattern="block:16x16")
+    with pytest.raises(ValueError, match="expected threads of a model on a CPU, got 2 for one on a GPU, try without"):
+        spfde.tune(model, torch.randn(4, 32), threads=2)
+    with pytest.raises(ValueError, match=r"gpu NVIDIA H200.*, got one of .*gpu none.*, try tuning without a table"):
+        spfde.tune(model, torch.randn(4, 32), table=module.Table(Machine.here(), ()))
+    assert model.table is None
+
+
+def test_layers_on_two_devices_are_refused():
+    model = nn.Sequential(*(spfde.sparsify(nn.Linear(6, 6), 0.5) for _ in range(2)))
+    model[1].to("meta")
+    with pytest.raises(ValueError, match=r"expected sparse layers on one device, got cpu, meta, try model.to\('cpu'\)"):
+        spfde.tune(model, torch.randn(2, 6))
+
+
+def test_kernels_are_timed_in_turn_by_the_devices_clock(monkeypatch):
+    layer = spfde.sparsify(nn.Linear(6, 6), 0.5)
+    asked = []
+
+    def medians(calls, rounds, device):
+        asked.append((list(calls), rounds, device))
+        return {name: 2.0 if call()[0].shape == (4, 6) else 0.0 for name, call in calls.items()}
+
+    monkeypatch.setattr(module.timing, "medians", medians)
+    case = module.Case(layer, torch.Size((4, 6)), torch.float32, torch.contiguous_format, ("dense", "native"))
+    assert module._measure(case, 5) == (("dense", 2.0), ("native", 2.0))
+    assert asked == [(["dense", "native"], 5, "cpu")]
+
+
+def test_a_layer_notes_the_precision_that_its_op_computes_in(monkeypatch):
+    layer = spfde.sparsify(nn.Linear(6, 6), 0.5)
+    with torch.autocast("cpu"):
+        layer(torch.randn(2, 6))
+    assert layer._seen[1] == torch.float32  # a CPU computes in it whatever is asked for
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda x: False))
+    with torch.autocast("cpu"):
+        layer._saw(torch.randn(2, 6).half())
+    assert layer._seen[1] == torch.float32
+    layer.double()._saw(torch.randn(2, 6))
+    assert layer._seen[1] == torch.float64

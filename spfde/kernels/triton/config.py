@@ -1,17 +1,15 @@
-"""What is known of GPUs, how a kernel is launched on them, and the table of what was measured.
+"""What is known of GPUs, and how a kernel is launched on them where nothing was measured (else `table` says).
 
-Pure functions and constants; neither triton nor a GPU is needed. Nothing is tuned while a network trains.
+Pure functions and constants; neither triton nor a GPU is needed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
 
-from spfde.kernels.choice import Problem
 from spfde.tiles import STACKED
 
 SIZES = (16, 32, 64, 128)  # sides of blocks that have kernels
@@ -72,43 +70,6 @@ class Config(NamedTuple):
     depth: int
     warps: int
     stages: int
-
-
-class Key(NamedTuple):
-    """What was measured: on which GPU, kind of layer ("linear", "conv2d", "masked"), block, precision and shape.
-
-    bucket: batch x positions, rows and columns in halvings (see `bucket_of`).
-    """
-
-    gpu: str
-    layout: str
-    block: tuple[int, int]
-    dtype: str
-    bucket: tuple[int, int, int]
-
-
-class Measured(NamedTuple):
-    """The fastest launches, and the density up to which forward + backward beat the masked dense product."""
-
-    forward: Config
-    input_grad: Config
-    weight_grad: Config
-    break_even: float
-
-
-# Nothing has been measured yet: docs/gpu.md says how to.
-TABLE: dict[Key, Measured] = {}
-
-
-def bucket_of(positions: int, rows: int, cols: int) -> tuple[int, int, int]:
-    """Sizes that share an entry of the table: within a halving of each other."""
-    return positions.bit_length(), rows.bit_length(), cols.bit_length()
-
-
-def key_of(gpu: Gpu, layout: str, block: tuple[int, int], dtype: torch.dtype, problem: Problem) -> Key:
-    """The key of a problem."""
-    rows, cols = problem.shape[0], prod(problem.shape[1:])
-    return Key(gpu.name, layout, block, str(dtype).removeprefix("torch."), bucket_of(problem.positions, rows, cols))
 
 
 def has_kernel(block: tuple[int, int]) -> bool:

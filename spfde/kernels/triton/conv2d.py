@@ -23,6 +23,7 @@ from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.kernels.triton.table import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
 from spfde.pattern import Window
 from spfde.tiles import Tiles, stack_of
@@ -184,9 +185,11 @@ def _product(
     result = torch.empty((len(source), *size), dtype=dtype, device=source.device, memory_format=torch.channels_last)
     out, into = (width, height) if transposed else (height, width)
     positions, items = len(source) * prod(grid), tiles.work.shape[0]
-    how = config.product_config(
-        gpu_at(source.device), out * together, into, together, dtype, positions, exact(dtype, "conv2d"), "conv2d"
-    )
+    outer, inner = (source.shape[1], size[0]) if transposed else (size[0], source.shape[1])
+    gpu, op, kind = gpu_at(source.device), "input_grad" if transposed else "forward", exact(dtype, "conv2d")
+    outputs, shape = out * together, (outer, inner * prod(window.kernel))
+    how = launch_of(op, gpu, "conv2d", (height, width), outputs, dtype, positions, shape, kind)
+    how = how or config.product_config(gpu, outputs, into, together, dtype, positions, kind, "conv2d")
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
         epilogue.scale, epilogue.bias, epilogue.residual, result, items, positions, *grid, *source.shape[2:],
@@ -208,7 +211,9 @@ def weight_grad(
     (height, width), tiles = block, units.tiles
     blocks, positions = units.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
-    how = config.weight_grad_config(gpu, outputs, width, x.dtype, exact(x.dtype, "conv2d"))
+    kind, matrix = exact(x.dtype, "conv2d"), (shape[0], prod(shape[1:]))
+    how = launch_of("weight_grad", gpu, "conv2d", (height, width), outputs, x.dtype, positions, matrix, kind)
+    how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, kind)
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, positions, how.depth)
 

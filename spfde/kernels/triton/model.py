@@ -10,7 +10,8 @@ from math import prod
 import torch
 
 from spfde.kernels.choice import KernelChoice, Problem
-from spfde.kernels.triton.config import GPUS, TABLE, Gpu, has_kernel, key_of, token_tile
+from spfde.kernels.triton import table
+from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
 from spfde.tiles import STACKED
 
 EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs
@@ -91,7 +92,7 @@ def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | 
     reason = absent or hindrance(problem)
     if reason is not None or gpu is None:
         return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
-    measured = TABLE.get(key_of(gpu, "linear" if problem.window.linear else "conv2d", problem.block, dtype, problem))
+    measured = table.known().get(table.key_of(gpu, problem, dtype))
     if measured is not None:
         kernel = "triton" if problem.density <= measured.break_even else "dense"
         return KernelChoice(kernel, f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}", problem)

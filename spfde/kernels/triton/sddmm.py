@@ -15,6 +15,7 @@ from torch import Tensor
 from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.kernels.triton.table import launch_of
 from spfde.kernels.triton.walk import store_blocks, store_sums
 from spfde.tiles import stack_of
 
@@ -89,7 +90,9 @@ def weight_grad(
     (batch, rows), cols = dy.shape, x.shape[1]
     blocks = units.places.numel() // (height * width)
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
-    how = config.weight_grad_config(gpu, outputs, width, x.dtype, exact(x.dtype))
+    kind = exact(x.dtype)
+    how = launch_of("weight_grad", gpu, "linear", (height, width), outputs, x.dtype, batch, (rows, cols), kind)
+    how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, kind)
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, batch, how.depth)
 

@@ -15,6 +15,7 @@ from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
+from spfde.kernels.triton.table import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of
 from spfde.tiles import Tiles
 
@@ -126,7 +127,10 @@ def product(
         residual = residual.contiguous()
     y = x.new_empty(batch, outer)
     outputs, together = out * tiles.together, tiles.together
-    how = config.product_config(gpu_at(x.device), outputs, into, together, x.dtype, batch, exact(x.dtype))
+    gpu, kind, shape = gpu_at(x.device), (x.dtype, batch), (inner, outer) if transposed else (outer, inner)
+    op, layout = "input_grad" if transposed else "forward", "masked" if dense else "linear"
+    how = launch_of(op, gpu, layout, (height, width), outputs, *kind, shape, exact(x.dtype))
+    how = how or config.product_config(gpu, outputs, into, together, *kind, exact(x.dtype))
     scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
     stride = 0 if residual is None else residual.stride(0)
     items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)

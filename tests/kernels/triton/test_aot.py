@@ -37,7 +37,7 @@ def in_flight(how: config.Config, tile: int) -> int:
 def product_code(
     gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, transposed: bool = False,
     dense: bool = False, batch: int = 4096, precision: str = "tf32", ragged: bool = False, plain: bool = True,
-    wide: bool = False,
+    wide: bool = False, how: config.Config | None = None,
 ) -> tuple[Code, int]:  # fmt: skip
     """The product by blocks (out, in), and the bytes of operands that are copied ahead.
 
@@ -47,7 +47,7 @@ def product_code(
 
     out, into = block
     exact = (dtype, precision) == ("fp32", "ieee")
-    how = config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
+    how = how or config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
     types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ("scale", "residual")))}
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "items": "i32", "batch": "i32"}
     types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
@@ -64,13 +64,14 @@ def product_code(
 
 
 def weight_grad_code(
-    gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, precision: str = "tf32"
-) -> tuple[Code, int]:
+    gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, precision: str = "tf32",
+    how: config.Config | None = None,
+) -> tuple[Code, int]:  # fmt: skip
     from spfde.kernels.triton.sddmm import sddmm_kernel
 
     height, width = block
     exact = (dtype, precision) == ("fp32", "ieee")
-    how = config.weight_grad_config(gpu, height * together, width, DTYPES[dtype], exact)
+    how = how or config.weight_grad_config(gpu, height * together, width, DTYPES[dtype], exact)
     types = {"dy": f"*{dtype}!", "x": f"*{dtype}!", "entry": "*i32!", "out": "*fp32!", "sums": "*fp32!"}
     types |= {name: "i32" for name in ("batch", "blocks", "steps")}
     types |= {name: "i32!" for name in ("rows", "cols", "stride_dy", "stride_x")}

@@ -1,12 +1,13 @@
-"""Launches, the model behind the choice, the table, and what is refused: pure functions, no triton and no GPU."""
+"""Launches, the model behind the choice, and what is refused: pure functions, no triton and no GPU."""
 
 import pytest
 import torch
 
 from spfde.kernels import dispatch, spmm
 from spfde.kernels.choice import EMPTY, Problem
-from spfde.kernels.triton import config, interpreting, launch, model, why_not
-from spfde.kernels.triton.config import GPUS, Config, Measured
+from spfde.kernels.triton import config, interpreting, launch, model, table, why_not
+from spfde.kernels.triton.config import GPUS
+from spfde.kernels.triton.table import Key, Measured
 from spfde.pattern import Window
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -110,20 +111,15 @@ def test_the_choice_and_its_reason():
 
 
 def test_what_was_measured_decides(monkeypatch):
-    how = Config(128, 64, 4, 4)
-    key = config.key_of(H200, "linear", (64, 64), BF16, LARGE)
-    assert key == config.Key("NVIDIA H200", "linear", (64, 64), "bfloat16", (15, 13, 13))
-    monkeypatch.setitem(config.TABLE, key, Measured(how, how, how, 0.06))
+    key = table.key_of(H200, LARGE, BF16)
+    assert key == Key("NVIDIA H200", "linear", (64, 64), "bfloat16", (15, 13, 13))
+    monkeypatch.setattr(table, "known", lambda: {key: Measured({}, {}, {}, 0.06)})
     kernels = [model.choose(at(bucket), BF16, None, H200).kernel for bucket in range(EMPTY)]
     assert kernels == sorted(kernels)  # "dense" before "triton"
     slower, faster = model.choose(at(27), BF16, None, H200), model.choose(at(40), BF16, None, H200)
     assert (slower.kernel, faster.kernel) == ("dense", "triton")
     assert slower.reason == "measured on NVIDIA H200: break-even at density 0.06"
     assert model.choose(at(27), F32, None, H200).reason.startswith("predicted")
-
-
-def test_nothing_is_claimed_to_be_measured_yet():
-    assert config.TABLE == {}
 
 
 def test_which_devices_run_triton(monkeypatch):
@@ -167,13 +163,11 @@ def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts
     assert model.choose(wide, BF16, None, H200).kernel == "triton"
     narrow = Problem(64, (32, 32, 3, 3), 19, (16, 16), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
     assert model.choose(narrow, BF16, None, H200).kernel == "dense"
-    how = Config(128, 64, 4, 4)
     for window, layout in ((Window(), "linear"), (Window((1, 1), (2, 2)), "conv2d")):
         pointwise = Problem(64, (512, 512, 1, 1), 19, (64, 64), window, (14, 14))
-        key = config.key_of(H200, layout, (64, 64), BF16, pointwise)
-        monkeypatch.setitem(config.TABLE, key, Measured(how, how, how, 0.5))
+        key = Key("NVIDIA H200", layout, (64, 64), "bfloat16", table.bucket_of(64 * 14 * 14, 512, 512))
+        monkeypatch.setattr(table, "known", lambda key=key: {key: Measured({}, {}, {}, 0.5)})
         assert model.choose(pointwise, BF16, None, H200).reason.startswith("measured")
-        monkeypatch.delitem(config.TABLE, key)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Launches worth timing: around the computed one, of those that a GPU can hold. Pure; no triton, no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from math import log2
+
+import torch
+
+from spfde.kernels.triton.config import Config, Gpu, product_config, weight_grad_config
+from spfde.tiles import STACKED
+
+MOST = 12
+SUMS = 256  # sums that a thread may hold x bytes of an operand: with more, some leave the registers
+DEPTHS = (16, 32, 64, 128)
+
+
+def product_candidates(
+    gpu: Gpu, outputs: int, width: int, together: int, dtype: torch.dtype, positions: int, op: str = "linear"
+) -> list[Config]:
+    """The launches of Y = X W^T to time, the computed one first; arguments as of `product_config`, float32 is TF32."""
+    default = product_config(gpu, outputs, width, together, dtype, positions, False, op)
+    deepest = width if together > 1 else max(DEPTHS)
+    sums = SUMS // 2 if op == "conv2d" else SUMS  # which also holds where each of its pixels lies
+    tokens = (32, 64) if positions <= 32 else (64, 128, 256)
+    made = (
+        Config(rows, depth, warps, stages)
+        for rows, depth, warps in product(tokens, DEPTHS, (4, 8))
+        if depth <= deepest and _fills(rows, outputs, warps, dtype, sums)
+        for stages in (2 * steps - 1 for steps in _steps(gpu, (rows + outputs) * depth * dtype.itemsize))
+    )
+    return _nearest(default, made)
+
+
+def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype) -> list[Config]:
+    """The launches of dW = dY^T X to time, the computed one first; arguments as of `weight_grad_config`."""
+    default, inputs = weight_grad_config(gpu, outputs, width, dtype, exact=False), max(width, STACKED)
+    made = (
+        Config(depth, depth, warps, steps)
+        for depth, warps in product(DEPTHS[1:], (4, 8))
+        if _fills(inputs, outputs, warps, dtype)
+        for steps in _steps(gpu, (inputs + outputs) * depth * dtype.itemsize)
+    )
+    return _nearest(default, made)
+
+
+def _fills(rows: int, outputs: int, warps: int, dtype: torch.dtype, sums: int = SUMS) -> bool:
+    """Whether every warp has rows of the matrix unit to multiply, and room for sums beside its operands."""
+    return 16 * warps <= max(rows, 64) and rows * outputs * dtype.itemsize <= sums * 32 * warps
+
+
+def _steps(gpu: Gpu, each: int) -> list[int]:
+    """As many steps' operands on their way as fit, at most 4, and one less: both hide what is waited for."""
+    fit = min(4, gpu.shared // each)
+    return [steps for steps in (fit, fit - 1) if steps >= 2]
+
+
+def _nearest(default: Config, made: Iterable[Config]) -> list[Config]:
+    """The default, then those that differ least from it."""
+
+    def distance(how: Config) -> float:
+        return sum(abs(log2(new / old)) for new, old in zip(how, default, strict=True))
+
+    return list(dict.fromkeys((default, *sorted(made, key=distance))))[:MOST]

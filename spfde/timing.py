@@ -1,0 +1,96 @@
+"""Timing in turn (A B C A B C), so that a machine that slows down slows all alike; and the time that a run may take."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+WARMUP = 3
+AHEAD = 2_000_000  # cycles that a GPU idles while the CPU puts the work in line
+
+Name = TypeVar("Name", bound=Hashable)
+Calls = Mapping[Name, Callable[[], object]]
+Times = dict[Name, list[float]]
+
+
+@dataclass
+class Budget:
+    """The seconds a run may take; `clock` counts them."""
+
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.clock()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0."""
+        return max(0.0, self.seconds - (self.clock() - self.start))
+
+    def allows(self, seconds: float) -> bool:
+        """Whether something that long can still be done."""
+        return seconds < self.left
+
+
+def interleaved(calls: Calls[Name], rounds: int, device: str = "cpu") -> Times[Name]:
+    """Seconds of every call in every round; each round runs every call once. device: its type."""
+    return on_gpu(calls, rounds)[0] if device == "cuda" else on_cpu(calls, rounds)
+
+
+def on_cpu(calls: Calls[Name], rounds: int) -> Times[Name]:
+    """That by the CPU's clock."""
+    seconds: Times[Name] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(WARMUP + rounds):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: times[WARMUP:] for name, times in seconds.items()}
+
+
+def on_gpu(calls: Calls[Name], rounds: int) -> tuple[Times[Name], Times[Name]]:
+    """That by the GPU's clock, out of a cold L2 cache and without the CPU's share; and the CPU's share."""
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+    flush = torch.empty(2 * facts.L2_cache_size, dtype=torch.int8, device="cuda")
+    events = {name: [(_event(), _event()) for _ in range(rounds)] for name in calls}
+    host: Times[Name] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(WARMUP):
+            call()
+    for index in range(rounds):
+        for name, call in calls.items():
+            torch.cuda._sleep(AHEAD)
+            flush.zero_()
+            start, end = events[name][index]
+            start.record()
+            began = time.perf_counter()
+            call()
+            host[name].append(time.perf_counter() - began)
+            end.record()
+        torch.cuda.synchronize()
+    device = {name: [start.elapsed_time(end) * 1e-3 for start, end in pairs] for name, pairs in events.items()}
+    return device, host
+
+
+def medians(calls: Calls[Name], rounds: int, device: str = "cpu") -> dict[Name, float]:
+    """The median seconds of every call."""
+    return {name: median(times) for name, times in interleaved(calls, rounds, device).items()}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)

@@ -1,0 +1,75 @@
+"""On a GPU: the tuner fills a table that decides, and spfde.tune fixes the choices of a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import spfde
+from spfde.bench.compare import compare
+from spfde.bench.here import tune_here
+from spfde.bench.layer import Layer
+from spfde.kernels import dispatch
+from spfde.kernels.triton import table
+from spfde.kernels.triton.launch import gpu_here
+from spfde.kernels.triton.table import OPS, GpuTable
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    """No table before the test, and none of the test's after it."""
+    monkeypatch.delenv(table.VARIABLE, raising=False)
+    monkeypatch.setattr(table, "_ADDED", [])
+    table.forget(), dispatch.forget()
+    yield
+    monkeypatch.undo()
+    table.forget(), dispatch.forget()
+
+
+def test_a_tuned_layer_is_decided_by_its_measurement(tmp_path, nothing_known):
+    path, layer = tmp_path / "mine.json", Layer((512, 512), 2048, pattern="block:64x64", dtype="bfloat16")
+    outcome, _ = tune_here([layer], path, 300, 5, "a test", lambda line: None)
+    assert GpuTable.load(path) == outcome.table and outcome.table.gpu == gpu_here().name
+    [measured] = outcome.table.entries.values()
+    assert all(getattr(measured, op) for op in OPS)
+    spfde.use_gpu_table(path)
+    for density in (0.05, 0.9):
+        sparse, x = layer.sparse(density, "cuda"), layer.input("cuda").requires_grad_()
+        y = sparse(x)
+        bucket = sparse.choice.problem.density
+        assert sparse.kernel == ("triton" if bucket <= measured.break_even else "dense")
+        assert sparse.choice.reason.startswith("measured on ")
+        exact = nn.functional.linear(x.double(), sparse.dense_weight().double(), sparse.bias.double())
+        assert float((y.double() - exact).norm()) <= 1e-2 * float(exact.norm())
+        y.sum().backward()
+
+
+def test_a_models_kernels_are_measured_and_fixed(tmp_path):
+    model = nn.Sequential(
+        spfde.sparsify(nn.Conv2d(64, 64, 3, padding=1), 0.9, pattern="block:32x32"),
+        spfde.sparsify(nn.Conv2d(64, 64, 3, padding=1), 0.9),  # no kernel: nothing to choose
+        nn.Flatten(),
+        spfde.sparsify(nn.Linear(64 * 64, 128), 0.9, pattern="block:64x64"),
+    ).cuda()
+    x = torch.randn(16, 64, 8, 8, device="cuda").contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = spfde.tune(model, x, repeats=3)
+        model(x)
+    assert [entry.problem.dtype for entry in found.entries] == ["bfloat16", "bfloat16"]
+    for entry in found.entries:
+        assert dict(entry.seconds).keys() == {"triton", "dense"} and all(time > 0 for _, time in entry.seconds)
+    for layer, entry in zip((model[0], model[3]), found.entries, strict=True):
+        assert layer.kernel == entry.kernel
+        assert layer.choice.reason.endswith(f"(table {found.name})")
+    found.save(tmp_path / "table.json")
+    assert spfde.Table.load(tmp_path / "table.json") == found
+
+
+def test_a_layer_beside_its_dense_one():
+    layer = Layer((256, 256, 3, 3), 8, 14, "block:64x64", "tf32")
+    [cell] = compare(layer, [0.8], "cuda", 3).cells
+    assert list(cell.seconds) == ["dense contiguous", "dense channels_last", "auto", "masked dense", "triton"]
+    assert list(cell.absent) == ["native"]
