@@ -19,16 +19,16 @@ DEPTHS = (16, 32, 64, 128)
 def product_candidates(
     gpu: Gpu, outputs: int, width: int, together: int, dtype: torch.dtype, positions: int, op: str = "linear"
 ) -> list[Config]:
-    """The launches of Y = X W^T to time, the computed one first; arguments as of `product_config`, float32 is TF32."""
+    """The launches of Y = X W^T to time, the computed one first; arguments as of `product_config`. float32 is TF32."""
     default = product_config(gpu, outputs, width, together, dtype, positions, False, op)
     deepest = width if together > 1 else max(DEPTHS)
-    sums = SUMS // 2 if op == "conv2d" else SUMS  # which also holds where each of its pixels lies
     tokens = (32, 64) if positions <= 32 else (64, 128, 256)
+    sums = SUMS // 2 if op == "conv2d" else SUMS  # it also holds where each of its pixels lies
     made = (
-        Config(rows, depth, warps, stages)
+        Config(rows, depth, warps, 2 * flight - 1)
         for rows, depth, warps in product(tokens, DEPTHS, (4, 8))
         if depth <= deepest and _fills(rows, outputs, warps, dtype, sums)
-        for stages in (2 * steps - 1 for steps in _steps(gpu, (rows + outputs) * depth * dtype.itemsize))
+        for flight in _flights(gpu, (rows + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
 
@@ -37,10 +37,10 @@ def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtyp
     """The launches of dW = dY^T X to time, the computed one first; arguments as of `weight_grad_config`."""
     default, inputs = weight_grad_config(gpu, outputs, width, dtype, exact=False), max(width, STACKED)
     made = (
-        Config(depth, depth, warps, steps)
+        Config(depth, depth, warps, stages)
         for depth, warps in product(DEPTHS[1:], (4, 8))
         if _fills(inputs, outputs, warps, dtype)
-        for steps in _steps(gpu, (inputs + outputs) * depth * dtype.itemsize)
+        for stages in _flights(gpu, (inputs + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
 
@@ -50,10 +50,10 @@ def _fills(rows: int, outputs: int, warps: int, dtype: torch.dtype, sums: int = 
     return 16 * warps <= max(rows, 64) and rows * outputs * dtype.itemsize <= sums * 32 * warps
 
 
-def _steps(gpu: Gpu, each: int) -> list[int]:
-    """As many steps' operands on their way as fit, at most 4, and one less: both hide what is waited for."""
-    fit = min(4, gpu.shared // each)
-    return [steps for steps in (fit, fit - 1) if steps >= 2]
+def _flights(gpu: Gpu, each: int) -> list[int]:
+    """Steps whose operands, of so many bytes, are on their way or being multiplied: as many as fit, and fewer."""
+    most = min(4, gpu.shared // each + (gpu.capability < (9, 0)))
+    return list(range(most, 1, -1))
 
 
 def _nearest(default: Config, made: Iterable[Config]) -> list[Config]:

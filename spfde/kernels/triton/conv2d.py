@@ -185,11 +185,10 @@ def _product(
     result = torch.empty((len(source), *size), dtype=dtype, device=source.device, memory_format=torch.channels_last)
     out, into = (width, height) if transposed else (height, width)
     positions, items = len(source) * prod(grid), tiles.work.shape[0]
-    outer, inner = (source.shape[1], size[0]) if transposed else (size[0], source.shape[1])
-    gpu, op, kind = gpu_at(source.device), "input_grad" if transposed else "forward", exact(dtype, "conv2d")
-    outputs, shape = out * together, (outer, inner * prod(window.kernel))
-    how = launch_of(op, gpu, "conv2d", (height, width), outputs, dtype, positions, shape, kind)
-    how = how or config.product_config(gpu, outputs, into, together, dtype, positions, kind, "conv2d")
+    gpu, outputs, no_tf32 = gpu_at(source.device), out * together, exact(dtype, "conv2d")
+    op, output_pixels, shape = _problem(source, result, transposed, prod(window.kernel))
+    how = launch_of(op, gpu, "conv2d", (height, width), outputs, dtype, output_pixels, shape, no_tf32)
+    how = how or config.product_config(gpu, outputs, into, together, dtype, positions, no_tf32, "conv2d")
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
         epilogue.scale, epilogue.bias, epilogue.residual, result, items, positions, *grid, *source.shape[2:],
@@ -211,9 +210,9 @@ def weight_grad(
     (height, width), tiles = block, units.tiles
     blocks, positions = units.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
-    kind, matrix = exact(x.dtype, "conv2d"), (shape[0], prod(shape[1:]))
-    how = launch_of("weight_grad", gpu, "conv2d", (height, width), outputs, x.dtype, positions, matrix, kind)
-    how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, kind)
+    no_tf32, weight = exact(x.dtype, "conv2d"), (shape[0], prod(shape[1:]))
+    how = launch_of("weight_grad", gpu, "conv2d", (height, width), outputs, x.dtype, positions, weight, no_tf32)
+    how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, no_tf32)
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, positions, how.depth)
 
@@ -227,6 +226,12 @@ def weight_grad(
         )  # fmt: skip
 
     return sddmm.in_parts(run, parts, x.new_zeros(blocks, *block), x.new_empty(bias * shape[0]), False)
+
+
+def _problem(source: Tensor, result: Tensor, transposed: bool, taps: int) -> tuple[str, int, tuple[int, int]]:
+    """The op, and as the table counts them: batch x output pixels, and the dense weight's [rows, columns]."""
+    x, y = (result, source) if transposed else (source, result)
+    return "input_grad" if transposed else "forward", len(y) * prod(y.shape[2:]), (y.shape[1], x.shape[1] * taps)
 
 
 def _is_linear(window: Window, dtype: torch.dtype) -> bool:

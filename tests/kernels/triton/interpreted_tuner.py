@@ -10,10 +10,11 @@ import spfde
 from spfde.bench import tuner
 from spfde.bench.layer import Layer
 from spfde.kernels.dispatch import forget
-from spfde.kernels.triton import launch, sddmm, spmm, table
+from spfde.kernels.triton import conv2d, launch, sddmm, spmm, table
 from spfde.kernels.triton.candidates import product_candidates
 from spfde.kernels.triton.config import GPUS, Config
 from spfde.kernels.triton.table import GpuTable, Key, Measured, trying
+from spfde.structure import Pattern
 from spfde.timing import Budget
 
 # Triton 3.6 turns a loop's bound into an int in a way that numpy 2.4 refuses and older ones warn of.
@@ -22,18 +23,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 A100 = GPUS["NVIDIA A100-SXM4-80GB"]  # what the interpreter stands for
 ABOUT = {"spfde": "0.1.0", "torch": "2.11.0", "triton": "3.6.0"}
 LINEAR = Layer((64, 48), 33, pattern="block:32x16", dtype="float16")
+CONV = Layer((32, 48, 3, 3), 1, 4, "block:16x16", "tf32")
+KERNELS = {"spmm_kernel": "spmm", "conv2d_kernel": "spmm", "sddmm_kernel": "sddmm", "conv2d_grad_kernel": "sddmm"}
 
 
 @pytest.fixture
 def launched(monkeypatch):
     """The launches of kernels, in order."""
     seen = []
-    for module in (spmm, sddmm):
+    for module in (spmm, sddmm, conv2d):
         run = module.launch
 
         def noted(kernel, grid, *args, config, run=run, **constants):
-            if kernel.__name__ in ("spmm_kernel", "sddmm_kernel"):
-                seen.append((kernel.__name__, constants.get("TRANSPOSED"), config))
+            if kernel.__name__ in KERNELS:
+                seen.append((KERNELS[kernel.__name__], constants.get("TRANSPOSED"), config))
             run(kernel, grid, *args, config=config, **constants)
 
         monkeypatch.setattr(module, "launch", noted)
@@ -41,10 +44,11 @@ def launched(monkeypatch):
 
 
 def kernel_of(op):
-    return ("sddmm_kernel", None) if op == "weight_grad" else ("spmm_kernel", op == "input_grad")
+    return ("sddmm", None) if op == "weight_grad" else ("spmm", op == "input_grad")
 
 
-def test_every_candidate_runs_as_it_is_timed_and_computes_the_same(tmp_path, launched):
+@pytest.mark.parametrize("layer", [LINEAR, CONV], ids=str)
+def test_every_candidate_runs_as_it_is_timed_and_computes_the_same(layer, tmp_path, launched):
     first = {}
 
     def clock(calls):
@@ -60,11 +64,13 @@ def test_every_candidate_runs_as_it_is_timed_and_computes_the_same(tmp_path, lau
             return {way: 1.0 if (way.how == "triton") == (way.density < 0.25) else 2.0 for way in ways}
         return {way: float(way != ways[min(1, len(ways) - 1)]) + 1 for way in ways}
 
-    outcome = tuner.fill(tmp_path / "t.json", [LINEAR], A100, ABOUT, clock, Budget(1e9), device="cpu")
+    outcome = tuner.fill(tmp_path / "t.json", [layer], A100, ABOUT, clock, Budget(1e9), device="cpu")
     [measured] = outcome.table.entries.values()
     assert outcome.refused == {} and 0 < measured.break_even < 0.25
-    [(outputs, how)] = measured.forward.items()
-    assert how == product_candidates(A100, outputs, 16, outputs // 32, torch.float16, 33)[1]
+    (height, width), kind = Pattern.parse(layer.pattern).numbers, layer.kind
+    for outputs, how in measured.forward.items():
+        positions, op = (33, "linear") if layer is LINEAR else (16, "conv2d")
+        assert how == product_candidates(A100, outputs, width, outputs // height, kind, positions, op)[1]
 
 
 def test_a_kernel_that_takes_no_launch_is_not_tuned(monkeypatch):
@@ -108,4 +114,4 @@ def test_a_trial_reaches_the_backward_pass(launched):
     layer.kernel = "triton"
     with trying({"weight_grad": Config(16, 16, 4, 1)}):
         layer(torch.randn(8, 32)).sum().backward()
-    assert launched[-1] == ("sddmm_kernel", None, Config(16, 16, 4, 1))
+    assert launched[-1] == ("sddmm", None, Config(16, 16, 4, 1))
