@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ACTIVATIONS = ("none", "relu", "relu6", "gelu")
 
@@ -29,3 +31,10 @@ class Epilogue(NamedTuple):
 
 
 PLAIN = Epilogue()
+
+
+def untracked(*tensors: Tensor | None) -> bool:
+    """Whether no derivative of what is made of these can be asked for, by any of torch's ways: no backward is kept."""
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return False
+    return forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None
