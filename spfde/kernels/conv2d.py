@@ -6,7 +6,7 @@ with gaps is copied first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from spfde._native import native
 from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.masked import gather, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
@@ -79,6 +80,38 @@ def conv2d(
     return cast(y, result)
 
 
+def fused(
+    x: Tensor, values: Tensor, plan: Plan, window: Window, epilogue: Callable[[], Epilogue], kernel: str = "auto"
+) -> Tensor | None:
+    """The epilogue of the cross-correlation in one Triton kernel, outside autograd; None where another kernel runs or
+    something misfits.
+
+    Arguments as in `conv2d`, x with its batch; epilogue: made only where Triton runs, its residual shaped like y.
+    """
+    if x.dim() != 4 or x.shape[1] != plan.shape[1] * window.groups or x.device != values.device:
+        return None
+    size = window.output_size(*x.shape[2:])
+    if min(size) < 1 or values.shape != plan.values_shape:
+        return None
+    dtype, result = compute_and_result_dtype(x, values)
+    x = cast(x, dtype)
+    if dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block).kernel != "triton":
+        return None
+    end = epilogue()
+    if not end.fits((len(x), plan.rows, *size), plan.rows, result, x.device):
+        return None
+    end = end._replace(residual=cast(end.residual, dtype))
+    return cast(compute_fused(x, packed(values, dtype), end, plan, window), result)
+
+
+@timed
+def compute_fused(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, window: Window) -> Tensor:
+    """Y [batch, out, out_h, out_w] by Triton, in the memory format of x."""
+    units = conv_units_for(plan, window, "triton")
+    y = _triton().forward(x, plan.arrange(values), epilogue, units, plan.shape, window)
+    return y.contiguous(memory_format=memory_format_of(x))
+
+
 @timed
 def compute(
     x: Tensor,
@@ -99,7 +132,7 @@ def compute(
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
     if kernel == "triton":
-        y = _triton().forward(x, values, bias, units, shape, window)
+        y = _triton().forward(x, values, Epilogue(bias), units, shape, window)
         return y.contiguous(memory_format=memory_format_of(x))
     x, last = _without_gaps(x)
     y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)

@@ -23,6 +23,14 @@ class Epilogue(NamedTuple):
     act: str = "none"
     after: bool = False
 
+    def fits(self, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether every tensor is there for a y of this shape, precision and device."""
+        vectors = (v for v in (self.bias, self.scale) if v is not None)
+        if any(v.shape != (outputs,) or v.device != device for v in vectors):
+            return False
+        r = self.residual
+        return r is None or (r.shape == shape and r.dtype == dtype and r.device == device)
+
     @property
     def constants(self) -> dict[str, Any]:
         """What a kernel is compiled for."""

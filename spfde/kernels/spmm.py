@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from types import ModuleType
 
@@ -70,6 +70,37 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
                 y = _Spmm.apply(flat, values, bias, plan, choice.kernel)
     y = cast(y, result)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
+
+
+def fused(
+    x: Tensor, values: Tensor, plan: Plan, epilogue: Callable[[], Epilogue], kernel: str = "auto"
+) -> Tensor | None:
+    """Y = epilogue(X W^T) in one Triton kernel, outside autograd; None where another kernel runs or something misfits.
+
+    Arguments as in `spmm`; epilogue: made only where Triton runs, its residual [..., rows].
+    """
+    rows, cols = plan.shape
+    if x.dim() == 0 or x.shape[-1] != cols or x.device != values.device or values.shape != plan.values_shape:
+        return None
+    dtype, result = compute_and_result_dtype(x, values)
+    flat = cast(x.reshape(-1, cols), dtype)
+    if dispatch.linear(kernel, flat, rows, plan.multiplied, plan.block).kernel != "triton":
+        return None
+    end = epilogue()
+    if not end.fits((*x.shape[:-1], rows), rows, result, x.device):
+        return None
+    if end.residual is not None:
+        end = end._replace(residual=cast(end.residual.reshape(-1, rows), dtype))
+    y = compute_fused(flat, packed(values, dtype), end, plan)
+    return cast(y, result).view(*x.shape[:-1], rows)
+
+
+@timed
+def compute_fused(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan) -> Tensor:
+    """Y [batch, rows] by Triton."""
+    values = plan.arrange(values)
+    weights = write(values, plan)[0] if needs_dense("triton", values) else values
+    return _triton().forward(x, weights, epilogue, units_for(plan, "triton"), plan.rows)
 
 
 @timed

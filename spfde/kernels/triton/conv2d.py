@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from math import gcd, prod
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -167,19 +168,25 @@ def reduce(
         tl.store(dbias + part * outputs + output, sums.to(dbias.dtype.element_ty), mask=output < outputs)
 
 
-def forward(
-    x: Tensor, values: Tensor, bias: Tensor | None, units: Units, shape: Shape, window: Window, relu: bool = False
-) -> Tensor:
-    """Y [batch, out, out_h, out_w] = conv2d(x) + bias, negative ones 0 if `relu`, in channels_last memory.
+def forward(x: Tensor, values: Tensor, epilogue: Epilogue, units: Units, shape: Shape, window: Window) -> Tensor:
+    """Y [batch, out, out_h, out_w] = epilogue(conv2d(x)) in channels_last memory.
 
-    x: [batch, channels, height, width]. values: [capacity, R, C].
+    x: [batch, channels, height, width]. values: [capacity, R, C]. The epilogue's residual is shaped like y.
     """
     if _is_linear(window, x.dtype):
-        return _images(
-            spmm.forward(_pixels(x), values, Epilogue(bias, act="relu" if relu else "none"), units, shape[0]), x
-        )
+        residual = None if epilogue.residual is None else _pixels(epilogue.residual)
+        return _images(spmm.forward(_pixels(x), values, epilogue._replace(residual=residual), units, shape[0]), x)
     size = window.output_size(*x.shape[2:])
-    return _multiply(x, values, bias, (units.row_ptr, units.col, None), (shape[0], *size), size, window, relu)
+    lists = (units.row_ptr, units.col, None)
+    bias, scale, residual, act, after = epilogue
+    if scale is None and residual is None and act in ("none", "relu"):
+        return _multiply(x, values, bias, lists, (shape[0], *size), size, window, act == "relu")
+    y = _multiply(x, values, None, lists, (shape[0], *size), size, window, False)
+    y = y if scale is None else y * scale.view(-1, 1, 1)
+    y = y if bias is None else y + bias.view(-1, 1, 1)
+    y = y if residual is None or after else y + residual
+    y = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}[act](y)
+    return (y if residual is None or not after else y + residual).to(x.dtype)
 
 
 def input_grad(dy: Tensor, values: Tensor, units: Units, size: Shape, shape: Shape, window: Window) -> Tensor:

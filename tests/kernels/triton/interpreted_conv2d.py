@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spfde.kernels import conv2d
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.masked import to_dense
 from spfde.kernels.tiled import TiledUnits, tiles_of
 from spfde.kernels.triton import config
@@ -45,8 +46,9 @@ class Case:
         if self.window.linear:
             first, second = tiles_of(self.plan)
             units = TiledUnits(*units, *first, *second)
+        act = "relu" if self.relu else "none"
         return [
-            kernels.forward(self.x, self.values, self.bias, units, shape, self.window, self.relu),
+            kernels.forward(self.x, self.values, Epilogue(self.bias, act=act), units, shape, self.window),
             kernels.input_grad(self.dy, self.values, units, self.x.shape[2:], shape, self.window),
             *kernels.weight_grad(self.dy, self.x, units, block, shape, self.window, True),
         ]
