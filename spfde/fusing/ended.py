@@ -40,7 +40,7 @@ def ended(
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
     if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
-        end = _end(layer, x, then, *rest)
+        end = _end(layer, x, then, *rest[:2])
         if end is not None:
             z, whole = layer.ended(x, end)
             return z if whole else follow(z, *rest)
@@ -61,12 +61,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _end(
-    layer: SparseLayer,
-    x: Tensor,
-    then: nn.Module | str,
-    residual: Any = None,
-    act: str = "none",
-    recompute: bool = False,
+    layer: SparseLayer, x: Tensor, then: nn.Module | str, residual: Any = None, act: str = "none"
 ) -> Callable[[], Epilogue] | None:
     """What makes the epilogue, None where the parts must run one by one."""
     if _has_any_global_hook() or not _plain(layer) or "transform" in layer._modules:

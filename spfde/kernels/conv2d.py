@@ -83,8 +83,7 @@ def conv2d(
 def fused(
     x: Tensor, values: Tensor, plan: Plan, window: Window, epilogue: Callable[[], Epilogue], kernel: str = "auto"
 ) -> Tensor | None:
-    """The epilogue of the cross-correlation in one Triton kernel, outside autograd; None where another kernel runs or
-    something misfits.
+    """Y = epilogue(conv2d(x)) in one Triton kernel, outside autograd; None where another runs or something misfits.
 
     Arguments as in `conv2d`, x with its batch; epilogue: made only where Triton runs, its residual shaped like y.
     """
