@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,8 +14,6 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import spfde
 from spfde.kernels import clock
-from spfde.kernels import conv2d as convolutions
-from spfde.kernels import spmm as products
 from spfde.kernels.triton import interpreting
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
 
@@ -105,7 +104,8 @@ def launched(monkeypatch) -> list[str]:
 def whole(monkeypatch) -> list[str]:
     """Kinds of the layers whose kernel does what follows them, from now on."""
     kinds: list[str] = []
-    for module, kind in ((convolutions, "conv"), (products, "linear")):
+    for name, kind in (("conv2d", "conv"), ("spmm", "linear")):
+        module = import_module(f"spfde.kernels.{name}")  # its name there is the function's
         run = module.compute_fused
         spy = lambda *args, run=run, kind=kind: kinds.append(kind) or run(*args)  # noqa: E731
         monkeypatch.setattr(module, "compute_fused", spy)
@@ -137,13 +137,15 @@ def test_a_frozen_prefix_alone_is_launched_so_and_the_rest_is_trained(launched):
     model = sparse(spfde.models.ResNet(8))
     spfde.freezing.unfreeze(model.layer3)
     unfused = spfde.unfuse(copy.deepcopy(model))
-    results = []
+    results, norms = [], []
     for net in (model, unfused):
         launched.clear()
         loss = net.train()(images(2, 3, 8, 8)).square().sum()
-        results.append([loss, *torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad])])
+        norms.append(launched.count("norm"))
+        results.append([loss.detach(), *torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad])])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert norms == [3, 0]  # the stem's and those of layer3: unfused, norms are torch's
     spfde.freezing.unfreeze(model)
     launched.clear()
     model(images(2, 3, 8, 8))
