@@ -32,7 +32,7 @@ def ended(
     rest: tuple[Any, ...] = (),
     again: bool | None = None,
 ) -> Tensor:
-    """Then(layer(x), *rest), in the layer's kernel where that is Triton's and no gradient is wanted.
+    """Then(layer(x), *rest), in the layer's kernel where that is Triton's and no gradient is wanted, or of ReLU alone.
 
     then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS`. again: `gelu` of
     `without_saving`; None: the layer saves x as ever.
@@ -40,7 +40,7 @@ def ended(
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
     if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
-        end = _end(layer, x, then, *rest[:2])
+        end = _end(layer, x, then, again, *rest[:2])
         if end is not None:
             z, whole = layer.ended(x, end)
             return z if whole else follow(z, *rest)
@@ -61,10 +61,10 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _end(
-    layer: SparseLayer, x: Tensor, then: nn.Module | str, residual: Any = None, act: str = "none"
+    layer: SparseLayer, x: Tensor, then: nn.Module | str, again: bool | None, residual: Any = None, act: str = "none"
 ) -> Callable[[], Epilogue] | None:
     """What makes the epilogue, None where the parts must run one by one."""
-    if _has_any_global_hook() or not _plain(layer) or "transform" in layer._modules:
+    if _has_any_global_hook() or not _plain(layer) or layer._probe is not None or "transform" in layer._modules:
         return None
     if isinstance(then, str):
         act = then.removesuffix("_")
@@ -74,7 +74,11 @@ def _end(
         return _norm_end(layer, x, then, residual, act)
     else:
         act = act_of(then)
-    return partial(Epilogue, layer.bias, act=act) if act and untracked(x, layer.values, layer.bias) else None
+    if not act:
+        return None
+    end = Epilogue(layer.bias, act=act)
+    trains = not untracked(x, layer.values, layer.bias)
+    return None if trains and (again is not None or not end.has_gradient) else lambda: end
 
 
 def _norm_end(

@@ -32,6 +32,16 @@ class Epilogue(NamedTuple):
         return r is None or (r.shape == shape and r.dtype == dtype and r.device == device)
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them."""
+        return self.bias, self.scale, self.residual
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether backward knows it: a bias, and ReLU, whose mask the result shows."""
+        return self.scale is None and self.residual is None and self.act in ("none", "relu")
+
+    @property
     def constants(self) -> dict[str, Any]:
         """What a kernel is compiled for."""
         where = "none" if self.residual is None else "after" if self.after else "before"
@@ -39,6 +49,11 @@ class Epilogue(NamedTuple):
 
 
 PLAIN = Epilogue()
+
+
+def relu_grad(dy: Tensor, y: Tensor) -> Tensor:
+    """The gradient that ReLU passes on, of its result y."""
+    return torch.ops.aten.threshold_backward(dy, y, 0)
 
 
 def untracked(*tensors: Tensor | None) -> bool:

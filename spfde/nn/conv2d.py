@@ -75,7 +75,7 @@ class SparseConv2d(SparseLayer):
         return self._show(x, conv2d(x, self._effective(), self.plan, self.window, self.bias, self._route))
 
     def ended(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
-        """The output outside autograd, and whether the epilogue is in it: where Triton's kernel runs."""
+        """The output, and whether the epilogue is in it: see `spfde.kernels.conv2d.fused`. No transform, no probe."""
         x = self._prepared(x)
         y = fused(x, self.values, self.plan, self.window, epilogue, self._route)
         if y is not None:

@@ -50,7 +50,7 @@ class SparseLinear(SparseLayer):
         return self._show(x, spmm(x, self._effective(), self.plan, self.bias, self._route))
 
     def ended(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
-        """The output outside autograd, and whether the epilogue is in it: where Triton's kernel runs."""
+        """The output, and whether the epilogue is in it: see `spfde.kernels.spmm.fused`. No transform, no probe."""
         self._saw(x)
         y = fused(x, self.values, self.plan, epilogue, self._route)
         return (spmm(x, self.values, self.plan, self.bias, self._route), False) if y is None else (y, True)
