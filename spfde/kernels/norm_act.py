@@ -72,7 +72,7 @@ def norm_act(
     _check(x, running_mean, running_var, weight, bias, residual, act, training)
     if not _runs_native(x, residual, running_mean, running_var, weight, bias):
         if not training and frozen.runs(x, residual, running_mean, running_var, weight, bias):
-            return frozen.compute(x, residual, *frozen.affine(running_mean, running_var, weight, bias, eps), act)
+            return frozen.compute(x, residual, running_mean, running_var, weight, bias, eps, act)
         return norm_act_ref(
             x, running_mean, running_var, weight, bias,
             residual=residual, act=act, training=training, momentum=momentum, eps=eps,

@@ -1,4 +1,4 @@
-"""norm_act in evaluation where no gradient is wanted: a scale and a shift for each channel, applied by Triton."""
+"""norm_act in evaluation where no gradient is wanted: one Triton kernel, or the end of a convolution's."""
 
 from __future__ import annotations
 
@@ -37,10 +37,20 @@ def affine(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
 
 
 @timed
-def compute(x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, act: str) -> Tensor:
-    """Y = act(scale x + shift + residual), in the memory format of x; copied first where memory has gaps."""
+def compute(
+    x: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    act: str,
+) -> Tensor:
+    """Y = act(batch_norm(x) + residual) in the memory format of x; copied first where memory has gaps."""
     from spfde.kernels.triton import norm_act
 
     layout = memory_format_of(x)
     residual = None if residual is None else residual.contiguous(memory_format=layout)
-    return norm_act.forward(x.contiguous(memory_format=layout), scale, shift, residual, act)
+    vectors = (v if v is None or v.is_contiguous() else v.contiguous() for v in (mean, var, weight, bias))
+    return norm_act.forward(x.contiguous(memory_format=layout), *vectors, residual, eps, act)

@@ -72,7 +72,7 @@ def test_every_activation_with_and_without_residual(dtype, shape, memory):
     x, residual = images(shape, dtype, memory, 0), images(shape, dtype, "contiguous", 1)
     parts = vectors(shape[1])
     for act, added in product(ACTIVATIONS, (None, residual)):
-        y = norm_act_frozen.compute(x, added, *norm_act_frozen.affine(*parts, 1e-5), act)
+        y = norm_act_frozen.compute(x, added, *parts, 1e-5, act)
         close(y, x, added, parts, act)
         assert y.is_contiguous(memory_format=torch.channels_last if memory == "channels_last" and x.dim() == 4
                                else torch.contiguous_format)  # fmt: skip
@@ -88,18 +88,33 @@ def test_the_op_takes_it_where_the_native_kernel_does_not(monkeypatch, missing, 
     assert names == ["norm_act_kernel"]
 
 
+def test_scale_and_shift_say_the_same():
+    x = images((2, 6, 3, 3), torch.float32, "contiguous", 0)
+    for parts in (vectors(6), [*vectors(6)[:2], None, None], vectors(6, torch.float16)):
+        scale, shift = norm_act_frozen.affine(*parts, 1e-5)
+        assert scale.dtype == shift.dtype == torch.float32
+        close(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), x, None, parts, "none")
+
+
+def test_vectors_with_gaps_in_memory():
+    x, parts = images((2, 6, 3, 3), torch.float32, "channels_last", 0), vectors(6)
+    apart = [torch.stack((part, part), 1)[:, 0] for part in parts]
+    y = norm_act_frozen.compute(x, None, *apart, 1e-5, "relu")
+    assert torch.equal(y, norm_act_frozen.compute(x, None, *parts, 1e-5, "relu"))
+
+
 def test_numbers_that_are_none_pass():
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), -1.0, 9.0]).view(1, 1, 5, 1)
-    ones, zeros = torch.ones(1), torch.zeros(1)
+    parts = torch.zeros(1), torch.ones(1), None, None
     for act, last in (("none", 9.0), ("relu", 9.0), ("relu6", 6.0)):
-        y = norm_act_frozen.compute(x, None, ones, zeros, act).view(-1)
+        y = norm_act_frozen.compute(x, None, *parts, 0.0, act).view(-1)
         torch.testing.assert_close(y, ACTIVATIONS[act](x).view(-1), equal_nan=True)
         assert torch.isnan(y[0]) and y[4] == last
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3)])
 def test_nothing_gives_nothing(shape):
-    y = norm_act_frozen.compute(torch.empty(shape), None, torch.ones(4), torch.zeros(4), "relu")
+    y = norm_act_frozen.compute(torch.empty(shape), None, torch.ones(4), torch.zeros(4), None, None, 1e-5, "relu")
     assert y.shape == shape
 
 

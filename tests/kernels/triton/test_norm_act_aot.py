@@ -19,9 +19,10 @@ pytestmark = pytest.mark.skipif(
 def code(capability: int, dtype: str, last: bool, width: str = "i32!") -> Code:
     from spfde.kernels.triton.norm_act import HOW, TILE, norm_act_kernel
 
-    types = {name: f"*{dtype}!" for name in ("x", "residual", "y")} | {"scale": "*fp32!", "shift": "*fp32!"}
-    types |= {"rows": "i32", "width": width, "channels": "i32!"}
-    constants = {"LAST": last, "RESIDUAL": True, "ACT": "relu6", "ROWS": TILE // 64, "COLS": 64}
+    types = {name: f"*{dtype}!" for name in ("x", "residual", "y")} | {"eps": "fp32", "rows": "i32", "width": width}
+    types |= dict.fromkeys(("mean", "var", "weight", "bias"), "*fp32!") | {"channels": "i32!"}
+    ends = {"WEIGHT": True, "BIAS": True, "RESIDUAL": True, "ACT": "relu6"}
+    constants = {"LAST": last, **ends, "ROWS": TILE // 64, "COLS": 64}
     return compile_kernel(norm_act_kernel, GPUS[capability].capability, types, constants, HOW.warps, HOW.stages)
 
 
