@@ -64,6 +64,8 @@ def _end(
     layer: SparseLayer, x: Tensor, then: nn.Module | str, again: bool | None, residual: Any = None, act: str = "none"
 ) -> Callable[[], Epilogue] | None:
     """What makes the epilogue, None where the parts must run one by one."""
+    if layer.route in ("native", "dense", "reference"):
+        return None
     if _has_any_global_hook() or not _plain(layer) or layer._probe is not None or "transform" in layer._modules:
         return None
     if isinstance(then, str):

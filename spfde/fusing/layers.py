@@ -42,7 +42,8 @@ def _merge_at(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Iterator[Lay
     with graph.inserting_before(reader):
         follower = graph.get_attr(str(reader.target)) if then is None else then
         rest = tuple(reader.args[1:]) if then is None else ()
-        merged = graph.call_function(ended, (graph.get_attr(name), source, follower, rest, again))
+        called = graph.get_attr(name) if again is None else node.args[0]
+        merged = graph.call_function(ended, (called, source, follower, rest, again))
     reader.replace_all_uses_with(merged)
     for dead in (reader, node):
         graph.erase_node(dead)
@@ -70,14 +71,16 @@ def _follower(
     if not reader.args or reader.args[0] is not node or node in reader.args[1:]:
         return None
     if is_norm(reader, module):
-        if type(layer) is not SparseConv2d or obstacle(module.get_submodule(str(reader.target))) or reader.kwargs:
+        if type(layer) is not SparseConv2d or obstacle(_called(reader, module)) or reader.kwargs:
             return None
-        residual, act = (*reader.args[1:3], None, "none")[:2] if len(reader.args) > 1 else (None, "none")
-        return None, ("norm", *(["add"] if residual is not None else []), *([act] if act != "none" else []))
+        rest = reader.args[1:]
+        residual, act = (*rest, *(None, "none")[len(rest) :])[:2]
+        added = [] if residual is None else ["add"]
+        return (None, ("norm", *added, *([] if act == "none" else [act]))) if isinstance(act, str) else None
     if len(reader.args) > 1:
         return None
     if reader.op == "call_module":
-        called = module.get_submodule(str(reader.target))
+        called = _called(reader, module)
         act = "" if hooked(called) or reader.kwargs else act_of(called)
         return (None, (act,)) if act else None
     name = _function(reader)
@@ -104,5 +107,10 @@ def _may_move(node: fx.Node, source: fx.Node | None, reader: fx.Node, module: nn
         between = between.next
     if between is reader:
         return True
-    made_here = source is not None and (source.target is ended or is_norm(source, module))
-    return made_here and only_user(source) is node
+    if source is None or only_user(source) is not node:
+        return False
+    return source.target is ended or (is_norm(source, module) and not obstacle(_called(source, module)))
+
+
+def _called(node: fx.Node, module: nn.Module) -> nn.Module:
+    return module.get_submodule(str(node.target))

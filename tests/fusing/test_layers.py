@@ -10,7 +10,7 @@ from fusing.networks import NETWORKS, built, images
 from torch import nn
 
 import spfde
-from spfde.nn import SparseConv2d, SparseLayer
+from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer
 
 
 def sparse(model):
@@ -92,7 +92,7 @@ class Case(nn.Module):
         super().__init__()
         self.conv, self.norm, self.linear = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.Linear(12, 12)
         self.first, self.gelu, self.tanh = nn.Conv2d(3, 4, 1), nn.GELU(), nn.GELU("tanh")
-        self.doubled, self.act = Doubled(), nn.ReLU()
+        self.doubled, self.act, self.own = Doubled(), nn.ReLU(), FusedNormAct2d(4)
         self.body = forward
 
     def forward(self, x):
@@ -131,6 +131,8 @@ CASES = {
     "another gelu as a function": (lambda m, x: F.gelu(m.linear(m.first(x)), approximate="tanh"), {}),
     "another activation": (lambda m, x: F.elu(m.linear(m.first(x))), {}),
     "leaky": (lambda m, x: F.threshold(m.linear(m.first(x)), 0.1, 0.0), {}),
+    "a norm with a residual of its own": (lambda m, x: m.own(m.conv(x := m.first(x)), x), {"conv": "conv+norm+add"}),
+    "a norm with an act of its own": (lambda m, x: m.own(m.conv(m.first(x)), None, "relu"), {"conv": "conv+norm+relu"}),
     "gelu": (lambda m, x: m.gelu(m.linear(m.first(x))), {"linear": "linear+gelu"}),
     "called twice": (lambda m, x: F.relu(m.conv(m.norm(m.conv(m.first(x))))), {"conv": "conv+relu"}),
     "in place": (lambda m, x: m.conv(m.first(x)).relu_(), {"conv": "conv+relu"}),
@@ -145,6 +147,7 @@ def test_a_layer_is_called_late_only_where_that_changes_nothing(forward, expecte
     assert chains(model) == expected
     plain = copy.deepcopy(model)
     torch.testing.assert_close(spfde.fuse(model)(images()), plain(images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.eval()(images()), plain.eval()(images()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "act"])
@@ -161,6 +164,14 @@ def test_hooks_of_later_still_see_the_layer_and_the_activation():
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     model(images())
     assert seen == ["conv", "act"]
+
+
+def test_one_compilation_holds_the_training_of_sparse_layers():
+    torch._dynamo.reset()
+    model = spfde.fuse(sparse(built("vgg")))
+    expected = copy.deepcopy(model)(images())
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), expected)
 
 
 def test_a_subclass_of_a_sparse_layer_is_left_alone():
