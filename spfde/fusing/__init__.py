@@ -1,5 +1,5 @@
 """Fused chains in whole models: `fuse`, `unfuse`, `report`."""
 
-from spfde.fusing.fuse import NormFusing, Report, fuse, report, unfuse
+from spfde.fusing.fuse import LayerFusing, NormFusing, Report, fuse, report, unfuse
 
-__all__ = ["NormFusing", "Report", "fuse", "report", "unfuse"]
+__all__ = ["LayerFusing", "NormFusing", "Report", "fuse", "report", "unfuse"]

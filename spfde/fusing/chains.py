@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from spfde.fusing.ended import hooked
 from spfde.kernels.recompute import without_saving
 from spfde.nn.norm import FusedNormAct2d
 
 FUSABLE = (nn.BatchNorm2d, FusedNormAct2d)  # these very types: a subclass may do something else
 
 _ACT_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
-_ACT_FUNCTIONS = {
+ACT_FUNCTIONS = {
     F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", "relu": "relu",
     "relu_": "relu",
 }  # fmt: skip
@@ -123,7 +124,7 @@ def rewrite(graph: fx.Graph, module: nn.Module, recompute: bool) -> tuple[list[C
 
     With `recompute`, layers do not save what can be made again; to arrange for that counts as well.
     """
-    calls = [_fuse_at(node, graph, module, recompute) for node in list(graph.nodes) if _is_norm(node, module)]
+    calls = [_fuse_at(node, graph, module, recompute) for node in list(graph.nodes) if is_norm(node, module)]
     readers = [_without_saving(node, graph, module) for node in list(graph.nodes)] if recompute else []
     return calls, any("+" in call.chain for call in calls) or any(readers)
 
@@ -132,7 +133,7 @@ def obstacle(norm: nn.Module) -> str:
     """Why a norm cannot be fused whatever follows it; empty if it can."""
     if type(norm) not in FUSABLE:
         return f"{type(norm).__name__} is not nn.BatchNorm2d itself"
-    return "it has hooks, which would see the fused output" if _hooked(norm) else ""
+    return "it has hooks, which would see the fused output" if hooked(norm) else ""
 
 
 def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool) -> Call:
@@ -143,12 +144,12 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
     if reason:
         return Call(norm, "", reason)
     last, residual = node, None
-    addition = _only_user(node)
+    addition = only_user(node)
     if addition is not None and _adds(addition, node):
         reason = _moving_problem(node)
         if not reason:
             last, residual = addition, next(a for a in addition.args if a is not node)
-    follower = _only_user(last)
+    follower = only_user(last)
     act = _activation(follower, last, module) if follower is not None else ""
     if act:
         end = follower
@@ -184,7 +185,7 @@ def _without_saving(source: fx.Node, graph: fx.Graph, module: nn.Module) -> bool
 
 def _is_layer(node: fx.Node, source: fx.Node, module: nn.Module) -> bool:
     """Whether `node` is a layer that reads `source` alone; a norm saves x, which nothing makes again."""
-    if node.op != "call_module" or node.args != (source,) or node.kwargs or _is_norm(node, module):
+    if node.op != "call_module" or node.args != (source,) or node.kwargs or is_norm(node, module):
         return False
     layer = module.get_submodule(str(node.target))
     return next(layer.children(), None) is None and not isinstance(layer, nn.Identity)
@@ -204,13 +205,15 @@ def _is_gelu(node: fx.Node, module: nn.Module) -> bool:
     return node.target is F.gelu
 
 
-def _is_norm(node: fx.Node, module: nn.Module) -> bool:
+def is_norm(node: fx.Node, module: nn.Module) -> bool:
+    """Whether the node calls a batch norm."""
     return node.op == "call_module" and isinstance(
         module.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm
     )
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this one, None if there are more or none."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
@@ -237,8 +240,8 @@ def _activation(node: fx.Node, value: fx.Node, module: nn.Module) -> str:
         return ""
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
-        return "" if _hooked(called) else _ACT_MODULES.get(type(called), "")
-    return _ACT_FUNCTIONS.get(node.target, "") if node.op in ("call_function", "call_method") else ""
+        return "" if hooked(called) else _ACT_MODULES.get(type(called), "")
+    return ACT_FUNCTIONS.get(node.target, "") if node.op in ("call_function", "call_method") else ""
 
 
 def _why_no_activation(last: fx.Node, follower: fx.Node | None, module: nn.Module) -> str:
@@ -248,13 +251,6 @@ def _why_no_activation(last: fx.Node, follower: fx.Node | None, module: nn.Modul
         return f"the forward of {type(module).__name__} ends with it"
     if follower.op == "call_module":
         called = module.get_submodule(str(follower.target))
-        hooks = " with hooks" if _hooked(called) else ""
+        hooks = " with hooks" if hooked(called) else ""
         return f"followed by {type(called).__name__}{hooks}"
     return f"followed by {getattr(follower.target, '__name__', follower.target)}"
-
-
-def _hooked(module: nn.Module) -> bool:
-    hooks: tuple[Callable | Any, ...] = (
-        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    )  # fmt: skip
-    return any(hooks)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from spfde.fusing.chains import Call, rewrite, trace
+from spfde.fusing.layers import LayerCall, merge
 
 
 class FusedForward:
@@ -21,7 +22,7 @@ class FusedForward:
     def __init__(self, module: nn.Module, recompute: bool) -> None:
         """Raises Untraceable: the forward must not be replaced."""
         self.module, self.recompute = module, recompute
-        self._functions, self.calls, self.useful = _functions_of(module, recompute)
+        vars(self).update(_made(module, recompute))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._functions[self.module.training](self.module, *args, **kwargs)
@@ -37,19 +38,20 @@ class FusedForward:
 
     def __getattr__(self, name: str) -> Any:
         # Only after pickle, which has completed the module by the time someone asks.
-        if name not in ("_functions", "calls", "useful"):
+        if name not in ("_functions", "calls", "layers", "useful"):
             raise AttributeError(name)
-        self._functions, self.calls, self.useful = _functions_of(self.module, self.recompute)
+        vars(self).update(_made(self.module, self.recompute))
         return vars(self)[name]
 
 
-def _functions_of(module: nn.Module, recompute: bool) -> tuple[dict[bool, Callable], tuple[Call, ...], bool]:
+def _made(module: nn.Module, recompute: bool) -> dict[str, Any]:
     """The forward for each mode (dropout and the like are traced as they are in it).
 
-    Also the calls of norms in training, and whether the forward then differs from the module's own.
+    Also the calls of norms and sparse layers in training, and whether the forward then differs from the module's own.
     """
     functions: dict[bool, Callable] = {}
     calls: list[Call] = []
+    layers: list[LayerCall] = []
     useful = False
     before = module.training
     try:
@@ -57,10 +59,11 @@ def _functions_of(module: nn.Module, recompute: bool) -> tuple[dict[bool, Callab
             module.training = mode  # not train(): what is inside stays as it is
             graph = trace(module)
             calls, useful = rewrite(graph, module, recompute)
+            layers = merge(graph, module)
             functions[mode] = _compiled(graph)
     finally:
         module.training = before
-    return functions, tuple(calls), useful
+    return {"_functions": functions, "calls": calls, "layers": layers, "useful": useful or bool(layers)}
 
 
 def _compiled(graph: fx.Graph) -> Callable:

@@ -8,6 +8,7 @@ from torch import nn
 
 from spfde.fusing.chains import Untraceable, obstacle
 from spfde.fusing.forward import FusedForward
+from spfde.nn import SparseLayer
 from spfde.nn.norm import FusedNormAct2d
 
 
@@ -25,12 +26,34 @@ class NormFusing:
 
 
 @dataclass(frozen=True)
+class LayerFusing:
+    """One sparse layer: `chain` is what its kernel can do at once ("conv+norm+add+relu"), see `spfde.fuse`."""
+
+    name: str
+    chain: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """The norms of a model and what can be fused with them; str() is the table."""
+    """The norms of a model and what can be fused with them; str() is the table.
+
+    layers: the sparse layers whose Triton kernel does what follows them too, where nothing wants a gradient.
+    """
 
     rows: tuple[NormFusing, ...]
+    layers: tuple[LayerFusing, ...] = ()
 
     def __str__(self) -> str:
+        return "\n".join((self._norms(), *self._layers()))
+
+    def _layers(self) -> list[str]:
+        if not self.layers:
+            return []
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f"{layer.name:{width}}  {layer.chain}" for layer in self.layers]
+        return ["one kernel when frozen, on a GPU, where layer.kernel is 'triton':", *lines]
+
+    def _norms(self) -> str:
         if not self.rows:
             return "no normalisation layer, nothing to fuse"
         width = max(len(row.name) for row in self.rows)
@@ -47,6 +70,10 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     Parameters, buffers, state_dict keys, module names and classes stay: an nn.BatchNorm2d becomes a
     `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
+
+    A sparse layer whose only reader is such a chain or an activation is called with it: where no gradient is wanted of
+    any of them (a frozen prefix, no_grad), norms are in evaluation and the layer's kernel is Triton's, one kernel does
+    all. Layers that become sparse later are called so after fusing again.
 
     recompute: a layer that reads what a fused norm or a GELU made does not save it, backward makes it again: up to half
     of the memory, for 5 to 8% of the time of a step.
@@ -105,13 +132,14 @@ def report(model: nn.Module) -> Report:
                 fused=type(norm) is FusedNormAct2d,
             )
         )
-    return Report(tuple(rows))
+    calls = dict.fromkeys(call for forward in forwards for call in forward.layers)
+    return Report(tuple(rows), tuple(LayerFusing(names[call.layer], call.chain) for call in calls))
 
 
 fuse.report = report  # type: ignore[attr-defined]
 
 
-_SOUGHT = (nn.modules.batchnorm._BatchNorm, nn.GELU)
+_SOUGHT = (nn.modules.batchnorm._BatchNorm, nn.GELU, SparseLayer)
 
 
 def _checked(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ with gaps is copied first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from spfde._native import native
 from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.epilogue import Epilogue, relu_grad, untracked
 from spfde.kernels.masked import gather, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
@@ -75,8 +75,45 @@ def conv2d(
             if choice.kernel == "reference":
                 y = dense.convolution(x, to_dense(values, plan.units, plan.shape), bias, window)
             else:
-                y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel)
+                y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel, "none")
     return cast(y, result)
+
+
+def fused(
+    x: Tensor, values: Tensor, plan: Plan, window: Window, epilogue: Callable[[], Epilogue], kernel: str = "auto"
+) -> Tensor | None:
+    """Y = epilogue(conv2d(x)) in one Triton kernel; None where another runs, something misfits, or it has no gradient.
+
+    Arguments as in `conv2d`, x with its batch; epilogue: made only where Triton runs, its residual shaped like y.
+    """
+    if x.dim() != 4 or x.shape[1] != plan.shape[1] * window.groups or x.device != values.device:
+        return None
+    size = window.output_size(*x.shape[2:])
+    if min(size) < 1 or values.shape != plan.values_shape:
+        return None
+    dtype, result = compute_and_result_dtype(x, values)
+    x = cast(x, dtype)
+    if dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block).kernel != "triton":
+        return None
+    end = epilogue()
+    if not end.fits((len(x), plan.rows, *size), plan.rows, result, x.device):
+        return None
+    values = packed(values, dtype)
+    if untracked(x, values, *end.tensors):
+        y = compute_fused(x, values, end._replace(residual=cast(end.residual, dtype)), plan, window)
+    elif end.has_gradient:
+        y = _Conv2d.apply(x, plan.arrange(values), packed(end.bias, dtype), plan, window, "triton", end.act)
+    else:
+        return None
+    return cast(y, result)
+
+
+@timed
+def compute_fused(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, window: Window) -> Tensor:
+    """Y [batch, out, out_h, out_w] by Triton, in the memory format of x."""
+    units = units_for(plan, "triton")
+    y = _triton().forward(x, plan.arrange(values), epilogue, units, plan.shape, window)
+    return y.contiguous(memory_format=memory_format_of(x))
 
 
 @timed
@@ -89,17 +126,18 @@ def compute(
     window: Window,
     kernel: str,
     weight: Tensor | None = None,
+    act: str = "none",
 ) -> Tensor:
     """Y [batch, out, out_h, out_w] outside autograd; `kernel` names one, "auto" is resolved before.
 
-    weight: the dense one, if made.
+    weight: the dense one, if made. act: what Triton's kernel ends with.
     """
     if kernel == "reference":
         return dense.convolution(x, to_dense(values, units, shape), bias, window)
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
     if kernel == "triton":
-        y = _triton().forward(x, values, Epilogue(bias), units, shape, window)
+        y = _triton().forward(x, values, Epilogue(bias, act=act), units, shape, window)
         return y.contiguous(memory_format=memory_format_of(x))
     x, last = _without_gaps(x)
     y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
@@ -212,21 +250,24 @@ class _Conv2d(torch.autograd.Function):
     """The eager route: the same computations as the registered ops, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, plan, window, kernel):
-        ctx.save_for_backward(x if values.requires_grad else None, values)
+    def forward(ctx, x, values, bias, plan, window, kernel, act):
         ctx.plan, ctx.window, ctx.kernel, ctx.size = plan, window, kernel, x.shape[2:]
         weight = None
         if kernel == "dense":
             weight, ctx.written = write(values, plan)
-        return compute(x, values, bias, units_for(plan, kernel), plan.shape, window, kernel, weight)
+        units = units_for(plan, kernel)
+        y = compute(x, values, bias, units, plan.shape, window, kernel, weight, act)
+        ctx.save_for_backward(x if values.requires_grad else None, values, y if act == "relu" else None)
+        return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, values = ctx.saved_tensors
+        x, values, y = ctx.saved_tensors
         plan, window, kernel = ctx.plan, ctx.window, ctx.kernel
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         dx = dvalues = dbias = None
         with without_graph():
+            dy = dy if y is None else relu_grad(dy, y)
             if kernel == "dense":
                 dx, dvalues = _masked_gradients(ctx, dy, x, values, (need_x, need_values))
             else:
@@ -238,7 +279,7 @@ class _Conv2d(torch.autograd.Function):
             if need_bias and dbias is None:
                 dbias = dy.sum((0, 2, 3))
         grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 @timed

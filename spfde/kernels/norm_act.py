@@ -1,8 +1,8 @@
 """norm_act: y = act(batch_norm(x) + residual) and its gradients, each in two passes over memory.
 
 x is saved for backward, and y only where a residual hides it from x: the next layer saves y anyway, or makes it again
-(see `spfde.kernels.recompute`). Native for float32 on a CPU; everything else is torch's own batch_norm, addition and
-activation.
+(see `spfde.kernels.recompute`). Native for float32 on a CPU; one Triton kernel on a GPU in evaluation where no gradient
+is wanted; everything else is torch's own batch_norm, addition and activation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spfde._names import unknown
 from spfde._native import native
+from spfde.kernels import norm_act_frozen as frozen
 from spfde.kernels.clock import timed
 from spfde.kernels.memory import address, memory_format_of
 from spfde.kernels.precision import refuse_double_backward, through_dispatcher
@@ -70,6 +71,8 @@ def norm_act(
     """
     _check(x, running_mean, running_var, weight, bias, residual, act, training)
     if not _runs_native(x, residual, running_mean, running_var, weight, bias):
+        if not training and frozen.runs(x, residual, running_mean, running_var, weight, bias):
+            return frozen.compute(x, residual, running_mean, running_var, weight, bias, eps, act)
         return norm_act_ref(
             x, running_mean, running_var, weight, bias,
             residual=residual, act=act, training=training, momentum=momentum, eps=eps,

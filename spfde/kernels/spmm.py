@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from types import ModuleType
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.epilogue import Epilogue, relu_grad, untracked
 from spfde.kernels.masked import needs_dense, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
@@ -67,9 +67,47 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
             if choice.kernel == "reference":
                 y = spmm_ref(flat, values, plan.units, rows, bias)
             else:
-                y = _Spmm.apply(flat, values, bias, plan, choice.kernel)
+                y = _Spmm.apply(flat, values, bias, plan, choice.kernel, "none")
     y = cast(y, result)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
+
+
+def fused(
+    x: Tensor, values: Tensor, plan: Plan, epilogue: Callable[[], Epilogue], kernel: str = "auto"
+) -> Tensor | None:
+    """Y = epilogue(X W^T) in one Triton kernel; None where another runs, something misfits, or it has no gradient.
+
+    Arguments as in `spmm`; epilogue: made only where Triton runs, its residual [..., rows].
+    """
+    rows, cols = plan.shape
+    if x.dim() == 0 or x.shape[-1] != cols or x.device != values.device or values.shape != plan.values_shape:
+        return None
+    dtype, result = compute_and_result_dtype(x, values)
+    flat = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype)
+    if dispatch.linear(kernel, flat, rows, plan.multiplied, plan.block).kernel != "triton":
+        return None
+    end = epilogue()
+    if not end.fits((*x.shape[:-1], rows), rows, result, x.device):
+        return None
+    values = packed(values, dtype)
+    if untracked(x, values, *end.tensors):
+        if end.residual is not None:
+            end = end._replace(residual=cast(end.residual.reshape(-1, rows), dtype))
+        y = compute_fused(flat, values, end, plan)
+    elif end.has_gradient:
+        y = _Spmm.apply(flat, plan.arrange(values), packed(end.bias, dtype), plan, "triton", end.act)
+    else:
+        return None
+    y = cast(y, result)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
+
+
+@timed
+def compute_fused(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan) -> Tensor:
+    """Y [batch, rows] by Triton."""
+    values = plan.arrange(values)
+    weights = write(values, plan)[0] if needs_dense("triton", values) else values
+    return _triton().forward(x, weights, epilogue, units_for(plan, "triton"), plan.rows)
 
 
 @timed
@@ -81,10 +119,11 @@ def compute(
     rows: int,
     kernel: str,
     weight: Tensor | None = None,
+    act: str = "none",
 ) -> Tensor:
     """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before.
 
-    weight: the dense one, if made.
+    weight: the dense one, if made. act: what Triton's kernel ends with.
     """
     if kernel == "native":
         return _product(x, values, None, bias, units.row_ptr, units.col, rows)
@@ -93,7 +132,7 @@ def compute(
     if weight is None and needs_dense(kernel, values):
         weight = scatter(values, units, (rows, x.shape[1]))
     if kernel == "triton":
-        return _triton().forward(x, values if weight is None else weight, Epilogue(bias), units, rows)
+        return _triton().forward(x, values if weight is None else weight, Epilogue(bias, act=act), units, rows)
     return F.linear(x, weight, bias)
 
 
@@ -151,22 +190,24 @@ class _Spmm(torch.autograd.Function):
     """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, plan, kernel):
-        ctx.save_for_backward(x if values.requires_grad else None, values)
+    def forward(ctx, x, values, bias, plan, kernel, act):
         ctx.plan, ctx.kernel = plan, kernel
         weight = None
         if needs_dense(kernel, values):
             weight, ctx.written = write(values, plan)
-        return compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight)
+        y = compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight, act)
+        ctx.save_for_backward(x if values.requires_grad else None, values, y if act == "relu" else None)
+        return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, values = ctx.saved_tensors
+        x, values, y = ctx.saved_tensors
         plan, kernel = ctx.plan, ctx.kernel
         units = units_for(plan, kernel)
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         dx = dvalues = dbias = None
         with without_graph():
+            dy = dy if y is None else relu_grad(dy, y)
             if need_x:
                 weight = write(values, plan, ctx.written)[0] if needs_dense(kernel, values) else None
                 dx = compute_input_grad(dy, values, units, plan.cols, kernel, weight)
@@ -175,7 +216,7 @@ class _Spmm(torch.autograd.Function):
             elif need_bias:
                 dbias = dy.sum(0)
         dx, dvalues, dbias = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
-        return dx, dvalues, dbias, None, None
+        return dx, dvalues, dbias, None, None, None
 
 
 @torch.library.custom_op("spfde::spmm", mutates_args=())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spfde.kernels import dispatch
-from spfde.kernels.conv2d import conv2d
+from spfde.kernels.conv2d import conv2d, fused
 from spfde.kernels.dispatch import KernelChoice
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory import memory_format_of
 from spfde.nn.layer import SparseLayer
 from spfde.pattern import Window
@@ -68,12 +71,25 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [(batch,) in_channels, height, width]. Returns [(batch,) out_channels, out_height, out_width]."""
+        x = self._prepared(x)
+        return self._show(x, conv2d(x, self._effective(), self.plan, self.window, self.bias, self._route))
+
+    def ended(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
+        """The output, and whether the epilogue is in it: see `spfde.kernels.conv2d.fused`. No transform, no probe."""
+        x = self._prepared(x)
+        y = fused(x, self.values, self.plan, self.window, epilogue, self._route)
+        if y is not None:
+            return y, True
+        return conv2d(x, self.values, self.plan, self.window, self.bias, self._route), False
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """What the window is moved over: padded in another mode than with zeros, without pixels that nothing reads."""
         if self._pad_before is not None:
             x = F.pad(x, self._pad_before, mode=self.padding_mode)
         if self._thins:
             x = x[..., :: self.stride[0], :: self.stride[1]].contiguous(memory_format=memory_format_of(x))
         self._saw(x)
-        return self._show(x, conv2d(x, self._effective(), self.plan, self.window, self.bias, self._route))
+        return x
 
     def to_dense(self) -> nn.Conv2d:
         """A torch.nn.Conv2d with the same outputs, zeros exact, and the same bias Parameter."""

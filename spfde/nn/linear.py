@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from spfde.kernels import dispatch
 from spfde.kernels.dispatch import KernelChoice
-from spfde.kernels.spmm import spmm
+from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.spmm import fused, spmm
 from spfde.nn.layer import SparseLayer
 
 
@@ -45,6 +48,12 @@ class SparseLinear(SparseLayer):
         """x: [..., in_features]. Returns [..., out_features]."""
         self._saw(x)
         return self._show(x, spmm(x, self._effective(), self.plan, self.bias, self._route))
+
+    def ended(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
+        """The output, and whether the epilogue is in it: see `spfde.kernels.spmm.fused`. No transform, no probe."""
+        self._saw(x)
+        y = fused(x, self.values, self.plan, epilogue, self._route)
+        return (spmm(x, self.values, self.plan, self.bias, self._route), False) if y is None else (y, True)
 
     def to_dense(self) -> nn.Linear:
         """A torch.nn.Linear with the same outputs, zeros exact, and the same bias Parameter."""

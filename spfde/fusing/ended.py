@@ -1,0 +1,109 @@
+"""A sparse layer and what follows it, called as one: each call settles whether one kernel does it all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from spfde.kernels import norm_act_frozen
+from spfde.kernels.epilogue import Epilogue, untracked
+from spfde.kernels.precision import through_dispatcher
+from spfde.kernels.recompute import without_saving
+from spfde.kernels.triton import why_not
+from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
+
+LAYERS = (SparseConv2d, SparseLinear)  # these very types: a subclass may do something else
+MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu"}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "relu_": F.relu_, "relu6": F.relu6, "relu6_": partial(F.relu6, inplace=True), "gelu": F.gelu,
+}  # fmt: skip
+
+
+def ended(
+    layer: Callable[[Tensor], Tensor],
+    x: Tensor,
+    then: nn.Module | str,
+    rest: tuple[Any, ...] = (),
+    again: bool | None = None,
+) -> Tensor:
+    """Then(layer(x), *rest), in the layer's kernel where that is Triton's and no gradient is wanted, or of ReLU alone.
+
+    then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS`. again: `gelu` of
+    `without_saving`; None: the layer saves x as ever.
+    """
+    follow = FUNCTIONS[then] if isinstance(then, str) else then
+    # On a CPU that is all: what follows takes a few microseconds.
+    if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
+        end = _end(layer, x, then, again, *rest[:2])
+        if end is not None:
+            z, whole = layer.ended(x, end)
+            return z if whole else follow(z, *rest)
+    return follow(layer(x) if again is None else without_saving(layer, x, again), *rest)
+
+
+def act_of(module: nn.Module) -> str:
+    """The activation that a module is, empty if it is none that a kernel has."""
+    return "" if getattr(module, "approximate", "none") != "none" else MODULES.get(type(module), "")
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether someone else sees what the module is given or returns."""
+    hooks: tuple[Any, ...] = (
+        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    )  # fmt: skip
+    return any(hooks)
+
+
+def _end(
+    layer: SparseLayer, x: Tensor, then: nn.Module | str, again: bool | None, residual: Any = None, act: str = "none"
+) -> Callable[[], Epilogue] | None:
+    """What makes the epilogue, None where the parts must run one by one."""
+    if layer.route in ("native", "dense", "reference"):
+        return None
+    if _has_any_global_hook() or not _plain(layer) or layer._probe is not None or "transform" in layer._modules:
+        return None
+    if isinstance(then, str):
+        act = then.removesuffix("_")
+    elif not _plain(then):
+        return None
+    elif type(then) is FusedNormAct2d:
+        return _norm_end(layer, x, then, residual, act)
+    else:
+        act = act_of(then)
+    if not act:
+        return None
+    end = Epilogue(layer.bias, act=act)
+    trains = not untracked(x, layer.values, layer.bias)
+    return None if trains and (again is not None or not end.has_gradient) else lambda: end
+
+
+def _norm_end(
+    layer: SparseLayer, x: Tensor, norm: FusedNormAct2d, residual: Any, act: str
+) -> Callable[[], Epilogue] | None:
+    fits = type(layer) is SparseConv2d and norm.num_features == layer.shape[0]
+    if norm.training or norm.running_mean is None or not fits:
+        return None
+    if residual is not None and type(residual) is not Tensor:
+        return None
+    vectors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    if not norm_act_frozen.fits(x, *vectors) or not untracked(x, residual, layer.values, layer.bias, *vectors):
+        return None
+
+    def end() -> Epilogue:
+        scale, shift = norm_act_frozen.affine(*vectors, norm.eps)
+        if layer.bias is not None:
+            shift = torch.addcmul(shift, scale, layer.bias.detach())
+        return Epilogue(shift, scale, residual, act)
+
+    return end
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward and nothing else."""
+    return not hooked(module) and "forward" not in vars(module)

@@ -1,0 +1,116 @@
+"""Finds sparse layers whose only reader is a norm or an activation, and makes one call of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from spfde.fusing.chains import ACT_FUNCTIONS, is_norm, obstacle, only_user
+from spfde.fusing.ended import FUNCTIONS, act_of, ended, hooked
+from spfde.kernels.recompute import without_saving
+from spfde.nn import SparseConv2d, SparseLinear
+
+KINDS: dict[type[nn.Module], str] = {SparseConv2d: "conv", SparseLinear: "linear"}
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One layer called by a forward, and what its kernel does with it where that is Triton's and nothing is trained."""
+
+    layer: nn.Module
+    chain: str
+
+
+def merge(graph: fx.Graph, module: nn.Module) -> list[LayerCall]:
+    """Makes one call of every such pair of the graph in place. Norms are fused already, see `chains.rewrite`."""
+    return [call for node in list(graph.nodes) for call in _merge_at(node, graph, module)]
+
+
+def _merge_at(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Iterator[LayerCall]:
+    name, source, again = _layer_call(node, module)
+    reader = only_user(node)
+    if not name or reader is None or not _may_move(node, source, reader, module):
+        return
+    layer = module.get_submodule(name)
+    parts = _follower(reader, node, layer, module)
+    if parts is None:
+        return
+    then, chain = parts
+    with graph.inserting_before(reader):
+        follower = graph.get_attr(str(reader.target)) if then is None else then
+        rest = tuple(reader.args[1:]) if then is None else ()
+        called = graph.get_attr(name) if again is None else node.args[0]
+        merged = graph.call_function(ended, (called, source, follower, rest, again))
+    reader.replace_all_uses_with(merged)
+    for dead in (reader, node):
+        graph.erase_node(dead)
+    yield LayerCall(layer, "+".join((KINDS[type(layer)], *chain)))
+
+
+def _layer_call(node: fx.Node, module: nn.Module) -> tuple[str, fx.Node | None, bool | None]:
+    """The name of the sparse layer that the node calls, its input, and whether that is made again and how."""
+    again = None
+    if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+        name, source = str(node.target), node.args[0]
+    elif node.target is without_saving:
+        name, source, again = str(node.args[0].target), node.args[1], node.args[2]
+    else:
+        return "", None, None
+    layer = module.get_submodule(name)
+    fits = type(layer) in KINDS and not hooked(layer) and isinstance(source, fx.Node)
+    return (name, source, again) if fits else ("", None, None)
+
+
+def _follower(
+    reader: fx.Node, node: fx.Node, layer: nn.Module, module: nn.Module
+) -> tuple[str | None, tuple[str, ...]] | None:
+    """(the activation's name or None for a module, what is done), None if the kernels have no such end."""
+    if not reader.args or reader.args[0] is not node or node in reader.args[1:]:
+        return None
+    if is_norm(reader, module):
+        if type(layer) is not SparseConv2d or obstacle(_called(reader, module)) or reader.kwargs:
+            return None
+        rest = reader.args[1:]
+        residual, act = (*rest, *(None, "none")[len(rest) :])[:2]
+        added = [] if residual is None else ["add"]
+        return (None, ("norm", *added, *([] if act == "none" else [act]))) if isinstance(act, str) else None
+    if len(reader.args) > 1:
+        return None
+    if reader.op == "call_module":
+        called = _called(reader, module)
+        act = "" if hooked(called) or reader.kwargs else act_of(called)
+        return (None, (act,)) if act else None
+    name = _function(reader)
+    return (name, (name.removesuffix("_"),)) if name in FUNCTIONS else None
+
+
+def _function(node: fx.Node) -> str:
+    """The activation, as `FUNCTIONS` names it, that a call of a function or method is; empty if none."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    if node.target is F.gelu:
+        return "" if node.kwargs else "gelu"
+    act = ACT_FUNCTIONS.get(node.target, "")
+    changes = node.kwargs.get("inplace", str(getattr(node.target, "__name__", node.target)).endswith("_"))
+    if not act or node.kwargs.keys() - {"inplace"} or not isinstance(changes, bool):
+        return ""
+    return f"{act}_" if changes else act
+
+
+def _may_move(node: fx.Node, source: fx.Node | None, reader: fx.Node, module: nn.Module) -> bool:
+    """Whether the layer may run as late as its reader: nothing in between can change what it reads."""
+    between = node.next
+    while between is not reader and between.op == "get_attr":
+        between = between.next
+    if between is reader:
+        return True
+    if source is None or only_user(source) is not node:
+        return False
+    return source.target is ended or (is_norm(source, module) and not obstacle(_called(source, module)))
+
+
+def _called(node: fx.Node, module: nn.Module) -> nn.Module:
+    return module.get_submodule(str(node.target))

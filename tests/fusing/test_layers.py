@@ -1,0 +1,187 @@
+"""Sparse layers called with what follows them: which are, and that without Triton nothing is another number."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fusing.networks import NETWORKS, built, images
+from torch import nn
+
+import spfde
+from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer
+
+
+def sparse(model):
+    """Every layer but the stem sparse, computed by the native kernels."""
+    names = {n: 0.5 for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[1] > 3}
+    model = spfde.sparsify(model, distribution=names)
+    for m in model.modules():
+        if isinstance(m, SparseLayer):
+            m.kernel = "native"
+    return model
+
+
+def chains(model):
+    return {layer.name: layer.chain for layer in spfde.fuse.report(model).layers}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_computes_the_same_bits(name, recompute, monkeypatch):
+    apart = sparse(built(name))
+    together = spfde.fuse(copy.deepcopy(apart), recompute=recompute)
+    monkeypatch.setattr("spfde.fusing.forward.merge", lambda *_: [])
+    spfde.fuse(apart, recompute=recompute)
+    results = []
+    for model in (apart, pickle.loads(pickle.dumps(together)), together):
+        y = model(images())
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+        model.eval()
+        results[-1].append(model(images()).detach())
+    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+
+
+def test_what_is_called_together_in_a_resnet():
+    model = sparse(built("resnet"))
+    expected = {
+        "layer1.0.conv1": "conv+norm+relu",
+        "layer1.0.conv2": "conv+norm+add+relu",
+        "layer1.1.conv1": "conv+norm+relu",
+        "layer1.1.conv2": "conv+norm+add+relu",
+        "layer2.0.conv1": "conv+norm+relu",
+        "layer2.0.conv2": "conv+norm+add+relu",
+        "layer2.0.downsample.0": "conv+norm",
+        "layer2.1.conv1": "conv+norm+relu",
+        "layer2.1.conv2": "conv+norm+add+relu",
+    }
+    assert dict(sorted(chains(model).items())) == expected
+    assert "forward" not in vars(model.layer2[0].downsample)
+    spfde.fuse(model)
+    assert "forward" in vars(model.layer2[0].downsample)
+    assert dict(sorted(chains(model).items())) == expected
+    text = str(spfde.fuse.report(model))
+    assert "one kernel when frozen, on a GPU, where layer.kernel is 'triton':\n" in text
+    assert "layer1.0.conv2         conv+norm+add+relu" in text
+    assert "forward" not in vars(spfde.unfuse(model).layer2[0].downsample)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [
+    ("vgg", {"conv+norm+relu", "linear+relu"}), ("vgg without norms", {"conv+relu", "linear+relu"}),
+    ("mobilenet", {"conv+norm+relu6", "conv+norm"}),
+    ("functional", {"conv+norm+add+relu", "conv+norm+add+relu6"}),
+])  # fmt: skip
+def test_what_is_called_together_elsewhere(name, kinds):
+    assert set(chains(sparse(built(name))).values()) == kinds
+
+
+def test_dense_layers_are_left_alone_until_they_are_sparse_and_fused_again():
+    model = spfde.fuse(built("resnet"))
+    assert chains(model) == {}
+    assert len(chains(spfde.fuse(sparse(model)))) == 9
+    expected = copy.deepcopy(model).eval()(images())
+    assert chains(spfde.densify(model)) == {}  # the forwards of before still fit
+    torch.testing.assert_close(model.eval()(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+class Case(nn.Module):
+    """A convolution, a norm, two activations; the test gives what is done with them."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.Linear(12, 12)
+        self.first, self.gelu, self.tanh = nn.Conv2d(3, 4, 1), nn.GELU(), nn.GELU("tanh")
+        self.doubled, self.act, self.own = Doubled(), nn.ReLU(), FusedNormAct2d(4)
+        self.body = forward
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+class Doubled(nn.Module):
+    """Changes what it is given."""
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
+def late(m, x):
+    """What the layer reads is changed before its reader is called."""
+    x = m.first(x)
+    y = m.conv(x)
+    return F.relu(m.norm(y) + m.doubled(x))
+
+
+def safe(m, x):
+    """What the layer reads is its own."""
+    x = m.first(x)
+    y = m.conv(F.relu(m.norm(x)))
+    return F.relu(m.norm(y) + m.doubled(x))
+
+
+CASES = {
+    "late": (late, {}),
+    "safe": (safe, {"conv": "conv+norm+add+relu"}),
+    "read twice": (lambda m, x: (lambda y: m.norm(y) + y)(m.conv(m.first(x))), {}),
+    "given twice": (lambda m, x: (lambda y: torch.add(y, y))(m.conv(m.first(x))), {}),
+    "not read by either": (lambda m, x: m.conv(m.first(x)).sigmoid(), {}),
+    "a norm after a linear layer": (lambda m, x: m.norm(m.linear(m.first(x))), {}),
+    "another gelu": (lambda m, x: m.tanh(m.linear(m.first(x))), {}),
+    "another gelu as a function": (lambda m, x: F.gelu(m.linear(m.first(x)), approximate="tanh"), {}),
+    "another activation": (lambda m, x: F.elu(m.linear(m.first(x))), {}),
+    "leaky": (lambda m, x: F.threshold(m.linear(m.first(x)), 0.1, 0.0), {}),
+    "a norm with a residual of its own": (lambda m, x: m.own(m.conv(x := m.first(x)), x), {"conv": "conv+norm+add"}),
+    "a norm with an act of its own": (lambda m, x: m.own(m.conv(m.first(x)), None, "relu"), {"conv": "conv+norm+relu"}),
+    "gelu": (lambda m, x: m.gelu(m.linear(m.first(x))), {"linear": "linear+gelu"}),
+    "called twice": (lambda m, x: F.relu(m.conv(m.norm(m.conv(m.first(x))))), {"conv": "conv+relu"}),
+    "in place": (lambda m, x: m.conv(m.first(x)).relu_(), {"conv": "conv+relu"}),
+    "linear and residual": (lambda m, x: F.relu(m.linear(m.first(x))) + x[:, :1], {"linear": "linear+relu"}),
+}
+
+
+@pytest.mark.parametrize(("forward", "expected"), CASES.values(), ids=CASES)
+def test_a_layer_is_called_late_only_where_that_changes_nothing(forward, expected):
+    torch.manual_seed(0)
+    model = sparse(Case(forward))
+    assert chains(model) == expected
+    plain = copy.deepcopy(model)
+    torch.testing.assert_close(spfde.fuse(model)(images()), plain(images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.eval()(images()), plain.eval()(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv", "act"])
+def test_hooks_there_before_keep_the_parts_apart(name):
+    model = sparse(Case(lambda m, x: m.act(m.conv(m.first(x)))))
+    assert chains(model) == {"conv": "conv+relu"}
+    model.get_submodule(name).register_forward_hook(lambda *_: None)
+    assert chains(model) == {}
+
+
+def test_hooks_of_later_still_see_the_layer_and_the_activation():
+    model, seen = spfde.fuse(sparse(Case(lambda m, x: m.act(m.conv(m.first(x)))))), []
+    for name in ("conv", "act"):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(images())
+    assert seen == ["conv", "act"]
+
+
+def test_one_compilation_holds_the_training_of_sparse_layers():
+    torch._dynamo.reset()
+    model = spfde.fuse(sparse(built("vgg")))
+    expected = copy.deepcopy(model)(images())
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), expected)
+
+
+def test_a_subclass_of_a_sparse_layer_is_left_alone():
+    model = sparse(Case(lambda m, x: m.act(m.conv(m.first(x)))))
+    model.conv.__class__ = type("Mine", (SparseConv2d,), {})
+    assert chains(model) == {}
+
+
+def test_a_dense_gradient_is_still_shown():
+    model, shown = spfde.fuse(sparse(Case(lambda m, x: m.act(m.conv(m.first(x)))))), []
+    model.conv._probe = lambda dy, x: shown.append(dy.shape)
+    model(images()).sum().backward()
+    assert len(shown) == 1
