@@ -153,7 +153,7 @@ class _Spmm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, values, bias, plan, kernel):
         ctx.save_for_backward(x if values.requires_grad else None, values)
-        ctx.plan, ctx.kernel = plan, kernel
+        ctx.plan, ctx.version, ctx.kernel = plan, plan.version, kernel
         weight = None
         if needs_dense(kernel, values):
             weight, ctx.written = write(values, plan)
@@ -161,6 +161,7 @@ class _Spmm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
+        ctx.plan.check(ctx.version)
         x, values = ctx.saved_tensors
         plan, kernel = ctx.plan, ctx.kernel
         units = units_for(plan, kernel)

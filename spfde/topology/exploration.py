@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spfde.index import index_from_positions
 from spfde.kernels import dispatch
 from spfde.kernels.conv2d import compute_weight_grad
 from spfde.kernels.sddmm import compute
 from spfde.kernels.tiled import units_for
 from spfde.nn import SparseLayer
-from spfde.pattern import Plan, build_plan, index_from_positions
+from spfde.pattern import Plan, build_plan
 
 
 class Exploration:
