@@ -25,6 +25,7 @@ class Exploration:
     def __init__(self, layer: SparseLayer, positions: Tensor, penalty: float) -> None:
         self.layer, self.penalty = layer, penalty
         self.grad: Tensor | None = None
+        self.plan: Plan | None = None
         self.place(positions)
         self.attach()
 
@@ -43,7 +44,11 @@ class Exploration:
         layer = self.layer
         self.positions = positions
         index = index_from_positions(positions, *layer.grid.shape, positions.numel())
-        self.plan: Plan = build_plan(index, layer.shape, layer.window, layer.grid)
+        plan = build_plan(index, layer.shape, layer.window, layer.grid, positions=positions)
+        if self.plan is None:
+            self.plan = plan
+        else:  # whatever reads its tensors, a CUDA graph too, reads the new positions
+            self.plan.become(plan)
 
     @property
     def slots(self) -> slice:
