@@ -63,7 +63,7 @@ class SparseLayer(nn.Module, ABC):
         self._build_plan()
 
     def _build_plan(self, positions: Tensor | None = None) -> None:
-        if self.row_ptr.is_meta:
+        if self.row_ptr.is_meta and positions is None:  # it cannot be asked where the blocks are
             self._plan = None
             return
         index, whole, before = Index(self.row_ptr, self.col), self.structure.kind == "channel", self._plan

@@ -35,8 +35,8 @@ def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = Non
     for key, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.shape == old:
             state[key] = _longer(tensor, more)
-    layer.col = F.pad(layer.col, (0, more))
-    layer._build_plan()
+    positions, layer.col = layer.positions(), F.pad(layer.col, (0, more))
+    layer._build_plan(positions)
 
 
 def reserve_all(
