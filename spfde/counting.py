@@ -28,7 +28,7 @@ def find(mask: Tensor, count: int | None = None) -> Tensor:
 
 
 def count_each(group: Tensor, groups: int) -> Tensor:
-    """How often each number below `groups` is in group [n] (any integer type): [groups] int64."""
+    """How often each number below `groups` is in group [n] (int32 or int64): [groups] int64."""
     if not waits(group):
         return torch.bincount(group, minlength=groups)
     ones = torch.ones(1, dtype=torch.int64, device=group.device).expand(group.numel())
