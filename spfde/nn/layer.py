@@ -182,8 +182,13 @@ class SparseLayer(nn.Module, ABC):
         """y; a probe is shown x and, in the backward pass, the gradient of y."""
         # A compiled graph must not look: it would be compiled anew for every probe.
         if not torch.compiler.is_compiling() and self._probe is not None and y.requires_grad:
-            probe, x = self._probe, x.detach()
-            y.register_hook(lambda dy: probe(dy, x))
+            probe, x, plan, version = self._probe, x.detach(), self.plan, self.plan.version
+
+            def show(dy: Tensor) -> None:
+                plan.check(version)
+                probe(dy, x)
+
+            y.register_hook(show)
         return y
 
     # ---- topology -------------------------------------------------------------------------------------------------

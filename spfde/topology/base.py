@@ -66,9 +66,7 @@ class Topology:
         drop_fraction = check_schedule(self, total_steps, every, drop_fraction)
         self.layers = sparse_layers(model)
         check(self.layers, optimizer, self)
-        self.optimizer = optimizer
-        self.every = every
-        self.total_steps = total_steps
+        self.optimizer, self.every, self.total_steps = optimizer, every, total_steps
         self.target = {name: layer.nnz for name, layer in self.layers.items()}
         self.schedule: Callable[[int], float] = Constant(drop_fraction or 0.0)
         self.reason = "no update yet"
@@ -168,7 +166,7 @@ class Topology:
         self._step, self._late = state["step"], state["late"]
         self.target = dict(state["target"])
         self._settled = set(state["settled"])
-        self._history = {name: History.loaded(history) for name, history in state["history"].items()}
+        self._history = {n: History.loaded(h, self.layers[n].values.device) for n, h in state["history"].items()}
         self._generator.set_state(state["generator"].cpu())
         self._load_own(state["own"])
         self._watch.disarm()
@@ -237,12 +235,10 @@ class Topology:
     def _rearrange(self) -> dict[str, Shift | None]:
         """Moves the layers; with fixed counts, in patterns of one group, no GPU is waited for."""
         live = self._watch.seen(self._live()) if self.grows_by_gradient else self._live()
-        scores = {name: self._score(name, layer) for name, layer in live.items()}
-        stays = self._all_stay(live, scores)
-        counts = self._counts(live, stays)
-        shifts = {
-            name: self._exchange(name, layer, scores[name], stays[name], counts[name]) for name, layer in live.items()
-        }
+        score = {name: self._score(name, layer) for name, layer in live.items()}
+        stay = self._all_stay(live, score)
+        count = self._counts(live, stay)
+        shifts = {n: self._exchange(n, layer, score[n], stay[n], count[n]) for n, layer in live.items()}
         self._watch.disarm()
         return shifts
 
@@ -260,11 +256,12 @@ class Topology:
 
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
         """Keeps what `stays`, grows the rest up to `count` blocks; None where nothing is to change."""
-        old, rule, grid, same = layer.positions(), layer.structure, layer.grid, count == layer.nnz
-        group, groups = rule.groups(grid, old.device), rule.parts(grid)
-        want = count_groups(group, groups, old) if same else rule.quota(grid, count, old.device)
-        kept = old[stays]
-        if not same:  # a group may have too many
+        old, rule, grid = layer.positions(), layer.structure, layer.grid
+        group, groups, kept = rule.groups(grid, old.device), rule.parts(grid), old[stays]
+        if count == layer.nnz:
+            want = count_groups(group, groups, old)
+        else:  # a group may have too many
+            want = rule.quota(grid, count, old.device)
             kept = kept[keep_highest_in_groups(score[stays], group[kept], want)]
         need = want - count_groups(group, groups, kept)
         grown = self._grow(name, layer, kept, need, group) if int(need.sum()) else kept.new_empty(0)

@@ -142,11 +142,11 @@ class History:
         return cls(flags, [(0, layer.nnz)], 0, layer.nnz, layer.nnz, 0)
 
     @classmethod
-    def loaded(cls, state: Mapping[str, Any]) -> History:
-        """From `state_dict`."""
+    def loaded(cls, state: Mapping[str, Any], device: torch.device) -> History:
+        """From `state_dict`, for a layer on this device."""
         # A state that was saved before counts were kept over time starts them anew.
         over_time = [tuple(point) for point in state.get("over_time", [(0, sum(state["counts"][2:]))])]
-        return cls(state["flags"].cpu().clone(), over_time, *state["counts"])
+        return cls(state["flags"].to(device, copy=True), over_time, *state["counts"])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -155,8 +155,7 @@ class History:
 
     def see(self, positions: Tensor) -> None:
         """What is stored now was stored once."""
-        if self.flags.device != positions.device:  # the layer went elsewhere, or the flags were loaded
-            self.flags = self.flags.to(positions.device, non_blocking=True)
+        self.flags = self.flags.to(positions.device)  # the layer may have gone elsewhere
         self.flags[positions] |= _EVER
 
     def record(self, step: int, before: int, nnz: int, born: int) -> None:

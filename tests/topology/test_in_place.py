@@ -180,6 +180,17 @@ def test_a_registered_op_refuses_it_too():
         y.sum().backward()
 
 
+def test_a_refused_backward_pass_leaves_no_exploration_behind():
+    layer, x = sparse("linear", "unstructured")
+    model = nn.Sequential(layer)
+    topology = METHODS["TopKAST"](model, torch.optim.SGD(model.parameters()), total_steps=9)
+    y = model(x)
+    layer.move_to(moved(layer))
+    with pytest.raises(ValueError, match="expected backward before the topology moved"):
+        y.sum().backward()
+    assert topology.explorations["0"].grad is None
+
+
 def test_a_load_changes_every_tensor_in_place():
     layer, x = sparse("conv", "block:16x16")
     other = sparse("conv", "block:16x16")[0]
