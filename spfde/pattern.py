@@ -1,64 +1,23 @@
-"""Where the stored weights are: the one place that turns a mask into index structures.
+"""What the kernels read of a sparse weight: everything that its canonical index (`spfde.index`) leads to, in a `Plan`.
 
-A weight of shape [rows, ...] is seen as a matrix [rows, cols] and stored in blocks (see `spfde.structure`). Its
-canonical index is `row_ptr` [block rows + 1] and `col` [capacity], int32, in blocks, columns ascending within a row;
-the first `row_ptr[-1]` slots are live, the rest hold 0. Everything else a kernel wants is derived here into a `Plan`,
-which is rebuilt after a topology change and never saved.
+A plan is never saved. A topology change derives it anew and writes it over the old one, in place: shapes depend on the
+capacity alone, so that whatever reads these tensors, a CUDA graph too, reads the new topology.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spfde.counting import count_each
+from spfde.index import Index, index_from_positions, positions_of, spread
 from spfde.structure import Grid
 from spfde.tiles import Tiles
-
-
-class Index(NamedTuple):
-    """The canonical index of a sparse weight, in blocks."""
-
-    row_ptr: Tensor
-    col: Tensor
-
-
-def index_from_positions(positions: Tensor, rows: int, cols: int, capacity: int) -> Index:
-    """The index of what is stored at ascending flat `positions` [nnz] (int64) of a [rows, cols] matrix."""
-    start = torch.arange(rows + 1, device=positions.device) * cols
-    row_ptr = torch.searchsorted(positions, start, out_int32=True)
-    col = torch.zeros(capacity, dtype=torch.int32, device=positions.device)
-    col[: positions.numel()] = positions - _spread(start[:-1], row_ptr.diff(), positions.numel())
-    return Index(row_ptr, col)
-
-
-def positions_of(index: Index, cols: int) -> Tensor:
-    """Flat positions [nnz] (int64), ascending, of what an index stores."""
-    counts, nnz = index.row_ptr.diff(), int(index.row_ptr[-1])
-    start = torch.arange(counts.numel(), device=counts.device) * cols
-    return _spread(start, counts, nnz) + index.col[:nnz]
-
-
-def check_index(index: Index, rows: int, cols: int, capacity: int) -> str | None:
-    """What is wrong with an index that came from outside, or None: kernels trust it blindly."""
-    row_ptr, col = index
-    for name, tensor, shape in (("row_ptr", row_ptr, (rows + 1,)), ("col", col, (capacity,))):
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.int32:
-            got = f"{tensor.dtype} {list(tensor.shape)}"
-            return f"expected {name} to be int32 {list(shape)}, got {got}"
-    nnz = int(row_ptr[-1])
-    if int(row_ptr[0]) != 0 or bool((row_ptr.diff() < 0).any()) or nnz > capacity:
-        return f"expected row_ptr to ascend from 0 to at most {capacity}, got one that does not"
-    live = col[:nnz]
-    if nnz and (int(live.min()) < 0 or int(live.max()) >= cols):
-        return f"expected columns in [0, {cols}), got [{int(live.min())}, {int(live.max())}]"
-    if bool((positions_of(index, cols).diff() <= 0).any()):
-        return "expected columns that ascend within each row, got unsorted or repeated ones"
-    return None
 
 
 class Window(NamedTuple):
@@ -113,16 +72,14 @@ class Units(NamedTuple):
 class Plan:
     """Everything the kernels of one layer read, and scratch of the masked dense route.
 
-    values_shape: of the layer's values. nnz: live blocks. weights: stored weights. index: the canonical one, in blocks
-    of `grid`. block: what a kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs.
-    kept: those outputs, else None. tiles: how GPU kernels walk the weight and its transpose, once one has asked for
-    them.
+    values_shape: of the layer's values. nnz: live blocks. index: the canonical one, in blocks of `grid`. block: what a
+    kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, else
+    None. tiles: how GPU kernels walk the weight and its transpose, once one has asked for them.
     """
 
     shape: tuple[int, ...]
     values_shape: tuple[int, int, int]
     nnz: int
-    weights: int
     index: Index
     grid: Grid
     block: tuple[int, int]
@@ -132,8 +89,10 @@ class Plan:
     tiles: tuple[Tiles, Tiles] | None = field(default=None, repr=False)  # see spfde.kernels.tiled
     _order: Tensor | None = field(default=None, repr=False)
     _outside: Tensor | None = field(default=None, repr=False)
+    _weights: int | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
     written: int = field(default=0, repr=False)  # how often the dense buffer was
+    version: int = field(default=0, repr=False)  # how often the topology moved
 
     @property
     def rows(self) -> int:
@@ -146,9 +105,16 @@ class Plan:
         return prod(self.shape[1:])
 
     @property
+    def weights(self) -> int:
+        """Stored weights. Where blocks reach outside the weight they are counted, when first asked for."""
+        if self._weights is None:
+            self._weights = int((self.grid.places(self.positions) < self.grid.weights).sum())
+        return self._weights
+
+    @property
     def positions(self) -> Tensor:
         """Positions [nnz] (int64, ascending) of the live blocks in the grid, made anew at every reading."""
-        return positions_of(self.index, self.grid.shape[1])
+        return positions_of(self.index, self.grid.shape[1], self.nnz)
 
     @property
     def places(self) -> Tensor:
@@ -182,6 +148,28 @@ class Plan:
                 self._dense = torch.zeros(size, dtype=torch.float32, device=device)
         return self._dense
 
+    def become(self, other: Plan) -> None:
+        """Takes over what another plan of this weight says, in place wherever a tensor's shape stays."""
+        for part in fields(self):
+            if part.name not in ("_dense", "written", "version"):
+                setattr(self, part.name, _taken(getattr(self, part.name), getattr(other, part.name)))
+        if self._dense is not None:
+            self._dense.zero_()  # what is written next leaves other places alone
+        self.written += 1
+        self.version += 1
+
+    def check(self, version: int) -> None:
+        """Refuses a backward pass whose forward pass saw another topology than the one that is here now.
+
+        Raises:
+            ValueError: it moved since `version`.
+        """
+        if version != self.version:
+            raise ValueError(
+                "expected backward before the topology moved, got it after a move, try loss.backward() before "
+                "topology.step(), move_to() or load_state_dict()"
+            )
+
 
 def build_plan(
     index: Index,
@@ -203,7 +191,9 @@ def build_plan(
     nnz = positions.numel()
     places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
     places[:nnz] = grid.places(positions)
-    weights = nnz * height * width if not grid.ragged else int((places < grid.weights).sum())
+    weights = nnz * height * width
+    if grid.ragged:  # only weights that stand one by one must be counted now
+        weights = int((places < grid.weights).sum()) if height == 1 else None
     kept = positions if whole and nnz and window.groups == 1 else None
     short = torch.int32 if grid.weights < 2**31 else torch.int64
     empty = index.col.new_empty(0)
@@ -224,19 +214,18 @@ def build_plan(
     block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
     values_shape = (capacity, height, width)
     return Plan(
-        tuple(shape),
-        values_shape,
-        nnz,
-        weights,
-        index,
-        grid,
-        block,
-        units,
-        window,
-        kept,
-        _order=order,
-        _outside=outside,
-    )
+        tuple(shape), values_shape, nnz, index, grid, block, units, window, kept,
+        _order=order, _outside=outside, _weights=weights,
+    )  # fmt: skip
+
+
+def _taken(old: Any, new: Any) -> Any:
+    """The new, within the tensors of the old where they agree in shape and type."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
+        return old.copy_(new)
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        return getattr(type(old), "_make", tuple)(map(_taken, old, new))
+    return new
 
 
 def places_of(units: Units, shape: tuple[int, ...]) -> Tensor:
@@ -268,20 +257,15 @@ def _transpose(index: Index, nnz: int, shape: tuple[int, ...], window: Window) -
     counts, live = index.row_ptr.diff(), index.col[:nnz]
     t_row = channel.index_select(0, live)
     if window.groups > 1:
-        t_row += _spread(row // out_group * (in_group * strides), counts, nnz)
-    t_col = _spread(row % out_group * taps, counts, nnz) + tap.index_select(0, live)
+        t_row += spread(row // out_group * (in_group * strides), counts, nnz)
+    t_col = spread(row % out_group * taps, counts, nnz) + tap.index_select(0, live)
     t_rows = in_group * window.groups * strides
     # Within a row of the transpose the weights are in order already: a stable sort by it, of few digits, is enough.
     order = torch.sort(t_row.to(torch.int16) if t_rows < 2**15 else t_row, stable=True).indices
     t_row_ptr = index.row_ptr.new_zeros(t_rows + 1)
-    t_row_ptr[1:] = torch.bincount(t_row, minlength=t_rows).cumsum(0)
+    t_row_ptr[1:] = count_each(t_row, t_rows).cumsum(0)
     padded = torch.zeros_like(index.col)
     padded[:nnz] = t_col.index_select(0, order)
     perm = torch.arange(index.col.numel(), dtype=torch.int32, device=device)
     perm[:nnz] = order
     return t_row_ptr, padded, perm
-
-
-def _spread(of_row: Tensor, counts: Tensor, nnz: int) -> Tensor:
-    """What every row has, for each of its `counts` weights."""
-    return torch.repeat_interleave(of_row, counts, output_size=nnz)

@@ -142,12 +142,20 @@ class Pattern:
         group = column // grid.taps // self.numbers[1]
         return (position // grid.shape[1] * along + group) * grid.taps + column % grid.taps
 
+    def parts(self, grid: Grid) -> int:
+        """How many groups there are."""
+        if self.kind == "fan-in":
+            return grid.shape[0]
+        return grid.outputs * ceil(grid.channels / self.numbers[1]) * grid.taps if self.kind == "n:m" else 1
+
     def quota(self, grid: Grid, count: int, device: torch.device | None = None) -> Tensor:
         """How many blocks each group holds [number of groups] (int64) when the layer holds `count`.
 
         fan-in: the same for every output, the remainder on the first ones. n:m: n for every m, whatever the count; a
-        shorter group at the edge holds n too, as far as it can.
+        shorter group at the edge holds n too, as far as it can. That of a single group is in main memory, where
+        reading it waits for no device.
         """
+        device = device if self.parts(grid) > 1 else None
         if self.kind == "fan-in":
             rows = grid.shape[0]
             return count // max(1, rows) + (torch.arange(rows, device=device) < count % max(1, rows)).long()

@@ -251,7 +251,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, values, bias, plan, window, kernel, act):
-        ctx.plan, ctx.window, ctx.kernel, ctx.size = plan, window, kernel, x.shape[2:]
+        ctx.plan, ctx.version, ctx.window, ctx.kernel, ctx.size = plan, plan.version, window, kernel, x.shape[2:]
         weight = None
         if kernel == "dense":
             weight, ctx.written = write(values, plan)
@@ -262,6 +262,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
+        ctx.plan.check(ctx.version)
         x, values, y = ctx.saved_tensors
         plan, window, kernel = ctx.plan, ctx.window, ctx.kernel
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]

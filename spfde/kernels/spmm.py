@@ -191,7 +191,7 @@ class _Spmm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, values, bias, plan, kernel, act):
-        ctx.plan, ctx.kernel = plan, kernel
+        ctx.plan, ctx.version, ctx.kernel = plan, plan.version, kernel
         weight = None
         if needs_dense(kernel, values):
             weight, ctx.written = write(values, plan)
@@ -201,6 +201,7 @@ class _Spmm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
+        ctx.plan.check(ctx.version)
         x, values, y = ctx.saved_tensors
         plan, kernel = ctx.plan, ctx.kernel
         units = units_for(plan, kernel)

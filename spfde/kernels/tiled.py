@@ -55,8 +55,16 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
     if kernel != "triton" and not may:
         return plan.units
     if plan.tiles is None:
-        plan.tiles = tiles_of(plan)
+        with torch.inference_mode(False):  # they outlive the mode they are first asked for in
+            plan.tiles = tiles_of(plan)
     return TiledUnits(*plan.units, *plan.tiles[0], *plan.tiles[1])
+
+
+def as_asked(plan: Plan, before: Plan) -> Plan:
+    """A plan with all that kernels have asked of the one `before` it, so that it can take its place unseen."""
+    if before.tiles is not None:
+        plan.tiles = tiles_of(plan)
+    return plan
 
 
 def unpacked(tensors: Sequence[Tensor]) -> Units | TiledUnits:

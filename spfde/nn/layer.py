@@ -10,20 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde.index import Index, index_from_positions
 from spfde.kernels.dispatch import KernelChoice, check_kernel
 from spfde.kernels.masked import to_dense
 from spfde.kernels.precision import compute_and_result_dtype
 from spfde.kernels.table import Table, use
-from spfde.pattern import (
-    ONE_TAP,
-    Index,
-    Plan,
-    Window,
-    build_plan,
-    check_index,
-    index_from_positions,
-    positions_of,
-)
+from spfde.kernels.tiled import as_asked
+from spfde.nn.loading import check_loaded, index_from_dense
+from spfde.pattern import ONE_TAP, Plan, Window, build_plan
 from spfde.structure import Pattern
 
 
@@ -66,18 +60,24 @@ class SparseLayer(nn.Module, ABC):
         self._kernel = self._route = "auto"
         self._table: Table | None = None
         self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
+        self._plan: Plan | None = None
         self._build_plan()
 
     def _build_plan(self, positions: Tensor | None = None) -> None:
-        if self.row_ptr.is_meta:
-            self._plan: Plan | None = None
+        if self.row_ptr.is_meta and positions is None:  # it cannot be asked where the blocks are
+            self._plan = None
             return
-        index, whole = Index(self.row_ptr, self.col), self.structure.kind == "channel"
-        self._plan = build_plan(index, self.shape, self.window, self.grid, whole, positions)
+        index, whole, before = Index(self.row_ptr, self.col), self.structure.kind == "channel", self._plan
+        with torch.inference_mode(False):  # it outlives the mode it is made in
+            plan = build_plan(index, self.shape, self.window, self.grid, whole, positions)
+            if before is not None and before.index.row_ptr is self.row_ptr and before.index.col is self.col:
+                before.become(as_asked(plan, before))
+            else:
+                self._plan = plan
 
     @property
     def plan(self) -> Plan:
-        """What the kernels read; rebuilt after a topology change, never saved."""
+        """What the kernels read; a topology change writes into its tensors, and it is never saved."""
         if self._plan is None:
             raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
         return self._plan
@@ -184,15 +184,23 @@ class SparseLayer(nn.Module, ABC):
         """y; a probe is shown x and, in the backward pass, the gradient of y."""
         # A compiled graph must not look: it would be compiled anew for every probe.
         if not torch.compiler.is_compiling() and self._probe is not None and y.requires_grad:
-            probe, x = self._probe, x.detach()
-            y.register_hook(lambda dy: probe(dy, x))
+            probe, x, plan, version = self._probe, x.detach(), self.plan, self.plan.version
+
+            def show(dy: Tensor) -> None:
+                plan.check(version)
+                probe(dy, x)
+
+            y.register_hook(show)
         return y
 
     # ---- topology -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def move_to(self, positions: Tensor, newborn: Tensor | None = None) -> Tensor:
-        """Changes which blocks are stored, in place; kept ones keep their values, new ones start at 0.
+        """Changes which blocks are stored; kept ones keep their values, new ones start at 0.
+
+        Every tensor that a kernel reads changes in place: a captured CUDA graph goes on with the new topology (of
+        pattern "channel" only while the count stays).
 
         positions: as `positions()` gives them (int64), ascending, unique, at most `capacity`. newborn: those among them
         that start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of
@@ -214,27 +222,35 @@ class SparseLayer(nn.Module, ABC):
         problem = self.structure.problem(positions, self.grid)
         if problem:
             raise ValueError(problem)
-        positions, old = positions.contiguous(), self.plan.positions
+        newborn = None if newborn is None else positions[torch.isin(positions, newborn)]
+        return self._move(positions.clone(), newborn)
+
+    @torch.no_grad()
+    def _move(self, positions: Tensor, newborn: Tensor | None = None) -> Tensor:
+        """`move_to` for positions that are right, without a question to the device; the layer keeps them."""
+        capacity, size, old = self.values.shape[0], self.grid.size, self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
         slot = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
         slot[old] = torch.arange(old.numel(), dtype=torch.int32, device=positions.device)
-        source[: positions.numel()] = slot[positions]
         if newborn is not None:
-            source[: positions.numel()][torch.isin(positions, newborn)] = -1
+            slot[newborn] = -1
+        source[: positions.numel()] = slot[positions]
         index = index_from_positions(positions, *self.grid.shape, capacity)
         self.row_ptr.copy_(index.row_ptr)
         self.col.copy_(index.col)
         permute(self.values.data, source)
         if self.values.grad is not None:
             permute(self.values.grad, source)
-        self._build_plan(positions.clone())
+        self._build_plan(positions)
         return source
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
 
     def _apply(self, fn, recurse: bool = True):
+        before = self.row_ptr, self.col
         super()._apply(fn, recurse)
-        self._build_plan()
+        if self.row_ptr is not before[0] or self.col is not before[1]:
+            self._build_plan()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -250,48 +266,14 @@ class SparseLayer(nn.Module, ABC):
         if dense is not None and prefix + "values" not in state_dict:
             state_dict = dict(state_dict)
             del state_dict[prefix + "weight"]
-            problem = self._index_from_dense(dense, state_dict, prefix)
+            problem = index_from_dense(self, dense, state_dict, prefix)
         else:
-            problem = self._check_loaded(state_dict, prefix)
+            problem = check_loaded(self, state_dict, prefix)
         if problem:
             errors.append(f"{prefix.rstrip('.') or 'layer'}: {problem}")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         self._build_plan()
-
-    def _index_from_dense(self, dense: Tensor, state_dict: dict[str, Any], prefix: str) -> str | None:
-        """Puts values and index of a dense checkpoint's weight into `state_dict`; returns what is wrong, or None."""
-        if dense.shape != self.shape:
-            return f"expected a dense weight of shape {list(self.shape)}, got {list(dense.shape)}"
-        blocks = self.grid.cut(dense)
-        positions = (blocks != 0).any(2).any(1).nonzero().view(-1)  # a stored value may be 0: blocks need not be full
-        if positions.numel() != self.nnz:
-            what = "nonzeros" if self.grid.block == (1, 1) else "blocks that are not zero"
-            return (
-                f"expected a dense weight with {self.nnz} {what}, got {positions.numel()}, try loading the "
-                f"checkpoint before spfde.sparsify"
-            )
-        problem = self.structure.problem(positions, self.grid)
-        if problem:
-            return problem
-        capacity = self.values.shape[0]
-        values = dense.new_zeros(self.values.shape)
-        values[: positions.numel()] = blocks[positions]
-        index = index_from_positions(positions, *self.grid.shape, capacity)
-        state_dict.update({prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col})
-        return None
-
-    def _check_loaded(self, state_dict: dict[str, Any], prefix: str) -> str | None:
-        """What is wrong with the index about to be loaded, or None (missing keys are torch's to report)."""
-        row_ptr, col = state_dict.get(prefix + "row_ptr"), state_dict.get(prefix + "col")
-        if row_ptr is None or col is None:
-            return None
-        values = state_dict.get(prefix + "values", self.values)
-        if values.shape != self.values.shape:
-            return f"expected values of shape {list(self.values.shape)}, got {list(values.shape)}"
-        index = Index(row_ptr, col)
-        problem = check_index(index, *self.grid.shape, self.values.shape[0])
-        return problem or self.structure.problem(positions_of(index, self.grid.shape[1]), self.grid)
 
     def _shared_repr(self) -> str:
         stored = f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}"

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from spfde.counting import read
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
 from spfde.topology import moves
 from spfde.topology.birth import keep_highest_in_groups
-from spfde.topology.capacity import reserve
-from spfde.topology.history import History, Report
-from spfde.topology.layers import check, count_groups, highest, magnitude, sparse_layers
+from spfde.topology.capacity import reserve_all
+from spfde.topology.history import History, Report, Shift
+from spfde.topology.layers import check, check_schedule, count_groups, highest, magnitude, sparse_layers
 from spfde.topology.schedule import Constant
 from spfde.topology.watch import Watch, finite_gradients
 
@@ -62,23 +63,10 @@ class Topology:
         drop_fraction: float | None = None,
         seed: int = 0,
     ) -> None:
-        if total_steps < 1:
-            raise ValueError(f"expected total_steps >= 1, got {total_steps}")
-        if every < 1:
-            raise ValueError(f"expected every >= 1 (optimizer steps between updates), got {every}")
-        if self.default_drop is None and drop_fraction is not None:
-            raise ValueError(
-                f"expected no drop_fraction, which {type(self).__name__} does not have, got {drop_fraction}, try "
-                f"leaving it out"
-            )
-        drop_fraction = self.default_drop if drop_fraction is None else drop_fraction
-        if drop_fraction is not None and not 0 <= drop_fraction <= 1:
-            raise ValueError(f"expected drop_fraction in [0, 1] (share of the stored weights), got {drop_fraction}")
+        drop_fraction = check_schedule(self, total_steps, every, drop_fraction)
         self.layers = sparse_layers(model)
         check(self.layers, optimizer, self)
-        self.optimizer = optimizer
-        self.every = every
-        self.total_steps = total_steps
+        self.optimizer, self.every, self.total_steps = optimizer, every, total_steps
         self.target = {name: layer.nnz for name, layer in self.layers.items()}
         self.schedule: Callable[[int], float] = Constant(drop_fraction or 0.0)
         self.reason = "no update yet"
@@ -124,14 +112,7 @@ class Topology:
         Raises:
             ValueError: the method needs gradients that are not there.
         """
-        live = self._watch.seen(self._live()) if self.grows_by_gradient else self._live()
-        scores = {name: self._score(name, layer) for name, layer in live.items()}
-        stays = {name: self._stays(name, layer, scores[name]) for name, layer in live.items()}
-        counts = self._counts(live, stays)
-        moved = sum(
-            self._exchange(name, layer, scores[name], stays[name], counts[name]) for name, layer in live.items()
-        )
-        self._watch.disarm()
+        moved = self._count_moved(self._rearrange())
         self.reason = f"{type(self).__name__} moved {moved} weights at step {self._step}"
         return moved > 0
 
@@ -143,9 +124,8 @@ class Topology:
         """
         inside = set(module.modules())
         names = [name for name, layer in self.layers.items() if layer in inside and name not in self._settled]
-        for name in names:
-            self._trim(name, self.layers[name])
-            self._settled.add(name)
+        self._count_moved({name: self._trim(name, self.layers[name]) for name in names})
+        self._settled.update(names)
         return names
 
     def report(self) -> Report:
@@ -186,7 +166,7 @@ class Topology:
         self._step, self._late = state["step"], state["late"]
         self.target = dict(state["target"])
         self._settled = set(state["settled"])
-        self._history = {name: History.loaded(history) for name, history in state["history"].items()}
+        self._history = {n: History.loaded(h, self.layers[n].values.device) for n, h in state["history"].items()}
         self._generator.set_state(state["generator"].cpu())
         self._load_own(state["own"])
         self._watch.disarm()
@@ -210,14 +190,18 @@ class Topology:
         return magnitude(layer)
 
     def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
-        """Which stored blocks (bool [nnz]) an update keeps: all but the `schedule`'s share with the lowest scores.
+        """Which stored blocks (slots, ascending) stay: all but the `schedule`'s share with the lowest scores.
 
         A group (for most patterns the layer) drops no more than it has room to regrow.
         """
-        group = layer.structure.groups(layer.grid, score.device)
-        held, size = count_groups(group, layer.positions()), count_groups(group)
-        count = int(self.schedule(self._step) * layer.nnz)
-        return moves.without_lowest(score, group[layer.positions()], size - held, count)
+        old, rule, grid = layer.positions(), layer.structure, layer.grid
+        group, groups = rule.groups(grid, old.device), rule.parts(grid)
+        room = count_groups(group, groups) - count_groups(group, groups, old)
+        return moves.without_lowest(score, group[old], room, int(self.schedule(self._step) * layer.nnz))
+
+    def _all_stay(self, live: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`_stays` of every layer; a method whose counts depend on the scores asks for them here, once."""
+        return {name: self._stays(name, layer, scores[name]) for name, layer in live.items()}
 
     def _counts(self, live: Mapping[str, SparseLayer], stays: Mapping[str, Tensor]) -> dict[str, int]:
         """How many blocks each layer holds after the update. As many as before."""
@@ -248,52 +232,67 @@ class Topology:
         """The layers that may move."""
         return {n: layer for n, layer in self.layers.items() if n not in self._settled and layer.values.requires_grad}
 
-    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
-        """Keeps what `stays`, grows the rest up to `count` blocks; returns how many weights that moved."""
-        old, rule, device = layer.positions(), layer.structure, score.device
-        group = rule.groups(layer.grid, device)
-        want = count_groups(group, old) if count == layer.nnz else rule.quota(layer.grid, count, device)
-        kept = old[stays]
-        if count != layer.nnz:  # a group may have too many
+    def _rearrange(self) -> dict[str, Shift | None]:
+        """Moves the layers; with fixed counts, in patterns of one group, no GPU is waited for."""
+        live = self._watch.seen(self._live()) if self.grows_by_gradient else self._live()
+        score = {name: self._score(name, layer) for name, layer in live.items()}
+        stay = self._all_stay(live, score)
+        count = self._counts(live, stay)
+        shifts = {n: self._exchange(n, layer, score[n], stay[n], count[n]) for n, layer in live.items()}
+        self._watch.disarm()
+        return shifts
+
+    def _count_moved(self, shifts: Mapping[str, Shift | None]) -> int:
+        """Reads back what moved, once for all layers, and remembers it; how many weights changed place."""
+        moved, there = 0, {name: shift for name, shift in shifts.items() if shift is not None}
+        for (name, shift), born in zip(there.items(), read([shift.born for shift in there.values()]), strict=True):
+            self._record(name, shift, born)
+            moved += (max(shift.before, shift.after) - shift.after + born) * prod(self.layers[name].grid.block)
+        return moved
+
+    def _record(self, name: str, shift: Shift, born: int) -> None:
+        """Adds a change to the layer's history."""
+        self._history[name].record(self._step, shift.before, shift.after, born)
+
+    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
+        """Keeps what `stays`, grows the rest up to `count` blocks; None where nothing is to change."""
+        old, rule, grid = layer.positions(), layer.structure, layer.grid
+        group, groups, kept = rule.groups(grid, old.device), rule.parts(grid), old[stays]
+        if count == layer.nnz:
+            want = count_groups(group, groups, old)
+        else:  # a group may have too many
+            want = rule.quota(grid, count, old.device)
             kept = kept[keep_highest_in_groups(score[stays], group[kept], want)]
-        need = want - count_groups(group, kept, want.numel())
+        need = want - count_groups(group, groups, kept)
         grown = self._grow(name, layer, kept, need, group) if int(need.sum()) else kept.new_empty(0)
         if not grown.numel() and kept.numel() == old.numel():
-            return 0
-        return self._move(name, layer, moves.ascending(layer.grid.size, kept, grown), grown if self.forgets else None)
+            return None
+        return self._move(name, layer, moves.ascending(grid.size, kept, grown), grown if self.forgets else None)
 
-    def _trim(self, name: str, layer: SparseLayer) -> int:
-        """Prunes a layer to its target count by magnitude; how many weights went."""
+    def _trim(self, name: str, layer: SparseLayer) -> Shift | None:
+        """Prunes a layer to its target count by magnitude."""
         if layer.nnz <= self.target[name]:
-            return 0
+            return None
         score = magnitude(layer)
         stays = highest(layer, score, self.target[name])
         return self._exchange(name, layer, score, stays, self.target[name])
 
     @torch.no_grad()
     def _finish(self) -> int:
-        """The last step of the training: exactly the target counts."""
-        return sum(self._trim(name, layer) for name, layer in self._live().items())
+        """The last step of the training: exactly the target counts; how many weights went."""
+        return self._count_moved({name: self._trim(name, layer) for name, layer in self._live().items()})
 
-    def _move(self, name: str, layer: SparseLayer, positions: Tensor, newborn: Tensor | None = None) -> int:
-        """Changes a layer's positions and carries its optimizer state along; how many weights changed place."""
+    def _move(self, name: str, layer: SparseLayer, positions: Tensor, newborn: Tensor | None = None) -> Shift:
+        """Changes a layer's positions and carries its optimizer state along."""
         shape, before = layer.values.shape, layer.nnz
-        source = layer.move_to(positions, newborn)
+        source = layer._move(positions, newborn)
         for state in self.optimizer.state.get(layer.values, {}).values():
             if isinstance(state, Tensor) and state.shape == shape:
                 permute(state, source)
         self._moved(name, layer, source)
-        new = positions[source[: layer.nnz] < 0]
-        self._history[name].record(self._step, before, layer.nnz, new)
-        return (max(before, layer.nnz) - layer.nnz + new.numel()) * prod(layer.grid.block)
+        self._history[name].see(positions)
+        return Shift(before, layer.nnz, (source[: layer.nnz] < 0).count_nonzero())
 
     def _reserve(self, capacity: Mapping[str, int]) -> None:
         """Makes room for that many blocks in each layer, as far as it has them."""
-        for name, layer in self.layers.items():
-            wanted = min(capacity[name], layer.grid.size)
-            if wanted > layer.values.shape[0] and self._wrapped:
-                raise ValueError(
-                    f"expected room for {wanted} blocks in {name!r} before DistributedDataParallel, got "
-                    f"{layer.values.shape[0]}, try spfde.topology.reserve(layer, capacity) before wrapping"
-                )
-            reserve(layer, wanted, self.optimizer)
+        reserve_all(self.layers, capacity, self.optimizer, self._wrapped)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spfde import counting
+from spfde.counting import count_each, find
 from spfde.structure import Grid, Pattern
 
 INITS = ("random", "magnitude")
@@ -36,15 +38,15 @@ def among_highest(score: Tensor, count: int) -> Tensor:
     score = torch.nan_to_num(score, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     least = edge(score, count)
     chosen = score >= least
-    surplus = int(chosen.count_nonzero()) - count
-    if surplus:
-        chosen[places_of(score == least)[-surplus:]] = False
-    return chosen
+    if not counting.waits(score) and int(chosen.count_nonzero()) == count:
+        return chosen
+    above, tied = score > least, score == least
+    return above | (tied & (tied.cumsum(0) <= count - above.count_nonzero()))
 
 
 def edge(score: Tensor, count: int) -> Tensor:
     """The lowest of the `count` highest scores [..., n], over the last dimension."""
-    if score.device.type != "cpu":
+    if counting.waits(score):
         return score.topk(count, sorted=False).values.amin(-1)
     # A partition: numpy's takes a tenth of the time of torch's selection, a hundredth of a sort's.
     score = score.detach() if score.dtype != torch.bfloat16 else score.detach().float()
@@ -54,14 +56,7 @@ def edge(score: Tensor, count: int) -> Tensor:
 
 def keep_highest(score: Tensor, count: int) -> Tensor:
     """Ascending positions (int64) of the `count` highest scores, as `among_highest` has them."""
-    return places_of(among_highest(score, count))
-
-
-def places_of(mask: Tensor) -> Tensor:
-    """Where a bool mask [n] is true: ascending, int64."""
-    if mask.device.type != "cpu":
-        return mask.nonzero().view(-1)
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # in half the time
+    return find(among_highest(score, count), min(max(0, count), score.numel()))
 
 
 def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
@@ -71,13 +66,11 @@ def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
     """
     place = torch.arange(group.numel(), device=group.device)
     if quota.numel() == 1:
-        return place < quota
+        return place < int(quota)
     of, order = torch.sort(group.to(torch.int32), stable=True)
-    held = torch.bincount(group, minlength=quota.numel())
+    held = count_each(group, quota.numel())
     rank = place - (held.cumsum(0) - held).index_select(0, of)
-    chosen = torch.zeros_like(place, dtype=torch.bool)
-    chosen[order[rank < quota.index_select(0, of)]] = True
-    return chosen
+    return torch.zeros_like(place, dtype=torch.bool).scatter_(0, order, rank < quota.index_select(0, of))
 
 
 def keep_highest_in_groups(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:

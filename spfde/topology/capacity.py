@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,8 +35,26 @@ def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = Non
     for key, tensor in state.items():
         if isinstance(tensor, Tensor) and tensor.shape == old:
             state[key] = _longer(tensor, more)
-    layer.col = F.pad(layer.col, (0, more))
-    layer._build_plan()
+    positions, layer.col = layer.positions(), F.pad(layer.col, (0, more))
+    layer._build_plan(positions)
+
+
+def reserve_all(
+    layers: Mapping[str, SparseLayer], capacity: Mapping[str, int], optimizer: Optimizer, wrapped: bool
+) -> None:
+    """Room for that many blocks in each layer, as far as it has them. wrapped: in DistributedDataParallel.
+
+    Raises:
+        ValueError: a layer is too small, and wrapped already.
+    """
+    for name, layer in layers.items():
+        wanted = min(capacity[name], layer.grid.size)
+        if wanted > layer.values.shape[0] and wrapped:
+            raise ValueError(
+                f"expected room for {wanted} blocks in {name!r} before DistributedDataParallel, got "
+                f"{layer.values.shape[0]}, try spfde.topology.reserve(layer, capacity) before wrapping"
+            )
+        reserve(layer, wanted, optimizer)
 
 
 def _longer(tensor: Tensor, more: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde.counting import find_all
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
 from spfde.topology.exchanging import Exchanging
@@ -68,11 +69,11 @@ class DeepR(Exchanging):
         for name, layer in self._live().items():
             lr, live = rates[id(layer.values)], layer.values[: layer.nnz]
             temperature = lr * self.l1**2 / 18 if self.temperature is None else self.temperature
-            noise = torch.randn(live.shape, generator=self._generator).to(live)
+            noise = torch.randn(live.shape, generator=self._generator).to(live, non_blocking=True)
             live += sqrt(2 * lr * temperature) * noise - lr * self.l1 * self.signs[name][: layer.nnz]
 
-    def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
-        return ((layer.values.detach() * self.signs[name])[: layer.nnz] >= 0).view(-1)
+    def _all_stay(self, live: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return find_all({n: ((at.values.detach() * self.signs[n])[: at.nnz] >= 0).view(-1) for n, at in live.items()})
 
     def _given(
         self, freed: int, live: Mapping[str, SparseLayer], kept: Mapping[str, int], limit: Mapping[str, int]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde.counting import find_all
 from spfde.nn import SparseLayer
 from spfde.topology.exchanging import Exchanging
 from spfde.topology.layers import magnitude
@@ -55,16 +56,17 @@ class DSR(Exchanging):
     def _score(self, name: str, layer: SparseLayer) -> Tensor:
         return magnitude(layer) / prod(layer.grid.block)
 
-    def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
-        stays = score >= self.threshold
-        if score.numel():
-            stays[score.argmax()] = True
-        return stays
+    def _all_stay(self, live: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        stay = {name: score >= self.threshold for name, score in scores.items()}
+        for name, score in scores.items():
+            if score.numel():
+                stay[name].index_fill_(0, score.argmax().view(1), True)
+        return find_all(stay)
 
     def _counts(self, live: Mapping[str, SparseLayer], stays: Mapping[str, Tensor]) -> dict[str, int]:
         counts = super()._counts(live, stays)
         stored = sum(layer.nnz for layer in live.values())
-        dropped, wanted = stored - sum(int(stay.sum()) for stay in stays.values()), self.schedule(self._step) * stored
+        dropped, wanted = stored - sum(stay.numel() for stay in stays.values()), self.schedule(self._step) * stored
         if dropped < (1 - self.tolerance) * wanted:
             self.threshold *= 2
         elif dropped > (1 + self.tolerance) * wanted:

@@ -75,13 +75,14 @@ class DSTEE(RigL):
         probe = self._watch.probes[name]
         slabs = list(probe.magnitudes())  # held, as the edge comes before the growth
         if self.c is None:
-            edge = highest(slabs, group, kept, need.sum().view(1))[1]
-            strength = float(edge.min()) * self.eps if edge.numel() else 0.0
+            edge = highest(slabs, group, kept, need.sum().view(1).cpu())[1]
+            strength = edge.min().double() * self.eps if edge.numel() else 0.0
         else:
-            strength = self.c * log(max(1, self._step)) / probe.scale()
+            scale = probe.scale()
+            strength = scale.new_full((), self.c * log(max(1, self._step))) / scale
         rounds = self.rounds[name]
         for first, score in slabs:
-            yield first, score + strength / (rounds[first : first + score.numel()] + self.eps)
+            yield first, score + strength * (rounds[first : first + score.numel()] + self.eps).reciprocal()
 
     def _own_state(self) -> dict[str, Any]:
         return {"rounds": {name: rounds.clone() for name, rounds in self.rounds.items()}}

@@ -48,7 +48,7 @@ class Exchanging(Topology):
         return moved
 
     def _counts(self, live: Mapping[str, SparseLayer], stays: Mapping[str, Tensor]) -> dict[str, int]:
-        kept = {name: int(stay.sum()) for name, stay in stays.items()}
+        kept = {name: stay.numel() for name, stay in stays.items()}
         limit = {name: layer.values.shape[0] - kept[name] for name, layer in live.items()}
         freed = sum(layer.nnz for layer in live.values()) - sum(kept.values())
         given = self._given(freed, live, kept, limit)
@@ -58,8 +58,8 @@ class Exchanging(Topology):
         self, freed: int, live: Mapping[str, SparseLayer], kept: Mapping[str, int], limit: Mapping[str, int]
     ) -> dict[str, int]:
         """How many of the freed blocks each layer gets, in proportion to its pull."""
-        return share(freed, {name: self._pull(name, layer, kept[name]) for name, layer in live.items()}, limit)
+        return share(freed, self._pull(live, kept), limit)
 
-    def _pull(self, name: str, layer: SparseLayer, kept: int) -> float:
-        """A layer's claim on what was freed, >= 0. The number of its survivors."""
-        return float(kept)
+    def _pull(self, live: Mapping[str, SparseLayer], kept: Mapping[str, int]) -> dict[str, float]:
+        """Each layer's claim on what was freed, >= 0. The number of its survivors."""
+        return {name: float(kept[name]) for name in live}

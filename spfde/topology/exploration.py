@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spfde.index import index_from_positions
 from spfde.kernels import dispatch
 from spfde.kernels.conv2d import compute_weight_grad
 from spfde.kernels.sddmm import compute
 from spfde.kernels.tiled import units_for
 from spfde.nn import SparseLayer
-from spfde.pattern import Plan, build_plan, index_from_positions
+from spfde.pattern import Plan, build_plan
 
 
 class Exploration:
@@ -24,6 +25,7 @@ class Exploration:
     def __init__(self, layer: SparseLayer, positions: Tensor, penalty: float) -> None:
         self.layer, self.penalty = layer, penalty
         self.grad: Tensor | None = None
+        self.plan: Plan | None = None
         self.place(positions)
         self.attach()
 
@@ -42,7 +44,11 @@ class Exploration:
         layer = self.layer
         self.positions = positions
         index = index_from_positions(positions, *layer.grid.shape, positions.numel())
-        self.plan: Plan = build_plan(index, layer.shape, layer.window, layer.grid)
+        plan = build_plan(index, layer.shape, layer.window, layer.grid, positions=positions)
+        if self.plan is None:
+            self.plan = plan
+        else:  # whatever reads its tensors, a CUDA graph too, reads the new positions
+            self.plan.become(plan)
 
     @property
     def slots(self) -> slice:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from spfde import counting
 from spfde.nn import SparseLayer
 
 # Weights in a slab: large enough for a matrix product to run well, small beside any model.
@@ -73,18 +74,19 @@ class Probe:
         for first, blocks in self.slabs():
             yield first, blocks.abs().sum((1, 2))
 
-    def scale(self) -> float:
-        """What the gradient that was watched must be multiplied by to be the one that the optimizer step sees.
+    def scale(self) -> Tensor:
+        """What the gradient that was watched must be multiplied by to be what the optimizer step sees: [] float64.
 
         It differs under GradScaler, averaging over ranks and clipping; 1 where the stored weights do not tell.
         """
-        layer, watched = self.layer, 0.0
+        layer = self.layer
+        positions, grad = layer.positions(), layer.values.grad
+        used, watched = layer.values.new_zeros(2, dtype=torch.float64)
         for first, blocks in self.slabs():
-            here = layer.positions() - first
-            ends = torch.searchsorted(here, torch.tensor([0, len(blocks)], device=here.device)).tolist()
-            watched += float(blocks[here[ends[0] : ends[1]]].abs().sum())
-        used = 0.0 if layer.values.grad is None else float(layer.values.grad[: layer.nnz].abs().sum())
-        return used / watched if used and watched else 1.0
+            watched = watched + _stored(blocks, positions - first).abs().sum()
+        if grad is not None:
+            used = used + grad[: layer.nnz].abs().sum()
+        return torch.where((used != 0) & (watched != 0), used / watched, 1.0)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Rows [start, stop) of the slabs: whole blocks, whole groups of a grouped convolution."""
@@ -117,6 +119,15 @@ class Probe:
         return torch.nn.grad.conv2d_weight(
             x, shape, dy.contiguous(), window.stride, (0, 0), window.dilation, groups
         )  # fmt: skip
+
+
+def _stored(blocks: Tensor, here: Tensor) -> Tensor:
+    """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
+    if not counting.waits(here):
+        start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
+        return blocks[here[start:stop]]
+    inside = (here >= 0) & (here < len(blocks))
+    return blocks[here.clamp(0, len(blocks) - 1)] * inside.view(-1, 1, 1)
 
 
 def ranks() -> int:

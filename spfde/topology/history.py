@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +117,14 @@ class Report:
         return "\n".join([*lines, f"R_s of the model: {self.explored:.3f}"])
 
 
+class Shift(NamedTuple):
+    """One change of a layer: blocks stored before and after; born: how many of them are new, [] on its device."""
+
+    before: int
+    after: int
+    born: Tensor
+
+
 class History:
     """A byte for every block (was it ever stored, was it in the first mask), the last update's counts, all counts."""
 
@@ -129,30 +137,33 @@ class History:
     @classmethod
     def born(cls, layer: SparseLayer) -> History:
         """Before any update."""
-        flags = torch.zeros(layer.grid.size, dtype=torch.uint8)
-        flags[layer.positions().cpu()] = _EVER | _FIRST
+        flags = torch.zeros(layer.grid.size, dtype=torch.uint8, device=layer.values.device)
+        flags[layer.positions()] = _EVER | _FIRST
         return cls(flags, [(0, layer.nnz)], 0, layer.nnz, layer.nnz, 0)
 
     @classmethod
-    def loaded(cls, state: Mapping[str, Any]) -> History:
-        """From `state_dict`."""
+    def loaded(cls, state: Mapping[str, Any], device: torch.device) -> History:
+        """From `state_dict`, for a layer on this device."""
         # A state that was saved before counts were kept over time starts them anew.
         over_time = [tuple(point) for point in state.get("over_time", [(0, sum(state["counts"][2:]))])]
-        return cls(state["flags"].cpu().clone(), over_time, *state["counts"])
+        return cls(state["flags"].to(device, copy=True), over_time, *state["counts"])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         counts = [self.updates, self.before, self.survived, self.born_last]
-        return {"flags": self.flags.clone(), "over_time": list(self.over_time), "counts": counts}
+        return {"flags": self.flags.cpu().clone(), "over_time": list(self.over_time), "counts": counts}
 
-    def record(self, step: int, before: int, nnz: int, newborn: Tensor) -> None:
-        """One update after `step`: of `before` stored blocks to `nnz`, those at `newborn` [n] among them new."""
-        newborn = newborn.to(self.flags.device)
-        self.flags[newborn] = self.flags[newborn] | _EVER
+    def see(self, positions: Tensor) -> None:
+        """What is stored now was stored once."""
+        self.flags = self.flags.to(positions.device)  # the layer may have gone elsewhere
+        self.flags[positions] |= _EVER
+
+    def record(self, step: int, before: int, nnz: int, born: int) -> None:
+        """One update after `step`: of `before` stored blocks to `nnz`, `born` among them new."""
         self.updates += 1
         if nnz != self.over_time[-1][1]:
             self.over_time.append((step, nnz))
-        self.before, self.survived, self.born_last = before, nnz - newborn.numel(), newborn.numel()
+        self.before, self.survived, self.born_last = before, nnz - born, born
 
     @property
     def ever(self) -> int:
@@ -172,7 +183,7 @@ class History:
             born=self.born_last,
             explored=_share(self.ever, layer.grid.size),
             overlap_last=_share(self.survived, self.before),
-            overlap_first=_share(int(first[layer.positions().cpu()].sum()), int(first.sum())),
+            overlap_first=_share(int(first[layer.positions().to(first.device)].sum()), int(first.sum())),
             fan_in=_spread(fan_in),
             fan_out=_spread(fan_out),
             empty_outputs=int((fan_in == 0).sum()),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde.counting import count_each
 from spfde.nn import SparseLayer
-from spfde.topology.birth import among_highest, keep_highest_in_groups
+from spfde.topology.birth import keep_highest_in_groups
 
 if TYPE_CHECKING:
     from spfde.topology.base import Topology
@@ -29,6 +30,27 @@ def sparse_layers(model: nn.Module, plain: bool = False) -> dict[str, SparseLaye
         if plain and layer._modules.get("transform") is not None:
             raise ValueError(f"expected {name!r} without a transform, got {layer.transform}, try a fresh model")
     return layers
+
+
+def check_schedule(method: Topology, total_steps: int, every: int, drop_fraction: float | None) -> float | None:
+    """The drop fraction that is meant: the method's own where none is given.
+
+    Raises:
+        ValueError: an argument is out of range, or the method has no use for a drop fraction.
+    """
+    if total_steps < 1:
+        raise ValueError(f"expected total_steps >= 1, got {total_steps}")
+    if every < 1:
+        raise ValueError(f"expected every >= 1 (optimizer steps between updates), got {every}")
+    if method.default_drop is None and drop_fraction is not None:
+        raise ValueError(
+            f"expected no drop_fraction, which {type(method).__name__} does not have, got {drop_fraction}, try "
+            f"leaving it out"
+        )
+    drop_fraction = method.default_drop if drop_fraction is None else drop_fraction
+    if drop_fraction is not None and not 0 <= drop_fraction <= 1:
+        raise ValueError(f"expected drop_fraction in [0, 1] (share of the stored weights), got {drop_fraction}")
+    return drop_fraction
 
 
 def check(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Topology) -> None:
@@ -62,20 +84,15 @@ def magnitude(layer: SparseLayer) -> Tensor:
     return layer.values.detach()[: layer.nnz].abs().sum((1, 2))
 
 
-def count_groups(group: Tensor, positions: Tensor | None = None, groups: int | None = None) -> Tensor:
-    """How many of the positions (all if None) are in each group [groups]."""
-    groups = groups or (int(group[-1]) + 1 if group.numel() else 1)
+def count_groups(group: Tensor, groups: int, positions: Tensor | None = None) -> Tensor:
+    """How many of the positions (all if None) are in each group [groups]; of one group as `Pattern.quota` has it."""
     if groups == 1:
-        return torch.tensor([(group if positions is None else positions).numel()], device=group.device)
-    return torch.bincount(group if positions is None else group[positions], minlength=groups)
+        return torch.tensor([(group if positions is None else positions).numel()])
+    return count_each(group if positions is None else group[positions], groups)
 
 
 def highest(layer: SparseLayer, score: Tensor, count: int) -> Tensor:
-    """Which stored blocks (bool [nnz]) are the `count` with the highest scores, as the pattern allows."""
+    """Which stored blocks (slots, ascending) are the `count` with the highest scores, as the pattern allows."""
     rule, positions = layer.structure, layer.positions()
     group, quota = rule.groups(layer.grid, score.device)[positions], rule.quota(layer.grid, count, score.device)
-    if quota.numel() == 1:
-        return among_highest(score, count)
-    stays = torch.zeros_like(score, dtype=torch.bool)
-    stays[keep_highest_in_groups(score, group, quota)] = True
-    return stays
+    return keep_highest_in_groups(score, group, quota)

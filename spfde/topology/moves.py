@@ -1,7 +1,7 @@
 """What an update does to one layer, as pure functions of scores, groups and counts.
 
 Groups are what a pattern counts in (`spfde.structure.Pattern.groups`): the layer, an output, m neighbours. Ties always
-go to the lower position.
+go to the lower position. Counts of one group are in main memory, and nothing then waits for a GPU.
 """
 
 from __future__ import annotations
@@ -11,29 +11,23 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde.topology.birth import (
-    among_highest,
-    descending,
-    edge,
-    first_in_groups,
-    keep_highest,
-    keep_highest_in_groups,
-    places_of,
-)
+from spfde import counting
+from spfde.counting import find
+from spfde.topology.birth import descending, edge, first_in_groups, keep_highest, keep_highest_in_groups
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:
-    """Which stored blocks stay (bool [nnz]) when the `count` lowest scores are dropped, at most room[g] of a group.
+    """Which stored blocks stay (slots, ascending) when the `count` lowest scores drop, at most room[g] of a group.
 
     Of equal scores the last one is dropped first. score, group: [nnz]. room: [groups].
     """
     if room.numel() == 1:
-        return among_highest(score, score.numel() - min(count, int(room)))
+        return keep_highest(score, score.numel() - min(count, int(room)))
     order = descending(score).flip(0)
     droppable = order[first_in_groups(group[order], room)]
     stays = torch.ones_like(score, dtype=torch.bool)
     stays[droppable[:count]] = False
-    return stays
+    return find(stays)
 
 
 def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator) -> Tensor:
@@ -42,12 +36,12 @@ def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator)
     group: [grid size]. kept: positions [n], ascending. need: [groups].
     """
     if need.numel() == 1:
-        rank = _subset(group.numel() - kept.numel(), int(need), generator).to(kept.device)
+        rank = _subset(group.numel() - kept.numel(), int(need), generator).to(kept.device, non_blocking=True)
         # Before the position of a free rank lie the kept ones that have no more free ones before them than that.
         before = kept - torch.arange(kept.numel(), device=kept.device)
         return rank + torch.searchsorted(before, rank, right=True)
-    noise = torch.rand(group.numel(), generator=generator, dtype=torch.float64).to(kept.device)
-    return highest([(0, noise)], group, kept, need)[0]
+    noise = torch.rand(group.numel(), generator=generator, dtype=torch.float64)
+    return highest([(0, noise.to(kept.device, non_blocking=True))], group, kept, need)[0]
 
 
 def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,21 +50,22 @@ def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, ne
     slabs: (first position, scores of the positions from there on), ascending, whole groups each unless there is only
     one; only the best so far are held. group: [grid size]. kept: ascending. need: [groups].
     """
-    whole, best, scores = need.numel() == 1, kept.new_empty(0), torch.empty(0)
+    whole, best, scores = need.numel() == 1, kept.new_empty(0), torch.empty(0, device=kept.device)
     if not int(need.sum()):
         return best, scores
+    taken = torch.zeros(group.numel(), dtype=torch.bool, device=kept.device)
+    taken[kept] = True
     for first, score in slabs:
-        ends = torch.searchsorted(kept, torch.tensor([first, first + score.numel()], device=kept.device)).tolist()
-        taken = kept[ends[0] : ends[1]] - first
-        score = score.nan_to_num(torch.inf, torch.inf, -torch.inf).index_fill_(0, taken, -torch.inf)
+        score = score.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        score = score.masked_fill_(taken[first : first + score.numel()], -torch.inf)
         if not whole:
             inside = group[first : first + score.numel()]
             place = _promising(score, inside, group.numel() // need.numel(), int(need.max()))
             place = place[keep_highest_in_groups(score[place], inside[place], need)]
-        elif best.numel() < int(need):
-            place = keep_highest(score, min(int(need), score.numel() - taken.numel()))
+        elif best.numel() < int(need) or counting.waits(score):
+            place = keep_highest(score, int(need))
         else:  # only what is above the worst so far
-            place = places_of(score > scores.min())
+            place = find(score > scores.min())
         best, scores = torch.cat([best, first + place]), torch.cat([scores.to(score), score[place]])
         if whole and best.numel() > int(need):
             chosen = keep_highest(scores, int(need))
@@ -111,7 +106,7 @@ def ascending(size: int, *parts: Tensor) -> Tensor:
     there = torch.zeros(size, dtype=torch.bool, device=parts[0].device)
     for part in parts:
         there[part] = True
-    return places_of(there)
+    return find(there, sum(part.numel() for part in parts))
 
 
 def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
@@ -119,7 +114,7 @@ def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
     if 2 * count > size:
         there = torch.ones(size, dtype=torch.bool)
         there[_subset(size, size - count, generator)] = False
-        return places_of(there)
+        return find(there)
     chosen = torch.empty(0, dtype=torch.int64)
     while chosen.numel() < count:  # what was drawn twice is drawn again: no number is preferred, so no set is
         more = torch.randint(size, (count - chosen.numel(),), generator=generator)
@@ -134,4 +129,4 @@ def _promising(score: Tensor, group: Tensor, length: int, most: int) -> Tensor:
         rows, of_rows = score.view(-1, length), group.view(-1, length)
         if bool((of_rows == of_rows[:, :1]).all()):
             free &= (rows >= edge(rows, most).unsqueeze(1)).view(-1)
-    return places_of(free)
+    return find(free)

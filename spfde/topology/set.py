@@ -45,10 +45,8 @@ class SET(Topology):
         if not self.split_signs:
             return score
         # The place among the weights of the same sign, in [0, 1): dropping the lowest places splits by sign.
-        place = torch.empty_like(score)
-        negative = layer.values.detach()[: layer.nnz].view(-1) < 0
-        for members in (negative, ~negative):
-            order = members.nonzero().view(-1)
-            order = order[torch.sort(score[order], stable=True).indices]
-            place[order] = torch.arange(order.numel(), dtype=score.dtype, device=score.device) / max(1, order.numel())
-        return place
+        order = torch.sort(score, stable=True).indices
+        negative = (layer.values.detach()[: layer.nnz].view(-1) < 0)[order]
+        below, above = (sign.cumsum(0).to(score.dtype) for sign in (negative, ~negative))
+        place = torch.where(negative, (below - 1) / below[-1:], (above - 1) / above[-1:])
+        return torch.empty_like(score).index_copy_(0, order, place)

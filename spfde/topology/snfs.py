@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde.counting import read
 from spfde.nn import SparseLayer
 from spfde.topology.exchanging import Exchanging
 from spfde.topology.moves import highest
@@ -76,9 +77,10 @@ class SNFS(Exchanging):
             for first, blocks in probe.slabs():
                 momentum[first : first + len(blocks)].lerp_(scale * blocks.to(momentum.dtype), 1 - self.beta)
 
-    def _pull(self, name: str, layer: SparseLayer, kept: int) -> float:
-        stored = self.momentum[name][layer.positions()]
-        return float(stored.abs().mean()) if stored.numel() else 0.0
+    def _pull(self, live: Mapping[str, SparseLayer], kept: Mapping[str, int]) -> dict[str, float]:
+        some = {name: layer for name, layer in live.items() if layer.nnz}
+        means = read([self.momentum[name][layer.positions()].abs().mean() for name, layer in some.items()])
+        return dict.fromkeys(live, 0.0) | dict(zip(some, means, strict=True))
 
     def _grow(self, name: str, layer: SparseLayer, kept: Tensor, need: Tensor, group: Tensor) -> Tensor:
         return highest([(0, self.momentum[name].abs().sum((1, 2)))], group, kept, need)[0]

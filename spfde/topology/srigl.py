@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.topology.birth import keep_highest_in_groups
+from spfde.topology.history import Shift
 from spfde.topology.layers import count_groups
 from spfde.topology.moves import ascending, highest, without_lowest
 from spfde.topology.rigl import RigL
@@ -53,24 +54,24 @@ class SRigL(RigL):
         self._last = next(reversed(self.layers))
 
     def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
-        room = torch.tensor([layer.grid.size - layer.nnz], device=score.device)
+        room = torch.tensor([layer.grid.size - layer.nnz])
         return without_lowest(score, layer.positions(), room, int(self.schedule(self._step) * layer.nnz))
 
-    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
+    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
         if not layer.nnz:
-            return 0
+            return None
         old, (rows, cols) = layer.positions(), layer.grid.shape
         slabs = list(self._watch.probes[name].magnitudes())  # held, as growth is asked for twice
         row = layer.grid.rows(old.device)
-        dropped = (~stays).sum().view(1)
+        dropped = torch.tensor([layer.nnz - stays.numel()])
         likely = highest(slabs, row, old[stays], dropped)[0]
-        salient = count_groups(row, torch.cat([old[stays], likely]), rows)
-        want = fan_in(salient, layer.nnz, cols, 0.0 if name == self._last else self.gamma, count_groups(row, old, rows))
+        salient = count_groups(row, rows, torch.cat([old[stays], likely]))
+        want = fan_in(salient, layer.nnz, cols, 0.0 if name == self._last else self.gamma, count_groups(row, rows, old))
         kept = old[stays]
         kept = kept[keep_highest_in_groups(score[stays], row[kept], want)]
-        grown = highest(slabs, row, kept, want - count_groups(row, kept, rows))[0]
+        grown = highest(slabs, row, kept, want - count_groups(row, rows, kept))[0]
         positions = ascending(layer.grid.size, kept, grown)
-        return 0 if torch.equal(positions, old) else self._move(name, layer, positions)
+        return None if torch.equal(positions, old) else self._move(name, layer, positions)
 
 
 def fan_in(salient: Tensor, count: int, cols: int, gamma: float, held: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import cos, pi
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde.counting import find_all
 from spfde.nn import SparseLayer
 from spfde.topology.base import Topology
+from spfde.topology.history import Shift
 from spfde.topology.layers import sparse_layers
 
 
@@ -118,15 +121,15 @@ class Thresholds(Topology):
     def _due(self, step: int) -> bool:
         return super()._due(step) and step >= self.end
 
-    def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
-        return (layer._effective()[: layer.nnz] != 0).flatten(1).any(1)
+    def _all_stay(self, live: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return find_all({n: (at._effective()[: at.nnz] != 0).flatten(1).any(1) for n, at in live.items()})
 
-    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
-        if bool(stays.all()):
-            return 0
-        moved = self._move(name, layer, layer.positions()[stays])
+    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
+        if stays.numel() == layer.nnz:
+            return None
+        shift = self._move(name, layer, layer.positions()[stays])
         self.target[name] = layer.nnz
-        return moved
+        return shift
 
     def _own_state(self) -> dict[str, Any]:
         return {"annealing": dict(self.annealing)}

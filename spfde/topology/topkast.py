@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from spfde.nn.layer import permute
 from spfde.topology.base import Topology
 from spfde.topology.birth import keep_highest_in_groups
 from spfde.topology.exploration import Exploration
+from spfde.topology.history import Shift
 from spfde.topology.layers import count_groups
 from spfde.topology.moves import highest
 
@@ -89,21 +89,21 @@ class TopKAST(Topology):
     def _live(self) -> dict[str, SparseLayer]:
         return {name: layer for name, layer in super()._live().items() if layer.nnz}
 
-    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> int:
+    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
         if name not in self.explorations:
-            return 0
+            return None
         theta, rule = self._everything(name), layer.structure
         magnitude, group = theta.abs().sum((1, 2)), rule.groups(layer.grid, score.device)
         forward = keep_highest_in_groups(magnitude, group, rule.quota(layer.grid, count, score.device))
         return self._choose(name, theta, magnitude, forward)
 
     @torch.no_grad()
-    def _choose(self, name: str, theta: Tensor, magnitude: Tensor, forward: Tensor) -> int:
-        """Makes `forward` the forward set and the next largest weights the exploration; how many weights moved."""
+    def _choose(self, name: str, theta: Tensor, magnitude: Tensor, forward: Tensor) -> Shift:
+        """Makes `forward` the forward set and the next largest weights the exploration."""
         layer, exploration = self.layers[name], self.explorations[name]
         group = layer.structure.groups(layer.grid, forward.device)
         both = layer.structure.quota(layer.grid, self._both(layer), forward.device)
-        need = (both - count_groups(group, forward, both.numel())).clamp_(min=0)
+        need = (both - count_groups(group, both.numel(), forward)).clamp_(min=0)
         explored = highest([(0, magnitude)], group, forward, need)[0]
         old = torch.cat([layer.positions(), exploration.positions])
         slot = torch.full((layer.grid.size,), -1, dtype=torch.int32, device=old.device)
@@ -113,7 +113,7 @@ class TopKAST(Topology):
         source[: new.numel()] = slot[new]
         grad = None if layer.values.grad is None else layer.values.grad.clone()
         before = layer.nnz
-        born = forward[layer.move_to(forward)[: forward.numel()] < 0]
+        born = (layer._move(forward)[: forward.numel()] < 0).count_nonzero()
         layer.values.data[: new.numel()] = theta[new]
         if grad is not None:
             permute(grad, source)
@@ -123,9 +123,12 @@ class TopKAST(Topology):
                 permute(state, source)
         exploration.place(explored)
         self.reservoir[name] = theta
-        if born.numel():
-            self._history[name].record(self._step, before, layer.nnz, born)
-        return born.numel() * prod(layer.grid.block)
+        self._history[name].see(forward)
+        return Shift(before, layer.nnz, born)
+
+    def _record(self, name: str, shift: Shift, born: int) -> None:
+        if born:  # the sets are taken anew at every update, mostly the same
+            super()._record(name, shift, born)
 
     def _everything(self, name: str) -> Tensor:
         """All weights of a layer, trained or not: [grid size, R, C]."""

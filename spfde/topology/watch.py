@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from spfde.counting import read
 from spfde.nn import SparseLayer
 from spfde.topology.gradient import Probe, agree
 
@@ -66,4 +67,4 @@ class Watch:
 def finite_gradients(optimizer: Optimizer) -> bool:
     """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return agree([all(bool(torch.isfinite(grad).all()) for grad in grads)], any_rank=False)[0]
+    return agree([all(read([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
