@@ -16,7 +16,7 @@ from spfde._native import native
 from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.epilogue import Epilogue, relu_grad, untracked
-from spfde.kernels.masked import gather, scatter, to_dense, write
+from spfde.kernels.masked import dense_weight, gather, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
     cast,
@@ -73,7 +73,7 @@ def conv2d(
             choice = dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block)
             values = plan.arrange(values)
             if choice.kernel == "reference":
-                y = dense.convolution(x, to_dense(values, plan.units, plan.shape), bias, window)
+                y = dense.convolution(x, dense_weight(values, plan), bias, window)
             else:
                 y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel, "none")
     return cast(y, result)

@@ -23,6 +23,15 @@ def to_dense(values: Tensor, units: Units, shape: tuple[int, ...]) -> Tensor:
     return values.new_zeros(prod(shape) + 1).scatter(0, places, values.reshape(-1))[:-1].view(shape)
 
 
+def dense_weight(values: Tensor, plan: Plan) -> Tensor:
+    """The same by a plan; a backward pass is refused once its topology has moved."""
+    weight = to_dense(values, plan.units, plan.shape)
+    if weight.requires_grad and not torch.compiler.is_compiling():
+        version = plan.version
+        weight.register_hook(lambda _: plan.check(version))
+    return weight
+
+
 @timed
 def write(values: Tensor, plan: Plan, since: int = 0) -> tuple[Tensor, int]:
     """The dense weight in the plan's buffer, and the count of its writings.

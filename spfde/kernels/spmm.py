@@ -15,7 +15,7 @@ from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
 from spfde.kernels.epilogue import Epilogue, relu_grad, untracked
-from spfde.kernels.masked import needs_dense, scatter, to_dense, write
+from spfde.kernels.masked import dense_weight, needs_dense, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
     cast,
@@ -65,7 +65,7 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
             choice = dispatch.linear(kernel, flat, rows, plan.multiplied, plan.block)
             values = plan.arrange(values)
             if choice.kernel == "reference":
-                y = spmm_ref(flat, values, plan.units, rows, bias)
+                y = F.linear(flat, dense_weight(values, plan), bias)
             else:
                 y = _Spmm.apply(flat, values, bias, plan, choice.kernel, "none")
     y = cast(y, result)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spfde.index import Index, index_from_positions
 from spfde.kernels.dispatch import KernelChoice, check_kernel
-from spfde.kernels.masked import to_dense
+from spfde.kernels.masked import dense_weight
 from spfde.kernels.precision import compute_and_result_dtype
 from spfde.kernels.table import Table, use
 from spfde.kernels.tiled import as_asked
@@ -124,7 +124,7 @@ class SparseLayer(nn.Module, ABC):
     @property
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
-        dense = to_dense(self.plan.arrange(self._effective()), self.plan.units, self.shape)
+        dense = dense_weight(self.plan.arrange(self._effective()), self.plan)
         if not torch.compiler.is_compiling() and self._probe is not None and dense.requires_grad:
             dense.register_hook(self._probe)
         return dense

@@ -171,6 +171,17 @@ def test_a_backward_pass_from_before_a_move_is_refused(name, pattern, kernel, ho
     layer(x).sum().backward()
 
 
+@pytest.mark.parametrize("name", ["linear", "conv"])
+def test_a_dense_weight_from_before_a_move_has_no_backward_pass(name):
+    layer, x = sparse(name, "unstructured")
+    layer.double()
+    results = [layer.weight, layer(x.double())]
+    layer.move_to(moved(layer))
+    for y in results:
+        with pytest.raises(ValueError, match="expected backward before the topology moved"):
+            y.sum().backward()
+
+
 def test_a_registered_op_refuses_it_too():
     layer, x = sparse("linear", "unstructured")
     y = torch.ops.spfde.spmm(x, layer.plan.arrange(layer.values), None, list(layer.plan.units), 96, "native")
