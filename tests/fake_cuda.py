@@ -55,6 +55,15 @@ class FakeCuda(Tensor):
         with MODE:
             return func(*args, **(kwargs or {}))
 
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        Tensor.data.__set__(self, other)
+        self.inner = other.inner
+
     def get_device(self) -> int:
         return 0
 
@@ -167,6 +176,7 @@ def install() -> None:
     cuda.is_available, cuda._lazy_init, cuda.synchronize = lambda: True, lambda: None, lambda *_: None
     cuda.device_count, cuda.current_device = lambda: 1, lambda: 0
     cuda._exchange_device = cuda._maybe_exchange_device = lambda index: 0
+    cuda.set_sync_debug_mode = lambda mode: setattr(MODE, "waiting", mode != "error")
     cuda.get_device_properties = lambda device=None: H200
     Tensor.to = lambda self, *args, **kwargs: to(self, *map(_named, args), **{k: _named(v) for k, v in kwargs.items()})
     Tensor.cuda = lambda self, device=None, non_blocking=False: self.to(DEVICE, non_blocking=non_blocking)
