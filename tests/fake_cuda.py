@@ -1,13 +1,14 @@
-"""A GPU that is not there: tensors on `cuda` whose numbers lie in main memory, so that a CPU can run what a GPU will run.
+"""A GPU that is not there: tensors on `cuda` whose numbers lie in main memory. A CPU runs what a GPU will run.
 
-Loaded as a pytest plugin (`-p fake_cuda`, with TRITON_INTERPRET=1 for the kernels) it holds for the whole process. It is as
-strict as a GPU: operands of one op lie on one device, and what Triton is launched with are tensors on `cuda`, aligned as
-torch allocates them, or integers of 32 bits. `no_waiting` refuses what makes the CPU wait for a GPU.
+As a pytest plugin (`-p fake_cuda`, with TRITON_INTERPRET=1 for the kernels) it holds for the whole process. It is as
+strict as a GPU: operands of one op lie on one device, and Triton is launched with tensors on `cuda`, integers of 32
+bits, and a grid that CUDA takes. `no_waiting` refuses what makes the CPU wait for a GPU. See
+tests/gpu/test_on_fake_cuda.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,11 @@ H200 = SimpleNamespace(
 )  # fmt: skip
 # Ops for which a GPU is waited for: their result is a number, or its size is.
 WAIT = {
-    aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.unique_dim, aten._unique2,
-    aten.unique_consecutive, aten.bincount,
+    aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.unique_dim,
+    aten._unique2, aten.unique_consecutive, aten.bincount,
 }  # fmt: skip
+COPY = {aten._to_copy, aten.copy_}
+INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
 class FakeCuda(Tensor):
@@ -70,6 +73,12 @@ class FakeCuda(Tensor):
     def data_ptr(self) -> int:
         raise AssertionError("the CPU was given the address of a tensor on cuda")
 
+    def tolist(self) -> list:
+        return self.cpu().tolist()
+
+    def numpy(self, **_):
+        raise TypeError("numpy() of a tensor on cuda")
+
     def __deepcopy__(self, memo):
         return memo.setdefault(id(self), _again(self))
 
@@ -85,51 +94,47 @@ def _again(fake: FakeCuda) -> Tensor:
 class _Mode(TorchDispatchMode):
     """Runs every op on the numbers, and refuses what a GPU refuses."""
 
-    waiting = True
+    waiting = True  # whether the CPU may wait for the GPU
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func.namespace not in ("aten", "prims"):  # a registered op of ours: its parts are what is looked at
+        if func.namespace == "spfde":  # a registered op of ours: its parts are what is looked at
             with self:
                 return torch._library.custom_ops.OPDEFS[func._schema.name]._backend_fns[None](*args, **kwargs)
-        packet, tensors = func.overloadpacket, [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         fakes = [t for t in tensors if isinstance(t, FakeCuda)]
         to = kwargs.get("device")
-        on_cuda = bool(fakes) if to is None else torch.device(to).type != "cpu"
-        self._check(func, packet, args, kwargs, tensors, fakes, on_cuda)
+        on_cuda = bool(fakes) if to is None else to.type != "cpu"
+        if fakes or on_cuda:
+            self._check(func, args, kwargs, tensors, on_cuda)
         if to is not None:
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("pin_memory", None)
-        inner_args, inner_kwargs = tree_map_only(FakeCuda, lambda t: t.inner, (args, kwargs))
-        result = func(*inner_args, **inner_kwargs)
+        result = func(*tree_map_only(FakeCuda, _inner, args), **tree_map_only(FakeCuda, _inner, kwargs))
         if not on_cuda:
             return result
-        written = [a for a, info in zip(args, func._schema.arguments, strict=False)
-                   if info.alias_info is not None and info.alias_info.is_write]  # fmt: skip
-        written += [kwargs[name] for name in ("out",) if name in kwargs]
-        known = {id(t.inner): t for t in written if isinstance(t, FakeCuda)}
+        known = {id(t.inner): t for t in fakes}  # what is written in place stays the tensor that it was
         return tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else FakeCuda(t), result)
 
-    def _check(self, func, packet, args, kwargs, tensors, fakes, on_cuda) -> None:
-        moved = packet in (aten._to_copy, aten.copy_) and len({isinstance(t, FakeCuda) for t in tensors} | {on_cuda}) == 2
-        numbers = all(isinstance(t, FakeCuda) or t.dim() == 0 for t in tensors)
-        indexed = packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_) and tensors[0] in (
-            fakes[:1] if fakes else ()
-        )
-        if fakes and not (moved or numbers or packet in (aten._to_copy, aten.copy_)):
-            assert indexed, f"{func} of tensors on cuda and cpu"
-        generator = kwargs.get("generator")
-        assert not (on_cuda and isinstance(generator, torch.Generator)), f"{func} on cuda with a CPU generator"
-        truth = packet in (aten.index, aten.index_put, aten.index_put_) and any(
-            isinstance(t, Tensor) and t.dtype == torch.bool for t in args[1]
-        )
-        if truth and packet is not aten.index:
-            truth = args[2].numel() != 1  # masked_fill, that is
-        sized = packet is aten.repeat_interleave and kwargs.get("output_size") is None
-        crossing = moved and not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-        on_gpu = bool(fakes) or on_cuda
-        if not self.waiting and on_gpu and (packet in WAIT or truth or sized or crossing or not numbers):
-            raise AssertionError(f"{func} waits for the GPU")
+    def _check(self, func, args, kwargs, tensors, on_cuda) -> None:
+        packet, here = func.overloadpacket, [t for t in tensors if not isinstance(t, FakeCuda)]
+        moved = packet in COPY and (bool(here) or not on_cuda)
+        numbers = all(t.dim() == 0 for t in here)
+        indices = packet in INDEX and isinstance(args[0], FakeCuda)  # those may lie on the CPU: torch moves them
+        assert moved or numbers or indices, f"{func} of tensors on cuda and cpu"
+        assert not (on_cuda and kwargs.get("generator") is not None), f"{func} on cuda with a CPU generator"
+        if self.waiting:
+            return
+        waits = packet in WAIT or (moved and not kwargs.get("non_blocking")) or not (moved or numbers)
+        if packet in INDEX and any(isinstance(t, Tensor) and t.dtype == torch.bool for t in args[1]):
+            waits |= packet is aten.index or args[2].numel() != 1  # one number: masked_fill
+        if packet is aten.repeat_interleave:
+            waits |= kwargs.get("output_size") is None
+        assert not waits, f"{func} waits for the GPU"
+
+
+def _inner(fake: FakeCuda) -> Tensor:
+    return fake.inner
 
 
 MODE = _Mode()
@@ -172,23 +177,27 @@ def install() -> None:
 
     from spfde.kernels import conv2d, norm_act, spmm
 
-    cuda, to = torch.cuda, Tensor.to
+    cuda = torch.cuda
     cuda.is_available, cuda._lazy_init, cuda.synchronize = lambda: True, lambda: None, lambda *_: None
     cuda.device_count, cuda.current_device = lambda: 1, lambda: 0
     cuda._exchange_device = cuda._maybe_exchange_device = lambda index: 0
+    cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8), lambda *_: None
+    cuda.default_generators = (torch.Generator(),)
     cuda.set_sync_debug_mode = lambda mode: setattr(MODE, "waiting", mode != "error")
     cuda.get_device_properties = lambda device=None: H200
-    Tensor.to = lambda self, *args, **kwargs: to(self, *map(_named, args), **{k: _named(v) for k, v in kwargs.items()})
+    Tensor.to, torch.tensor = _indexed(Tensor.to), _indexed(torch.tensor)
     Tensor.cuda = lambda self, device=None, non_blocking=False: self.to(DEVICE, non_blocking=non_blocking)
     KernelInterface.__getitem__ = lambda kernel, grid: lambda *args, **options: _launch(kernel, grid, args, options)
     for module in (spmm, conv2d, norm_act):  # not for a tensor subclass alone
         module.through_dispatcher = lambda x: torch.compiler.is_compiling()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda"): made on the CPU, then moved
     MODE.__enter__()
 
 
-def _named(argument: Any) -> Any:
-    """The device by its index: torch would ask CUDA which is the current one."""
-    return DEVICE if argument in ("cuda", torch.device("cuda")) else argument
+def _indexed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, told which `cuda` is meant: without an index torch would ask CUDA."""
+    named = lambda argument: DEVICE if argument in ("cuda", torch.device("cuda")) else argument  # noqa: E731
+    return lambda *args, **options: function(*map(named, args), **{key: named(v) for key, v in options.items()})
 
 
 def pytest_configure() -> None:

@@ -74,8 +74,10 @@ def test_the_fake_is_as_strict_as_a_gpu():
             wait()
 
 
-@pytest.mark.parametrize("registered", [False, True], ids=["eager", "registered"])
-@pytest.mark.parametrize("kernel", ["dense", "auto", "reference", "triton"])
+@pytest.mark.parametrize(
+    ("kernel", "registered"),
+    [("dense", False), ("auto", False), ("auto", True), ("reference", True), ("triton", False), ("triton", True)],
+)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_step_is_that_of_a_cpu_and_waits_for_nothing(pattern, kernel, registered, monkeypatch):
     for module in (spmm, conv2d):
@@ -96,13 +98,17 @@ def test_a_step_is_that_of_a_cpu_and_waits_for_nothing(pattern, kernel, register
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_step_under_autocast_waits_for_nothing(dtype):
-    model, x = network(), images()
+    model = network()[3:9]  # sparse layers: the fake knows nothing of torch's own autocast
+    x = torch.randn(2, 32, 8, 8, device="cuda")
     force(model, "triton")
+    parameters = list(model.parameters())
     with torch.autocast("cuda", dtype):
-        step(model, x)
+        torch.autograd.grad(model(x).float().square().sum(), parameters)
         with no_waiting():
-            loss, *grads = step(model, x)
-    assert bool(torch.isfinite(loss)) and all(g.dtype == torch.float32 for g in grads)
+            y = model(x)
+            grads = torch.autograd.grad(y.float().square().sum(), parameters)
+    assert y.dtype == dtype
+    assert all(g.dtype == torch.float32 and bool(torch.isfinite(g).all()) for g in grads)
 
 
 def test_inference_and_frozen_layers_wait_for_nothing():
@@ -119,13 +125,12 @@ def test_inference_and_frozen_layers_wait_for_nothing():
     step(model, x)
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("name", list(topology.METHODS))
-def test_topologies_move_as_on_a_cpu(name, optimizer):
+def test_topologies_move_as_on_a_cpu(name):
     masks = []
     for device in ("cpu", "cuda"):
         model = network("unstructured", device)
-        params = optimizer(model.parameters(), 0.05)
+        params = torch.optim.AdamW(model.parameters(), 0.05)
         moves = topology.METHODS[name](model, params, total_steps=6, every=2, seed=3)
         for number in range(6):
             params.zero_grad()
@@ -199,6 +204,7 @@ def test_an_input_elsewhere_and_what_is_for_a_cpu_are_refused():
         model(x)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, where it forgets compiled graphs
 def test_freezing_and_sieving():
     model, x = network(), images()
     blocks = spfde.freezing.blocks(model, x)

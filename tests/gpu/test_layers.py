@@ -1,7 +1,7 @@
 """On a GPU: what the interpreter cannot tell. Real bfloat16 and TF32, tensor cores, races, determinism.
 
-Nothing but torch, pytest and spfde is needed, so that a bare machine can run it. `test_on_fake_cuda.py` runs it on a CPU,
-small, in Triton's interpreter.
+Nothing but torch, pytest and spfde is needed, so that a bare machine can run it. `test_on_fake_cuda.py` runs it on a
+CPU, small, in Triton's interpreter.
 """
 
 from __future__ import annotations
