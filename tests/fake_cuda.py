@@ -1,9 +1,9 @@
 """A GPU that is not there: tensors on `cuda` whose numbers lie in main memory. A CPU runs what a GPU will run.
 
-As a pytest plugin (`-p fake_cuda`, with TRITON_INTERPRET=1 for the kernels) it holds for the whole process. It is as
-strict as a GPU: operands of one op lie on one device, and Triton is launched with tensors on `cuda`, integers of 32
-bits, and a grid that CUDA takes. `no_waiting` refuses what makes the CPU wait for a GPU. See
-tests/gpu/test_on_fake_cuda.py.
+As a pytest plugin (`-p fake_cuda`) it holds for the whole process. With TRITON_INTERPRET=1 kernels run in the
+interpreter; otherwise Triton compiles them as it does at a launch, for an H200, and they write nothing. It is as strict
+as a GPU: operands of one op lie on one device, and Triton is launched with tensors on `cuda`, integers of 32 bits, and
+a grid that CUDA takes. `no_waiting` refuses what makes the CPU wait for a GPU. See tests/gpu/test_on_fake_cuda.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from spfde.kernels.triton import interpreting
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
@@ -152,7 +154,7 @@ def no_waiting() -> Iterator[None]:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, Any]) -> None:
-    """Checks the arguments of a launch as Triton's launcher reads them, and runs the kernel in the interpreter."""
+    """Checks a launch, then runs the kernel in the interpreter, or compiles it with Triton's launcher."""
     notes, names = kernel.fn.__annotations__, kernel.arg_names
     given = {**dict(zip(names, args, strict=False)), **options}
     assert len(args) <= len(names) and set(given) == {*names, "num_warps", "num_stages", "enable_fp_fusion"}
@@ -168,11 +170,13 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, 
     launches.append((kernel.fn.__name__, tuple(grid)))
     with _disable_current_modes():
         numbers = [value.inner if isinstance(value, FakeCuda) else value for value in args]
-        kernel.run(*numbers, grid=grid, warmup=False, **options)
+        kernel.run(*numbers, grid=grid, warmup=not interpreting(), **options)
 
 
 def install() -> None:
     """Puts the GPU in place, for good."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
     from triton.runtime.jit import KernelInterface
 
     from spfde.kernels import conv2d, norm_act, spmm
@@ -187,6 +191,10 @@ def install() -> None:
     cuda.get_device_properties = lambda device=None: H200
     Tensor.to, torch.tensor = _indexed(Tensor.to), _indexed(torch.tensor)
     Tensor.cuda = lambda self, device=None, non_blocking=False: self.to(DEVICE, non_blocking=non_blocking)
+    driver.set_active(SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 10 * H200.major + H200.minor, 32),
+    ))  # fmt: skip
     KernelInterface.__getitem__ = lambda kernel, grid: lambda *args, **options: _launch(kernel, grid, args, options)
     for module in (spmm, conv2d, norm_act):  # not for a tensor subclass alone
         module.through_dispatcher = lambda x: torch.compiler.is_compiling()
