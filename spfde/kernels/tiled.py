@@ -53,14 +53,16 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
     if kernel != "triton" and not (may and why_not("cuda") is None):
         return plan.units
     if plan.tiles is None:
-        plan.tiles = tiles_of(plan)
+        with torch.inference_mode(False):  # they outlive the mode they are first asked for in
+            plan.tiles = tiles_of(plan)
     return TiledUnits(*plan.units, *plan.tiles[0], *plan.tiles[1])
 
 
 def conv_units_for(plan: Plan, window: Window, kernel: str) -> Units | TiledUnits:
     """The same for a convolution. kernel: the one that runs."""
     if kernel == "triton" and not plan.units.t_row_ptr.numel():
-        plan.units = with_transpose(plan.units, plan.block, plan.shape, window)
+        with torch.inference_mode(False):
+            plan.units = with_transpose(plan.units, plan.block, plan.shape, window)
     return units_for(plan, kernel) if window.linear else plan.units
 
 

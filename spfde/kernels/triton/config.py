@@ -15,6 +15,7 @@ from spfde.kernels.choice import Problem
 from spfde.tiles import STACKED
 
 SIZES = (16, 32, 64, 128)  # sides of blocks that have kernels
+MOST_TOKENS = 128  # that a program of a product works on
 TILE = 64  # side of the tiles in which the masked product leaves out zeros
 
 
@@ -127,7 +128,7 @@ def product_config(
     exact: float32 without the matrix unit, which holds tiles in registers.
     """
     size = dtype.itemsize
-    tokens = 32 if positions <= 32 else 64 if exact else 128
+    tokens = 32 if positions <= 32 else 64 if exact else MOST_TOKENS
     depth = _depth(dtype, exact)
     if together > 1:
         depth = min(depth, width)
