@@ -8,6 +8,7 @@ a grid that CUDA takes. `no_waiting` refuses what makes the CPU wait for a GPU. 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ DEVICE = torch.device("cuda:0")
 GRID = (2**31 - 1, 65535, 65535)  # programs that CUDA launches along each axis
 H200 = SimpleNamespace(
     name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 * 1024,
-    L2_cache_size=50 * 2**20, total_memory=140 * 2**30,
+    L2_cache_size=2**20, total_memory=140 * 2**30,
 )  # fmt: skip
 # Ops for which a GPU is waited for: their result is a number, or its size is.
 WAIT = {
@@ -187,6 +188,7 @@ def install() -> None:
     cuda._exchange_device = cuda._maybe_exchange_device = lambda index: 0
     cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8), lambda *_: None
     cuda.default_generators = (torch.Generator(),)
+    cuda.Event, cuda._sleep = _Event, lambda cycles: None
     cuda.set_sync_debug_mode = lambda mode: setattr(MODE, "waiting", mode != "error")
     cuda.get_device_properties = lambda device=None: H200
     Tensor.to, torch.tensor = _indexed(Tensor.to), _indexed(torch.tensor)
@@ -200,6 +202,19 @@ def install() -> None:
         module.through_dispatcher = lambda x: torch.compiler.is_compiling()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda"): made on the CPU, then moved
     MODE.__enter__()
+
+
+class _Event:
+    """A moment of the CPU's."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, later: _Event) -> float:
+        return 1e3 * (later.at - self.at)
 
 
 def _indexed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 
 import fake_cuda
 import pytest
 import torch
 from fake_cuda import no_waiting
+from gpu import run, smallest
+from gpu.cases import PARTS, cases
+from gpu.record import Record
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -218,3 +222,34 @@ def test_freezing_and_sieving():
         for order in torch.as_tensor(list(sieve)).split(5):
             sieve.observe(order, logits[order.cuda()], targets[order.cuda()])
         sieve.end_epoch()
+
+
+def test_the_smallest_layers_reach_every_kernel():
+    from spfde.kernels.triton import conv2d, sddmm, spmm
+
+    fake_cuda.launches.clear()
+    smallest.main()
+    reached = {name for name, _ in fake_cuda.launches}
+    kernels = {
+        name for module in (spmm, sddmm, conv2d) for name, each in vars(module).items() if hasattr(each, "arg_names")
+    }
+    assert reached == kernels - {"finish"}  # that one is called by others
+
+
+def test_the_timing_program_writes_a_record(monkeypatch, tmp_path, capsys):
+    kinds = {(case.kind, case.dtype): case for case in cases()}
+    small = [replace(case, batch=2, inputs=64, outputs=64, block=16, pixels=4) for case in kinds.values()]
+    monkeypatch.setattr(run, "select", lambda filters: small)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        run.main(["--rounds", "2", "--seconds", "200", "--out", str(tmp_path)])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    [path] = tmp_path.iterdir()
+    record = Record.read(path)
+    assert path.name.startswith("nvidia-h200-")
+    assert not record.unfinished
+    for cell in record.cells:
+        assert "spfde" not in cell.absent, cell.absent
+        assert list(cell.device["spfde"]) == list(PARTS)
+        assert all(len(times) == 2 for parts in cell.device.values() for times in parts.values())
