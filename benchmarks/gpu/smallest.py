@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -9,17 +11,29 @@ import spfde
 
 
 def main() -> None:
-    """A linear layer, a convolution with a stride and odd sizes, and a pointwise one."""
+    """Runs them, each on an input of its own."""
     torch.manual_seed(0)
-    for dense, shape in (
-        (nn.Linear(40, 33), (20, 40)),
-        (nn.Conv2d(40, 33, 3, 2, 1), (1, 40, 5, 6)),
-        (nn.Conv2d(32, 32, 1), (1, 32, 4, 4)),
-    ):
-        layer = spfde.sparsify(dense, 0.5, pattern="block:16x16").cuda()
-        layer.kernel = "triton"
+    for layer, shape in layers():
+        layer.cuda().kernel = "triton"
         layer(torch.randn(shape, device="cuda", requires_grad=True)).sum().backward()
     torch.cuda.synchronize()
+
+
+def layers() -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
+    """Layers with the shapes of their inputs.
+
+    Linear: in blocks, as a dense product by tiles, and one whose longest row is cut, with tokens enough to be cut too.
+    Convolutions: one with a stride and odd sizes, and a pointwise one.
+    """
+    blocks = {"sparsity": 0.5, "pattern": "block:16x16"}
+    yield spfde.sparsify(nn.Linear(40, 33), **blocks), (20, 40)
+    yield spfde.sparsify(nn.Linear(40, 33), 0.5), (20, 40)
+    long = nn.Linear(1600, 9 * 128)
+    mask = torch.zeros_like(long.weight, dtype=torch.bool)
+    mask[:128] = mask[:, :16] = True
+    yield spfde.nn.SparseLinear.from_dense(long, mask, "block:128x16"), (600, 1600)
+    yield spfde.sparsify(nn.Conv2d(40, 33, 3, 2, 1), **blocks), (1, 40, 5, 6)
+    yield spfde.sparsify(nn.Conv2d(32, 32, 1), **blocks), (1, 32, 4, 4)
 
 
 if __name__ == "__main__":

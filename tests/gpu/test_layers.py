@@ -1,10 +1,12 @@
 """On a GPU: what the interpreter cannot tell. Real bfloat16 and TF32, tensor cores, races, determinism.
 
-Nothing but torch, pytest and spfde is needed, so that a bare machine can run it.
+Nothing but torch, pytest and spfde is needed, so that a bare machine can run it. `test_on_fake_cuda.py` runs it on a
+CPU, small, in Triton's interpreter.
 """
 
 from __future__ import annotations
 
+import os
 from itertools import product
 
 import pytest
@@ -17,13 +19,15 @@ from spfde.structure import Pattern
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2}  # of the result's norm
+SMALL = os.environ.get("TRITON_INTERPRET") == "1"  # no GPU at work: every launch takes its time
+WIDE, SIDE, TOKENS = (64, 5, 40) if SMALL else (128, 14, 300)
 LAYERS = {
-    "linear": (lambda: nn.Linear(256, 384), (300, 256)),
+    "linear": (lambda: nn.Linear(2 * WIDE, 3 * WIDE), (TOKENS, 2 * WIDE)),
     "odd linear": (lambda: nn.Linear(250, 390), (77, 250)),
-    "3x3": (lambda: nn.Conv2d(128, 256, 3, padding=1), (5, 128, 14, 14)),
-    "3x3/2": (lambda: nn.Conv2d(128, 128, 3, 2, padding=1), (3, 128, 15, 13)),
-    "odd 3x3, dilated": (lambda: nn.Conv2d(130, 70, 3, dilation=2), (2, 130, 11, 9)),
-    "1x1": (lambda: nn.Conv2d(128, 256, 1), (4, 128, 7, 7)),
+    "3x3": (lambda: nn.Conv2d(WIDE, 2 * WIDE, 3, padding=1), (5, WIDE, SIDE, SIDE)),
+    "3x3/2": (lambda: nn.Conv2d(WIDE, WIDE, 3, 2, padding=1), (3, WIDE, SIDE + 1, SIDE - 1)),
+    "odd 3x3, dilated": (lambda: nn.Conv2d(WIDE + 2, 70, 3, dilation=2), (2, WIDE + 2, SIDE + 1, SIDE)),
+    "1x1": (lambda: nn.Conv2d(WIDE, 2 * WIDE, 1), (4, WIDE, 7, 7)),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from spfde.tiles import STACKED
 
 SIZES = (16, 32, 64, 128)  # sides of blocks that have kernels
+MOST_TOKENS = 256  # that a program of a product works on
 TILE = 64  # side of the tiles in which the masked product leaves out zeros
 
 
@@ -98,7 +99,8 @@ def product_config(
     depth = _depth(dtype, exact)
     if together > 1:
         depth = min(depth, width)
-    warps = _warps(tokens * outputs, dtype)
+    beside = width < depth  # several blocks: every lane has an address of its own
+    warps = _warps(tokens * outputs, beside or dtype == torch.float32)
     flight = _in_flight(gpu, (tokens + outputs) * depth * dtype.itemsize, warps)
     # What is loaded hangs on an entry loaded before it: each step of the one is two stages of Triton's pipeline.
     return Config(tokens, depth, warps, 2 * flight - 1)
@@ -114,13 +116,13 @@ def token_tile(gpu: Gpu, outputs: int, dtype: torch.dtype, positions: int, op: s
     if op == "conv2d":
         return 64 if dtype == torch.float32 and outputs >= 128 else 128
     large = gpu.capability >= (9, 0) and dtype != torch.float32 and outputs >= 64 and positions >= 4096
-    return 256 if large else 128
+    return MOST_TOKENS if large else 128
 
 
 def weight_grad_config(gpu: Gpu, outputs: int, width: int, dtype: torch.dtype, exact: bool) -> Config:
     """The launch of dW = dY^T X with `outputs` rows of W a program; tokens are multiplied `depth` at once."""
     depth, inputs = _depth(dtype, exact), max(width, STACKED)
-    warps = _warps(inputs * outputs, dtype)
+    warps = _warps(inputs * outputs, dtype == torch.float32)
     return Config(depth, depth, warps, _in_flight(gpu, (inputs + outputs) * depth * dtype.itemsize, warps))
 
 
@@ -129,8 +131,9 @@ def _depth(dtype: torch.dtype, exact: bool) -> int:
     return 16 if exact else 128 // dtype.itemsize
 
 
-def _warps(tile: int, dtype: torch.dtype) -> int:
-    return 8 if tile >= (64 * 128 if dtype == torch.float32 else 128 * 128) else 4
+def _warps(tile: int, crowded: bool) -> int:
+    """As many as hold the sums of a tile, and what else takes registers."""
+    return 8 if tile >= (64 * 128 if crowded else 128 * 128) else 4
 
 
 def _in_flight(gpu: Gpu, each: int, warps: int) -> int:

@@ -86,13 +86,14 @@ def join_kernel(scratch, split, scale, bias, residual, y, batch, outer, stride_r
                 SCALE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
                 TOKENS: tl.constexpr):  # fmt: skip
     """Adds the parts of a group that was cut, in order: the same bits in every run."""
-    group = tl.load(split + tl.program_id(0) * 3)
+    cut = tl.program_id(1)  # tokens on the first axis: the others end at 65535 programs
+    group = tl.load(split + cut * 3)
     if group < 0:
         return
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     n = tl.arange(0, OUTPUTS)
     acc = tl.zeros((TOKENS, OUTPUTS), tl.float32)
-    for part in range(tl.load(split + tl.program_id(0) * 3 + 1), tl.load(split + tl.program_id(0) * 3 + 2)):
+    for part in range(tl.load(split + cut * 3 + 1), tl.load(split + cut * 3 + 2)):
         place = (tl.full((), part, tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         acc += tl.load(scratch + place, mask=(token < batch)[:, None], other=0.0)
     output = group * OUTPUTS + n
@@ -120,7 +121,8 @@ def product(
     dense = weights.dim() == 2
     height, width = (config.TILE, config.TILE) if dense else weights.shape[1:]
     out, into = (width, height) if transposed else (height, width)
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    if x.stride(-1) != 1 or config.MOST_TOKENS * x.stride(0) >= 2**31:  # 32 bits count what a tile's tokens span
+        x = x.contiguous()
     batch, inner = x.shape
     residual = epilogue.residual
     if residual is not None and residual.stride(-1) != 1:
@@ -143,7 +145,7 @@ def product(
         DEPTH=how.depth, config=how,
     )  # fmt: skip
     launch(
-        join_kernel, (tiles.split.shape[0], triton.cdiv(batch, 32)), scratch, tiles.split, *ends, batch, outer,
+        join_kernel, (triton.cdiv(batch, 32), tiles.split.shape[0]), scratch, tiles.split, *ends, batch, outer,
         stride, OUTPUTS=outputs, **epilogue.constants, TOKENS=32, config=how,
     )  # fmt: skip
     return y

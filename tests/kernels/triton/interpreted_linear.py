@@ -252,3 +252,18 @@ def test_a_step_of_training_is_the_dense_one_where_weights_are(seed):
     twin(x).square().mean().backward()
     torch.testing.assert_close(to_dense(layer.values.grad, layer.plan.units, (48, 80)), twin.weight.grad * mask)
     torch.testing.assert_close(layer.bias.grad, twin.bias.grad)
+
+
+@pytest.mark.parametrize("dense", [nn.Linear(48, 40), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 3)], ids=str)
+def test_tiles_first_asked_for_in_inference_mode_serve_a_compiled_step(dense):
+    torch._dynamo.reset()
+    layer = sparsify(dense, 0.5, pattern="block:16x16")
+    layer.kernel, x = "triton", randn(*((5, 48) if isinstance(dense, nn.Linear) else (1, 32, 5, 5)))
+    with torch.inference_mode():
+        y = layer(x)
+    assert torch.equal(torch.compile(layer, backend="aot_eager")(x), y)
+    layer(x).sum().backward()
+    eager = layer.values.grad
+    layer.zero_grad()
+    torch.compile(layer, backend="aot_eager")(x).sum().backward()
+    assert torch.equal(layer.values.grad, eager)
