@@ -27,5 +27,16 @@ def test_on_fake_cuda(file):
     python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "fake_cuda", file, interpret=True)
 
 
-def test_triton_compiles_every_launch_of_the_smallest_layers():
-    python("-c", "import fake_cuda; fake_cuda.install(); from gpu import smallest; smallest.main()", interpret=False)
+EVERY_KERNEL = """
+import fake_cuda
+fake_cuda.install()
+from gpu import smallest
+from spfde.kernels.triton import conv2d, sddmm, spmm
+smallest.main()
+kernels = {n for module in (spmm, sddmm, conv2d) for n, each in vars(module).items() if hasattr(each, "arg_names")}
+assert {name for name, grid in fake_cuda.launches} == kernels - {"finish"}, fake_cuda.launches  # others call that one
+"""
+
+
+def test_the_smallest_layers_reach_every_kernel_and_triton_compiles_each_launch():
+    python("-c", EVERY_KERNEL, interpret=False)
