@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spfde.kernels.triton import interpreting
+from spfde.kernels.triton.config import Config
+from spfde.kernels.triton.launch import options as launch_options
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
@@ -33,6 +35,7 @@ WAIT = {
     aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.unique_dim,
     aten._unique2, aten.unique_consecutive, aten.bincount,
 }  # fmt: skip
+RECIPROCALS = ("area_m", "row_m")  # integers without a sign
 COPY = {aten._to_copy, aten.copy_}
 INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
@@ -158,7 +161,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, 
     """Checks a launch, then runs the kernel in the interpreter, or compiles it with Triton's launcher."""
     notes, names = kernel.fn.__annotations__, kernel.arg_names
     given = {**dict(zip(names, args, strict=False)), **options}
-    assert len(args) <= len(names) and set(given) == {*names, "num_warps", "num_stages", "enable_fp_fusion"}
+    assert len(args) <= len(names) and set(given) == {*names, *launch_options(Config(1, 1, 1, 1))}
     for name in names:
         value = given[name]
         if "constexpr" in str(notes.get(name)):
@@ -166,7 +169,8 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, 
         elif isinstance(value, Tensor):
             assert isinstance(value, FakeCuda), f"{name} lies on {value.device}"
         elif value is not None:
-            assert type(value) is int and -(2**31) <= value < 2**31, f"{name}: {value!r}, no integer of 32 bits"
+            limit = 2**32 if name in RECIPROCALS else 2**31
+            assert type(value) is int and -limit <= value < limit, f"{name}: {value!r}, no integer of 32 bits"
     assert len(grid) <= 3 and all(0 < side <= most for side, most in zip(grid, GRID, strict=False)), f"grid {grid}"
     launches.append((kernel.fn.__name__, tuple(grid)))
     with _disable_current_modes():

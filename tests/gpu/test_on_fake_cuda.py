@@ -8,17 +8,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/gpu/test_layers.py", "tests/kernels/triton/test_gpu.py", "tests/gpu/on_fake_cuda.py")
 
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("file", TESTS)
-def test_on_fake_cuda(file):
-    paths = [str(ROOT / "tests"), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "fake_cuda", file],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}, cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
+def python(*arguments: str, interpret: bool) -> None:
+    """Runs Python in a process of its own: the fake GPU is there for good, and Triton decides once how kernels run."""
+    paths = [ROOT, ROOT / "tests", ROOT / "benchmarks", *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    run = subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
+
+
+@pytest.mark.parametrize(
+    "file", ["tests/gpu/on_fake_cuda.py", "tests/gpu/test_layers.py", "tests/kernels/triton/test_gpu.py"]
+)
+def test_on_fake_cuda(file):
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "fake_cuda", file, interpret=True)
+
+
+EVERY_KERNEL = """
+import fake_cuda
+fake_cuda.install()
+from gpu import smallest
+from spfde.kernels.triton import conv2d, sddmm, spmm
+smallest.main()
+kernels = {name for module in (spmm, sddmm, conv2d) for name in vars(module) if name.endswith("_kernel")}
+assert {name for name, grid in fake_cuda.launches} == kernels, fake_cuda.launches
+"""
+
+
+def test_the_smallest_layers_reach_every_kernel_and_triton_compiles_each_launch():
+    python("-c", EVERY_KERNEL, interpret=False)

@@ -31,14 +31,26 @@ from spfde.tiles import Tiles, stack_of
 Shape = tuple[int, ...]
 
 
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """(m, s) such that n // divisor = n m >> s for every n in [0, 2**31): a GPU has no instruction that divides."""
+    bits = 31 + (divisor - 1).bit_length()
+    return -(-(1 << bits) // divisor), bits
+
+
+@triton.jit
+def quotient(n, m, s):
+    """The quotient n // divisor by its `reciprocal`, of which m fits 32 bits without a sign."""
+    return ((n.to(tl.uint64) * m.to(tl.uint32).to(tl.uint64)) >> s.to(tl.uint64)).to(tl.int32)
+
+
 @triton.jit
 def conv2d_kernel(
     source, values, entry, work, scale, bias, residual, result, items, positions, grid_h, grid_w, source_h, source_w,
-    sources, result_h, result_w, results, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    KERNEL_W: tl.constexpr, TAPS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr,
-    TRANSPOSED: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    sources, result_h, result_w, results, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr,
+    TAPS: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,
+    TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr,
+    PIXELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """One item of work on one tile of result pixels; a block is OUT x IN in the direction of the product.
 
@@ -59,14 +71,14 @@ def conv2d_kernel(
     i, j = place // grid_w, place % grid_w
     if TRANSPOSED:  # groups of the first residue, then of the next
         residue, group = group // tl.cdiv(results, OUTPUTS), group % tl.cdiv(results, OUTPUTS)
-        phase_h, phase_w = residue // stride_w, residue % stride_w
-        at_h = i * stride_h + ((phase_h - pad_h) % stride_h + stride_h) % stride_h
-        at_w = j * stride_w + ((phase_w - pad_w) % stride_w + stride_w) % stride_w
-        from_h, from_w = (at_h + pad_h - phase_h) // stride_h, (at_w + pad_w - phase_w) // stride_w
+        phase_h, phase_w = residue // STRIDE_W, residue % STRIDE_W
+        at_h = i * STRIDE_H + ((phase_h - pad_h) % STRIDE_H + STRIDE_H) % STRIDE_H
+        at_w = j * STRIDE_W + ((phase_w - pad_w) % STRIDE_W + STRIDE_W) % STRIDE_W
+        from_h, from_w = (at_h + pad_h - phase_h) // STRIDE_H, (at_w + pad_w - phase_w) // STRIDE_W
     else:
         phase_h, phase_w = 0, 0
         at_h, at_w = i, j
-        from_h, from_w = i * stride_h - pad_h, j * stride_w - pad_w
+        from_h, from_w = i * STRIDE_H - pad_h, j * STRIDE_W - pad_w
     wanted = (pixel < positions) & (at_h < result_h) & (at_w < result_w)
     base = source + ((image.to(tl.int64) * source_h + from_h) * source_w + from_w)[:, None] * sources
     n = tl.arange(0, OUTPUTS)
@@ -76,8 +88,8 @@ def conv2d_kernel(
         at, column, slot, inside = entry_of(entry, first, step, k, IN, TOGETHER, STACK, PARTS, DEPTH)
         tap, channel = column % TAPS, column // TAPS * IN + inside
         if TRANSPOSED:
-            move_h = -((tap // KERNEL_W * dilation_h - phase_h) // stride_h)
-            move_w = -((tap % KERNEL_W * dilation_w - phase_w) // stride_w)
+            move_h = -((tap // KERNEL_W * dilation_h - phase_h) // STRIDE_H)
+            move_w = -((tap % KERNEL_W * dilation_w - phase_w) // STRIDE_W)
         else:
             move_h, move_w = tap // KERNEL_W * dilation_h, tap % KERNEL_W * dilation_w
         move = (move_h * source_w + move_w) * sources + channel
@@ -99,12 +111,13 @@ def conv2d_kernel(
            RESIDUAL, ACT)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["area_m", "area_s", "row_m", "row_s"])
 def conv2d_grad_kernel(
-    dy, x, entry, out, sums, positions, outputs, blocks, steps, out_h, out_w, height, width, channels, stride_h,
-    stride_w, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr, TAPS: tl.constexpr, HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr, TOGETHER: tl.constexpr, STACK: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, DEPTH: tl.constexpr,
+    dy, x, entry, out, sums, positions, outputs, blocks, steps, area, area_m, area_s, out_w, row_m, row_s, height,
+    width, channels, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr, TAPS: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr,
+    STACK: tl.constexpr, RAGGED: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """One chunk of entries over `steps` x DEPTH output pixels; out and sums as in `sddmm_kernel`."""
     INPUTS: tl.constexpr = STACK * WIDTH
@@ -117,18 +130,23 @@ def conv2d_grad_kernel(
         return
     m = tl.arange(0, INPUTS)
     n = tl.arange(0, OUTPUTS)
+    output = group * OUTPUTS + n
+    before = tl.load(chunk + 1 - STACK * FIELDS, mask=tl.program_id(0) > 0, other=-1)
+    if BIAS and before != group:  # the first chunk of its group; before the product, which needs the registers
+        store_sums(dy, sums, part, output, positions, outputs, outputs, steps, OUTPUTS, DEPTH)
     at = chunk + m // WIDTH * FIELDS
     column = tl.max_constancy(tl.load(at), WIDTH)
     tap, channel = column % TAPS, column // TAPS * WIDTH + m % WIDTH
     move_h, move_w = tap // KERNEL_W * dilation_h - pad_h, tap % KERNEL_W * dilation_w - pad_w
     move = ((move_h * width + move_w) * channels + channel)[:, None]
-    output = group * OUTPUTS + n
     acc = tl.zeros((INPUTS, OUTPUTS), tl.float32)
     if tl.max(tl.load(chunk + 2 + tl.arange(0, TOGETHER)), 0) >= 0:  # an empty group has one empty chunk
         for step in range(0, steps):
             pixel = ((part * steps + step) * DEPTH).to(tl.int32) + tl.arange(0, DEPTH)
-            image, place = pixel // (out_h * out_w), pixel % (out_h * out_w)
-            at_h, at_w = place // out_w * stride_h, place % out_w * stride_w
+            image = quotient(pixel, area_m, area_s)
+            place = pixel - image * area
+            i = quotient(place, row_m, row_s)
+            at_h, at_w = i * STRIDE_H, (place - i * out_w) * STRIDE_W
             base = ((image.to(tl.int64) * height + at_h) * width + at_w) * channels
             h, w = at_h[None, :] + move_h[:, None], at_w[None, :] + move_w[:, None]
             mask_x = (pixel < positions)[None, :] & (h >= 0) & (h < height) & (w >= 0) & (w < width)
@@ -142,9 +160,6 @@ def conv2d_grad_kernel(
                 a, b = a.to(tl.float32), b.to(tl.float32)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     store_blocks(acc, out, at, part, blocks, m, n, HEIGHT, WIDTH, TOGETHER, False)
-    before = tl.load(chunk + 1 - STACK * FIELDS, mask=tl.program_id(0) > 0, other=-1)
-    if BIAS and before != group:  # the first chunk of its group: dY is still near
-        store_sums(dy, sums, part, output, positions, outputs, outputs, steps, OUTPUTS, DEPTH)
 
 
 def forward(x: Tensor, values: Tensor, epilogue: Epilogue, units: TiledUnits, shape: Shape, window: Window) -> Tensor:
@@ -192,7 +207,7 @@ def _product(
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
         epilogue.scale, epilogue.bias, epilogue.residual, result, items, positions, *grid, *source.shape[2:],
-        source.shape[1], *size[1:], size[0], *_steps(window), **_taps(window), OUT=out, IN=into, TOGETHER=together,
+        source.shape[1], *size[1:], size[0], *_places(window), **_taps(window), OUT=out, IN=into, TOGETHER=together,
         TRANSPOSED=transposed, RAGGED=source.shape[1] % into != 0, **epilogue.constants,
         PRECISION=precision(dtype, "conv2d"), UPCAST=upcast(dtype), WIDE=values.numel() >= 2**31, PIXELS=how.tokens,
         DEPTH=how.depth, config=how,
@@ -215,13 +230,14 @@ def weight_grad(
     how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, no_tf32)
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, positions, how.depth)
+    out_w, area = dy.shape[3], prod(dy.shape[2:])
 
     def run(dvalues: Tensor, dbias: Tensor, _: bool) -> None:
         launch(
             conv2d_grad_kernel, (chunks, parts), dy, x, tiles.entry, dvalues, dbias, positions, shape[0], blocks,
-            triton.cdiv(positions, parts * how.depth), *dy.shape[2:], *x.shape[2:], x.shape[1], *_steps(window),
-            **_taps(window), HEIGHT=height, WIDTH=width, TOGETHER=tiles.together, STACK=stack,
-            RAGGED=shape[0] % outputs != 0 or x.shape[1] % width != 0, BIAS=bias,
+            triton.cdiv(positions, parts * how.depth), area, *reciprocal(area), out_w, *reciprocal(out_w), *x.shape[2:],
+            x.shape[1], *_places(window), **_taps(window), HEIGHT=height, WIDTH=width, TOGETHER=tiles.together,
+            STACK=stack, RAGGED=shape[0] % outputs != 0 or x.shape[1] % width != 0, BIAS=bias,
             PRECISION=precision(x.dtype, "conv2d"), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
         )  # fmt: skip
 
@@ -253,9 +269,11 @@ def _images(y: Tensor, like: Tensor) -> Tensor:
     return y.view(len(like), *like.shape[2:], y.shape[1]).permute(0, 3, 1, 2)
 
 
-def _steps(window: Window) -> tuple[int, ...]:
-    return *window.stride, window.padding[0], window.padding[2], *window.dilation
+def _places(window: Window) -> tuple[int, ...]:
+    return window.padding[0], window.padding[2], *window.dilation
 
 
 def _taps(window: Window) -> dict[str, int]:
-    return {"KERNEL_W": window.kernel[1], "TAPS": prod(window.kernel)}
+    """What is divided by in a loop: constants, by which a compiler multiplies instead."""
+    steps = {"STRIDE_H": window.stride[0], "STRIDE_W": window.stride[1]}
+    return {"KERNEL_W": window.kernel[1], "TAPS": prod(window.kernel), **steps}

@@ -10,12 +10,24 @@ import torch
 from spfde.kernels.triton import interpreting
 from spfde.kernels.triton.config import GPUS, Config, Gpu, gpu_of
 
+REGISTERS = 255  # of a thread: all there are
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
-    """Runs a kernel unless there is nothing to do. Multiply-adds are fused: the default differs by Triton's version."""
+    """Runs a kernel unless there is nothing to do."""
     if all(grid):
         with torch.cuda.device_of(args[0]):  # Triton launches on the current device, in its current stream
-            kernel[grid](*args, **constants, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True)
+            kernel[grid](*args, **constants, **options(config))
+
+
+def options(config: Config) -> dict[str, Any]:
+    """What Triton is told: that multiply-adds are fused (the default differs by its version), and all registers.
+
+    Where that is left open, the assembler may keep values in slow memory to fit more programs than shared memory does.
+    """
+    return {
+        "num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True, "maxnreg": REGISTERS,
+    }  # fmt: skip
 
 
 def exact(dtype: torch.dtype, op: str = "linear") -> bool:

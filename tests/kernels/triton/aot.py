@@ -13,6 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from spfde.kernels.triton import launch
+from spfde.kernels.triton.config import Config
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -44,7 +47,7 @@ class Code:
 
 
 def compile_kernel(
-    kernel: Any, capability: tuple[int, int], types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
+    kernel: Any, capability: tuple[int, int], types: dict[str, str], constants: dict[str, Any], how: Config
 ) -> Code:
     """Compiles for an architecture.
 
@@ -56,15 +59,19 @@ def compile_kernel(
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if types.get(name, "").endswith("!")
     }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, divisible)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    made = triton.compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    made = triton.compile(source, target=target, options=launch.options(how))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     return Code(
-        made.asm["ptx"], warps, made.metadata.shared, int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"])
+        made.asm["ptx"],
+        how.warps,
+        made.metadata.shared,
+        int(numbers["REG"]),
+        int(numbers["STACK"]) + int(numbers["LOCAL"]),
     )
 
 

@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 import torch
 
-from spfde.kernels.triton import config
+from spfde.kernels.triton import config, launch
 from spfde.tiles import stack_of
 
 pytest.importorskip("triton")
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
 GPUS = {10 * gpu.capability[0] + gpu.capability[1]: gpu for gpu in config.GPUS.values()}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCKS = list(product(config.SIZES, config.SIZES))
-REGISTERS = 255  # of a thread; more are kept in slow local memory
 WORDS = 16  # bytes: exact float32 runs on the scalar units, where some versions of ptxas lay a word or two on the stack
 
 
@@ -59,7 +58,7 @@ def product_code(
     }  # fmt: skip
     if plain:
         constants |= {"scale": None, "residual": None}
-    code = compile_kernel(spmm_kernel, gpu.capability, types, constants, how.warps, how.stages)
+    code = compile_kernel(spmm_kernel, gpu.capability, types, constants, how)
     return code, in_flight(how, (how.tokens + out * together) * how.depth * DTYPES[dtype].itemsize)
 
 
@@ -80,14 +79,14 @@ def weight_grad_code(
         "BIAS": True, "ADD": False, "PRECISION": precision if dtype == "fp32" else "ieee", "UPCAST": False,
         "DEPTH": how.depth,
     }  # fmt: skip
-    code = compile_kernel(sddmm_kernel, gpu.capability, types, constants, how.warps, how.stages)
+    code = compile_kernel(sddmm_kernel, gpu.capability, types, constants, how)
     return code, how.stages * (stack_of(width) * width + height * together) * how.depth * DTYPES[dtype].itemsize
 
 
 def check_sound(code: Code, gpu: config.Gpu, tokens: int = 128) -> None:
     """No spills, within shared memory, the matrix unit at work, and copies that do not stop the program."""
     assert code.spilled == 0
-    assert code.registers <= REGISTERS
+    assert code.registers <= launch.REGISTERS
     assert code.shared <= gpu.shared
     assert code.mma
     assert code.wgmma or gpu.capability != (9, 0) or tokens < 64
@@ -151,14 +150,14 @@ def test_sizes_of_one_reach_the_compiler_as_constants():
         "DENSE": False, "RAGGED": True, "BIAS": True, "SCALE": True, "ACT": "relu6", "RESIDUAL": "after",
         "PRECISION": "ieee", "UPCAST": False, "WIDE": False, "TOKENS": 32, "DEPTH": 64,
     }  # fmt: skip
-    assert compile_kernel(spmm_kernel, (9, 0), types, constants, 4, 2).mma
+    assert compile_kernel(spmm_kernel, (9, 0), types, constants, config.Config(32, 64, 4, 2)).mma
     types = {"dy": "*fp16!", "x": "*fp16!", "entry": "*i32!", "out": "*fp16!", "sums": "*fp16!"}
     constants = {
         "batch": 1, "rows": 1, "cols": 1, "stride_dy": 1, "stride_x": 1, "blocks": 1, "steps": 1, "HEIGHT": 16,
         "WIDTH": 16, "TOGETHER": 2, "STACK": 8, "RAGGED": True, "BIAS": True, "ADD": True, "PRECISION": "ieee",
         "UPCAST": False, "DEPTH": 64,
     }  # fmt: skip
-    assert compile_kernel(sddmm_kernel, (9, 0), types, constants, 4, 2).mma
+    assert compile_kernel(sddmm_kernel, (9, 0), types, constants, config.Config(32, 64, 4, 2)).mma
 
 
 def test_second_passes():
@@ -167,11 +166,11 @@ def test_second_passes():
 
     types = {"partial": "*fp32!", "out": "*bf16!", "size": "i32!", "parts": "i32"}
     constants = {"ADD": True, "LANES": LANES}
-    assert compile_kernel(reduce_kernel, (9, 0), types, constants, REDUCE.warps, REDUCE.stages).spilled == 0
+    assert compile_kernel(reduce_kernel, (9, 0), types, constants, REDUCE).spilled == 0
     types = {"scratch": "*fp32!", "split": "*i32!"} | dict.fromkeys(("scale", "bias", "residual", "y"), "*bf16!")
     types |= {"batch": "i32", "outer": "i32!", "stride_r": "i32!"}
     constants = {"OUTPUTS": 128, "BIAS": True, "SCALE": True, "ACT": "relu", "RESIDUAL": "before", "TOKENS": 32}
-    assert compile_kernel(join_kernel, (9, 0), types, constants, 4, 1).spilled == 0
+    assert compile_kernel(join_kernel, (9, 0), types, constants, config.Config(32, 1, 4, 1)).spilled == 0
 
 
 def sizes_together(side: int) -> list[int]:

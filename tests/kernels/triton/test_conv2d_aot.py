@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 COUNTS = ("items", "positions", "grid_h", "grid_w", "source_h", "source_w", "result_h", "result_w", "blocks", "steps",
-          "out_h", "out_w", "height", "width", "pad_h", "pad_w")  # fmt: skip
+          "area", "out_w", "height", "width", "pad_h", "pad_w")  # fmt: skip
 
 
 def compiled(
@@ -28,18 +28,17 @@ def compiled(
 ) -> Code:  # fmt: skip
     """The code of a 3x3 convolution's kernel. ones: every size is 1, a constant to Triton, as no other integer is."""
     sizes = dict.fromkeys(COUNTS, 1) if ones else {}
-    steps = {"stride_h": 1, "stride_w": 1} if stride == 1 else {}
     constants = {
-        **sizes, **steps, **constants, "dilation_h": 1, "dilation_w": 1, "KERNEL_W": 3, "TAPS": 9, "UPCAST": False,
-        "PRECISION": precision if dtype == "fp32" else "ieee",
+        **sizes, **constants, "STRIDE_H": stride, "STRIDE_W": stride, "dilation_h": 1, "dilation_w": 1, "KERNEL_W": 3,
+        "TAPS": 9, "UPCAST": False, "PRECISION": precision if dtype == "fp32" else "ieee",
     }  # fmt: skip
     types = {name: f"*{dtype}!" for name in ("source", "values", "scale", "bias", "residual", "result", "dy", "x")}
     types |= {"entry": "*i32!", "work": "*i32!", "out": "*fp32!", "sums": "*fp32!"}
-    types |= {name: "i32" for name in (*COUNTS, "stride_h", "stride_w")}
+    types |= {name: "i32" for name in COUNTS} | {"area_m": "i64", "area_s": "i32", "row_m": "i64", "row_s": "i32"}
     types |= {name: "i32!" for name in ("sources", "results", "channels", "outputs")}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    return compile_kernel(kernel, gpu.capability, types, constants, how.warps, how.stages)
+    return compile_kernel(kernel, gpu.capability, types, constants, how)
 
 
 def product_code(

@@ -23,7 +23,7 @@ def code(capability: int, dtype: str, last: bool, width: str = "i32!") -> Code:
     types |= dict.fromkeys(("mean", "var", "weight", "bias"), "*fp32!") | {"channels": "i32!"}
     ends = {"WEIGHT": True, "BIAS": True, "RESIDUAL": True, "ACT": "relu6"}
     constants = {"LAST": last, **ends, "ROWS": TILE // 64, "COLS": 64}
-    return compile_kernel(norm_act_kernel, GPUS[capability].capability, types, constants, HOW.warps, HOW.stages)
+    return compile_kernel(norm_act_kernel, GPUS[capability].capability, types, constants, HOW)
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
