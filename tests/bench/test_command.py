@@ -18,8 +18,8 @@ from spfde.kernels.triton.table import GpuTable, Key, Measured
 TINY = "--shape 32x48 --batch 4 --repeats 1 --device cpu"
 
 
-def spfde(arguments):
-    return CliRunner().invoke(cli.build("bench"), ["bench", *arguments.split()], env={"COLUMNS": "200"})
+def spfde(arguments, columns=200):
+    return CliRunner().invoke(cli.build("bench"), ["bench", *arguments.split()], env={"COLUMNS": str(columns)})
 
 
 def told(arguments):
@@ -34,6 +34,16 @@ def test_help_says_what_each_flag_does():
     for flag in flags.split():
         assert f"--{flag} " in text
     assert "sparse beside dense" in text
+    for default in (
+        "1024x1024",
+        "128",
+        "unstructured",
+        "0.8 0.9 0.95",
+        "float32",
+        "cuda where there is one",
+        "torch's",
+    ):
+        assert f"[default: {default}]" in text
 
 
 def test_a_table_and_a_file(tmp_path):
@@ -44,7 +54,7 @@ def test_a_table_and_a_file(tmp_path):
         "linear 32x48 batch 4 unstructured float32",
         "1 repeats",
         "forward",
-        "native: predicted",
+        "auto at sparsity 0.75: native, predicted",
         "masked dense",
     ):
         assert word in result.output
@@ -56,6 +66,19 @@ def test_a_table_and_a_file(tmp_path):
     assert [cell["sparsity"] for cell in kept["cells"]] == [0.5, 0.75]
     assert kept["cells"][0]["seconds"]["native"]["both"][0] > 0
     assert kept["machine"]["torch"] == torch.__version__
+
+
+def test_a_narrow_terminal_cuts_no_line():
+    result = spfde("--shape 16x8x3x3 --batch 1 --size 4 --repeats 1 --device cpu --sparsity 0.95", columns=80)
+    assert result.exit_code == 0, result.output
+    assert len(re.findall(r"^0\.95 +[a-z_ ]+( +[\d.e+-]+ +[\d.]+x){3} *$", result.output, re.M)) == 5
+
+
+def test_a_file_that_cannot_be_is_told_before_anything_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_bench, "compare", None)
+    (tmp_path / "file").touch()
+    result = spfde(f"{TINY} --json {tmp_path / 'file' / 'bench.json'}")
+    assert isinstance(result.exception, OSError)
 
 
 def test_a_convolution_and_a_pattern_that_fixes_the_sparsity():
@@ -84,7 +107,7 @@ def test_threads_are_set(monkeypatch):
         ("--sparsity 1.5 --device cpu", "expected sparsity in [0, 1]"),
         ("--seconds 3", "expected --seconds only with --tune, got --seconds 3.0, try adding --tune"),
         ("--table x.json", "expected --table only with --tune, got --table x.json, try adding --tune"),
-        ("--tune --sparsity 0.5", "expected --sparsity only without --tune, got --sparsity [0.5], try another command"),
+        ("--tune --sparsity 0.5", "expected --sparsity only without --tune, got --sparsity 0.5, try leaving it out"),
         ("--tune --json x.json", "expected --json only without --tune"),
         ("--tune --threads 1", "expected --threads only without --tune"),
         ("--tune --device cuda", "expected --device only without --tune"),
