@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ import torch
 from record import Timing
 
 from spfde import env
+from spfde.timing import on_cpu
 
 WARMUP = 2
 Name = TypeVar("Name", bound=Hashable)
@@ -23,18 +22,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 def interleaved(steps: Mapping[Name, Callable[[], object]], rounds: int, warmup: int = WARMUP) -> dict[Name, Timing]:
     """Seconds of each step, over `rounds` rounds in which every step runs once, after `warmup` unrecorded ones."""
-    samples: dict[Name, list[float]] = {name: [] for name in steps}
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(warmup + rounds):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                samples[name].append(time.perf_counter() - start)
-    finally:
-        gc.enable()
-    return {name: summarise(seconds[warmup:]) for name, seconds in samples.items()}
+    return {name: summarise(seconds) for name, seconds in on_cpu(steps, rounds, warmup).items()}
 
 
 def summarise(seconds: list[float]) -> Timing:

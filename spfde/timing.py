@@ -45,14 +45,14 @@ def interleaved(calls: Calls[Name], rounds: int, device: str = "cpu") -> Times[N
     return on_gpu(calls, rounds)[0] if device == "cuda" else on_cpu(calls, rounds)
 
 
-def on_cpu(calls: Calls[Name], rounds: int) -> Times[Name]:
-    """That by the CPU's clock."""
+def on_cpu(calls: Calls[Name], rounds: int, warmup: int = WARMUP) -> Times[Name]:
+    """That by the CPU's clock, after `warmup` unrecorded rounds."""
     seconds: Times[Name] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(WARMUP + rounds):
+        for _ in range(warmup + rounds):
             for name, call in calls.items():
                 start = time.perf_counter()
                 call()
@@ -60,7 +60,7 @@ def on_cpu(calls: Calls[Name], rounds: int) -> Times[Name]:
     finally:
         if collecting:
             gc.enable()
-    return {name: times[WARMUP:] for name, times in seconds.items()}
+    return {name: times[warmup:] for name, times in seconds.items()}
 
 
 def on_gpu(calls: Calls[Name], rounds: int) -> tuple[Times[Name], Times[Name]]:

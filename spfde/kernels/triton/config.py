@@ -100,7 +100,8 @@ def product_config(
     if together > 1:
         depth = min(depth, width)
     beside = width < depth  # several blocks: every lane has an address of its own
-    warps = _warps(tokens * outputs, beside or dtype == torch.float32)
+    held = tokens * outputs * (2 if op == "conv2d" and dtype == torch.float32 else 1)  # and where its pixels lie
+    warps = _warps(held, beside or dtype == torch.float32)
     flight = _in_flight(gpu, (tokens + outputs) * depth * dtype.itemsize, warps)
     # What is loaded hangs on an entry loaded before it: each step of the one is two stages of Triton's pipeline.
     return Config(tokens, depth, warps, 2 * flight - 1)
