@@ -1,4 +1,4 @@
-"""docs/gpu.md shows the targets as the benchmark knows them."""
+"""docs/gpu.md shows the targets as the benchmark knows them; its example runs, and its break-evens are the model's."""
 
 from pathlib import Path
 
