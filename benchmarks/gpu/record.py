@@ -84,9 +84,17 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Reads what `write` wrote."""
-        fields = json.loads(path.read_text())
-        return cls(**{**fields, "cells": [Cell(**{**cell, "case": _case(cell["case"])}) for cell in fields["cells"]]})
+        """Reads what `write` wrote.
+
+        Raises:
+            SystemExit: there is no such file, or it is no record.
+        """
+        try:
+            fields = json.loads(path.read_text())
+            cells = [Cell(**{**cell, "case": _case(cell["case"])}) for cell in fields["cells"]]
+            return cls(**{**fields, "cells": cells})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise SystemExit(f"expected {path} to be a record of gpu.run, got {error!r}, try another file") from error
 
 
 def line(cell: Cell) -> str:

@@ -155,10 +155,13 @@ def select(filters: Sequence[str]) -> list[Case | Network]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints one line per case and writes every raw timing as JSON. Exit status 1: something failed."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--cases", type=lambda text: [part.strip() for part in text.split(",")], default=[])
+    parser.add_argument("--seconds", type=float, default=300, help="the time it may take (%(default)g)")
+    parser.add_argument("--rounds", type=int, default=20, help="timings of each way, in turn (%(default)d)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the record's folder (benchmarks/results)")
+    parser.add_argument(
+        "--cases", type=lambda text: [part.strip() for part in text.split(",")], default=[],
+        help="words of the cases to time, with commas, such as 'conv,block 64' (all)",
+    )  # fmt: skip
     parser.add_argument("--resume", type=Path, help="a record: goes on with what is unfinished there")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -23,9 +23,9 @@ within() {
   timeout --kill-after=10 "$((most < left ? most : left))" "$@"
 }
 
-"$python" -c 'import torch' 2>/dev/null || stop "expected a Python with torch, got $python without, try PYTHON=.venv/bin/python"
+"$python" -c 'import torch' 2>/dev/null || stop "expected a Python with torch, got $python without, try make setup, then PYTHON=.venv/bin/python"
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-  || stop "expected a CUDA device, got none, try nvidia-smi, or PYTHON=... with a torch built for CUDA"
+  || stop "expected a CUDA device, got none, try nvidia-smi and a torch built for CUDA"
 "$python" -c 'import triton' 2>/dev/null || stop "expected triton, got none, try pip install triton"
 "$python" -c 'import spfde' || stop "expected spfde to load, got the error above"
 

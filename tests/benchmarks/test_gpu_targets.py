@@ -147,6 +147,17 @@ def test_a_plot_of_nothing_is_refused():
         plot.draw(record(Cell(NETWORKS[0], {}, {}), Cell(BIG, {}, {})))
 
 
+@pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"machine": {}, "cells": [{"case": {}}]}'])
+def test_what_is_no_record_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "record.json"
+    if text is not None:
+        path.write_text(text)
+    for program in (targets, plot):
+        with pytest.raises(SystemExit, match="expected .*record.json to be a record of gpu.run, got .*, try") as told:
+            program.main([str(path)])
+        assert "\n" not in str(told.value)
+
+
 def test_a_record_is_plain_json(tmp_path):
     path = Record(ABOUT, [cell(step=4.0)]).write(tmp_path)
     assert json.loads(path.read_text())["cells"][0]["case"]["density"] == 0.1
