@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
 
 from spfde.fusing.chains import Untraceable, obstacle
 from spfde.fusing.forward import FusedForward
-from spfde.nn import SparseLayer
+from spfde.kernels.triton.model import hindrance
+from spfde.nn import SparseLayer, SparseLinear
 from spfde.nn.norm import FusedNormAct2d
 
 
@@ -27,17 +29,21 @@ class NormFusing:
 
 @dataclass(frozen=True)
 class LayerFusing:
-    """One sparse layer: `chain` is what its kernel can do at once ("conv+norm+add+relu"), see `spfde.fuse`."""
+    """One sparse layer: `chain` is what is called at once ("conv+norm+add+relu"), see `spfde.fuse`.
+
+    `reason`: why that is no kernel of its own even on a GPU, "" where it can be.
+    """
 
     name: str
     chain: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
     """The norms of a model and what can be fused with them; str() is the table.
 
-    layers: the sparse layers whose Triton kernel does what follows them too, where nothing wants a gradient.
+    layers: the sparse layers called with what follows them; Triton's kernels do both where nothing wants a gradient.
     """
 
     rows: tuple[NormFusing, ...]
@@ -47,11 +53,12 @@ class Report:
         return "\n".join((self._norms(), *self._layers()))
 
     def _layers(self) -> list[str]:
-        if not self.layers:
-            return []
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{layer.name:{width}}  {layer.chain}" for layer in self.layers]
-        return ["one kernel when frozen, on a GPU, where layer.kernel is 'triton':", *lines]
+        able = [layer for layer in self.layers if not layer.reason]
+        width = max((len(layer.name) for layer in able), default=0)
+        lines = [f"{layer.name:{width}}  {layer.chain}" for layer in able]
+        head = ["one kernel when frozen, on a GPU, where layer.kernel is 'triton':"] if able else []
+        others = Counter(layer.reason for layer in self.layers if layer.reason)
+        return [*head, *lines, *(f"sparse layers that a GPU runs apart: {n}, {why}" for why, n in others.items())]
 
     def _norms(self) -> str:
         if not self.rows:
@@ -133,7 +140,12 @@ def report(model: nn.Module) -> Report:
             )
         )
     calls = dict.fromkeys(call for forward in forwards for call in forward.layers)
-    return Report(tuple(rows), tuple(LayerFusing(names[call.layer], call.chain) for call in calls))
+    return Report(tuple(rows), tuple(LayerFusing(names[c.layer], c.chain, _apart(c.layer)) for c in calls))
+
+
+def _apart(layer: SparseLayer) -> str:
+    """Why Triton has no kernel for the layer, "" if it has."""
+    return "" if isinstance(layer, SparseLinear) else hindrance(layer.grid.block, layer.window) or ""
 
 
 fuse.report = report  # type: ignore[attr-defined]

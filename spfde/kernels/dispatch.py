@@ -167,7 +167,7 @@ def _check_triton(device: str, problem: Problem) -> None:
 
 
 def _why_no_triton(device: str, problem: Problem) -> str | None:
-    return why_not(device) or (None if problem.op == "linear" else model.hindrance(problem))
+    return why_not(device) or (None if problem.op == "linear" else model.hindrance(problem.block, problem.window))
 
 
 def candidates(device: str, dtype: torch.dtype, problem: Problem) -> tuple[str, ...]:

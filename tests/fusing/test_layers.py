@@ -61,10 +61,31 @@ def test_what_is_called_together_in_a_resnet():
     spfde.fuse(model)
     assert "forward" in vars(model.layer2[0].downsample)
     assert dict(sorted(chains(model).items())) == expected
-    text = str(spfde.fuse.report(model))
-    assert "one kernel when frozen, on a GPU, where layer.kernel is 'triton':\n" in text
-    assert "layer1.0.conv2         conv+norm+add+relu" in text
+    only = (
+        "sparse layers that a GPU runs apart: 9, only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
+    )
+    assert str(spfde.fuse.report(model)).endswith(f"what follows them\n{only}")
     assert "forward" not in vars(spfde.unfuse(model).layer2[0].downsample)
+
+
+def test_layers_are_listed_where_a_gpu_has_a_kernel_for_them():
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 32)),
+        *(nn.ReLU(), nn.Linear(32, 4)),
+    )
+    report = spfde.fuse.report(spfde.sparsify(model, 0.5, pattern="block:16x16"))
+    groups = "no sparse kernel for groups there"
+    assert [layer.reason for layer in report.layers] == ["", groups, ""]
+    assert str(report).splitlines()[-4:] == [
+        "one kernel when frozen, on a GPU, where layer.kernel is 'triton':",
+        "3   conv+norm+relu",
+        "10  linear+relu",
+        f"sparse layers that a GPU runs apart: 1, {groups}",
+    ]
+    two = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    linear = spfde.fuse.report(spfde.sparsify(two, distribution={"0": 0.5}))
+    assert [layer.reason for layer in linear.layers] == [""]
 
 
 @pytest.mark.parametrize(("name", "kinds"), [

@@ -12,6 +12,7 @@ import torch
 from spfde.kernels.choice import KernelChoice, Problem
 from spfde.kernels.triton import table
 from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
+from spfde.pattern import Window
 from spfde.tiles import STACKED
 
 EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs
@@ -80,16 +81,16 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
     return 3 * full / seconds
 
 
-def hindrance(problem: Problem) -> str | None:
+def hindrance(block: tuple[int, int], window: Window) -> str | None:
     """Why a layer has no sparse kernel on a GPU, or None."""
-    if not has_kernel(problem.block):
+    if not has_kernel(block):
         return "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
-    return "no sparse kernel for groups there" if problem.window.groups > 1 else None
+    return "no sparse kernel for groups there" if window.groups > 1 else None
 
 
 def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | None) -> KernelChoice:
     """The kernel for a problem on a GPU; absent: why Triton cannot run there, if it cannot."""
-    reason = absent or hindrance(problem)
+    reason = absent or hindrance(problem.block, problem.window)
     if reason is not None or gpu is None:
         return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
     measured = table.known().get(table.key_of(gpu, problem, dtype))
