@@ -95,7 +95,9 @@ def product_config(
 
     exact: float32 without the matrix unit, which holds tiles in registers. op: "linear" or "conv2d".
     """
-    tokens = 64 if exact and positions > 32 else token_tile(gpu, outputs, dtype, positions, op)
+    tokens = token_tile(gpu, outputs, dtype, positions, op)
+    if exact:
+        tokens = min(tokens, 32 if op == "conv2d" and outputs >= 128 else 64)
     depth = _depth(dtype, exact)
     if together > 1:
         depth = min(depth, width)
