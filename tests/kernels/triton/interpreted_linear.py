@@ -290,3 +290,11 @@ def test_tiles_first_asked_for_by_an_export_are_real():
     exported = torch.export.export(layer, (randn(8, 96),)).module()
     torch.testing.assert_close(layer(x), layer.to_dense()(x))
     assert torch.equal(exported(x), layer(x))
+
+
+def test_rows_that_share_a_program_are_not_multiplied_by_several_entries_at_once(monkeypatch):
+    row, col = torch.tensor([0, 1]), torch.tensor([0, 1])
+    tiles = build_tiles(row, col, torch.arange(2), torch.ones(2, dtype=torch.bool), (2, 2), 2, 8)
+    monkeypatch.setattr("spfde.kernels.triton.spmm.launch_of", lambda *_: config.Config(32, 32, 4, 2))
+    with pytest.raises(Exception, match="one entry at a time"):
+        product(randn(8, 32), randn(2, 16, 16), tiles, 32, False)
