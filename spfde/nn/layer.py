@@ -265,6 +265,10 @@ class SparseLayer(nn.Module, ABC):
         self._settle_route()
         self._build_plan()
 
+    def _replicate_for_data_parallel(self):
+        what = f"got DataParallel, whose copies of {type(self).__name__} would read one GPU's index"
+        raise TypeError(f"expected DistributedDataParallel, {what}, try one process for each GPU")
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         dense = state_dict.get(prefix + "weight")
         if dense is not None and prefix + "values" not in state_dict:

@@ -299,6 +299,12 @@ def test_move_to_refuses_bad_positions_and_changes_nothing(positions):
     assert torch.equal(layer(x), y)
 
 
+def test_data_parallel_is_refused():
+    _, layer, _ = sparse_linear()
+    with pytest.raises(TypeError, match="expected DistributedDataParallel, got DataParallel, .*, try one process"):
+        layer._replicate_for_data_parallel()  # what torch calls for each GPU
+
+
 def test_fewer_live_slots_than_capacity():
     _, layer, x = sparse_linear()
     layer.move_to(layer.positions()[::2])
