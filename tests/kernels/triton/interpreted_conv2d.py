@@ -13,13 +13,12 @@ from kernels.problems import build
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spfde.index import index_from_positions
 from spfde.kernels import conv2d, tiled
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.masked import to_dense
 from spfde.kernels.tiled import TiledUnits, tiles_of
 from spfde.kernels.triton import config, launch
-from spfde.pattern import Plan, Window, build_plan
+from spfde.pattern import Plan, Window
 from spfde.structure import Pattern
 
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the norm of the terms, all positive
@@ -254,45 +253,6 @@ def test_what_is_frozen_is_not_launched_and_nothing_is_kept_for_it(monkeypatch, 
     assert names == expected
     assert (x.shape in kept) == trained
     assert (x.grad is None, values.grad is None) == (not needs_x, not trained)
-
-
-def pointwise() -> None:
-    """One step of a pointwise convolution, against the masked product."""
-    plan, values = build((32, 16, 1, 1), Window(), 0.7, 0, 0, "block:16x16")
-    x = torch.randn(1, 16, 3, 3, requires_grad=True)
-    grads = [torch.autograd.grad(conv2d(x, values, plan, Window(), None, kernel).square().sum(), (x, values))
-             for kernel in ("dense", "triton")]  # fmt: skip
-    for dense, triton in zip(*grads, strict=True):
-        torch.testing.assert_close(triton, dense, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("allowed", "expected"), [(False, "ieee"), (True, "tf32")])
-def test_a_pointwise_convolution_runs_as_a_linear_layer_by_the_flag_of_convolutions(monkeypatch, allowed, expected):
-    from spfde.kernels.triton import sddmm, spmm
-
-    names, given = launched(monkeypatch), []
-    for module in (spmm, sddmm):
-        real = module.launch
-        monkeypatch.setattr(
-            module, "launch", lambda *a, real=real, **kw: (given.append(kw.get("PRECISION")), real(*a, **kw))
-        )
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    pointwise()
-    assert {"spmm_kernel", "sddmm_kernel"} <= set(names) and not any("conv2d" in name for name in names)
-    assert [precision for precision in given if precision] == [expected] * 3
-
-
-@pytest.mark.parametrize("allowed", [False, True])
-def test_a_long_row_of_a_pointwise_convolution_is_cut_and_joined(monkeypatch, allowed):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    shape = (1024, 4096, 1, 1)
-    grid = Pattern.parse("block:64x64").grid(shape)
-    positions = torch.cat([torch.arange(64), torch.arange(1, 16) * 64])
-    plan = build_plan(index_from_positions(positions, *grid.shape, 79), shape, Window(), grid)
-    assert (tiles_of(plan)[0].split[:, 0] >= 0).any()
-    values, x = torch.randn(79, 64, 64), torch.randn(1, 4096, 2, 3)
-    y = conv2d(x, values, plan, Window(), None, "triton")
-    torch.testing.assert_close(y, conv2d(x, values, plan, Window(), None, "dense"), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(False, "ieee"), (True, "tf32")])
