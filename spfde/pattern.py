@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from spfde.counting import count_each
 from spfde.index import Index, index_from_positions, positions_of, spread
@@ -139,6 +140,15 @@ class Plan:
         if self._order is not None:
             return values.reshape(-1).index_select(0, self._order).view(-1, 1, 1)
         return values.reshape(-1, 1, 1) if values.shape[1] == 1 < values.shape[2] else values
+
+    @torch.compiler.assume_constant_result  # no part of a compiled graph, which would own what it makes
+    def tile(self) -> None:
+        """Makes `tiles` where there are none."""
+        from spfde.kernels.tiled import tiles_of
+
+        if self.tiles is None:
+            with torch.inference_mode(False), unset_fake_temporarily():  # they outlive the modes they are asked for in
+                self.tiles = tiles_of(self)
 
     def dense_buffer(self) -> Tensor:
         """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""

@@ -92,10 +92,10 @@ def fused(
     if min(size) < 1 or values.shape != plan.values_shape:
         return None
     dtype, result = compute_and_result_dtype(x, values)
-    x = cast(x, dtype)
-    if dispatch.convolution(kernel, x, plan.shape, window, plan.multiplied, plan.block).kernel != "triton":
+    problem = (x.device.type, dtype, len(x), size, plan.shape, window, plan.multiplied, plan.block)
+    if dispatch.choose_convolution(kernel, *problem).kernel != "triton":
         return None
-    end = epilogue()
+    x, end = cast(x, dtype), epilogue()
     if not end.fits((len(x), plan.rows, *size), plan.rows, result, x.device):
         return None
     values = packed(values, dtype)

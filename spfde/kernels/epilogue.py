@@ -24,9 +24,9 @@ class Epilogue(NamedTuple):
     after: bool = False
 
     def fits(self, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether every tensor is there for a y of this shape, precision and device."""
+        """Whether every tensor is there for a y of this shape, precision and device, vectors without gaps."""
         vectors = (v for v in (self.bias, self.scale) if v is not None)
-        if any(v.shape != (outputs,) or v.device != device for v in vectors):
+        if any(v.shape != (outputs,) or v.device != device or not v.is_contiguous() for v in vectors):
             return False
         r = self.residual
         return r is None or (r.shape == shape and r.dtype == dtype and r.device == device)

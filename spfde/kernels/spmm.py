@@ -83,10 +83,10 @@ def fused(
     if x.dim() == 0 or x.shape[-1] != cols or x.device != values.device or values.shape != plan.values_shape:
         return None
     dtype, result = compute_and_result_dtype(x, values)
-    flat = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype)
-    if dispatch.linear(kernel, flat, rows, plan.multiplied, plan.block).kernel != "triton":
+    batch, device = prod(x.shape[:-1]), x.device.type
+    if dispatch.choose_linear(kernel, device, dtype, batch, plan.shape, plan.multiplied, plan.block).kernel != "triton":
         return None
-    end = epilogue()
+    flat, end = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype), epilogue()
     if not end.fits((*x.shape[:-1], rows), rows, result, x.device):
         return None
     values = packed(values, dtype)

@@ -54,9 +54,7 @@ def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
     may = open_ and has_kernel(plan.block) and plan.window.groups == 1 and why_not("cuda") is None
     if kernel != "triton" and not may:
         return plan.units
-    if plan.tiles is None:
-        with torch.inference_mode(False):  # they outlive the mode they are first asked for in
-            plan.tiles = tiles_of(plan)
+    plan.tile()
     return TiledUnits(*plan.units, *plan.tiles[0], *plan.tiles[1])
 
 

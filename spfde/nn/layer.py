@@ -208,9 +208,13 @@ class SparseLayer(nn.Module, ABC):
         `values` (see `permute`).
 
         Raises:
-            ValueError: positions are unsorted, repeated, out of range, more than the capacity, or violate the pattern.
+            ValueError: positions are unsorted, repeated, out of range, more than the capacity, on another device, or
+                violate the pattern.
         """
-        capacity, size = self.values.shape[0], self.grid.size
+        capacity, size, device = self.values.shape[0], self.grid.size, self.values.device
+        if positions.device != device or (newborn is not None and newborn.device != device):
+            got = positions.device if positions.device != device else newborn.device
+            raise ValueError(f"expected positions on {device} like the layer, got {got}, try .to({str(device)!r})")
         if positions.dtype != torch.int64 or positions.dim() != 1 or positions.numel() > capacity:
             raise ValueError(
                 f"expected at most {capacity} int64 positions (the layer's capacity), got {positions.dtype} "
@@ -260,6 +264,10 @@ class SparseLayer(nn.Module, ABC):
         super().__setstate__(state)
         self._settle_route()
         self._build_plan()
+
+    def _replicate_for_data_parallel(self):
+        what = f"got DataParallel, whose copies of {type(self).__name__} would read one GPU's index"
+        raise TypeError(f"expected DistributedDataParallel, {what}, try one process for each GPU")
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         dense = state_dict.get(prefix + "weight")

@@ -35,10 +35,13 @@ def index_from_dense(layer: SparseLayer, dense: Tensor, state_dict: dict[str, An
 
 
 def check_loaded(layer: SparseLayer, state_dict: dict[str, Any], prefix: str) -> str | None:
-    """What is wrong with the index about to be loaded, or None (missing keys are torch's to report)."""
+    """What is wrong with the index about to be loaded, or None (without it that is torch's to report)."""
     row_ptr, col = state_dict.get(prefix + "row_ptr"), state_dict.get(prefix + "col")
-    if row_ptr is None or col is None:
+    if row_ptr is None and col is None:
         return None
+    if row_ptr is None or col is None:
+        there, missing = ("col", "row_ptr") if row_ptr is None else ("row_ptr", "col")
+        return f"expected row_ptr and col together, got {there} alone, try adding {missing} or leaving {there} out"
     values = state_dict.get(prefix + "values", layer.values)
     if values.shape != layer.values.shape:
         return f"expected values of shape {list(layer.values.shape)}, got {list(values.shape)}"

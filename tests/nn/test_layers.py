@@ -163,6 +163,7 @@ def test_other_dense_checkpoints_are_refused_and_nothing_changes(make):
     assert torch.equal(layer(x), y)
 
 
+@pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -172,16 +173,18 @@ def test_other_dense_checkpoints_are_refused_and_nothing_changes(make):
         (lambda s: s["col"].fill_(3), "columns that ascend"),
         (lambda s: s.update(col=s["col"].long()), "col to be int32"),
         (lambda s: s.update(row_ptr=s["row_ptr"][1:]), "row_ptr to be int32"),
+        (lambda s: s.pop("col"), "row_ptr and col together, got row_ptr alone"),
+        (lambda s: s.pop("row_ptr"), "row_ptr and col together, got col alone"),
     ],
 )
-def test_a_corrupt_index_is_refused_and_nothing_changes(change, words):
+def test_a_corrupt_index_is_refused_and_nothing_changes(change, words, strict):
     _, layer, x = sparse_linear()
     y = layer(x)
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     state["bias"].add_(5)
     change(state)
     with pytest.raises(RuntimeError, match=f"expected .*{words}"):
-        layer.load_state_dict(state)
+        layer.load_state_dict(state, strict=strict)
     assert torch.equal(layer(x), y)
 
 
@@ -282,6 +285,7 @@ def test_move_to_keeps_values_and_zeroes_newcomers():
         torch.tensor([3, 63]),
         torch.arange(50),
         torch.tensor([1, 2], dtype=torch.int32),
+        torch.tensor([1, 2], device="meta"),
     ],
 )
 def test_move_to_refuses_bad_positions_and_changes_nothing(positions):
@@ -289,8 +293,16 @@ def test_move_to_refuses_bad_positions_and_changes_nothing(positions):
     y, mask = layer(x), layer.mask()
     with pytest.raises(ValueError, match="expected"):
         layer.move_to(positions)
+    with pytest.raises(ValueError, match="expected positions on cpu like the layer, got meta, try .to"):
+        layer.move_to(torch.arange(2), newborn=torch.arange(1, device="meta"))
     assert torch.equal(layer.mask(), mask)
     assert torch.equal(layer(x), y)
+
+
+def test_data_parallel_is_refused():
+    _, layer, _ = sparse_linear()
+    with pytest.raises(TypeError, match="expected DistributedDataParallel, got DataParallel, .*, try one process"):
+        layer._replicate_for_data_parallel()  # what torch calls for each GPU
 
 
 def test_fewer_live_slots_than_capacity():

@@ -167,18 +167,18 @@ def forward(x: Tensor, values: Tensor, epilogue: Epilogue, units: TiledUnits, sh
 
     x: [batch, channels, height, width]. values: [capacity, R, C].
     """
-    if _is_linear(window, x.dtype):
+    if window.linear:
         rest = epilogue.residual
         epilogue = epilogue._replace(residual=None if rest is None else _pixels(rest))
-        return _images(spmm.forward(_pixels(x), values, epilogue, units, shape[0]), x)
+        return _images(spmm.forward(_pixels(x), values, epilogue, units, shape[0], "conv2d"), x)
     size = window.output_size(*x.shape[2:])
     return _product(x, values, units.tiles, False, (shape[0], *size), size, window, epilogue)
 
 
 def input_grad(dy: Tensor, values: Tensor, units: TiledUnits, size: Shape, shape: Shape, window: Window) -> Tensor:
     """DX [batch, channels, *size] in channels_last memory."""
-    if _is_linear(window, dy.dtype):
-        return _images(spmm.input_grad(_pixels(dy), values, units, shape[1]), dy)
+    if window.linear:
+        return _images(spmm.input_grad(_pixels(dy), values, units, shape[1], "conv2d"), dy)
     grid = tuple(triton.cdiv(side, step) for side, step in zip(size, window.stride, strict=True))
     return _product(dy, values, units.t_tiles, True, (shape[1], *size), grid, window)
 
@@ -219,8 +219,8 @@ def weight_grad(
     dy: Tensor, x: Tensor, units: TiledUnits, block: Sequence[int], shape: Shape, window: Window, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
-    if _is_linear(window, x.dtype):
-        return sddmm.weight_grad(_pixels(dy), _pixels(x), units, block, bias)
+    if window.linear:
+        return sddmm.weight_grad(_pixels(dy), _pixels(x), units, block, bias, flags="conv2d")
     dy, x = _channels_last(dy), _channels_last(x)
     (height, width), tiles = block, units.tiles
     blocks, positions = units.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
@@ -248,11 +248,6 @@ def _problem(source: Tensor, result: Tensor, transposed: bool, taps: int) -> tup
     """The op, and as the table counts them: batch x output pixels, and the dense weight's [rows, columns]."""
     x, y = (result, source) if transposed else (source, result)
     return "input_grad" if transposed else "forward", len(y) * prod(y.shape[2:]), (y.shape[1], x.shape[1] * taps)
-
-
-def _is_linear(window: Window, dtype: torch.dtype) -> bool:
-    """Whether the linear kernels do it: unless torch's flags give convolutions another precision than them."""
-    return window.linear and exact(dtype) == exact(dtype, "conv2d")
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ NARROW = {16: 0.4, 32: 0.67}  # of that, for few outputs: the tokens' tile is re
 L2 = 0.75  # of its rate: puts the model where torch's own block-sparse product was measured on an A100
 MANY = 16384  # tokens
 LAUNCH = 4e-6  # seconds
+OLDEST = (8, 0)  # compute capability that the kernels are compiled for in tests
 MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
 
 
@@ -91,6 +92,8 @@ def hindrance(block: tuple[int, int], window: Window) -> str | None:
 def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | None) -> KernelChoice:
     """The kernel for a problem on a GPU; absent: why Triton cannot run there, if it cannot."""
     reason = absent or hindrance(problem.block, problem.window)
+    if reason is None and gpu is not None and gpu.capability < OLDEST:
+        reason = f"compute capability {OLDEST[0]}.{OLDEST[1]} is the oldest they are tested for"
     if reason is not None or gpu is None:
         return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
     measured = table.known().get(table.key_of(gpu, problem, dtype))

@@ -79,20 +79,27 @@ def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.conste
 
 
 def weight_grad(
-    dy: Tensor, x: Tensor, units: TiledUnits, block: Sequence[int], bias: bool, out: Tensor | None = None
+    dy: Tensor,
+    x: Tensor,
+    units: TiledUnits,
+    block: Sequence[int],
+    bias: bool,
+    out: Tensor | None = None,
+    flags: str = "linear",
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C] at the stored blocks, 0 in dead slots, and the bias gradient (else empty).
 
-    dy: [batch, rows]. x: [batch, cols]. out: an existing gradient to add to; it is returned.
+    dy: [batch, rows]. x: [batch, cols]. out: an existing gradient to add to; it is returned. flags: the op whose TF32
+    flag holds, see `precision`.
     """
     (height, width), tiles = block, units.tiles
     dy, x = (t if t.stride(-1) == 1 else t.contiguous() for t in (dy, x))
     (batch, rows), cols = dy.shape, x.shape[1]
     blocks = units.places.numel() // (height * width)
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
-    kind = exact(x.dtype)
-    how = launch_of("weight_grad", gpu, "linear", (height, width), outputs, x.dtype, batch, (rows, cols), kind)
-    how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, kind)
+    no_tf32 = exact(x.dtype, flags)
+    how = launch_of("weight_grad", gpu, "linear", (height, width), outputs, x.dtype, batch, (rows, cols), no_tf32)
+    how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, no_tf32)
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, batch, how.depth)
 
@@ -101,7 +108,7 @@ def weight_grad(
             sddmm_kernel, (chunks, parts), dy, x, tiles.entry, dvalues, dbias, batch, rows, cols, dy.stride(0),
             x.stride(0), blocks, triton.cdiv(batch, parts * how.depth), HEIGHT=height, WIDTH=width,
             TOGETHER=tiles.together, STACK=stack, RAGGED=rows % outputs != 0 or cols % width != 0, BIAS=bias, ADD=add,
-            PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
+            PRECISION=precision(x.dtype, flags), UPCAST=upcast(x.dtype), DEPTH=how.depth, config=how,
         )  # fmt: skip
 
     dvalues = x.new_zeros(blocks, height, width) if out is None else out

@@ -101,22 +101,31 @@ def join_kernel(scratch, split, scale, bias, residual, y, batch, outer, stride_r
            RESIDUAL, ACT)  # fmt: skip
 
 
-def forward(x: Tensor, weights: Tensor, epilogue: Epilogue, units: TiledUnits, rows: int) -> Tensor:
+def forward(
+    x: Tensor, weights: Tensor, epilogue: Epilogue, units: TiledUnits, rows: int, flags: str = "linear"
+) -> Tensor:
     """Y [batch, rows] = epilogue(X W^T); weights: blocks [capacity, R, C], or the dense weight [rows, cols]."""
-    return product(x, weights, units.tiles, rows, False, epilogue)
+    return product(x, weights, units.tiles, rows, False, epilogue, flags)
 
 
-def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int) -> Tensor:
+def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int, flags: str = "linear") -> Tensor:
     """DX [batch, cols] = dY W."""
-    return product(dy, weights, units.t_tiles, cols, True)
+    return product(dy, weights, units.t_tiles, cols, True, flags=flags)
 
 
 def product(
-    x: Tensor, weights: Tensor, tiles: Tiles, outer: int, transposed: bool, epilogue: Epilogue = PLAIN
+    x: Tensor,
+    weights: Tensor,
+    tiles: Tiles,
+    outer: int,
+    transposed: bool,
+    epilogue: Epilogue = PLAIN,
+    flags: str = "linear",
 ) -> Tensor:
     """Y [batch, outer] = epilogue(X W^T), or of X W if `transposed`.
 
-    x: [batch, inner]. weights: blocks [capacity, R, C], or a dense weight whose tiles of 64x64 `tiles` names.
+    x: [batch, inner]. weights: blocks [capacity, R, C], or a dense weight whose tiles of 64x64 `tiles` names. flags:
+    the op whose TF32 flag holds, see `precision`.
     """
     dense = weights.dim() == 2
     height, width = (config.TILE, config.TILE) if dense else weights.shape[1:]
@@ -130,9 +139,10 @@ def product(
     y = x.new_empty(batch, outer)
     outputs, together = out * tiles.together, tiles.together
     gpu, kind, shape = gpu_at(x.device), (x.dtype, batch), (inner, outer) if transposed else (outer, inner)
+    no_tf32 = exact(x.dtype, flags)
     op, layout = "input_grad" if transposed else "forward", "masked" if dense else "linear"
-    how = launch_of(op, gpu, layout, (height, width), outputs, *kind, shape, exact(x.dtype))
-    how = how or config.product_config(gpu, outputs, into, together, *kind, exact(x.dtype))
+    how = launch_of(op, gpu, layout, (height, width), outputs, *kind, shape, no_tf32)
+    how = how or config.product_config(gpu, outputs, into, together, *kind, no_tf32)
     scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
     stride = 0 if residual is None else residual.stride(0)
     items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)
@@ -141,7 +151,7 @@ def product(
         spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, *ends, scratch, batch, inner, outer,
         x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together, TRANSPOSED=transposed,
         DENSE=dense, RAGGED=inner % into != 0 or (dense and outer % out != 0), **epilogue.constants,
-        PRECISION=precision(x.dtype), UPCAST=upcast(x.dtype), WIDE=weights.numel() >= 2**31, TOKENS=how.tokens,
+        PRECISION=precision(x.dtype, flags), UPCAST=upcast(x.dtype), WIDE=weights.numel() >= 2**31, TOKENS=how.tokens,
         DEPTH=how.depth, config=how,
     )  # fmt: skip
     launch(

@@ -234,9 +234,13 @@ def _entry(gpu: str, index: int, values: Any) -> tuple[Key, Measured]:
 def _launches(values: Any, at: str) -> Launches:
     named = isinstance(values, dict) and all(outputs.isdecimal() and int(outputs) for outputs in values)
     _one(values, named, at, "launches by outputs of a program")
-    return {
-        int(outputs): Config(*_counts(how, len(Config._fields), f"{at}.{outputs}")) for outputs, how in values.items()
-    }
+    return {int(outputs): _launch_from(how, f"{at}.{outputs}") for outputs, how in values.items()}
+
+
+def _launch_from(values: Any, at: str) -> Config:
+    how = Config(*_counts(values, len(Config._fields), at))
+    powers = all(value & (value - 1) == 0 for value in (how.tokens, how.depth, how.warps))
+    return _one(how, powers, at, "tokens, depth and warps that are powers of two")
 
 
 def _counts(values: Any, length: int, at: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ def entry_of(entry, first, step, k, IN: tl.constexpr, TOGETHER: tl.constexpr, ST
     """
     WIDTH: tl.constexpr = 2 + TOGETHER
     if STACK > 1:
+        tl.static_assert(TOGETHER == 1, "rows that share a program are multiplied by one entry at a time")
         at = entry + (first + step * STACK + k // IN) * WIDTH
         column = tl.max_constancy(tl.load(at), IN)
         slot = tl.max_constancy(tl.load(at + 2), IN)

@@ -255,27 +255,6 @@ def test_what_is_frozen_is_not_launched_and_nothing_is_kept_for_it(monkeypatch, 
     assert (x.grad is None, values.grad is None) == (not needs_x, not trained)
 
 
-def pointwise() -> None:
-    """One step of a pointwise convolution, against the masked product."""
-    plan, values = build((32, 16, 1, 1), Window(), 0.7, 0, 0, "block:16x16")
-    x = torch.randn(1, 16, 3, 3, requires_grad=True)
-    grads = [torch.autograd.grad(conv2d(x, values, plan, Window(), None, kernel).square().sum(), (x, values))
-             for kernel in ("dense", "triton")]  # fmt: skip
-    for dense, triton in zip(*grads, strict=True):
-        torch.testing.assert_close(triton, dense, atol=1e-4, rtol=1e-4)
-
-
-def test_a_pointwise_convolution_runs_as_a_linear_layer_where_torch_gives_both_one_precision(monkeypatch):
-    names = launched(monkeypatch)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    pointwise()
-    assert {"spmm_kernel", "sddmm_kernel"} <= set(names) and not any("conv2d" in name for name in names)
-    names.clear()
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    pointwise()
-    assert names == ["conv2d_kernel", "conv2d_kernel", "conv2d_grad_kernel"]
-
-
 @pytest.mark.parametrize(("allowed", "expected"), [(False, "ieee"), (True, "tf32")])
 def test_float32_is_rounded_where_torch_allows_it_to_convolutions(monkeypatch, allowed, expected):
     from spfde.kernels.triton import conv2d as kernels

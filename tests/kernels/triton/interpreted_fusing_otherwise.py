@@ -138,3 +138,12 @@ def test_linear_layers_are_found_by_their_type():
     report = spfde.fuse.report(sparse(MLP(nn.GELU())))
     assert [(layer.name, layer.chain) for layer in report.layers] == [("fc1", "linear+gelu")]
     assert isinstance(sparse(MLP(nn.GELU())).fc1, SparseLinear)
+
+
+def test_a_bias_with_gaps_is_read_as_it_lies():
+    layer = spfde.sparsify(nn.Linear(32, 32), 0.5, pattern="block:16x16")
+    layer.kernel, layer.bias = "triton", nn.Parameter(torch.randn(64)[::2])
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        y = spfde.fuse(nn.Sequential(layer, nn.ReLU()))(x)
+        torch.testing.assert_close(y, layer(x).relu())

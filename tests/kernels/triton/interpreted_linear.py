@@ -4,6 +4,7 @@ from itertools import product as pairs
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.problems import build, linear
@@ -267,3 +268,33 @@ def test_tiles_first_asked_for_in_inference_mode_serve_a_compiled_step(dense):
     layer.zero_grad()
     torch.compile(layer, backend="aot_eager")(x).sum().backward()
     assert torch.equal(layer.values.grad, eager)
+
+
+def test_tiles_are_no_part_of_a_compiled_graph():
+    torch._dynamo.reset()
+    layer, x = sparsify(nn.Linear(96, 64), 0.5, pattern="block:16x16"), randn(8, 96)
+    layer.kernel = "triton"
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    with torch.inference_mode():  # of what is made in it nothing could be moved in place
+        compiled(x), compiled(x)
+    assert counter.frame_count == 1
+    assert not any("sort" in str(node.target) for graph in counter.graphs for node in graph.graph.nodes)
+    layer.move_to(torch.arange(layer.nnz))
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
+def test_tiles_first_asked_for_by_an_export_are_real():
+    layer, x = sparsify(nn.Linear(96, 64), 0.5, pattern="block:16x16"), randn(8, 96)
+    layer.kernel = "triton"
+    exported = torch.export.export(layer, (randn(8, 96),)).module()
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    assert torch.equal(exported(x), layer(x))
+
+
+def test_rows_that_share_a_program_are_not_multiplied_by_several_entries_at_once(monkeypatch):
+    row, col = torch.tensor([0, 1]), torch.tensor([0, 1])
+    tiles = build_tiles(row, col, torch.arange(2), torch.ones(2, dtype=torch.bool), (2, 2), 2, 8)
+    monkeypatch.setattr("spfde.kernels.triton.spmm.launch_of", lambda *_: config.Config(32, 32, 4, 2))
+    with pytest.raises(Exception, match="one entry at a time"):
+        product(randn(8, 32), randn(2, 16, 16), tiles, 32, False)

@@ -1,5 +1,7 @@
 """Launches, the model behind the choice, and what is refused: pure functions, no triton and no GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -108,6 +110,9 @@ def test_the_choice_and_its_reason():
         assert (choice.kernel, reason in choice.reason) == ("dense", True)
     assert "triton is not installed" in model.choose(at(27), BF16, "triton is not installed", H200).reason
     assert "no CUDA device" in model.choose(at(27), BF16, None, None).reason
+    turing = replace(H200, name="Turing", capability=(7, 5))
+    choice = model.choose(at(27), BF16, None, turing)
+    assert choice.kernel == "dense" and "compute capability 8.0 is the oldest" in choice.reason
 
 
 def test_what_was_measured_decides(monkeypatch):

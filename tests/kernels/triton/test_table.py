@@ -119,6 +119,7 @@ def test_a_damaged_file_that_is_added_changes_nothing(tmp_path):
         ("entries[0].input_grad", lambda v, e: e.update(input_grad={"x": [1, 1, 1, 1]})),
         ("entries[0].weight_grad.64", lambda v, e: e.update(weight_grad={"64": [128, 64, 4]})),
         ("entries[0].forward.16", lambda v, e: e["forward"].update({"16": [64, 32, 4.0, 2]})),
+        ("entries[0].forward.16", lambda v, e: e["forward"].update({"16": [48, 32, 4, 2]})),
     ],
 )
 def test_a_damaged_file_is_named_with_the_field(tmp_path, field, change):
