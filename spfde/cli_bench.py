@@ -35,6 +35,7 @@ def bench(
     shape: Annotated[str | None, _option("OUTxIN of a linear layer, OUTxINxKHxKW of a convolution.", SHAPE)] = None,
     batch: Annotated[int | None, _option("Samples; of a linear layer: rows.", BATCH, min=1)] = None,
     size: Annotated[int | None, _option("Pixels a side, of a convolution.", SIZE, min=1)] = None,
+    stride: Annotated[int | None, _option("Stride of a convolution.", 1, min=1)] = None,
     pattern: Annotated[str | None, _option("Pattern of the zeros, as spfde.sparsify takes it.", PATTERN)] = None,
     sparsity: Annotated[
         list[float] | None, _option("Fraction of weights that are zero; may be given again.", *SPARSITIES)
@@ -53,7 +54,7 @@ def bench(
     seconds: Annotated[float | None, _option("With --tune: the time it may take.", SECONDS, min=0)] = None,
 ) -> None:
     """Time a layer, sparse beside dense: forward, backward and both, with every kernel that can run here."""
-    layer = {"shape": shape, "batch": batch, "size": size, "pattern": pattern, "dtype": dtype}
+    layer = {"shape": shape, "batch": batch, "size": size, "stride": stride, "pattern": pattern, "dtype": dtype}
     if tune:
         _refuse("without --tune", "leaving it out", sparsity=sparsity, threads=threads, json=json, device=device)
         _tune(layer, table, SECONDS if seconds is None else seconds, repeats)
@@ -86,7 +87,8 @@ def make_layer(given: dict[str, Any]) -> Layer:
     """The layer that the options name."""
     shape = parse_shape(given["shape"] or SHAPE)
     size = given["size"] or (SIZE if len(shape) == 4 else 1)
-    return Layer(shape, given["batch"] or BATCH, size, given["pattern"] or PATTERN, given["dtype"] or DTYPE)
+    pattern, dtype = given["pattern"] or PATTERN, given["dtype"] or DTYPE
+    return Layer(shape, given["batch"] or BATCH, size, pattern, dtype, given["stride"] or 1)
 
 
 def _tune(given: dict[str, Any], path: Path | None, seconds: float, repeats: int) -> None:

@@ -19,8 +19,9 @@ from spfde.timing import Budget
 
 TOKENS, IMAGES = 16384, 64
 SHAPES = (
-    ((4096, 4096), TOKENS, 1), ((1024, 4096), TOKENS, 1), ((4096, 1024), TOKENS, 1), ((1024, 1024), TOKENS, 1),
-    ((256, 256, 3, 3), IMAGES, 14), ((512, 512, 3, 3), IMAGES, 7), ((128, 128, 3, 3), IMAGES, 28),
+    ((4096, 4096), TOKENS, 1, 1), ((1024, 4096), TOKENS, 1, 1), ((4096, 1024), TOKENS, 1, 1),
+    ((1024, 1024), TOKENS, 1, 1), ((256, 256, 3, 3), IMAGES, 14, 1), ((512, 512, 3, 3), IMAGES, 7, 1),
+    ((128, 128, 3, 3), IMAGES, 28, 1), ((256, 256, 3, 3), IMAGES, 28, 2), ((512, 512, 3, 3), IMAGES, 14, 2),
 )  # fmt: skip
 SIDES, DTYPES = (64, 128, 32, 16), ("bfloat16", "tf32", "float16")
 
@@ -28,8 +29,8 @@ SIDES, DTYPES = (64, 128, 32, 16), ("bfloat16", "tf32", "float16")
 def usual_layers() -> list[Layer]:
     """Shapes of transformers and of ResNet-50 in square blocks, most telling first, as a run may end early."""
     return [
-        Layer(shape, batch, size, f"block:{side}x{side}", dtype)
-        for dtype, side, (shape, batch, size) in product(DTYPES, SIDES, SHAPES)
+        Layer(shape, batch, size, f"block:{side}x{side}", dtype, stride)
+        for dtype, side, (shape, batch, size, stride) in product(DTYPES, SIDES, SHAPES)
     ]
 
 

@@ -29,7 +29,7 @@ class Layer:
     """A linear layer [outputs, inputs], or a convolution [outputs, inputs, kernel_h, kernel_w] padded by half of that.
 
     batch: samples (of a linear layer: rows of its input). size: pixels a side, of a convolution's images. pattern: as
-    `spfde.sparsify` takes it. dtype: one of DTYPES; "tf32" is float32 that torch may round.
+    `spfde.sparsify` takes it. dtype: one of DTYPES; "tf32" is float32 that torch may round. stride: of a convolution.
 
     Raises:
         ValueError: a field does not fit.
@@ -40,20 +40,25 @@ class Layer:
     size: int = 1
     pattern: str = "unstructured"
     dtype: str = "float32"
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 4) or min(self.shape) < 1:
             raise ValueError(f"expected a shape [outputs, inputs(, height, width)], got {list(self.shape)}")
-        if self.batch < 1 or self.size < 1:
-            raise ValueError(f"expected batch and size of at least 1, got {self.batch} and {self.size}")
-        if self.size > 1 and len(self.shape) == 2:
-            raise ValueError(f"expected size of a convolution alone, got {self.size}, try --shape OUTxINx3x3")
+        for name in ("batch", "size", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("size", "stride"):
+            if getattr(self, name) > 1 and len(self.shape) == 2:
+                got = getattr(self, name)
+                raise ValueError(f"expected {name} of a convolution alone, got {got}, try --shape OUTxINx3x3")
         if self.dtype not in DTYPES:
             raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         Pattern.parse(self.pattern)
 
     def __str__(self) -> str:
-        image = f" {self.size}px" if self.convolution else ""
+        stride = f"/{self.stride}" if self.stride > 1 else ""
+        image = f"{stride} {self.size}px" if self.convolution else ""
         what = "conv2d" if self.convolution else "linear"
         return f"{what} {'x'.join(map(str, self.shape))}{image} batch {self.batch} {self.pattern} {self.dtype}"
 
@@ -68,7 +73,7 @@ class Layer:
         if not self.convolution:
             return ONE_TAP
         rows, cols = (side // 2 for side in self.shape[2:])
-        return Window(self.shape[2:], padding=(rows, rows, cols, cols))
+        return Window(self.shape[2:], (self.stride, self.stride), (rows, rows, cols, cols))
 
     @property
     def kind(self) -> torch.dtype:
@@ -82,7 +87,8 @@ class Layer:
             if not self.convolution:
                 layer: nn.Module = nn.Linear(self.shape[1], self.shape[0])
             else:
-                layer = nn.Conv2d(self.shape[1], self.shape[0], self.shape[2:], padding=self.window.padding[::2])
+                window = self.window
+                layer = nn.Conv2d(*self.shape[1::-1], self.shape[2:], window.stride, window.padding[::2])
         return layer.to(device, self.kind)
 
     def sparse(self, density: float, device: str) -> SparseLayer:

@@ -100,8 +100,8 @@ def _weight_grad_fake(dy, x, units, block, shape, stride, padding, dilation, gro
 
 def _setup_context(ctx, inputs, output):
     x, values, _, units = inputs[:4]
-    ctx.save_for_backward(x, values, *units)
-    ctx.options = inputs[4:]
+    ctx.save_for_backward(x if values.requires_grad else None, values, *units)
+    ctx.size, ctx.options = x.shape[2:], inputs[4:]
 
 
 def _backward(ctx, dy):
@@ -111,11 +111,13 @@ def _backward(ctx, dy):
     dx = dvalues = dbias = None
     dy = dy.detach()
     if need_x:
-        dx = torch.ops.spfde.conv2d_input_grad(dy, values.detach(), units, x.shape[2:], *window, kernel)
-    if need_values or need_bias:
+        dx = torch.ops.spfde.conv2d_input_grad(dy, values.detach(), units, ctx.size, *window, kernel)
+    if need_values:
         block = values.shape[1:]
         dvalues, dbias = torch.ops.spfde.conv2d_weight_grad(dy, x.detach(), units, block, *window, need_bias, kernel)
-    grads = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
+    elif need_bias:
+        dbias = dy.sum((0, 2, 3))
+    grads = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
     return *grads, [None] * len(units), *[None] * 6
 
 

@@ -246,8 +246,8 @@ def _input_grad_fake(dy, values, units, cols, kernel):
 
 def _setup_context(ctx, inputs, output):
     x, values, _, units, _, kernel = inputs
-    ctx.save_for_backward(x, values, *units)
-    ctx.kernel = kernel
+    ctx.save_for_backward(x if values.requires_grad else None, values, *units)
+    ctx.cols, ctx.kernel = x.shape[1], kernel
 
 
 def _backward(ctx, dy):
@@ -256,10 +256,12 @@ def _backward(ctx, dy):
     dx = dvalues = dbias = None
     dy = dy.detach()
     if need_x:
-        dx = torch.ops.spfde.spmm_input_grad(dy, values.detach(), units, x.shape[1], ctx.kernel)
-    if need_values or need_bias:
+        dx = torch.ops.spfde.spmm_input_grad(dy, values.detach(), units, ctx.cols, ctx.kernel)
+    if need_values:
         dvalues, dbias = torch.ops.spfde.sddmm(dy, x.detach(), units, values.shape[1:], need_bias, ctx.kernel)
-    dx, dvalues, dbias = refuse_double_backward([dx, dvalues if need_values else None, dbias if need_bias else None])
+    elif need_bias:
+        dbias = dy.sum(0)
+    dx, dvalues, dbias = refuse_double_backward([dx, dvalues, dbias if need_bias else None])
     return dx, dvalues, dbias, [None] * len(units), None, None
 
 

@@ -62,7 +62,8 @@ def test_a_table_and_a_file(tmp_path):
     assert len(re.findall(r"^0\.5 ", result.output, re.M)) == 4
     assert result.output.count("not timed: triton: ") == 1
     kept = json.loads(path.read_text())
-    assert kept["layer"] == {"shape": [32, 48], "batch": 4, "size": 1, "pattern": "unstructured", "dtype": "float32"}
+    wanted = {"shape": [32, 48], "batch": 4, "size": 1, "pattern": "unstructured", "dtype": "float32", "stride": 1}
+    assert kept["layer"] == wanted
     assert [cell["sparsity"] for cell in kept["cells"]] == [0.5, 0.75]
     assert kept["cells"][0]["seconds"]["native"]["both"][0] > 0
     assert kept["machine"]["torch"] == torch.__version__

@@ -90,6 +90,22 @@ def test_a_wrong_kernel_is_absent_with_the_reason(monkeypatch):
     assert cell.absent["native"].startswith("wrong output: relative error")
 
 
+def test_a_kernel_that_does_not_compile_is_absent_and_the_others_are_timed(monkeypatch):
+    from spfde.nn import SparseLinear
+
+    run = SparseLinear.forward
+
+    def broken(layer, x):
+        if layer.route == "native":
+            raise SyntaxError("no such\n instruction")
+        return run(layer, x)
+
+    monkeypatch.setattr(SparseLinear, "forward", broken)
+    [cell] = compare(LINEAR, [0.5], "cpu", 1, clock).cells
+    assert cell.absent["native"] == "SyntaxError: no such instruction"
+    assert "masked dense" in cell.seconds
+
+
 def test_data_is_always_the_same_and_leaves_torchs_random_state():
     before = torch.get_rng_state()
     one, other = CONV.dense("cpu"), CONV.dense("cpu")
@@ -117,6 +133,13 @@ def test_shapes_that_are_none(text):
         parse_shape(text)
 
 
+def test_a_stride():
+    layer = Layer((8, 4, 3, 3), 2, 9, stride=2)
+    assert str(layer) == "conv2d 8x4x3x3/2 9px batch 2 unstructured float32"
+    assert layer.dense("cpu")(layer.input("cpu")).shape == (2, 8, 5, 5)
+    assert layer.window.output_size(9, 9) == (5, 5)
+
+
 def test_shapes():
     assert (parse_shape("3x40"), parse_shape("3x40x5x1")) == ((3, 40), (3, 40, 5, 1))
 
@@ -126,9 +149,11 @@ def test_shapes():
     [
         ({"shape": (3,)}, "expected a shape"),
         ({"shape": (3, 0)}, "expected a shape"),
-        ({"batch": 0}, "expected batch and size of at least 1"),
-        ({"size": 0}, "expected batch and size of at least 1"),
+        ({"batch": 0}, "expected batch of at least 1"),
+        ({"size": 0}, "expected size of at least 1"),
+        ({"stride": 0}, "expected stride of at least 1"),
         ({"size": 2}, "expected size of a convolution alone, got 2, try --shape OUTxINx3x3"),
+        ({"stride": 2}, "expected stride of a convolution alone, got 2, try --shape OUTxINx3x3"),
         ({"dtype": "float64"}, "expected dtype to be one of float32, tf32, float16, bfloat16, got 'float64'"),
         ({"pattern": "blok"}, "expected pattern"),
     ],

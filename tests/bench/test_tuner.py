@@ -130,7 +130,7 @@ def test_the_file_holds_exactly_what_was_found(tmp_path):
     assert outcome.table.about == ABOUT
     assert list(outcome.table.entries) == [
         Key("NVIDIA H200", "linear", (128, 128), "bfloat16", (7, 11, 10)),
-        Key("NVIDIA H200", "conv2d", (16, 32), "float32", (6, 6, 10)),
+        Key("NVIDIA H200", "conv2d 3x3/1x1", (16, 32), "float32", (6, 6, 10)),
     ]
     conv = outcome.table.entries[key_of(H200, problem_of(CONV), torch.float32)]
     for op, side in zip(OPS, (16, 32, 16), strict=True):
@@ -158,7 +158,7 @@ def test_time_that_runs_out_loses_nothing_and_another_run_goes_on(tmp_path):
     later = {**ABOUT, "date": "2027-01-01", "command": "another"}
     second = tuned(path, [LINEAR, CONV, SMALL], clock, about=later, say=said.append)
     assert said[0] == f"{LINEAR}: known"
-    assert [key.layout for key in second.table.entries] == ["linear", "conv2d", "linear"]
+    assert [key.layout for key in second.table.entries] == ["linear", "conv2d 3x3/1x1", "linear"]
     assert first.table.entries.items() <= second.table.entries.items()
     assert second.table.about == ABOUT
 

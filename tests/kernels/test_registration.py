@@ -6,6 +6,7 @@ from kernels.problems import build
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from spfde import sparsify
@@ -199,3 +200,36 @@ def test_float64_takes_the_reference_path_to_any_order(case, pattern):
     grad.square().sum().backward()
     assert layer.values.grad is not None
     assert layer.kernel == "reference"
+
+
+class Calls(TorchDispatchMode):
+    """Names of the ops of ours that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "spfde":
+            self.names.append(func._schema.name.removeprefix("spfde::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", ["linear", "conv2d"])
+def test_frozen_values_have_no_weight_gradient_and_keep_no_input(op):
+    plan, values, x = linear_problem() if op == "linear" else conv_problem()
+    values, units, kept = values.detach(), list(plan.units), []
+    bias = torch.zeros(plan.rows, requires_grad=True)
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t)
+    with Calls() as calls, keep:
+        if op == "linear":
+            y = torch.ops.spfde.spmm(x, values, bias, units, 12, "native")
+        else:
+            y = torch.ops.spfde.conv2d(x, values, bias, units, *window_args(plan), "native")
+        dy = torch.randn(y.shape)
+        dx, dbias = torch.autograd.grad(y, (x, bias), dy)
+    forward = "spmm" if op == "linear" else "conv2d"
+    assert calls.names == [forward, f"{forward}_input_grad"]
+    assert x.shape not in kept
+    torch.testing.assert_close(dbias, dy.sum(0) if op == "linear" else dy.sum((0, 2, 3)))
+    assert dx.shape == x.shape

@@ -23,7 +23,7 @@ from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
-from spfde.kernels.triton.table import launch_of
+from spfde.kernels.triton.table import launch_of, layout_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
 from spfde.pattern import Window
 from spfde.tiles import Tiles, stack_of
@@ -202,7 +202,7 @@ def _product(
     positions, items = len(source) * prod(grid), tiles.work.shape[0]
     gpu, outputs, no_tf32 = gpu_at(source.device), out * together, exact(dtype, "conv2d")
     op, output_pixels, shape = _problem(source, result, transposed, prod(window.kernel))
-    how = launch_of(op, gpu, "conv2d", (height, width), outputs, dtype, output_pixels, shape, no_tf32)
+    how = launch_of(op, gpu, layout_of(window), (height, width), outputs, dtype, output_pixels, shape, no_tf32)
     how = how or config.product_config(gpu, outputs, into, together, dtype, positions, no_tf32, "conv2d")
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
@@ -226,7 +226,8 @@ def weight_grad(
     blocks, positions = units.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
     no_tf32, weight = exact(x.dtype, "conv2d"), (shape[0], prod(shape[1:]))
-    how = launch_of("weight_grad", gpu, "conv2d", (height, width), outputs, x.dtype, positions, weight, no_tf32)
+    problem = (layout_of(window), (height, width), outputs, x.dtype, positions, weight)
+    how = launch_of("weight_grad", gpu, *problem, no_tf32)
     how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, no_tf32)
     chunks = tiles.entry.shape[0] // stack
     parts = config.parts(gpu, chunks, positions, how.depth)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ import torch
 
 from spfde.kernels.choice import Problem
 from spfde.kernels.triton.config import Config, Gpu
+from spfde.pattern import Window
 
 SHIPPED = Path(__file__).with_name("tables")
 VARIABLE = "SPFDE_GPU_TABLE"
 OPS = ("forward", "input_grad", "weight_grad")
-LAYOUTS = ("linear", "conv2d")
+LAYOUT = re.compile(r"linear|conv2d [1-9]\d*x[1-9]\d*/[1-9]\d*x[1-9]\d*")
 DTYPES = ("float32", "float16", "bfloat16")  # float32: as TF32
 VERSIONS = ("spfde", "torch", "triton")
 
@@ -32,7 +34,7 @@ Launches = Mapping[int, Config]  # by outputs of a program: block rows that shar
 
 
 class Key(NamedTuple):
-    """What was measured: on which GPU, kind of layer ("linear", "conv2d"), block, precision and shape.
+    """What was measured: on which GPU, kind of layer (see `layout_of`), block, precision and shape.
 
     bucket: batch x positions, rows and columns in halvings (see `bucket_of`).
     """
@@ -100,8 +102,15 @@ def bucket_of(positions: int, rows: int, cols: int) -> tuple[int, int, int]:
 
 def key_of(gpu: Gpu, problem: Problem, dtype: torch.dtype) -> Key:
     """The key of a problem."""
-    layout = "linear" if problem.window.linear else "conv2d"
+    layout = layout_of(problem.window)
     return _key(gpu.name, layout, problem.block, dtype, problem.positions, problem.shape[0], prod(problem.shape[1:]))
+
+
+@lru_cache(maxsize=256)
+def layout_of(window: Window) -> str:
+    """The kind of a layer: "linear", or "conv2d 3x3/2x2" by kernel and stride."""
+    kernel, stride = ("x".join(map(str, sides)) for sides in (window.kernel, window.stride))
+    return "linear" if window.linear else f"conv2d {kernel}/{stride}"
 
 
 def _key(
@@ -221,7 +230,8 @@ def _table(values: Any) -> GpuTable:
 def _entry(gpu: str, index: int, values: Any) -> tuple[Key, Measured]:
     at = f"entries[{index}]"
     fields = _fields(values, (*Key._fields[1:], *Measured._fields), at)
-    _one(fields["layout"], fields["layout"] in LAYOUTS, f"{at}.layout", f"one of {', '.join(LAYOUTS)}")
+    known = isinstance(fields["layout"], str) and LAYOUT.fullmatch(fields["layout"])
+    _one(fields["layout"], known, f"{at}.layout", "'linear' or 'conv2d KHxKW/SHxSW'")
     _one(fields["dtype"], fields["dtype"] in DTYPES, f"{at}.dtype", f"one of {', '.join(DTYPES)}")
     block = _counts(fields["block"], 2, f"{at}.block")
     key = Key(gpu, fields["layout"], block, fields["dtype"], _counts(fields["bucket"], 3, f"{at}.bucket"))

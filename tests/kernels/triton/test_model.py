@@ -168,7 +168,7 @@ def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts
     assert model.choose(wide, BF16, None, H200).kernel == "triton"
     narrow = Problem(64, (32, 32, 3, 3), 19, (16, 16), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
     assert model.choose(narrow, BF16, None, H200).kernel == "dense"
-    for window, layout in ((Window(), "linear"), (Window((1, 1), (2, 2)), "conv2d")):
+    for window, layout in ((Window(), "linear"), (Window((1, 1), (2, 2)), "conv2d 1x1/2x2")):
         pointwise = Problem(64, (512, 512, 1, 1), 19, (64, 64), window, (14, 14))
         key = Key("NVIDIA H200", layout, (64, 64), "bfloat16", table.bucket_of(64 * 14 * 14, 512, 512))
         monkeypatch.setattr(table, "known", lambda key=key: {key: Measured({}, {}, {}, 0.5)})

@@ -146,7 +146,7 @@ def test_a_measured_launch_is_used_for_what_it_was_measured_for(monkeypatch):
     table.forget()
     assert (ask(), ask(outputs=64), ask("input_grad", 32)) == (HOW, OTHER, HOW)
     others = (
-        ask(outputs=32), ask("input_grad", 16), ask("weight_grad"), ask(exact=True), ask(layout="conv2d"),
+        ask(outputs=32), ask("input_grad", 16), ask("weight_grad"), ask(exact=True), ask(layout="conv2d 3x3/1x1"),
         ask(gpu=GPUS["Orin"]), ask(block=(32, 16)), ask(dtype=torch.float16),
     )  # fmt: skip
     assert set(others) == {None}
