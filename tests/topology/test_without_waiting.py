@@ -1,6 +1,7 @@
 """An update asks a GPU for nothing until its end: it runs on the meta device, which has no answer."""
 
 import copy
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ class Uploads(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def no_answer() -> AbstractContextManager:
+    """What torch raises when the meta device is asked for a number or a size: a GPU would be waited for."""
+    return pytest.raises(NotImplementedError, match="no data|torch.nonzero")
+
+
 def on_meta(named: str, name: str, pattern: str) -> Topology:
     """A method on a layer of the meta device, one step before its update."""
     torch.manual_seed(0)
@@ -77,14 +83,14 @@ def test_an_update_waits_for_one_answer(named, name, pattern):
     born = shifts["0"].born
     assert born.is_meta and born.dim() == 0
     assert shifts["0"].before == nnz
-    with pytest.raises(NotImplementedError, match="no data"):
+    with no_answer():
         topology._count_moved(shifts)
 
 
 def test_the_guard_sees_what_waits():
     with pytest.raises(AssertionError, match="waits"), Uploads():
         torch.ones(3).to("meta")
-    with pytest.raises(NotImplementedError):
+    with no_answer():
         counting.find(torch.ones(3, dtype=torch.bool, device="meta"))
 
 
