@@ -15,7 +15,7 @@ from torch import Tensor
 from spfde._native import native
 from spfde.kernels import dense, dispatch, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.epilogue import Epilogue, relu_grad, untracked
+from spfde.kernels.epilogue import Epilogue, act_grad, untracked
 from spfde.kernels.masked import dense_weight, gather, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters, memory_format_of
 from spfde.kernels.precision import (
@@ -75,7 +75,7 @@ def conv2d(
             if choice.kernel == "reference":
                 y = dense.convolution(x, dense_weight(values, plan), bias, window)
             else:
-                y = _Conv2d.apply(x, values, bias, plan, window, choice.kernel, "none")
+                y = _Conv2d.apply(x, values, bias, None, plan, window, choice.kernel, "none", False)
     return cast(y, result)
 
 
@@ -99,10 +99,12 @@ def fused(
     if not end.fits((len(x), plan.rows, *size), plan.rows, result, x.device):
         return None
     values = packed(values, dtype)
+    end = end._replace(residual=cast(end.residual, dtype))
     if untracked(x, values, *end.tensors):
-        y = compute_fused(x, values, end._replace(residual=cast(end.residual, dtype)), plan, window)
+        y = compute_fused(x, values, end, plan, window)
     elif end.has_gradient:
-        y = _Conv2d.apply(x, plan.arrange(values), packed(end.bias, dtype), plan, window, "triton", end.act)
+        bias, weights = packed(end.bias, dtype), plan.arrange(values)
+        y = _Conv2d.apply(x, weights, bias, end.residual, plan, window, "triton", end.act, end.after)
     else:
         return None
     return cast(y, result)
@@ -126,18 +128,18 @@ def compute(
     window: Window,
     kernel: str,
     weight: Tensor | None = None,
-    act: str = "none",
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Y [batch, out, out_h, out_w] outside autograd; `kernel` names one, "auto" is resolved before.
 
-    weight: the dense one, if made. act: what Triton's kernel ends with.
+    weight: the dense one, if made. epilogue: what Triton's kernel ends with, the bias in it.
     """
     if kernel == "reference":
         return dense.convolution(x, to_dense(values, units, shape), bias, window)
     if kernel == "dense":
         return dense.convolution(x, scatter(values, units, shape) if weight is None else weight, bias, window)
     if kernel == "triton":
-        y = _triton().forward(x, values, Epilogue(bias, act=act), units, shape, window)
+        y = _triton().forward(x, values, epilogue or Epilogue(bias), units, shape, window)
         return y.contiguous(memory_format=memory_format_of(x))
     x, last = _without_gaps(x)
     y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
@@ -250,25 +252,36 @@ class _Conv2d(torch.autograd.Function):
     """The eager route: the same computations as the registered ops, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, plan, window, kernel, act):
+    def forward(ctx, x, values, bias, residual, plan, window, kernel, act, after):
         ctx.plan, ctx.version, ctx.window, ctx.kernel, ctx.size = plan, plan.version, window, kernel, x.shape[2:]
-        weight = None
+        ctx.act, ctx.after = act, after
+        weight = seen = None
         if kernel == "dense":
             weight, ctx.written = write(values, plan)
         units = units_for(plan, kernel)
-        y = compute(x, values, bias, units, plan.shape, window, kernel, weight, act)
-        ctx.save_for_backward(x if values.requires_grad else None, values, y if act == "relu" else None)
+        end = None
+        if kernel == "triton":
+            end = Epilogue(bias, None, residual, act, after)
+            if end.hidden:
+                seen = _empty(x, (x.shape[0], plan.rows, *window.output_size(*x.shape[2:])), True)
+                end = end._replace(kept=seen)
+        y = compute(x, values, bias, units, plan.shape, window, kernel, weight, end)
+        if act != "none" and seen is None:
+            seen = y
+        ctx.save_for_backward(x if values.requires_grad else None, values, seen)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         ctx.plan.check(ctx.version)
-        x, values, y = ctx.saved_tensors
+        x, values, seen = ctx.saved_tensors
         plan, window, kernel = ctx.plan, ctx.window, ctx.kernel
-        need_x, need_values, need_bias = ctx.needs_input_grad[:3]
-        dx = dvalues = dbias = None
+        need_x, need_values, need_bias, need_residual = ctx.needs_input_grad[:4]
+        dx = dvalues = dbias = dresidual = None
         with without_graph():
-            dy = dy if y is None else relu_grad(dy, y)
+            after, dy = dy, act_grad(dy, seen, ctx.act)
+            if need_residual:
+                dresidual = after if ctx.after else dy
             if kernel == "dense":
                 dx, dvalues = _masked_gradients(ctx, dy, x, values, (need_x, need_values))
             else:
@@ -279,8 +292,8 @@ class _Conv2d(torch.autograd.Function):
                     dvalues, dbias = compute_weight_grad(dy, x, units, block, plan.shape, window, need_bias, kernel)
             if need_bias and dbias is None:
                 dbias = dy.sum((0, 2, 3))
-        grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
-        return *grads, None, None, None, None
+        grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None, dresidual))
+        return *grads, None, None, None, None, None
 
 
 @timed

@@ -14,7 +14,8 @@ ACTIVATIONS = ("none", "relu", "relu6", "gelu")
 class Epilogue(NamedTuple):
     """y = act(scale z + bias + residual), or act(scale z + bias) + residual if `after`.
 
-    scale, bias: [outputs] or None. residual: shaped like y or None. act: one of ACTIVATIONS, gelu the exact one.
+    scale, bias: [outputs] or None. residual: shaped like y or None. act: one of ACTIVATIONS, gelu the exact one. kept:
+    where what the activation is given goes as well, rounded as y is; the activation then sees it so.
     """
 
     bias: Tensor | None = None
@@ -22,6 +23,7 @@ class Epilogue(NamedTuple):
     residual: Tensor | None = None
     act: str = "none"
     after: bool = False
+    kept: Tensor | None = None
 
     def fits(self, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether every tensor is there for a y of this shape, precision and device, vectors without gaps."""
@@ -33,27 +35,40 @@ class Epilogue(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """All of them."""
+        """All that it reads."""
         return self.bias, self.scale, self.residual
 
     @property
     def has_gradient(self) -> bool:
-        """Whether backward knows it: a bias, and ReLU, whose mask the result shows."""
-        return self.scale is None and self.residual is None and self.act in ("none", "relu")
+        """Whether backward knows it: all but a scale."""
+        return self.scale is None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether y does not show where the activation bends, so that backward needs what it was given."""
+        return self.act == "gelu" or (self.act != "none" and self.after and self.residual is not None)
 
     @property
     def constants(self) -> dict[str, Any]:
         """What a kernel is compiled for."""
         where = "none" if self.residual is None else "after" if self.after else "before"
-        return {"BIAS": self.bias is not None, "SCALE": self.scale is not None, "RESIDUAL": where, "ACT": self.act}
+        parts = {"BIAS": self.bias, "SCALE": self.scale, "KEEP": self.kept}
+        return {**{name: part is not None for name, part in parts.items()}, "RESIDUAL": where, "ACT": self.act}
 
 
 PLAIN = Epilogue()
 
 
-def relu_grad(dy: Tensor, y: Tensor) -> Tensor:
-    """The gradient that ReLU passes on, of its result y."""
-    return torch.ops.aten.threshold_backward(dy, y, 0)
+def act_grad(dy: Tensor, seen: Tensor | None, act: str) -> Tensor:
+    """The gradient that an activation passes on.
+
+    seen: what it was given; for ReLU and ReLU6 what came of it will do, for "none" nothing is needed.
+    """
+    if act == "gelu":
+        return torch.ops.aten.gelu_backward(dy, seen)
+    if act == "relu6":
+        return torch.ops.aten.hardtanh_backward(dy, seen, 0, 6)
+    return torch.ops.aten.threshold_backward(dy, seen, 0) if act == "relu" else dy
 
 
 def untracked(*tensors: Tensor | None) -> bool:

@@ -16,8 +16,9 @@ from spfde.kernels.norm_act import can_remake, remake
 def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor, gelu: bool = False) -> Tensor:
     """Layer(y), where backward makes y again instead of keeping it.
 
-    That takes one more pass over memory, for a y that comes from the native `norm_act` or, with `gelu`, from torch's
-    GELU just before; any other y is saved as ever. Gradients are the same bits.
+    That takes one more pass over memory, for a y that comes from the native `norm_act` or, with `gelu`, from a GELU
+    just before, torch's or at the end of a layer's kernel; any other y is saved as ever. Gradients are the same bits,
+    but for how that kernel and torch's round a GELU.
     """
     make = None if torch.compiler.is_compiling() else _maker(y.grad_fn, gelu)
     if make is None:
@@ -45,8 +46,14 @@ def _maker(node: Any, gelu: bool) -> Callable[[], Tensor] | None:
     """What makes the output of this node of the autograd graph again, None where nothing cheap does."""
     if can_remake(node):
         return partial(remake, node)
-    if gelu and type(node).__name__ == "GeluBackward0" and not _outer_hooks():
-        return partial(_gelu, node)
+    if not gelu or _outer_hooks():
+        return None
+    if type(node).__name__ == "ViewBackward0":  # a layer's result of more than two dimensions
+        node = node.next_functions[0][0]
+    if type(node).__name__ == "GeluBackward0":
+        return lambda: _gelu(node._saved_self, node._saved_approximate)
+    if getattr(node, "act", "") == "gelu":  # it has saved its input, its values and what the GELU was given
+        return lambda: _gelu(node.saved_tensors[2], "none")
     return None
 
 
@@ -56,6 +63,6 @@ def _outer_hooks() -> bool:
     return top is None or top(False) is not None
 
 
-def _gelu(node: Any) -> Tensor:
+def _gelu(z: Tensor, approximate: str) -> Tensor:
     with torch.no_grad():
-        return F.gelu(node._saved_self, approximate=node._saved_approximate)
+        return F.gelu(z, approximate=approximate)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde._native import native
 from spfde.kernels import dispatch, sddmm, whole
 from spfde.kernels.clock import timed
-from spfde.kernels.epilogue import Epilogue, relu_grad, untracked
+from spfde.kernels.epilogue import Epilogue, act_grad, untracked
 from spfde.kernels.masked import dense_weight, needs_dense, scatter, to_dense, write
 from spfde.kernels.memory import address, check_parameters
 from spfde.kernels.precision import (
@@ -67,7 +67,7 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
             if choice.kernel == "reference":
                 y = F.linear(flat, dense_weight(values, plan), bias)
             else:
-                y = _Spmm.apply(flat, values, bias, plan, choice.kernel, "none")
+                y = _Spmm.apply(flat, values, bias, None, plan, choice.kernel, "none", False)
     y = cast(y, result)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
@@ -90,12 +90,13 @@ def fused(
     if not end.fits((*x.shape[:-1], rows), rows, result, x.device):
         return None
     values = packed(values, dtype)
+    if end.residual is not None:
+        end = end._replace(residual=cast(end.residual.reshape(-1, rows), dtype))
     if untracked(x, values, *end.tensors):
-        if end.residual is not None:
-            end = end._replace(residual=cast(end.residual.reshape(-1, rows), dtype))
         y = compute_fused(flat, values, end, plan)
     elif end.has_gradient:
-        y = _Spmm.apply(flat, plan.arrange(values), packed(end.bias, dtype), plan, "triton", end.act)
+        bias, weights = packed(end.bias, dtype), plan.arrange(values)
+        y = _Spmm.apply(flat, weights, bias, end.residual, plan, "triton", end.act, end.after)
     else:
         return None
     y = cast(y, result)
@@ -119,11 +120,11 @@ def compute(
     rows: int,
     kernel: str,
     weight: Tensor | None = None,
-    act: str = "none",
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Y [batch, rows] outside autograd; `kernel` names one, "auto" is resolved before.
 
-    weight: the dense one, if made. act: what Triton's kernel ends with.
+    weight: the dense one, if made. epilogue: what Triton's kernel ends with, the bias in it.
     """
     if kernel == "native":
         return _product(x, values, None, bias, units.row_ptr, units.col, rows)
@@ -132,7 +133,7 @@ def compute(
     if weight is None and needs_dense(kernel, values):
         weight = scatter(values, units, (rows, x.shape[1]))
     if kernel == "triton":
-        return _triton().forward(x, values if weight is None else weight, Epilogue(bias, act=act), units, rows)
+        return _triton().forward(x, values if weight is None else weight, epilogue or Epilogue(bias), units, rows)
     return F.linear(x, weight, bias)
 
 
@@ -190,25 +191,35 @@ class _Spmm(torch.autograd.Function):
     """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, plan, kernel, act):
-        ctx.plan, ctx.version, ctx.kernel = plan, plan.version, kernel
-        weight = None
+    def forward(ctx, x, values, bias, residual, plan, kernel, act, after):
+        ctx.plan, ctx.version, ctx.kernel, ctx.act, ctx.after = plan, plan.version, kernel, act, after
+        weight = seen = None
         if needs_dense(kernel, values):
             weight, ctx.written = write(values, plan)
-        y = compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight, act)
-        ctx.save_for_backward(x if values.requires_grad else None, values, y if act == "relu" else None)
+        end = None
+        if kernel == "triton":
+            end = Epilogue(bias, None, residual, act, after)
+            if end.hidden:
+                seen = x.new_empty(x.shape[0], plan.rows)
+                end = end._replace(kept=seen)
+        y = compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight, end)
+        if act != "none" and seen is None:
+            seen = y
+        ctx.save_for_backward(x if values.requires_grad else None, values, seen)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         ctx.plan.check(ctx.version)
-        x, values, y = ctx.saved_tensors
+        x, values, seen = ctx.saved_tensors
         plan, kernel = ctx.plan, ctx.kernel
         units = units_for(plan, kernel)
-        need_x, need_values, need_bias = ctx.needs_input_grad[:3]
-        dx = dvalues = dbias = None
+        need_x, need_values, need_bias, need_residual = ctx.needs_input_grad[:4]
+        dx = dvalues = dbias = dresidual = None
         with without_graph():
-            dy = dy if y is None else relu_grad(dy, y)
+            after, dy = dy, act_grad(dy, seen, ctx.act)
+            if need_residual:
+                dresidual = after if ctx.after else dy
             if need_x:
                 weight = write(values, plan, ctx.written)[0] if needs_dense(kernel, values) else None
                 dx = compute_input_grad(dy, values, units, plan.cols, kernel, weight)
@@ -216,8 +227,8 @@ class _Spmm(torch.autograd.Function):
                 dvalues, dbias = sddmm.compute(dy, x, units, values.shape[1:], need_bias, kernel)
             elif need_bias:
                 dbias = dy.sum(0)
-        dx, dvalues, dbias = refuse_double_backward((dx, dvalues, dbias if need_bias else None))
-        return dx, dvalues, dbias, None, None, None
+        grads = refuse_double_backward((dx, dvalues, dbias if need_bias else None, dresidual))
+        return *grads, None, None, None, None
 
 
 @torch.library.custom_op("spfde::spmm", mutates_args=())

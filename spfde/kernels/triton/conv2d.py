@@ -45,12 +45,12 @@ def quotient(n, m, s):
 
 @triton.jit
 def conv2d_kernel(
-    source, values, entry, work, scale, bias, residual, result, items, positions, grid_h, grid_w, source_h, source_w,
-    sources, result_h, result_w, results, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr,
+    source, values, entry, work, scale, bias, residual, kept, result, items, positions, grid_h, grid_w, source_h,
+    source_w, sources, result_h, result_w, results, pad_h, pad_w, dilation_h, dilation_w, KERNEL_W: tl.constexpr,
     TAPS: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr,
     TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr,
-    PIXELS: tl.constexpr, DEPTH: tl.constexpr,
+    RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    WIDE: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """One item of work on one tile of result pixels; a block is OUT x IN in the direction of the product.
 
@@ -107,8 +107,8 @@ def conv2d_kernel(
             pixels, block = pixels.to(tl.float32), block.to(tl.float32)
         acc = tl.dot(pixels, block, acc, input_precision=PRECISION)
     row = (image.to(tl.int64) * result_h + at_h) * result_w + at_w
-    finish(acc, scale, bias, residual, result, row, wanted, group * OUTPUTS + n, results, results, SCALE, BIAS,
-           RESIDUAL, ACT)  # fmt: skip
+    finish(acc, scale, bias, residual, kept, result, row, wanted, group * OUTPUTS + n, results, results, SCALE, BIAS,
+           RESIDUAL, KEEP, ACT)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["area_m", "area_s", "row_m", "row_s"])
@@ -165,11 +165,11 @@ def conv2d_grad_kernel(
 def forward(x: Tensor, values: Tensor, epilogue: Epilogue, units: TiledUnits, shape: Shape, window: Window) -> Tensor:
     """Y [batch, out, out_h, out_w] = epilogue(conv2d(x)), in channels_last memory.
 
-    x: [batch, channels, height, width]. values: [capacity, R, C].
+    x: [batch, channels, height, width]. values: [capacity, R, C]. The epilogue's `kept` is in channels_last memory.
     """
     if window.linear:
-        rest = epilogue.residual
-        epilogue = epilogue._replace(residual=None if rest is None else _pixels(rest))
+        rest, kept = (t if t is None else _pixels(t) for t in (epilogue.residual, epilogue.kept))
+        epilogue = epilogue._replace(residual=rest, kept=kept)
         return _images(spmm.forward(_pixels(x), values, epilogue, units, shape[0], "conv2d"), x)
     size = window.output_size(*x.shape[2:])
     return _product(x, values, units.tiles, False, (shape[0], *size), size, window, epilogue)
@@ -206,9 +206,9 @@ def _product(
     how = how or config.product_config(gpu, outputs, into, together, dtype, positions, no_tf32, "conv2d")
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
-        epilogue.scale, epilogue.bias, epilogue.residual, result, items, positions, *grid, *source.shape[2:],
-        source.shape[1], *size[1:], size[0], *_places(window), **_taps(window), OUT=out, IN=into, TOGETHER=together,
-        TRANSPOSED=transposed, RAGGED=source.shape[1] % into != 0, **epilogue.constants,
+        epilogue.scale, epilogue.bias, epilogue.residual, epilogue.kept, result, items, positions, *grid,
+        *source.shape[2:], source.shape[1], *size[1:], size[0], *_places(window), **_taps(window), OUT=out, IN=into,
+        TOGETHER=together, TRANSPOSED=transposed, RAGGED=source.shape[1] % into != 0, **epilogue.constants,
         PRECISION=precision(dtype, "conv2d"), UPCAST=upcast(dtype), WIDE=values.numel() >= 2**31, PIXELS=how.tokens,
         DEPTH=how.depth, config=how,
     )  # fmt: skip

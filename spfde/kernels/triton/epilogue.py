@@ -17,10 +17,11 @@ def activated(acc, ACT: tl.constexpr):
 
 
 @triton.jit
-def finish(acc, scale, bias, residual, y, row, valid, output, outer, stride_r, SCALE: tl.constexpr,
-           BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+def finish(acc, scale, bias, residual, kept, y, row, valid, output, outer, stride_r, SCALE: tl.constexpr,
+           BIAS: tl.constexpr, RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
     """Writes the sums acc [M, N] to y [rows, outer] at `row` [M] (int64; those that are `valid`) and `output` [N]."""
     mask = valid[:, None] & (output < outer)[None, :]
+    place = row[:, None] * outer + output[None, :]
     if SCALE:
         acc *= tl.load(scale + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
     if BIAS:
@@ -29,7 +30,11 @@ def finish(acc, scale, bias, residual, y, row, valid, output, outer, stride_r, S
         rest = tl.load(residual + row[:, None] * stride_r + output[None, :], mask=mask, other=0.0).to(tl.float32)
     if RESIDUAL == "before":
         acc += rest
+    if KEEP:
+        given = acc.to(kept.dtype.element_ty)
+        tl.store(kept + place, given, mask=mask)
+        acc = given.to(tl.float32)
     acc = activated(acc, ACT)
     if RESIDUAL == "after":
         acc += rest
-    tl.store(y + row[:, None] * outer + output[None, :], acc.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + place, acc.to(y.dtype.element_ty), mask=mask)

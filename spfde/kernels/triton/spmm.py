@@ -21,11 +21,12 @@ from spfde.tiles import Tiles
 
 
 @triton.jit
-def spmm_kernel(x, values, entry, work, scale, bias, residual, y, scratch, batch, inner, outer, stride_x, stride_r,
-                items, pitch, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr, TRANSPOSED: tl.constexpr,
-                DENSE: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr,
-                RESIDUAL: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-                WIDE: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+def spmm_kernel(x, values, entry, work, scale, bias, residual, kept, y, scratch, batch, inner, outer, stride_x,
+                stride_r, items, pitch, OUT: tl.constexpr, IN: tl.constexpr, TOGETHER: tl.constexpr,
+                TRANSPOSED: tl.constexpr, DENSE: tl.constexpr, RAGGED: tl.constexpr, SCALE: tl.constexpr,
+                BIAS: tl.constexpr, RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr,
+                PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr,
+                DEPTH: tl.constexpr):  # fmt: skip
     """One item of work on one tile of tokens; a block is OUT x IN in the direction of the product.
 
     Items vary fastest: programs that run at the same time read the same tokens. DEPTH inputs are multiplied at once:
@@ -74,16 +75,16 @@ def spmm_kernel(x, values, entry, work, scale, bias, residual, y, scratch, batch
             block = block.to(tl.float32)
         acc = tl.dot(rows, block, acc, input_precision=PRECISION)
     if part_of < 0:
-        finish(acc, scale, bias, residual, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE, BIAS,
-               RESIDUAL, ACT)  # fmt: skip
+        finish(acc, scale, bias, residual, kept, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE,
+               BIAS, RESIDUAL, KEEP, ACT)  # fmt: skip
     else:
         place = (part_of.to(tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         tl.store(scratch + place, acc, mask=(token < batch)[:, None])
 
 
 @triton.jit
-def join_kernel(scratch, split, scale, bias, residual, y, batch, outer, stride_r, OUTPUTS: tl.constexpr,
-                SCALE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
+def join_kernel(scratch, split, scale, bias, residual, kept, y, batch, outer, stride_r, OUTPUTS: tl.constexpr,
+                SCALE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr,
                 TOKENS: tl.constexpr):  # fmt: skip
     """Adds the parts of a group that was cut, in order: the same bits in every run."""
     cut = tl.program_id(1)  # tokens on the first axis: the others end at 65535 programs
@@ -97,8 +98,8 @@ def join_kernel(scratch, split, scale, bias, residual, y, batch, outer, stride_r
         place = (tl.full((), part, tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         acc += tl.load(scratch + place, mask=(token < batch)[:, None], other=0.0)
     output = group * OUTPUTS + n
-    finish(acc, scale, bias, residual, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE, BIAS,
-           RESIDUAL, ACT)  # fmt: skip
+    finish(acc, scale, bias, residual, kept, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE, BIAS,
+           RESIDUAL, KEEP, ACT)  # fmt: skip
 
 
 def forward(
@@ -146,7 +147,7 @@ def product(
     scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
     stride = 0 if residual is None else residual.stride(0)
     items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)
-    ends = (epilogue.scale, epilogue.bias, residual, y)
+    ends = (epilogue.scale, epilogue.bias, residual, epilogue.kept, y)
     launch(
         spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, *ends, scratch, batch, inner, outer,
         x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together, TRANSPOSED=transposed,

@@ -40,24 +40,25 @@ def product_code(
 ) -> tuple[Code, int]:  # fmt: skip
     """The product by blocks (out, in), and the bytes of operands that are copied ahead.
 
-    plain: no activation and no residual.
+    plain: no activation and no residual, and nothing kept.
     """
     from spfde.kernels.triton.spmm import spmm_kernel
 
     out, into = block
     exact = (dtype, precision) == ("fp32", "ieee")
     how = how or config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
-    types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ("scale", "residual")))}
+    ends = ("scale", "residual", "kept")
+    types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ends))}
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "items": "i32", "batch": "i32"}
     types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
     constants = {
         "OUT": out, "IN": into, "TOGETHER": together, "TRANSPOSED": transposed, "DENSE": dense, "RAGGED": ragged,
-        "BIAS": True, "SCALE": not plain, "ACT": "none" if plain else "gelu",
+        "BIAS": True, "SCALE": not plain, "KEEP": not plain, "ACT": "none" if plain else "gelu",
         "RESIDUAL": "none" if plain else "before", "UPCAST": False, "WIDE": wide,
         "PRECISION": precision if dtype == "fp32" else "ieee", "TOKENS": how.tokens, "DEPTH": how.depth,
     }  # fmt: skip
     if plain:
-        constants |= {"scale": None, "residual": None}
+        constants |= dict.fromkeys(ends)
     code = compile_kernel(spmm_kernel, gpu.capability, types, constants, how)
     return code, in_flight(how, (how.tokens + out * together) * how.depth * DTYPES[dtype].itemsize)
 
@@ -153,9 +154,9 @@ def test_sizes_of_one_reach_the_compiler_as_constants():
     types = {name: "*fp16!" for name in ("x", "values", "scale", "bias", "y", "residual")}
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "inner": "i32!", "outer": "i32!", "pitch": "i32!"}
     constants = {
-        "batch": 1, "stride_x": 1, "stride_r": 1, "items": 1, "OUT": 16, "IN": 16, "TOGETHER": 1, "TRANSPOSED": False,
-        "DENSE": False, "RAGGED": True, "BIAS": True, "SCALE": True, "ACT": "relu6", "RESIDUAL": "after",
-        "PRECISION": "ieee", "UPCAST": False, "WIDE": False, "TOKENS": 32, "DEPTH": 64,
+        "kept": None, "batch": 1, "stride_x": 1, "stride_r": 1, "items": 1, "OUT": 16, "IN": 16, "TOGETHER": 1,
+        "TRANSPOSED": False, "DENSE": False, "RAGGED": True, "BIAS": True, "SCALE": True, "KEEP": False, "ACT": "relu6",
+        "RESIDUAL": "after", "PRECISION": "ieee", "UPCAST": False, "WIDE": False, "TOKENS": 32, "DEPTH": 64,
     }  # fmt: skip
     assert compile_kernel(spmm_kernel, (9, 0), types, constants, config.Config(32, 64, 4, 2)).mma
     types = {"dy": "*fp16!", "x": "*fp16!", "entry": "*i32!", "out": "*fp16!", "sums": "*fp16!"}
@@ -174,9 +175,12 @@ def test_second_passes():
     types = {"partial": "*fp32!", "out": "*bf16!", "size": "i32!", "parts": "i32"}
     constants = {"ADD": True, "LANES": LANES}
     assert compile_kernel(reduce_kernel, (9, 0), types, constants, REDUCE).spilled == 0
-    types = {"scratch": "*fp32!", "split": "*i32!"} | dict.fromkeys(("scale", "bias", "residual", "y"), "*bf16!")
+    types = {"scratch": "*fp32!", "split": "*i32!"}
+    types |= dict.fromkeys(("scale", "bias", "residual", "kept", "y"), "*bf16!")
     types |= {"batch": "i32", "outer": "i32!", "stride_r": "i32!"}
-    constants = {"OUTPUTS": 128, "BIAS": True, "SCALE": True, "ACT": "relu", "RESIDUAL": "before", "TOKENS": 32}
+    constants = {
+        "OUTPUTS": 128, "BIAS": True, "SCALE": True, "KEEP": True, "ACT": "relu", "RESIDUAL": "before", "TOKENS": 32,
+    }  # fmt: skip
     assert compile_kernel(join_kernel, (9, 0), types, constants, config.Config(32, 1, 4, 1)).spilled == 0
 
 

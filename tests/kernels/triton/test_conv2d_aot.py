@@ -32,7 +32,8 @@ def compiled(
         **sizes, **constants, "STRIDE_H": stride, "STRIDE_W": stride, "dilation_h": 1, "dilation_w": 1, "KERNEL_W": 3,
         "TAPS": 9, "UPCAST": False, "PRECISION": precision if dtype == "fp32" else "ieee",
     }  # fmt: skip
-    types = {name: f"*{dtype}!" for name in ("source", "values", "scale", "bias", "residual", "result", "dy", "x")}
+    pointers = ("source", "values", "scale", "bias", "residual", "kept", "result", "dy", "x")
+    types = {name: f"*{dtype}!" for name in pointers}
     types |= {"entry": "*i32!", "work": "*i32!", "out": "*fp32!", "sums": "*fp32!"}
     types |= {name: "i32" for name in COUNTS} | {"area_m": "i64", "area_s": "i32", "row_m": "i64", "row_s": "i32"}
     types |= {name: "i32!" for name in ("sources", "results", "channels", "outputs")}
@@ -43,18 +44,22 @@ def compiled(
 
 def product_code(
     gpu: config.Gpu, dtype: str, block: tuple[int, int], transposed: bool = False, together: int = 1,
-    precision: str = "tf32", stride: int = 1, ragged: bool = False, ones: bool = False,
+    precision: str = "tf32", stride: int = 1, ragged: bool = False, ones: bool = False, keep: bool = False,
 ) -> tuple[Code, int]:  # fmt: skip
-    """The product by blocks (out, in), with an epilogue unless transposed, and the bytes that are copied ahead."""
+    """The product by blocks (out, in), with an epilogue unless transposed, and the bytes that are copied ahead.
+
+    keep: what the activation is given is written too.
+    """
     from spfde.kernels.triton.conv2d import conv2d_kernel
 
     out, into = block
     exact = (dtype, precision) == ("fp32", "ieee")
     how = config.product_config(gpu, out * together, into, together, DTYPES[dtype], 4096, exact, "conv2d")
     ends = dict.fromkeys(("scale", "bias", "residual")) if transposed else {}
+    ends |= {} if keep else {"kept": None}
     constants = {
         **ends, "OUT": out, "IN": into, "TOGETHER": together, "TRANSPOSED": transposed, "RAGGED": ragged,
-        "SCALE": not transposed, "BIAS": not transposed, "RESIDUAL": "none" if transposed else "before",
+        "SCALE": not transposed, "BIAS": not transposed, "RESIDUAL": "none" if transposed else "before", "KEEP": keep,
         "ACT": "none" if transposed else "relu", "WIDE": False, "PIXELS": how.tokens, "DEPTH": how.depth,
     }  # fmt: skip
     code = compiled(conv2d_kernel, gpu, how, dtype, constants, precision, stride, ones)
@@ -90,7 +95,7 @@ def test_strides_odd_sizes_and_rows_that_share_a_program():
     gpu = GPUS[86]
     check(product_code(gpu, "bf16", (32, 32), transposed=True, stride=2), gpu, "bf16")
     check(product_code(gpu, "bf16", (32, 32), ragged=True), gpu, "bf16")
-    check(product_code(gpu, "bf16", (16, 16), together=4), gpu, "bf16")
+    check(product_code(gpu, "bf16", (16, 16), together=4, keep=True), gpu, "bf16")
     check(weight_grad_code(gpu, "bf16", (16, 16), together=4), gpu, "bf16")
     for code, _ in (
         product_code(gpu, "bf16", (16, 16), ones=True),

@@ -1,0 +1,144 @@
+"""What follows a product that is trained, in Triton's interpreter: one kernel, its gradients against float64."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernels.problems import build
+from kernels.triton.fused_models import close, images
+from kernels.triton.interpreted_linear import wide
+from torch import Tensor, nn
+
+from spfde.kernels.conv2d import fused as fused_conv2d
+from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
+from spfde.kernels.masked import to_dense
+from spfde.kernels.recompute import without_saving
+from spfde.kernels.spmm import fused as fused_linear
+from spfde.kernels.tiled import TiledUnits, tiles_of
+from spfde.pattern import ONE_TAP, Plan, Window
+
+ACTS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
+ENDS = [(act, where) for act in ACTIVATIONS for where in ("none", "before", "after")]
+THREE, ONE = Window((3, 3), (2, 1), (1, 1, 1, 1)), Window((1, 1))
+LAYERS = {
+    "linear": ((40, 48), ONE_TAP, (5, 48)), "tokens": ((40, 48), ONE_TAP, (2, 3, 48)),
+    "nothing": ((40, 48), ONE_TAP, (0, 48)), "conv": ((24, 16, 3, 3), THREE, (2, 16, 5, 4)),
+    "1x1": ((24, 16, 1, 1), ONE, (2, 16, 3, 4)),
+}  # fmt: skip
+
+
+def fused(x: Tensor, values: Tensor, plan: Plan, window: Window, make: Callable[[], Epilogue]) -> Tensor | None:
+    if x.dim() == 4:
+        return fused_conv2d(x, values, plan, window, make, "triton")
+    return fused_linear(x, values, plan, make, "triton")
+
+
+def product(x: Tensor, weight: Tensor, window: Window) -> Tensor:
+    return F.linear(x, weight) if x.dim() < 4 else F.conv2d(x, weight, None, window.stride, window.padding[::2])
+
+
+def problem(name: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Window, dict[str, Tensor]]:
+    """A layer's plan, and what its gradients are asked of: spread widely enough for all of ReLU6."""
+    shape, window, size = LAYERS[name]
+    plan, values = build(shape, window, 0.6, 2, 0, "block:16x16")
+    parts = {"x": 3 * images(*size), "values": values.detach(), "bias": images(shape[0], seed=1)}
+    y = product(parts["x"], to_dense(plan.arrange(parts["values"]), plan.units, plan.shape), window)
+    parts["residual"] = images(*y.shape, seed=2)
+    return plan, window, {n: t.to(dtype).requires_grad_() for n, t in parts.items()}
+
+
+def ended(y: Tensor, bias: Tensor, residual: Tensor, act: str, where: str) -> Tensor:
+    z = y + (bias if y.dim() < 4 else bias.view(-1, 1, 1))
+    return ACTS[act](z + residual) if where == "before" else ACTS[act](z) + (residual if where == "after" else 0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("act", "where"), ENDS)
+def test_every_end_has_its_gradients(name, act, where):
+    plan, window, parts = problem(name)
+    wide = {n: t.detach().double().requires_grad_() for n, t in parts.items()}
+    rest = None if where == "none" else parts["residual"]
+    end = Epilogue(parts["bias"], None, rest, act, where == "after")
+    y = fused(parts["x"], parts["values"], plan, window, lambda: end)
+    weight = to_dense(plan.arrange(wide["values"]), plan.units, plan.shape)
+    expected = ended(product(wide["x"], weight, window), wide["bias"], wide["residual"], act, where)
+    close(y.detach(), expected.detach())
+    dy = images(*y.shape, seed=3)
+    asked = [n for n in parts if n != "residual" or rest is not None]
+    got = torch.autograd.grad(y, [parts[n] for n in asked], dy)
+    want = torch.autograd.grad(expected, [wide[n] for n in asked], dy.double())
+    for mine, exact in zip(got, want, strict=True):
+        close(mine, exact)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "1x1"])
+def test_no_gradient_is_made_that_nobody_asks_for(name):
+    plan, window, parts = problem(name)
+    for alone in parts:
+        given = {n: t.detach().requires_grad_(n == alone) for n, t in parts.items()}
+        end = Epilogue(given["bias"], None, given["residual"], "gelu")
+        y = fused(given["x"], given["values"], plan, window, lambda end=end: end)
+        y.sum().backward()
+        assert [n for n, t in given.items() if t.grad is not None] == [alone]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["linear", "conv", "1x1", "cut"])
+def test_the_activation_sees_what_its_gradient_will_see(name, dtype):
+    from spfde.kernels.triton import conv2d, spmm
+
+    if name == "cut":  # a group's blocks are shared out over programs, and their sums joined
+        (plan, values), window = wide(), ONE_TAP
+        given = images(5, 1440), values, images(336, seed=1), images(5, 336, seed=2)
+    else:
+        plan, window, parts = problem(name)
+        given = (t.detach() for t in parts.values())
+    x, values, bias, residual = (t.to(dtype) for t in given)
+    forward, tiles = conv2d.forward if x.dim() == 4 else spmm.forward, tiles_of(plan)
+    units = TiledUnits(*plan.units, *tiles[0], *tiles[1])
+    where = (plan.shape, window) if x.dim() == 4 else (plan.rows,)
+    kept = torch.full_like(residual, float("nan"))
+    y = forward(x, values, Epilogue(bias, None, residual, "gelu", kept=kept), units, *where)
+    near = torch.finfo(dtype).eps  # and in float32 1 + erf cancels far below 0
+    torch.testing.assert_close(y.double(), F.gelu(kept.double()), rtol=2 * near, atol=1e-6)
+    assert torch.equal(kept, forward(x, values, Epilogue(bias, None, residual), units, *where))
+
+
+def test_second_derivatives_are_refused():
+    plan, window, parts = problem("linear")
+    y = fused(parts["x"], parts["values"], plan, window, lambda: Epilogue(residual=parts["residual"], act="gelu"))
+    (dr,) = torch.autograd.grad(y.square().sum(), parts["residual"], create_graph=True)
+    with pytest.raises(RuntimeError, match="expected first derivatives only"):
+        dr.sum().backward()
+
+
+def test_a_scale_has_no_gradient_here():
+    plan, window, parts = problem("linear")
+    end = Epilogue(parts["bias"], torch.ones(40))
+    assert fused(parts["x"], parts["values"], plan, window, lambda: end) is None
+    with torch.no_grad():
+        assert fused(parts["x"], parts["values"], plan, window, lambda: end) is not None
+
+
+@pytest.mark.parametrize("name", ["linear", "tokens", "conv"])
+def test_the_reader_of_a_gelu_in_a_kernel_may_make_it_again(name):
+    plan, window, parts = problem(name)
+    reader = nn.Conv2d(24, 3, 1) if name == "conv" else nn.Linear(40, 3)
+    end = Epilogue(parts["bias"], None, parts["residual"], "gelu")
+    grads, saved = [], []
+    for again in (False, True):
+        y = fused(parts["x"], parts["values"], plan, window, lambda: end)
+        z = without_saving(reader, y, gelu=True) if again else reader(y)
+        storage = weakref.ref(y.untyped_storage())
+        del y
+        gc.collect()
+        saved.append(storage() is not None)
+        grads.append(torch.autograd.grad(z.square().sum(), [*parts.values(), *reader.parameters()]))
+    assert saved == [True, False]
+    for got, want in zip(*grads, strict=True):
+        close(got, want.double())
