@@ -99,6 +99,8 @@ def product_config(
     if exact:
         tokens = min(tokens, 32 if op == "conv2d" and outputs >= 128 else 64)
     depth = _depth(dtype, exact)
+    if op == "conv2d" and outputs >= 64 and gpu.capability < (9, 0):
+        depth = min(depth, 32)  # operands and addresses share the registers; Hopper multiplies from shared memory
     if together > 1:
         depth = min(depth, width)
     beside = width < depth  # several blocks: every lane has an address of its own

@@ -29,6 +29,7 @@ from spfde.pattern import Window
 from spfde.tiles import Tiles, stack_of
 
 Shape = tuple[int, ...]
+FAR = tl.constexpr(-(2**30))  # above every image, whatever the tap
 
 
 def reciprocal(divisor: int) -> tuple[int, int]:
@@ -80,6 +81,7 @@ def conv2d_kernel(
         at_h, at_w = i, j
         from_h, from_w = i * STRIDE_H - pad_h, j * STRIDE_W - pad_w
     wanted = (pixel < positions) & (at_h < result_h) & (at_w < result_w)
+    high = tl.where(wanted, from_h, FAR)
     base = source + ((image.to(tl.int64) * source_h + from_h) * source_w + from_w)[:, None] * sources
     n = tl.arange(0, OUTPUTS)
     k = tl.arange(0, DEPTH)
@@ -95,8 +97,8 @@ def conv2d_kernel(
         move = (move_h * source_w + move_w) * sources + channel
         if STACK > 1:  # several taps side by side
             move_h, move_w = move_h[None, :], move_w[None, :]
-        h, w = from_h[:, None] + move_h, from_w[:, None] + move_w
-        mask = wanted[:, None] & (h >= 0) & (h < source_h) & (w >= 0) & (w < source_w)
+        h, w = (high[:, None] + move_h).to(tl.uint32), (from_w[:, None] + move_w).to(tl.uint32)
+        mask = (h < source_h) & (w < source_w)  # what is below 0 is far above
         if STACK > 1:
             mask = mask & (slot >= 0)[None, :]
         if RAGGED:
@@ -148,8 +150,10 @@ def conv2d_grad_kernel(
             i = quotient(place, row_m, row_s)
             at_h, at_w = i * STRIDE_H, (place - i * out_w) * STRIDE_W
             base = ((image.to(tl.int64) * height + at_h) * width + at_w) * channels
-            h, w = at_h[None, :] + move_h[:, None], at_w[None, :] + move_w[:, None]
-            mask_x = (pixel < positions)[None, :] & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+            high = tl.where(pixel < positions, at_h, FAR)
+            h = (high[None, :] + move_h[:, None]).to(tl.uint32)
+            w = (at_w[None, :] + move_w[:, None]).to(tl.uint32)
+            mask_x = (h < height) & (w < width)
             mask_dy = (pixel < positions)[:, None]
             if RAGGED:
                 mask_x = mask_x & (channel < channels)[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Code:
     """What a kernel became. shared: bytes a program uses. spilled: bytes of stack and local memory of a thread."""
 
-    ptx: str
+    ptx: str = field(repr=False)
     warps: int
     shared: int
     registers: int
