@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from spfde.kernels.triton import config, launch
+from spfde.kernels.triton.model import together_of
 from spfde.tiles import stack_of
 
 pytest.importorskip("triton")
@@ -184,9 +185,9 @@ def test_second_passes():
     assert compile_kernel(join_kernel, (9, 0), types, constants, config.Config(32, 1, 4, 1)).spilled == 0
 
 
-def sizes_together(side: int) -> list[int]:
-    """All that `together_of` may answer for blocks with this many outputs."""
-    return [count for count in (1, 2, 4, 8) if side * count <= 128]
+def sizes_together(block: tuple[int, int]) -> list[int]:
+    """All that `together_of` answers for blocks (out, in), whatever the density."""
+    return sorted({together_of(*block, percent / 100) for percent in range(101)})
 
 
 @pytest.mark.full
@@ -195,7 +196,7 @@ def sizes_together(side: int) -> list[int]:
 @pytest.mark.parametrize("capability", GPUS)
 def test_every_configuration(capability, dtype, block):
     gpu = GPUS[capability]
-    for together in sizes_together(block[0]):
+    for together in sizes_together(block):
         for transposed in (False, True):
             check(product_code(gpu, dtype, block, together, transposed), gpu, dtype)
         check(weight_grad_code(gpu, dtype, block, together), gpu, dtype)

@@ -111,7 +111,7 @@ def test_strides_odd_sizes_and_rows_that_share_a_program():
 @pytest.mark.parametrize("capability", GPUS)
 def test_every_configuration(capability, dtype, block):
     gpu = GPUS[capability]
-    for together in sizes_together(block[0]):
+    for together in sizes_together(block):
         for transposed, stride in ((False, 1), (True, 1), (True, 2)):
             check(product_code(gpu, dtype, block, transposed, together, stride=stride), gpu, dtype)
         check(weight_grad_code(gpu, dtype, block, together), gpu, dtype)
