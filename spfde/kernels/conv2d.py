@@ -98,8 +98,7 @@ def fused(
     x, end = cast(x, dtype), epilogue()
     if not end.fits((len(x), plan.rows, *size), plan.rows, result, x.device):
         return None
-    values = packed(values, dtype)
-    end = end._replace(residual=cast(end.residual, dtype))
+    values, result, end = packed(values, dtype), end.result(result), end.in_precision(dtype)
     if untracked(x, values, *end.tensors):
         y = compute_fused(x, values, end, plan, window)
     elif end.has_gradient:
@@ -227,9 +226,9 @@ def _without_gaps(x: Tensor) -> tuple[Tensor, bool]:
     return x.contiguous(memory_format=memory), memory == torch.channels_last
 
 
-def _empty(like: Tensor, shape: Shape, channels_last: bool) -> Tensor:
+def _empty(like: Tensor, shape: Shape, channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory)
 
 
 def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ...]:
@@ -263,7 +262,8 @@ class _Conv2d(torch.autograd.Function):
         if kernel == "triton":
             end = Epilogue(bias, None, residual, act, after)
             if end.hidden:
-                seen = _empty(x, (x.shape[0], plan.rows, *window.output_size(*x.shape[2:])), True)
+                size = (x.shape[0], plan.rows, *window.output_size(*x.shape[2:]))
+                seen = _empty(x, size, True, end.result(x.dtype))
                 end = end._replace(kept=seen)
         y = compute(x, values, bias, units, plan.shape, window, kernel, weight, end)
         if act != "none" and seen is None:
@@ -282,6 +282,7 @@ class _Conv2d(torch.autograd.Function):
             after, dy = dy, act_grad(dy, seen, ctx.act)
             if need_residual:
                 dresidual = after if ctx.after else dy
+            dy = cast(dy, values.dtype)
             if kernel == "dense":
                 dx, dvalues = _masked_gradients(ctx, dy, x, values, (need_x, need_values))
             else:

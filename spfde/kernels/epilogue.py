@@ -14,8 +14,9 @@ ACTIVATIONS = ("none", "relu", "relu6", "gelu")
 class Epilogue(NamedTuple):
     """y = act(scale z + bias + residual), or act(scale z + bias) + residual if `after`.
 
-    scale, bias: [outputs] or None. residual: shaped like y or None. act: one of ACTIVATIONS, gelu the exact one. kept:
-    where what the activation is given goes as well, rounded as y is; the activation then sees it so.
+    scale, bias: [outputs] or None. residual: shaped like y or None; y has its precision. act: one of ACTIVATIONS, gelu
+    the exact one. kept: where what the activation is given goes as well, rounded as y is; the activation then sees it
+    so.
     """
 
     bias: Tensor | None = None
@@ -26,12 +27,24 @@ class Epilogue(NamedTuple):
     kept: Tensor | None = None
 
     def fits(self, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether every tensor is there for a y of this shape, precision and device, vectors without gaps."""
+        """Whether every tensor is there for a y of this shape, precision and device, vectors without gaps.
+
+        A float32 residual makes a float32 y of any, as a sum in torch does.
+        """
         vectors = (v for v in (self.bias, self.scale) if v is not None)
         if any(v.shape != (outputs,) or v.device != device or not v.is_contiguous() for v in vectors):
             return False
         r = self.residual
-        return r is None or (r.shape == shape and r.dtype == dtype and r.device == device)
+        return r is None or (r.shape == shape and r.dtype in (dtype, torch.float32) and r.device == device)
+
+    def in_precision(self, dtype: torch.dtype) -> Epilogue:
+        """The same for a product that is computed in `dtype`."""
+        r = self.residual
+        return self if r is None else self._replace(residual=r.to(torch.promote_types(r.dtype, dtype)))
+
+    def result(self, dtype: torch.dtype) -> torch.dtype:
+        """The precision of y where the product's result has `dtype`."""
+        return dtype if self.residual is None else self.residual.dtype
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

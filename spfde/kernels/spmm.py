@@ -89,9 +89,9 @@ def fused(
     flat, end = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype), epilogue()
     if not end.fits((*x.shape[:-1], rows), rows, result, x.device):
         return None
-    values = packed(values, dtype)
+    values, result = packed(values, dtype), end.result(result)
     if end.residual is not None:
-        end = end._replace(residual=cast(end.residual.reshape(-1, rows), dtype))
+        end = end._replace(residual=end.residual.reshape(-1, rows)).in_precision(dtype)
     if untracked(x, values, *end.tensors):
         y = compute_fused(flat, values, end, plan)
     elif end.has_gradient:
@@ -200,7 +200,7 @@ class _Spmm(torch.autograd.Function):
         if kernel == "triton":
             end = Epilogue(bias, None, residual, act, after)
             if end.hidden:
-                seen = x.new_empty(x.shape[0], plan.rows)
+                seen = x.new_empty(x.shape[0], plan.rows, dtype=end.result(x.dtype))
                 end = end._replace(kept=seen)
         y = compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight, end)
         if act != "none" and seen is None:
@@ -220,6 +220,7 @@ class _Spmm(torch.autograd.Function):
             after, dy = dy, act_grad(dy, seen, ctx.act)
             if need_residual:
                 dresidual = after if ctx.after else dy
+            dy = cast(dy, values.dtype)
             if need_x:
                 weight = write(values, plan, ctx.written)[0] if needs_dense(kernel, values) else None
                 dx = compute_input_grad(dy, values, units, plan.cols, kernel, weight)

@@ -201,7 +201,9 @@ def _product(
     source, rest = _channels_last(source), epilogue.residual
     epilogue = epilogue._replace(residual=None if rest is None else _channels_last(rest))
     (height, width), together, dtype = values.shape[1:], tiles.together, source.dtype
-    result = torch.empty((len(source), *size), dtype=dtype, device=source.device, memory_format=torch.channels_last)
+    result = torch.empty(
+        (len(source), *size), dtype=epilogue.result(dtype), device=source.device, memory_format=torch.channels_last
+    )
     out, into = (width, height) if transposed else (height, width)
     positions, items = len(source) * prod(grid), tiles.work.shape[0]
     gpu, outputs, no_tf32 = gpu_at(source.device), out * together, exact(dtype, "conv2d")

@@ -137,7 +137,7 @@ def product(
     residual = epilogue.residual
     if residual is not None and residual.stride(-1) != 1:
         residual = residual.contiguous()
-    y = x.new_empty(batch, outer)
+    y = x.new_empty(batch, outer, dtype=epilogue.result(x.dtype))
     outputs, together = out * tiles.together, tiles.together
     gpu, kind, shape = gpu_at(x.device), (x.dtype, batch), (inner, outer) if transposed else (outer, inner)
     no_tf32 = exact(x.dtype, flags)

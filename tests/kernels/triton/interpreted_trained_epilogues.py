@@ -14,10 +14,12 @@ from kernels.triton.fused_models import close, images
 from kernels.triton.interpreted_linear import wide
 from torch import Tensor, nn
 
+from spfde.kernels.conv2d import _Conv2d as Conv2dFunction
 from spfde.kernels.conv2d import fused as fused_conv2d
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.masked import to_dense
 from spfde.kernels.recompute import without_saving
+from spfde.kernels.spmm import _Spmm as SpmmFunction
 from spfde.kernels.spmm import fused as fused_linear
 from spfde.kernels.tiled import TiledUnits, tiles_of
 from spfde.pattern import ONE_TAP, Plan, Window
@@ -109,12 +111,42 @@ def test_the_activation_sees_what_its_gradient_will_see(name, dtype):
     assert torch.equal(kept, forward(x, values, Epilogue(bias, None, residual), units, *where))
 
 
+@pytest.mark.parametrize("name", ["linear", "conv", "1x1"])
+@pytest.mark.parametrize(("act", "where"), [end for end in ENDS if end[1] != "none"])
+def test_a_float32_residual_makes_a_float32_sum_of_half_products(name, act, where):
+    plan, window, parts = problem(name)
+    half = {n: t.detach().to(torch.float32 if n == "residual" else torch.float16) for n, t in parts.items()}
+    wide = {n: t.double().requires_grad_() for n, t in half.items()}
+    x, values, bias, residual = (t.requires_grad_() for t in half.values())
+    shape = (window,) if x.dim() == 4 else ()
+    function = Conv2dFunction if x.dim() == 4 else SpmmFunction
+    y = function.apply(x, plan.arrange(values), bias, residual, plan, *shape, "triton", act, where == "after")
+    weight = to_dense(plan.arrange(wide["values"]), plan.units, plan.shape)
+    expected = ended(product(wide["x"], weight, window), wide["bias"], wide["residual"], act, where)
+    assert y.dtype == torch.float32
+    close(y.detach(), expected.detach())
+    dy = images(*y.shape, seed=3)
+    got, want = (torch.autograd.grad(t, list(p.values()), dy.to(t)) for t, p in ((y, half), (expected, wide)))
+    for n, mine, exact in zip(half, got, want, strict=True):
+        assert mine.dtype == half[n].dtype
+        close(mine, exact, 1e-6 if n == "residual" and act == "none" else 2e-3)
+
+
 def test_second_derivatives_are_refused():
     plan, window, parts = problem("linear")
     y = fused(parts["x"], parts["values"], plan, window, lambda: Epilogue(residual=parts["residual"], act="gelu"))
     (dr,) = torch.autograd.grad(y.square().sum(), parts["residual"], create_graph=True)
     with pytest.raises(RuntimeError, match="expected first derivatives only"):
         dr.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["tokens", "conv"])
+def test_a_residual_that_misfits_is_left_to_others(name):
+    plan, window, parts = problem(name)
+    rest = parts["residual"].detach()
+    for bad in (rest[..., :1], rest[:1], rest.half(), rest.double(), rest.to("meta")):
+        end = Epilogue(parts["bias"], None, bad)
+        assert fused(parts["x"], parts["values"], plan, window, lambda end=end: end) is None
 
 
 def test_a_scale_has_no_gradient_here():

@@ -37,11 +37,11 @@ def in_flight(how: config.Config, tile: int) -> int:
 def product_code(
     gpu: config.Gpu, dtype: str, block: tuple[int, int], together: int = 1, transposed: bool = False,
     dense: bool = False, batch: int = 4096, precision: str = "tf32", ragged: bool = False, plain: bool = True,
-    wide: bool = False, how: config.Config | None = None,
+    wide: bool = False, how: config.Config | None = None, sums: str = "",
 ) -> tuple[Code, int]:  # fmt: skip
     """The product by blocks (out, in), and the bytes of operands that are copied ahead.
 
-    plain: no activation and no residual, and nothing kept.
+    plain: no activation and no residual, and nothing kept. sums: the precision of y and a residual, if another.
     """
     from spfde.kernels.triton.spmm import spmm_kernel
 
@@ -50,6 +50,7 @@ def product_code(
     how = how or config.product_config(gpu, out * together, into, together, DTYPES[dtype], batch, exact)
     ends = ("scale", "residual", "kept")
     types = {name: f"*{dtype}!" for name in ("x", "values", "bias", "y", *(() if plain else ends))}
+    types |= dict.fromkeys(("residual", "kept", "y") if sums else (), f"*{sums}!")
     types |= {"entry": "*i32!", "work": "*i32!", "scratch": "*fp32!", "items": "i32", "batch": "i32"}
     types |= {name: "i32" if ragged else "i32!" for name in ("inner", "outer", "stride_x", "stride_r", "pitch")}
     constants = {
@@ -130,6 +131,7 @@ def test_the_masked_product_its_epilogue_and_odd_sizes():
     gpu = GPUS[80]
     check(product_code(gpu, "bf16", (config.TILE, config.TILE), dense=True), gpu, "bf16")
     check(product_code(gpu, "fp16", (64, 64), plain=False), gpu, "fp16")
+    check(product_code(gpu, "bf16", (64, 64), plain=False, sums="fp32"), gpu, "bf16")
     check(product_code(gpu, "fp16", (64, 64), batch=8), gpu, "fp16", tokens=32)
     check(product_code(gpu, "fp16", (32, 32), wide=True), gpu, "fp16")
     code, _ = product_code(gpu, "fp16", (64, 64), ragged=True)  # nothing is known of where a row of x begins
