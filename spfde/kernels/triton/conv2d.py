@@ -109,8 +109,8 @@ def conv2d_kernel(
             pixels, block = pixels.to(tl.float32), block.to(tl.float32)
         acc = tl.dot(pixels, block, acc, input_precision=PRECISION)
     row = (image.to(tl.int64) * result_h + at_h) * result_w + at_w
-    finish(acc, scale, bias, residual, kept, result, row, wanted, group * OUTPUTS + n, results, results, SCALE, BIAS,
-           RESIDUAL, KEEP, ACT)  # fmt: skip
+    finish(acc, scale, bias, residual, kept, result, row, wanted, group * OUTPUTS, results, results, SCALE, BIAS,
+           RESIDUAL, KEEP, ACT, PIXELS, OUTPUTS)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["area_m", "area_s", "row_m", "row_s"])

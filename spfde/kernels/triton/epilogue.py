@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+TALL, AT_ONCE = tl.constexpr(128), tl.constexpr(32)  # of more rows, as many outputs as registers can finish at once
+
 
 @triton.jit
 def activated(acc, ACT: tl.constexpr):
@@ -17,24 +19,37 @@ def activated(acc, ACT: tl.constexpr):
 
 
 @triton.jit
-def finish(acc, scale, bias, residual, kept, y, row, valid, output, outer, stride_r, SCALE: tl.constexpr,
-           BIAS: tl.constexpr, RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
-    """Writes the sums acc [M, N] to y [rows, outer] at `row` [M] (int64; those that are `valid`) and `output` [N]."""
-    mask = valid[:, None] & (output < outer)[None, :]
-    place = row[:, None] * outer + output[None, :]
-    if SCALE:
-        acc *= tl.load(scale + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
-    if BIAS:
-        acc += tl.load(bias + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
-    if RESIDUAL != "none":
-        rest = tl.load(residual + row[:, None] * stride_r + output[None, :], mask=mask, other=0.0).to(tl.float32)
-    if RESIDUAL == "before":
-        acc += rest
-    if KEEP:
-        given = acc.to(kept.dtype.element_ty)
-        tl.store(kept + place, given, mask=mask)
-        acc = given.to(tl.float32)
-    acc = activated(acc, ACT)
-    if RESIDUAL == "after":
-        acc += rest
-    tl.store(y + place, acc.to(y.dtype.element_ty), mask=mask)
+def finish(acc, scale, bias, residual, kept, y, row, valid, first, outer, stride_r, SCALE: tl.constexpr,
+           BIAS: tl.constexpr, RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr,
+           OUTPUTS: tl.constexpr):  # fmt: skip
+    """Writes the sums acc [ROWS, OUTPUTS] to y [rows, outer] at `row` (int64; those that are `valid`), from `first` on.
+
+    What takes registers of its own is done to a half at a time, and so on.
+    """
+    if ROWS > TALL and OUTPUTS > AT_ONCE and (RESIDUAL != "none" or KEEP or ACT == "gelu"):
+        HALF: tl.constexpr = OUTPUTS // 2
+        left, right = tl.split(tl.permute(tl.reshape(acc, (ROWS, 2, HALF)), (0, 2, 1)))
+        finish(left, scale, bias, residual, kept, y, row, valid, first, outer, stride_r, SCALE, BIAS, RESIDUAL, KEEP,
+               ACT, ROWS, HALF)  # fmt: skip
+        finish(right, scale, bias, residual, kept, y, row, valid, first + HALF, outer, stride_r, SCALE, BIAS, RESIDUAL,
+               KEEP, ACT, ROWS, HALF)  # fmt: skip
+    else:
+        output = first + tl.arange(0, OUTPUTS)
+        mask = valid[:, None] & (output < outer)[None, :]
+        place = row[:, None] * outer + output[None, :]
+        if SCALE:
+            acc *= tl.load(scale + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
+        if BIAS:
+            acc += tl.load(bias + output, mask=output < outer, other=0.0).to(tl.float32)[None, :]
+        if RESIDUAL != "none":
+            rest = tl.load(residual + row[:, None] * stride_r + output[None, :], mask=mask, other=0.0).to(tl.float32)
+        if RESIDUAL == "before":
+            acc += rest
+        if KEEP:
+            given = acc.to(kept.dtype.element_ty)
+            tl.store(kept + place, given, mask=mask)
+            acc = given.to(tl.float32)
+        acc = activated(acc, ACT)
+        if RESIDUAL == "after":
+            acc += rest
+        tl.store(y + place, acc.to(y.dtype.element_ty), mask=mask)

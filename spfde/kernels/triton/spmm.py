@@ -75,8 +75,8 @@ def spmm_kernel(x, values, entry, work, scale, bias, residual, kept, y, scratch,
             block = block.to(tl.float32)
         acc = tl.dot(rows, block, acc, input_precision=PRECISION)
     if part_of < 0:
-        finish(acc, scale, bias, residual, kept, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE,
-               BIAS, RESIDUAL, KEEP, ACT)  # fmt: skip
+        finish(acc, scale, bias, residual, kept, y, token.to(tl.int64), token < batch, group * OUTPUTS, outer, stride_r,
+               SCALE, BIAS, RESIDUAL, KEEP, ACT, TOKENS, OUTPUTS)  # fmt: skip
     else:
         place = (part_of.to(tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         tl.store(scratch + place, acc, mask=(token < batch)[:, None])
@@ -97,9 +97,8 @@ def join_kernel(scratch, split, scale, bias, residual, kept, y, batch, outer, st
     for part in range(tl.load(split + cut * 3 + 1), tl.load(split + cut * 3 + 2)):
         place = (tl.full((), part, tl.int64) * batch + token)[:, None] * OUTPUTS + n[None, :]
         acc += tl.load(scratch + place, mask=(token < batch)[:, None], other=0.0)
-    output = group * OUTPUTS + n
-    finish(acc, scale, bias, residual, kept, y, token.to(tl.int64), token < batch, output, outer, stride_r, SCALE, BIAS,
-           RESIDUAL, KEEP, ACT)  # fmt: skip
+    finish(acc, scale, bias, residual, kept, y, token.to(tl.int64), token < batch, group * OUTPUTS, outer, stride_r,
+           SCALE, BIAS, RESIDUAL, KEEP, ACT, TOKENS, OUTPUTS)  # fmt: skip
 
 
 def forward(

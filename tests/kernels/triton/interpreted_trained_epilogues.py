@@ -22,6 +22,7 @@ from spfde.kernels.recompute import without_saving
 from spfde.kernels.spmm import _Spmm as SpmmFunction
 from spfde.kernels.spmm import fused as fused_linear
 from spfde.kernels.tiled import TiledUnits, tiles_of
+from spfde.kernels.triton import config
 from spfde.pattern import ONE_TAP, Plan, Window
 
 ACTS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
@@ -109,6 +110,25 @@ def test_the_activation_sees_what_its_gradient_will_see(name, dtype):
     near = torch.finfo(dtype).eps  # and in float32 1 + erf cancels far below 0
     torch.testing.assert_close(y.double(), F.gelu(kept.double()), rtol=2 * near, atol=1e-6)
     assert torch.equal(kept, forward(x, values, Epilogue(bias, None, residual), units, *where))
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("where", ["none", "before", "after"])
+def test_a_tall_tile_is_finished_part_by_part(monkeypatch, act, where):
+    from spfde.kernels.triton import spmm
+
+    tall = config.Config(config.MOST_TOKENS, 16, 4, 1)
+    monkeypatch.setattr(config, "product_config", lambda *args: tall)
+    plan, values = build((200, 48), ONE_TAP, 0.7, 1, 0, "block:128x16")
+    values, tiles = values.detach(), tiles_of(plan)
+    units = TiledUnits(*plan.units, *tiles[0], *tiles[1])
+    x, bias, rest = images(300, 48), images(200, seed=1), images(300, 200, seed=2)
+    kept = torch.empty_like(rest)
+    end = Epilogue(bias, None, None if where == "none" else rest, act, where == "after", kept)
+    y = spmm.forward(x, values, end, units, 200)
+    z = F.linear(x.double(), to_dense(plan.arrange(values).double(), plan.units, plan.shape))
+    close(y, ended(z, bias, rest, act, where))
+    close(kept, ended(z, bias, rest, "none", "before" if where == "before" else "none"))
 
 
 @pytest.mark.parametrize("name", ["linear", "conv", "1x1"])

@@ -150,6 +150,15 @@ def test_float32_keeps_its_precision_unless_torch_allows_tf32(precision):
         assert code.shared <= gpu.shared
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_largest_tiles_have_registers_for_every_epilogue(dtype):
+    gpu = GPUS[90]
+    for block, together, sums in (((128, 128), 1, "fp32"), ((32, 32), 4, dtype)):
+        how = config.product_config(gpu, block[0] * together, block[1], together, DTYPES[dtype], 4096, False)
+        assert how.tokens == config.MOST_TOKENS
+        check(product_code(gpu, dtype, block, together, plain=False, sums=sums), gpu, dtype)
+
+
 def test_sizes_of_one_reach_the_compiler_as_constants():
     from spfde.kernels.triton.sddmm import sddmm_kernel
     from spfde.kernels.triton.spmm import spmm_kernel
