@@ -90,7 +90,7 @@ def test_layers_are_listed_where_a_gpu_has_a_kernel_for_them():
 
 @pytest.mark.parametrize(("name", "kinds"), [
     ("vgg", {"conv+norm+relu", "linear+relu"}), ("vgg without norms", {"conv+relu", "linear+relu"}),
-    ("mobilenet", {"conv+norm+relu6", "conv+norm"}),
+    ("mobilenet", {"conv+norm+relu6", "conv+norm+add", "conv+norm"}),
     ("functional", {"conv+norm+add+relu", "conv+norm+add+relu6"}),
 ])  # fmt: skip
 def test_what_is_called_together_elsewhere(name, kinds):
