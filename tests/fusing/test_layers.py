@@ -6,21 +6,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from fusing.networks import NETWORKS, built, images
+from fusing.networks import NETWORKS, built, images, sparse
 from torch import nn
 
 import spfde
-from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer
-
-
-def sparse(model):
-    """Every layer but the stem sparse, computed by the native kernels."""
-    names = {n: 0.5 for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[1] > 3}
-    model = spfde.sparsify(model, distribution=names)
-    for m in model.modules():
-        if isinstance(m, SparseLayer):
-            m.kernel = "native"
-    return model
+from spfde.nn import FusedNormAct2d, SparseConv2d
 
 
 def chains(model):
