@@ -1,4 +1,4 @@
-"""Stands in for the forward of one module: the same computation with its norms fused."""
+"""Stands in for the forward of one module: the same computation, fused, and the same with a residual added to it."""
 
 from __future__ import annotations
 
