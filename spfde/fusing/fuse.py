@@ -80,12 +80,12 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
 
-    A sparse layer whose only reader is such a chain, an addition (+ activation) or an activation is called with it: where
-    no gradient is wanted of any of them (a frozen prefix, no_grad), norms are in evaluation and the layer's kernel is
-    Triton's, one kernel does all. Layers that become sparse later are called so after fusing again.
+    A sparse layer whose only reader is such a chain, an addition (+ activation) or an activation is called with it:
+    where no gradient is wanted of any of them (a frozen prefix, no_grad), norms are in evaluation and the layer's
+    kernel is Triton's, one kernel does all. Layers that become sparse later are called so after fusing again.
 
-    What a forward adds right behind a call of another module, `x + self.mlp(x)`, is added inside of it where its own
-    forward ends with such a layer or norm. Hooks on the module, also those of later, see it without the addition.
+    What a forward adds right after it has called another module, `x + self.mlp(x)`, is added inside of that one where
+    its own forward ends with such a layer or norm. A module with hooks, also of later, is called as it is written.
 
     recompute: a layer that reads what a fused norm or a GELU made does not save it, backward makes it again: up to half
     of the memory, for 5 to 8% of the time of a step.
