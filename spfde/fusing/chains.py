@@ -29,8 +29,7 @@ ACT_FUNCTIONS = {
     F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", "relu": "relu",
     "relu_": "relu",
 }  # fmt: skip
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_IN_PLACE = (operator.iadd, "add_")
+_ADDITIONS = {operator.add: "add", operator.iadd: "add_", torch.add: "add", "add": "add", "add_": "add_"}
 # What tracing would silently settle once and for all.
 _UNSTABLE = {"isinstance", "type", "is_tensor", "is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled"}
 
@@ -46,6 +45,15 @@ class Call:
     norm: nn.Module
     chain: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Addition:
+    """An addition of `other` to a value that nothing else reads; function: "add", or "add_" which changes the value."""
+
+    node: fx.Node
+    function: str
+    other: fx.Node
 
 
 class _Proxy(fx.Proxy):
@@ -144,11 +152,11 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
     if reason:
         return Call(norm, "", reason)
     last, residual = node, None
-    addition = only_user(node)
-    if addition is not None and _adds(addition, node):
+    addition = addition_to(node)
+    if addition is not None:
         reason = _moving_problem(node)
         if not reason:
-            last, residual = addition, next(a for a in addition.args if a is not node)
+            last, residual = addition.node, addition.other
     follower = only_user(last)
     act = _activation(follower, last, module) if follower is not None else ""
     if act:
@@ -217,14 +225,26 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _adds(node: fx.Node, norm: fx.Node) -> bool:
-    """Whether `node` is norm + other, and changes nothing but the norm's output."""
-    if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
-        return False
+def follows(node: fx.Node, later: fx.Node) -> bool:
+    """Whether nothing is called between the two nodes."""
+    between = node.next
+    while between is not later and between.op == "get_attr":
+        between = between.next
+    return between is later
+
+
+def addition_to(value: fx.Node) -> Addition | None:
+    """The addition that is the only reader of `value`, if it changes nothing else."""
+    node = only_user(value)
+    if node is None or node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
+        return None
+    function = _ADDITIONS.get(node.target, "")
     first, second = node.args
-    other = second if first is norm else first
-    in_place_elsewhere = node.target in _IN_PLACE and first is not norm
-    return isinstance(other, fx.Node) and other is not norm and not in_place_elsewhere
+    other = second if first is value else first
+    in_place_elsewhere = function == "add_" and first is not value
+    if not function or in_place_elsewhere or not isinstance(other, fx.Node) or other is value:
+        return None
+    return Addition(node, function, other)
 
 
 def _moving_problem(norm: fx.Node) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,8 +21,18 @@ from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
 
 LAYERS = (SparseConv2d, SparseLinear)  # these very types: a subclass may do something else
 MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu"}
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+
+
+def _sum(
+    add: Callable[[Any, Any], Any], z: Tensor, residual: Any, act: Callable[[Tensor], Tensor] | str | None = None
+) -> Tensor:
+    y = add(z, residual)
+    return y if act is None else (FUNCTIONS[act] if isinstance(act, str) else act)(y)
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu, "relu_": F.relu_, "relu6": F.relu6, "relu6_": partial(F.relu6, inplace=True), "gelu": F.gelu,
+    "add": partial(_sum, operator.add), "add_": partial(_sum, operator.iadd),
 }  # fmt: skip
 
 
@@ -32,10 +43,11 @@ def ended(
     rest: tuple[Any, ...] = (),
     again: bool | None = None,
 ) -> Tensor:
-    """Then(layer(x), *rest), in the layer's kernel where that is Triton's and no gradient is wanted, or of ReLU alone.
+    """Then(layer(x), *rest), in the layer's kernel where that is Triton's and has the gradient that is wanted.
 
-    then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS`. again: `gelu` of
-    `without_saving`; None: the layer saves x as ever.
+    then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS` (rest, of "add" and "add_":
+    what is added, and an activation of the sum or nothing). again: `gelu` of `without_saving`; None: the layer saves x
+    as ever.
     """
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
@@ -61,25 +73,25 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _end(
-    layer: SparseLayer, x: Tensor, then: nn.Module | str, again: bool | None, residual: Any = None, act: str = "none"
+    layer: SparseLayer, x: Tensor, then: nn.Module | str, again: bool | None, residual: Any = None, act: Any = "none"
 ) -> Callable[[], Epilogue] | None:
     """What makes the epilogue, None where the parts must run one by one."""
     if layer.route in ("native", "dense", "reference"):
         return None
     if _has_any_global_hook() or not _plain(layer) or layer._probe is not None or "transform" in layer._modules:
         return None
-    if isinstance(then, str):
-        act = then.removesuffix("_")
-    elif not _plain(then):
-        return None
-    elif type(then) is FusedNormAct2d:
-        return _norm_end(layer, x, then, residual, act)
+    if type(then) is FusedNormAct2d:
+        return _norm_end(layer, x, then, residual, act) if _plain(then) else None
+    if then in ("add", "add_"):
+        if type(residual) is not Tensor:
+            return None
     else:
-        act = act_of(then)
+        act = then
+    act = act.removesuffix("_") if isinstance(act, str) else act_of(act) if _plain(act) else ""
     if not act:
         return None
-    end = Epilogue(layer.bias, act=act)
-    trains = not untracked(x, layer.values, layer.bias)
+    end = Epilogue(layer.bias, residual=residual, act=act)
+    trains = not untracked(x, layer.values, layer.bias, residual)
     return None if trains and (again is not None or not end.has_gradient) else lambda: end
 
 

@@ -1,31 +1,51 @@
-"""Stands in for the forward of one module: the same computation with its norms fused."""
+"""Stands in for the forward of one module: the same computation, fused, and the same with a residual added to it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from spfde.fusing import residual
 from spfde.fusing.chains import Call, rewrite, trace
+from spfde.fusing.ended import FUNCTIONS, hooked
 from spfde.fusing.layers import LayerCall, merge
 
 
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten forward, the norms and sparse layers it calls, the modules it calls with an addition and without.
+
+    useful: whether it differs from the module's own.
+    """
+
+    function: Callable[..., Any]
+    norms: tuple[Call, ...]
+    layers: tuple[LayerCall, ...]
+    added: tuple[residual.Added, ...]
+    called: tuple[nn.Module, ...]
+    useful: bool
+
+
 class FusedForward:
-    """The rewritten forward of `module`, one function for each of its two modes.
+    """The rewritten forwards of `module`, for each of its two modes: its own, and those that add a residual to it.
 
     It lives in the instance's `__dict__`, so the module keeps its class, children and state_dict. The functions follow
     from the class's forward and are never saved: what pickle loads makes them anew at its first call.
     """
 
-    def __init__(self, module: nn.Module, recompute: bool) -> None:
-        """Raises Untraceable: the forward must not be replaced."""
+    def __init__(self, module: nn.Module, recompute: bool, inner: Mapping[nn.Module, FusedForward]) -> None:
+        """`inner`: those of the modules inside. Raises Untraceable: the forward must not be replaced."""
         self.module, self.recompute = module, recompute
-        vars(self).update(_made(module, recompute))
+        self.rewritten = _made(module, recompute, inner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._functions[self.module.training](self.module, *args, **kwargs)
+        return self.rewritten[self.module.training, ""].function(self.module, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
         other = object.__new__(FusedForward)
@@ -38,35 +58,70 @@ class FusedForward:
 
     def __getattr__(self, name: str) -> Any:
         # Only after pickle, which has completed the module by the time someone asks.
-        if name not in ("_functions", "calls", "layers", "useful"):
+        if name != "rewritten":
             raise AttributeError(name)
-        vars(self).update(_made(self.module, self.recompute))
-        return vars(self)[name]
+        inner = {m: vars(m)["forward"] for m in self.module.modules() if m is not self.module and is_fused(m)}
+        self.rewritten = _made(self.module, self.recompute, inner)
+        return self.rewritten
 
 
-def _made(module: nn.Module, recompute: bool) -> dict[str, Any]:
-    """The forward for each mode (dropout and the like are traced as they are in it).
+def is_fused(module: nn.Module) -> bool:
+    """Whether the module's forward is a rewritten one."""
+    return isinstance(vars(module).get("forward"), FusedForward)
 
-    Also the calls of norms and sparse layers in training, and whether the forward then differs from the module's own.
+
+def plus(module: nn.Module, function: str, other: Any, *args: Any) -> Any:
+    """Module(*args) + other, which the module's own last call adds if it can and nobody looks at what it returns.
+
+    function: "add", or "add_" in place.
     """
-    functions: dict[bool, Callable] = {}
-    calls: list[Call] = []
-    layers: list[LayerCall] = []
-    useful = False
+    if not torch.compiler.is_compiling() and isinstance(other, Tensor) and is_fused(module):
+        adding = module.forward.rewritten.get((module.training, function))
+        if adding is not None and not (hooked(module) or module._compiled_call_impl or _has_any_global_hook()):
+            return adding.function(module, other, *args)
+    return FUNCTIONS[function](module(*args), other)
+
+
+def _made(
+    module: nn.Module, recompute: bool, inner: Mapping[nn.Module, FusedForward]
+) -> dict[tuple[bool, str], Rewritten]:
+    """The forwards by mode (dropout and the like are traced as they are in it) and by what is done with a residual.
+
+    That is "" for none; what would do no more than add it in the end is left out.
+    """
+    rewritten = {}
     before = module.training
     try:
         for mode in (False, True):
             module.training = mode  # not train(): what is inside stays as it is
             graph = trace(module)
-            calls, useful = rewrite(graph, module, recompute)
-            layers = merge(graph, module)
-            functions[mode] = _compiled(graph)
+            for function in ("add", "add_", ""):
+                made = _rewritten(copy.deepcopy(graph), module, function, recompute, inner)
+                if made is not None:
+                    rewritten[mode, function] = made
     finally:
         module.training = before
-    return {"_functions": functions, "calls": calls, "layers": layers, "useful": useful or bool(layers)}
+    return rewritten
 
 
-def _compiled(graph: fx.Graph) -> Callable:
+def _rewritten(
+    graph: fx.Graph, module: nn.Module, function: str, recompute: bool, inner: Mapping[nn.Module, FusedForward]
+) -> Rewritten | None:
+    if function and not residual.with_residual(graph, function):
+        return None
+    norms, useful = rewrite(graph, module, recompute)
+    layers = merge(graph, module)
+    takes = lambda a: a.module in inner and (True, a.function) in inner[a.module].rewritten  # noqa: E731
+    added = residual.merge(graph, module, plus, takes)
+    if function and residual.adds_apart(graph):
+        return None
+    called = [module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
+    return Rewritten(
+        _compiled(graph), tuple(norms), tuple(layers), added, tuple(called), useful or bool(layers) or bool(added)
+    )
+
+
+def _compiled(graph: fx.Graph) -> Callable[..., Any]:
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<spfde.fuse>", "exec"), names)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from spfde.fusing.chains import Untraceable, obstacle
-from spfde.fusing.forward import FusedForward
+from spfde.fusing.forward import FusedForward, Rewritten, is_fused
+from spfde.fusing.residual import Added
 from spfde.kernels.triton.model import hindrance
 from spfde.nn import SparseLayer, SparseLinear
 from spfde.nn.norm import FusedNormAct2d
@@ -78,9 +80,12 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
 
-    A sparse layer whose only reader is such a chain or an activation is called with it: where no gradient is wanted of
-    any of them (a frozen prefix, no_grad), norms are in evaluation and the layer's kernel is Triton's, one kernel does
-    all. Layers that become sparse later are called so after fusing again.
+    A sparse layer whose only reader is such a chain, an addition (+ activation) or an activation is called with it:
+    where no gradient is wanted of any of them (a frozen prefix, no_grad), norms are in evaluation and the layer's
+    kernel is Triton's, one kernel does all. Layers that become sparse later are called so after fusing again.
+
+    What a forward adds right after it has called another module, `x + self.mlp(x)`, is added inside of that one where
+    its own forward ends with such a layer or norm. A module with hooks, also of later, is called as it is written.
 
     recompute: a layer that reads what a fused norm or a GELU made does not save it, backward makes it again: up to half
     of the memory, for 5 to 8% of the time of a step.
@@ -91,9 +96,9 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         TypeError: model is not an nn.Module.
     """
     forwards, _ = _forwards(_checked(model), recompute)
-    for forward in forwards:
-        if forward.useful:
-            forward.module.forward = forward
+    for module, rewritten in _used(forwards):
+        if any(forward.useful for forward in rewritten):
+            module.forward = forwards[module]
     for module in model.modules():
         if type(module) is nn.BatchNorm2d and not obstacle(module):
             module.__class__ = FusedNormAct2d
@@ -107,7 +112,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         TypeError: model is not an nn.Module.
     """
     for module in _checked(model).modules():
-        if isinstance(vars(module).get("forward"), FusedForward):
+        if is_fused(module):
             del module.forward
         if type(module) is FusedNormAct2d:
             module.__class__ = nn.BatchNorm2d
@@ -122,11 +127,12 @@ def report(model: nn.Module) -> Report:
     """
     names = {module: name or "the model" for name, module in _checked(model).named_modules()}
     forwards, problems = _forwards(model, recompute=False)
+    used = [forward for _, rewritten in _used(forwards) for forward in rewritten]
     rows = []
     for norm in model.modules():
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
-        calls = [call for forward in forwards for call in forward.calls if call.norm is norm]
+        calls = [call for forward in used for call in forward.norms if call.norm is norm]
         around = [f"in {names[m]} ({type(m).__name__}), {why}" for m, why in problems.items() if norm in m.modules()]
         alone = obstacle(norm)
         chains = [call.chain for call in calls] or ["" if alone else "norm"]
@@ -139,7 +145,7 @@ def report(model: nn.Module) -> Report:
                 fused=type(norm) is FusedNormAct2d,
             )
         )
-    calls = dict.fromkeys(call for forward in forwards for call in forward.layers)
+    calls = dict.fromkeys(call for forward in used for call in forward.layers)
     return Report(tuple(rows), tuple(LayerFusing(names[c.layer], c.chain, _apart(c.layer)) for c in calls))
 
 
@@ -160,21 +166,44 @@ def _checked(model: nn.Module) -> nn.Module:
     return model
 
 
-def _forwards(model: nn.Module, recompute: bool) -> tuple[list[FusedForward], dict[nn.Module, str]]:
+def _forwards(model: nn.Module, recompute: bool) -> tuple[dict[nn.Module, FusedForward], dict[nn.Module, str]]:
     """The rewritten forward of every module around what is sought, and why some cannot have one; outer before inner."""
-    forwards, problems = [], {}
-    for module in model.modules():
+    forwards, problems = {}, {}
+    for module in _inner_first(model, set()):
         inside = any(isinstance(m, _SOUGHT) for m in module.modules() if m is not module)
         if not inside or type(module).forward is nn.Module.forward:
             continue
         try:
-            forwards.append(_forward(module, recompute))
+            forwards[module] = _forward(module, recompute, forwards)
         except Untraceable as problem:
             problems[module] = str(problem)
-    return forwards, problems
+    return dict(reversed(forwards.items())), dict(reversed(problems.items()))
 
 
-def _forward(module: nn.Module, recompute: bool) -> FusedForward:
-    if not isinstance(vars(module).get("forward"), FusedForward | None):
+def _inner_first(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+    """Every module once, after all that is inside it; backwards, they come in order of registration."""
+    seen.add(module)
+    for child in reversed(list(module.children())):
+        if child not in seen:
+            yield from _inner_first(child, seen)
+    yield module
+
+
+def _forward(module: nn.Module, recompute: bool, inner: Mapping[nn.Module, FusedForward]) -> FusedForward:
+    if not is_fused(module) and "forward" in vars(module):
         raise Untraceable("its forward is replaced on the instance")
-    return FusedForward(module, recompute)
+    return FusedForward(module, recompute, inner)
+
+
+def _used(forwards: Mapping[nn.Module, FusedForward]) -> Iterator[tuple[nn.Module, list[Rewritten]]]:
+    """The forwards of every module that are called in training: its own, those that add to it, or both."""
+    added: set[Added] = set()
+    called: set[nn.Module] = set()
+    for module, forward in forwards.items():
+        adding = [f for key, f in forward.rewritten.items() if key[0] and Added(module, key[1]) in added]
+        own = forward.rewritten[True, ""]
+        rewritten = adding if adding and module not in called else [*adding, own]
+        for f in rewritten:
+            added.update(f.added)
+            called.update(f.called)
+        yield module, rewritten

@@ -1,15 +1,16 @@
-"""Finds sparse layers whose only reader is a norm or an activation, and makes one call of both."""
+"""Finds sparse layers whose only reader is a norm, an addition or an activation, and makes one call of both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 
-from spfde.fusing.chains import ACT_FUNCTIONS, is_norm, obstacle, only_user
-from spfde.fusing.ended import FUNCTIONS, act_of, ended, hooked
+from spfde.fusing.chains import ACT_FUNCTIONS, addition_to, follows, is_norm, obstacle, only_user
+from spfde.fusing.ended import act_of, ended, hooked
 from spfde.kernels.recompute import without_saving
 from spfde.nn import SparseConv2d, SparseLinear
 
@@ -24,6 +25,16 @@ class LayerCall:
     chain: str
 
 
+@dataclass(frozen=True)
+class _End:
+    """What follows a layer, up to the node `last`, as `ended` takes it."""
+
+    last: fx.Node
+    then: fx.Node | str
+    rest: tuple[Any, ...]
+    chain: tuple[str, ...]
+
+
 def merge(graph: fx.Graph, module: nn.Module) -> list[LayerCall]:
     """Makes one call of every such pair of the graph in place. Norms are fused already, see `chains.rewrite`."""
     return [call for node in list(graph.nodes) for call in _merge_at(node, graph, module)]
@@ -35,19 +46,16 @@ def _merge_at(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Iterator[Lay
     if not name or reader is None or not _may_move(node, source, reader, module):
         return
     layer = module.get_submodule(name)
-    parts = _follower(reader, node, layer, module)
-    if parts is None:
-        return
-    then, chain = parts
     with graph.inserting_before(reader):
-        follower = graph.get_attr(str(reader.target)) if then is None else then
-        rest = tuple(reader.args[1:]) if then is None else ()
+        end = _end(node, reader, layer, graph, module)
+        if end is None:
+            return
         called = graph.get_attr(name) if again is None else node.args[0]
-        merged = graph.call_function(ended, (called, source, follower, rest, again))
-    reader.replace_all_uses_with(merged)
-    for dead in (reader, node):
+        merged = graph.call_function(ended, (called, source, end.then, end.rest, again))
+    end.last.replace_all_uses_with(merged)
+    for dead in dict.fromkeys((end.last, reader, node)):
         graph.erase_node(dead)
-    yield LayerCall(layer, "+".join((KINDS[type(layer)], *chain)))
+    yield LayerCall(layer, "+".join((KINDS[type(layer)], *end.chain)))
 
 
 def _layer_call(node: fx.Node, module: nn.Module) -> tuple[str, fx.Node | None, bool | None]:
@@ -64,27 +72,46 @@ def _layer_call(node: fx.Node, module: nn.Module) -> tuple[str, fx.Node | None, 
     return (name, source, again) if fits else ("", None, None)
 
 
-def _follower(
-    reader: fx.Node, node: fx.Node, layer: nn.Module, module: nn.Module
-) -> tuple[str | None, tuple[str, ...]] | None:
-    """(the activation's name or None for a module, what is done), None if the kernels have no such end."""
-    if not reader.args or reader.args[0] is not node or node in reader.args[1:]:
-        return None
+def _end(node: fx.Node, reader: fx.Node, layer: nn.Module, graph: fx.Graph, module: nn.Module) -> _End | None:
+    """What the kernels can end with, None if they cannot with what reads the layer; modules are made arguments."""
+    addition = addition_to(node)
+    if addition is not None:
+        follower = only_user(reader)
+        act = "" if follower is None else _activation(follower, reader, module)
+        if not act:
+            return _End(reader, addition.function, (addition.other,), ("add",))
+        return _End(follower, addition.function, (addition.other, _argument(follower, graph)), ("add", act))
     if is_norm(reader, module):
-        if type(layer) is not SparseConv2d or obstacle(_called(reader, module)) or reader.kwargs:
-            return None
-        rest = reader.args[1:]
-        residual, act = (*rest, *(None, "none")[len(rest) :])[:2]
-        added = [] if residual is None else ["add"]
-        return (None, ("norm", *added, *([] if act == "none" else [act]))) if isinstance(act, str) else None
-    if len(reader.args) > 1:
-        return None
+        chain = _norm_chain(reader, node, layer, module)
+        return _End(reader, _argument(reader, graph), tuple(reader.args[1:]), chain) if chain else None
+    act = _activation(reader, node, module)
+    return _End(reader, _argument(reader, graph), (), (act,)) if act else None
+
+
+def _norm_chain(reader: fx.Node, node: fx.Node, layer: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    if not reader.args or reader.args[0] is not node or node in reader.args[1:] or reader.kwargs:
+        return ()
+    if type(layer) is not SparseConv2d or obstacle(_called(reader, module)):
+        return ()
+    rest = reader.args[1:]
+    residual, act = (*rest, *(None, "none")[len(rest) :])[:2]
+    added = [] if residual is None else ["add"]
+    return ("norm", *added, *([] if act == "none" else [act])) if isinstance(act, str) else ()
+
+
+def _activation(reader: fx.Node, value: fx.Node, module: nn.Module) -> str:
+    """The activation of `value` that the node is, empty if it is none that the kernels have."""
+    if reader.args != (value,):
+        return ""
     if reader.op == "call_module":
         called = _called(reader, module)
-        act = "" if hooked(called) or reader.kwargs else act_of(called)
-        return (None, (act,)) if act else None
-    name = _function(reader)
-    return (name, (name.removesuffix("_"),)) if name in FUNCTIONS else None
+        return "" if hooked(called) or reader.kwargs else act_of(called)
+    return _function(reader).removesuffix("_")
+
+
+def _argument(node: fx.Node, graph: fx.Graph) -> fx.Node | str:
+    """What the node calls, as `ended` takes it."""
+    return graph.get_attr(str(node.target)) if node.op == "call_module" else _function(node)
 
 
 def _function(node: fx.Node) -> str:
@@ -102,10 +129,7 @@ def _function(node: fx.Node) -> str:
 
 def _may_move(node: fx.Node, source: fx.Node | None, reader: fx.Node, module: nn.Module) -> bool:
     """Whether the layer may run as late as its reader: nothing in between can change what it reads."""
-    between = node.next
-    while between is not reader and between.op == "get_attr":
-        between = between.next
-    if between is reader:
+    if follows(node, reader):
         return True
     if source is None or only_user(source) is not node:
         return False

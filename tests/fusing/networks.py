@@ -7,6 +7,7 @@ from fusing import models
 from torch import nn
 
 import spfde
+from spfde.nn import SparseLayer
 
 ZOO = {
     "resnet20": lambda: spfde.models.create("resnet20", width=0.5),
@@ -26,3 +27,13 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def chains(model: nn.Module) -> dict[str, str]:
     return {row.name: row.chain for row in spfde.fuse.report(model).rows}
+
+
+def sparse(model: nn.Module) -> nn.Module:
+    """Every layer but the stem sparse, computed by the native kernels."""
+    names = {n: 0.5 for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[1] > 3}
+    model = spfde.sparsify(model, distribution=names)
+    for m in model.modules():
+        if isinstance(m, SparseLayer):
+            m.kernel = "native"
+    return model

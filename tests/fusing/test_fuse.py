@@ -118,7 +118,8 @@ def test_what_is_fused_elsewhere():
     assert set(chains(built("vgg")).values()) == {"norm+relu"}
     assert spfde.fuse.report(built("vgg without norms")).rows == ()
     assert str(spfde.fuse.report(built("vgg without norms"))) == "no normalisation layer, nothing to fuse"
-    assert list(chains(built("mobilenet")).values()) == ["norm+relu6"] * 3 + ["norm"] + ["norm+relu6"] * 2 + ["norm"]
+    ends = {"features.1.conv.3": "norm+add", "features.2.conv.3": "norm"}  # the addition is in another module
+    assert {name: chain for name, chain in chains(built("mobilenet")).items() if chain != "norm+relu6"} == ends
     kinds = ["norm+relu", "norm+add+relu", "norm+add+relu", "norm+add+relu6", "norm"]
     assert list(chains(built("functional")).values()) == kinds
 

@@ -6,21 +6,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from fusing.networks import NETWORKS, built, images
+from fusing.networks import NETWORKS, built, images, sparse
 from torch import nn
 
 import spfde
-from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer
-
-
-def sparse(model):
-    """Every layer but the stem sparse, computed by the native kernels."""
-    names = {n: 0.5 for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[1] > 3}
-    model = spfde.sparsify(model, distribution=names)
-    for m in model.modules():
-        if isinstance(m, SparseLayer):
-            m.kernel = "native"
-    return model
+from spfde.nn import FusedNormAct2d, SparseConv2d
 
 
 def chains(model):
@@ -90,7 +80,7 @@ def test_layers_are_listed_where_a_gpu_has_a_kernel_for_them():
 
 @pytest.mark.parametrize(("name", "kinds"), [
     ("vgg", {"conv+norm+relu", "linear+relu"}), ("vgg without norms", {"conv+relu", "linear+relu"}),
-    ("mobilenet", {"conv+norm+relu6", "conv+norm"}),
+    ("mobilenet", {"conv+norm+relu6", "conv+norm+add", "conv+norm"}),
     ("functional", {"conv+norm+add+relu", "conv+norm+add+relu6"}),
 ])  # fmt: skip
 def test_what_is_called_together_elsewhere(name, kinds):
