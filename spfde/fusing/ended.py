@@ -14,7 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.kernels import norm_act_frozen
 from spfde.kernels.epilogue import Epilogue, untracked
-from spfde.kernels.precision import through_dispatcher
+from spfde.kernels.precision import compute_and_result_dtype, through_dispatcher
 from spfde.kernels.recompute import without_saving
 from spfde.kernels.triton import why_not
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
@@ -85,6 +85,8 @@ def _end(
     if then in ("add", "add_"):
         if type(residual) is not Tensor:
             return None
+        if then == "add_" and residual.dtype != compute_and_result_dtype(x, layer.values)[1]:
+            return None  # what is added to in place keeps its precision
     else:
         act = then
     act = act.removesuffix("_") if isinstance(act, str) else act_of(act) if _plain(act) else ""

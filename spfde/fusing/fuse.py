@@ -45,7 +45,7 @@ class LayerFusing:
 class Report:
     """The norms of a model and what can be fused with them; str() is the table.
 
-    layers: the sparse layers called with what follows them; Triton's kernels do both where nothing wants a gradient.
+    layers: the sparse layers called with what follows them; Triton's kernels do both, a norm when it is frozen.
     """
 
     rows: tuple[NormFusing, ...]
@@ -58,7 +58,7 @@ class Report:
         able = [layer for layer in self.layers if not layer.reason]
         width = max((len(layer.name) for layer in able), default=0)
         lines = [f"{layer.name:{width}}  {layer.chain}" for layer in able]
-        head = ["one kernel when frozen, on a GPU, where layer.kernel is 'triton':"] if able else []
+        head = ["one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):"] if able else []
         others = Counter(layer.reason for layer in self.layers if layer.reason)
         return [*head, *lines, *(f"sparse layers that a GPU runs apart: {n}, {why}" for why, n in others.items())]
 
@@ -81,8 +81,8 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
 
     A sparse layer whose only reader is such a chain, an addition (+ activation) or an activation is called with it:
-    where no gradient is wanted of any of them (a frozen prefix, no_grad), norms are in evaluation and the layer's
-    kernel is Triton's, one kernel does all. Layers that become sparse later are called so after fusing again.
+    one kernel does all where the layer's kernel is Triton's. With a norm that is so where the norm is in evaluation and
+    no gradient is wanted (a frozen prefix, no_grad). Layers that become sparse later are called so after fusing again.
 
     What a forward adds right after it has called another module, `x + self.mlp(x)`, is added inside of that one where
     its own forward ends with such a layer or norm. A module with hooks, also of later, is called as it is written.

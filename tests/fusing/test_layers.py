@@ -68,7 +68,7 @@ def test_layers_are_listed_where_a_gpu_has_a_kernel_for_them():
     groups = "no sparse kernel for groups there"
     assert [layer.reason for layer in report.layers] == ["", groups, ""]
     assert str(report).splitlines()[-4:] == [
-        "one kernel when frozen, on a GPU, where layer.kernel is 'triton':",
+        "one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):",
         "3   conv+norm+relu",
         "10  linear+relu",
         f"sparse layers that a GPU runs apart: 1, {groups}",

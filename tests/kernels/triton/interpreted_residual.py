@@ -1,8 +1,9 @@
-"""Additions behind sparse layers in Triton's interpreter: one kernel for both where no gradient is wanted."""
+"""Additions behind sparse layers in Triton's interpreter: one kernel for both."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from kernels.triton.fused_models import close, exact, images, sparse
 from torch import Tensor, nn
 
 import spfde
-from spfde.kernels.epilogue import Epilogue
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning")
 
@@ -88,20 +88,48 @@ def test_otherwise_the_parts_run_one_by_one(whole, run):
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_gradients_are_wanted(monkeypatch, known):
-    """Whether the kernel has them or the parts do: what a residual's epilogue knows is asked, not assumed."""
-    if not known:
-        monkeypatch.setattr(Epilogue, "has_gradient", False)
-    model = spfde.freezing.unfreeze(sparse(Sum(nn.Linear(32, 16), nn.ReLU())))
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize(("make", "shape", "out"), LAYERS.values(), ids=LAYERS)
+def test_one_kernel_adds_in_training(launched, make, shape, out, end):
+    model = spfde.freezing.unfreeze(sparse(Sum(make(), end)))
     plain = spfde.unfuse(copy.deepcopy(model))
     results = []
     for m in (model, plain):
-        h, x = images(6, 32).requires_grad_(), images(6, 16, seed=1).requires_grad_()
+        h, x = images(*shape).requires_grad_(), images(*out, seed=1).requires_grad_()
+        launched.clear()
         y = m(h, x)
+        assert len(launched) == 1
+        assert m is plain or type(y.grad_fn).__name__ in ("_SpmmBackward", "_Conv2dBackward", "ViewBackward0")
         results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [h, x, *m.parameters()])])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_float32_residual_under_autocast(trains):
+    """The sum is float32, but where it is written to what the layer returned."""
+    model = sparse(Sum(nn.Linear(32, 16)))
+    inside = sparse(Inside(nn.Linear(32, 16)))
+    h, x = images(6, 32), images(6, 16, seed=1).requires_grad_(trains)
+    for m, dtype in ((model, torch.float32), (inside, torch.bfloat16)):
+        plain = spfde.unfuse(copy.deepcopy(m))
+        with torch.autocast("cpu", torch.bfloat16):
+            y, expected = m(h, x), plain(h, x)
+        assert y.dtype == expected.dtype == dtype
+        close(y.detach(), expected.detach().double(), 1e-2)
+
+
+class Inside(nn.Module):
+    """The sum in the memory of the layer's result."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        y = self.layer(h)
+        y += x
+        return y
 
 
 def test_only_the_residual_wants_a_gradient():
@@ -131,6 +159,33 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.block(x)
+
+
+def backward_nodes(y: Tensor) -> set[Any]:
+    """What the graph of y is made of."""
+    seen, rest = set(), [y.grad_fn]
+    while rest:
+        node = rest.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            rest += [following for following, _ in node.next_functions]
+    return seen
+
+
+def test_a_trained_transformer_block_adds_in_the_last_kernel_of_each_branch():
+    frozen = sparse(spfde.models.transformer.Block(32, 2))
+    model = spfde.freezing.unfreeze(frozen)
+    plain = spfde.unfuse(copy.deepcopy(model))
+    grads, apart = [], []
+    for m in (model, plain):
+        x = images(2, 5, 32).requires_grad_()
+        y = m(x)
+        names = [node.name() for node in backward_nodes(y)]
+        apart.append([names.count("AddBackward0"), names.count("GeluBackward0")])
+        grads.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, *m.parameters()])])
+    assert apart == [[0, 0], [2, 1]]
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_convolution_a_norm_and_the_addition_of_another_module_are_one_kernel(launched, whole):

@@ -44,6 +44,28 @@ def test_a_frozen_linear_layer_with_gelu(dtype):
     close(model(x), exact(model, x), ROUNDING[dtype])
 
 
+@pytest.mark.parametrize("tokens", [7, 900])  # 1800 rows and more fill a GPU's largest tiles
+@pytest.mark.parametrize("dtype", [*ROUNDING, "autocast"], ids=str)
+def test_a_trained_transformer_block(dtype, tokens):
+    """Residual sums and GELU in the kernels, also where autocast's products are summed in float32."""
+    mixed = dtype == "autocast"
+    rounding = ROUNDING[torch.bfloat16 if mixed else dtype]
+    model = spfde.freezing.unfreeze(sparse(spfde.models.transformer.Block(128, 4), pattern="block:64x64"))
+    model = model.to("cuda", torch.float32 if mixed else dtype)
+    plain = spfde.unfuse(copy.deepcopy(model))
+    x = images(5, tokens, 128, dtype=torch.float32 if mixed else dtype).cuda()
+    results = []
+    for m in (model, plain):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            y = m(given)
+        loss = y.float().square().mean()
+        results.append([y.detach(), *torch.autograd.grad(loss, [given, *m.parameters()])])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == expected.dtype
+        close(got, expected.double(), 4 * rounding)
+
+
 @pytest.mark.parametrize("memory", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", [(3, 70, 9, 11), (2, 256, 14, 14), (1, 3, 1, 1), (4, 5, 200, 300)], ids=str)
