@@ -44,7 +44,7 @@ if "$python" -c 'import pytest' 2>/dev/null; then
   pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default -m gpu)
   "$python" -c 'import hypothesis' 2>/dev/null || pytest+=(--noconftest)
   "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n 8)  # most of their time is Triton's compiler's
-  within 150 "${pytest[@]}" tests/gpu tests/kernels/triton/test_gpu.py || failed=1
+  within 150 "${pytest[@]}" tests/gpu tests/kernels/triton/test_gpu.py tests/kernels/triton/test_gpu_fusing.py || failed=1
 else
   say "expected pytest, got none: going on without the tests"
 fi

@@ -8,22 +8,27 @@ import torch
 from torch import nn
 
 import spfde
+from spfde.models.transformer import Block
+from spfde.nn import SparseLayer
 
 
 def main() -> None:
     """Runs them, each on an input of its own."""
     torch.manual_seed(0)
-    for layer, shape in layers():
-        layer.cuda().kernel = "triton"
-        layer(torch.randn(shape, device="cuda", requires_grad=True)).sum().backward()
+    for model, shape in models():
+        for layer in model.modules():
+            if isinstance(layer, SparseLayer):
+                layer.kernel = "triton"
+        model.cuda()(torch.randn(shape, device="cuda", requires_grad=True)).sum().backward()
     torch.cuda.synchronize()
 
 
-def layers() -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
-    """Layers with the shapes of their inputs.
+def models() -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
+    """Layers, and a block of a transformer, with the shapes of their inputs.
 
     Linear: in blocks, as a dense product by tiles, and one whose longest row is cut, with tokens enough to be cut too.
-    Convolutions: one with a stride and odd sizes, and a pointwise one.
+    Convolutions: one with a stride and odd sizes, and a pointwise one. The block's products end with GELU and residual
+    sums, on tiles of all sizes.
     """
     blocks = {"sparsity": 0.5, "pattern": "block:16x16"}
     yield spfde.sparsify(nn.Linear(40, 33), **blocks), (20, 40)
@@ -34,6 +39,8 @@ def layers() -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
     yield spfde.nn.SparseLinear.from_dense(long, mask, "block:128x16"), (600, 1600)
     yield spfde.sparsify(nn.Conv2d(40, 33, 3, 2, 1), **blocks), (1, 40, 5, 6)
     yield spfde.sparsify(nn.Conv2d(32, 32, 1), **blocks), (1, 32, 4, 4)
+    for tokens in (20, 4100):
+        yield spfde.fuse(spfde.sparsify(Block(64, 2), **blocks)), (1, tokens, 64)
 
 
 if __name__ == "__main__":
