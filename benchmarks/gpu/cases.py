@@ -86,8 +86,8 @@ class Network:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """All layers by the Triton kernels, as "auto" chooses, dense."""
-        return ("spfde", "spfde auto", "dense")
+        """All layers by the Triton kernels, the same without `spfde.fuse`, as "auto" chooses, dense."""
+        return ("spfde", "spfde unfused", "spfde auto", "dense")
 
     def __str__(self) -> str:
         return f"{self.model} b{self.batch} autocast block {self.block} density {self.density:g}"

@@ -58,7 +58,9 @@ def calls(given: Problem, way: str) -> Mapping[str, Callable[[], Tensor]]:
 
     def model() -> nn.Module:
         made = deepcopy(given.dense if way == "dense" else given.sparse)
-        if way == "spfde":
+        if way == "spfde unfused":
+            spfde.unfuse(made)
+        if way in ("spfde", "spfde unfused"):
             for layer in made.modules():
                 if isinstance(layer, SparseLayer):
                     layer.kernel = "triton"

@@ -14,6 +14,8 @@ from gpu.layers import Absent
 from gpu.record import Record, line
 from torch import nn
 
+import spfde
+
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
 
 
@@ -117,8 +119,19 @@ def test_a_network_is_timed_as_it_is_trained(small_network):
     assert not parts["frozen forward"]().requires_grad
     assert networks.chosen(small_network)[0] == "spfde auto"
     assert networks.chosen(small_network)[1].endswith("of 1 sparse layers run a sparse kernel")
-    with pytest.raises(ValueError, match="Triton runs on CPU tensors only in its interpreter"):
-        networks.calls(small_network, "spfde")
+    for way in ("spfde", "spfde unfused"):
+        with pytest.raises(ValueError, match="Triton runs on CPU tensors only in its interpreter"):
+            networks.calls(small_network, way)
+
+
+def test_the_unfused_network_runs_norm_and_activation_apart(small_network, monkeypatch):
+    models = []
+    monkeypatch.setattr(networks, "_step", lambda model, given: models.append(model) or (lambda: torch.zeros(())))
+    monkeypatch.setattr(networks, "_run", lambda model, x: torch.zeros(()))
+    for way, kind in (("spfde", spfde.nn.FusedNormAct2d), ("spfde unfused", nn.BatchNorm2d)):
+        networks.calls(small_network, way)
+        assert {type(model[0][1]) for model in models} == {kind}
+        models.clear()
 
 
 def test_the_front_half_of_a_network_is_frozen(small_network, monkeypatch):
@@ -154,7 +167,7 @@ def test_a_case_is_measured_whatever_breaks(no_triton, monkeypatch, capfd):
 
 def test_a_network_is_measured_like_a_layer(no_triton, small_network):
     some = run.measure(SMALL, 1, "cpu")
-    assert list(some.device) == ["spfde auto", "dense"] and list(some.failed) == ["spfde"]
+    assert list(some.device) == ["spfde auto", "dense"] and list(some.failed) == ["spfde", "spfde unfused"]
     assert some.speedup("half frozen step", "spfde auto") == 1
 
 
