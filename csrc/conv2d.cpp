@@ -67,9 +67,10 @@ void conv2d_blocks(const Conv2dBlocksArgs& a) {
   if (is_linear(s, a.x_channels_last, a.y_channels_last))
     return spmm_blocks({s.out_channels, s.in_channels, pixels(s), positions(s, a.x_channels_last), a.index, a.values,
                         a.bias, a.x, a.y, a.threads});
+  const auto geometry = forward_geometry(s);
   auto args = a;
   args.threads = useful(s, a.index, a.threads);
-  shifted_blocks(args);
+  shifted_blocks({args, geometry.get()});
 }
 
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
@@ -77,9 +78,10 @@ void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
   if (is_linear(s, a.dx_channels_last, a.dy_channels_last))
     return spmm_blocks_input_grad({s.out_channels, s.in_channels, pixels(s), positions(s, a.dx_channels_last), a.index,
                                    a.values, a.dy, a.dx, a.threads});
+  const auto geometry = forward_geometry(s);
   auto args = a;
   args.threads = useful(s, a.index, a.threads);
-  shifted_blocks_input_grad(args);
+  shifted_blocks_input_grad({args, geometry.get()});
 }
 
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
@@ -87,9 +89,10 @@ void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
   if (is_linear(s, a.x_channels_last, a.dy_channels_last))
     return sddmm_blocks({s.out_channels, s.in_channels, pixels(s), positions(s, a.x_channels_last), a.index, a.capacity,
                          a.dy, a.x, a.dvalues, a.dbias, a.threads});
+  const auto geometry = forward_geometry(s);
   auto args = a;
   args.threads = useful(s, a.index, a.threads);
-  shifted_blocks_weight_grad(args);
+  shifted_blocks_weight_grad({args, geometry.get()});
 }
 
 }  // namespace spfde

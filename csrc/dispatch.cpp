@@ -50,15 +50,15 @@ SPFDE_DISPATCH(sddmm_blocks, SddmmBlocksArgs)
 #undef SPFDE_OP
 
 #define SPFDE_OP shifted_blocks
-SPFDE_DISPATCH(shifted_blocks, Conv2dBlocksArgs)
+SPFDE_DISPATCH(shifted_blocks, Shifted<Conv2dBlocksArgs>)
 #undef SPFDE_OP
 
 #define SPFDE_OP shifted_blocks_input_grad
-SPFDE_DISPATCH(shifted_blocks_input_grad, Conv2dBlocksInputGradArgs)
+SPFDE_DISPATCH(shifted_blocks_input_grad, Shifted<Conv2dBlocksInputGradArgs>)
 #undef SPFDE_OP
 
 #define SPFDE_OP shifted_blocks_weight_grad
-SPFDE_DISPATCH(shifted_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
+SPFDE_DISPATCH(shifted_blocks_weight_grad, Shifted<Conv2dBlocksWeightGradArgs>)
 #undef SPFDE_OP
 
 #define SPFDE_OP norm_act

@@ -9,24 +9,24 @@ constexpr int64_t kBlockDotFloats = 2 * kStrip;  // positions x lanes that one v
 
 // What the three products share: the forward's geometry, with rows padded to whole blocks.
 struct BlockConv {
-  std::shared_ptr<const Conv2dGeometry> geometry;
+  const Conv2dGeometry& geometry;
   int64_t height, width, block_rows, rows;  // rows padded
   Layout layout;
   bool empty;
 
-  BlockConv(const Conv2dShape& shape, const BlockIndex& index, int threads)
-      : geometry(forward_geometry(shape)), height(index.height), width(index.width) {
+  BlockConv(const Conv2dGeometry& geometry, const Conv2dShape& shape, const BlockIndex& index, int threads)
+      : geometry(geometry), height(index.height), width(index.width) {
     block_rows = ceil_div(shape.out_channels, height);
     rows = block_rows * height;
     empty = shape.batch == 0 || rows == 0 || shape.out_h * shape.out_w == 0;
-    if (!empty) layout = lay_out(*geometry, choose_lanes(*geometry), rows, height, threads);
+    if (!empty) layout = lay_out(geometry, choose_lanes(geometry), rows, height, threads);
   }
 
   // Rows [begin, end) of dY, zero where there is no such channel.
   void pack_dy(const float* dy, bool channels_last, int64_t first, int64_t images, int64_t begin, int64_t end,
                float* packed) const {
-    const int64_t size = layout.planes.target_size, real = min(end, geometry->target_channels);
-    pack_target(*geometry, layout, dy, channels_last, first, images, begin, real, packed);
+    const int64_t size = layout.planes.target_size, real = min(end, geometry.target_channels);
+    pack_target(geometry, layout, dy, channels_last, first, images, begin, real, packed);
     memset(packed + (real - begin) * size, 0, (end - real) * size * sizeof(float));
   }
 
@@ -39,10 +39,10 @@ struct BlockConv {
 
 }  // namespace
 
-void shifted_blocks(const Conv2dBlocksArgs& a) {
-  const BlockConv conv(a.shape, a.index, a.threads);
+void shifted_blocks(const Shifted<Conv2dBlocksArgs>& a) {
+  const BlockConv conv(*a.geometry, a.shape, a.index, a.threads);
   if (conv.empty) return;
-  const Conv2dGeometry& g = *conv.geometry;
+  const Conv2dGeometry& g = conv.geometry;
   const Layout& l = conv.layout;
   const Planes& p = l.planes;
   const int64_t vectors = p.run / kWidth, strips = ceil_div(vectors, kBlockVectors);
@@ -73,9 +73,9 @@ void shifted_blocks(const Conv2dBlocksArgs& a) {
 }
 
 // The forward's streams run backwards: dX gathers in the source planes, a panel of channels at a time.
-void shifted_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
-  const BlockConv conv(a.shape, a.index, a.threads);
-  const Conv2dGeometry& g = *conv.geometry;
+void shifted_blocks_input_grad(const Shifted<Conv2dBlocksInputGradArgs>& a) {
+  const BlockConv conv(*a.geometry, a.shape, a.index, a.threads);
+  const Conv2dGeometry& g = conv.geometry;
   if (conv.empty) {
     memset(a.dx, 0, g.batch * g.source_channels * g.h.source_length * g.w.source_length * sizeof(float));
     return;
@@ -111,9 +111,9 @@ void shifted_blocks_input_grad(const Conv2dBlocksInputGradArgs& a) {
 }
 
 // Threads own private sums over their share of the chunks, added in thread order.
-void shifted_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a) {
-  const BlockConv conv(a.shape, a.index, a.threads);
-  const Conv2dGeometry& g = *conv.geometry;
+void shifted_blocks_weight_grad(const Shifted<Conv2dBlocksWeightGradArgs>& a) {
+  const BlockConv conv(*a.geometry, a.shape, a.index, a.threads);
+  const Conv2dGeometry& g = conv.geometry;
   const int64_t size = a.index.unit_ptr[conv.block_rows] * conv.height, channels = g.target_channels;
   float* partial = scratch<float>(Scratch::partial, size * a.threads);
   double* partial_bias = scratch<double>(Scratch::bias, channels * a.threads);

@@ -94,9 +94,15 @@ void conv2d_blocks(const Conv2dBlocksArgs& args);
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& args);
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& args);
 
-// The same by shifted streams (see conv2d_geometry.h), whatever the window.
-SPFDE_PER_ISA(shifted_blocks, Conv2dBlocksArgs)
-SPFDE_PER_ISA(shifted_blocks_input_grad, Conv2dBlocksInputGradArgs)
-SPFDE_PER_ISA(shifted_blocks_weight_grad, Conv2dBlocksWeightGradArgs)
+// The same by shifted streams, whatever the window; geometry: the forward's (see conv2d_geometry.h).
+struct Conv2dGeometry;
+template <typename Args>
+struct Shifted : Args {
+  const Conv2dGeometry* geometry;
+};
+
+SPFDE_PER_ISA(shifted_blocks, Shifted<Conv2dBlocksArgs>)
+SPFDE_PER_ISA(shifted_blocks_input_grad, Shifted<Conv2dBlocksInputGradArgs>)
+SPFDE_PER_ISA(shifted_blocks_weight_grad, Shifted<Conv2dBlocksWeightGradArgs>)
 
 }  // namespace spfde
