@@ -59,7 +59,9 @@ class Epilogue(NamedTuple):
     @property
     def hidden(self) -> bool:
         """Whether y does not show where the activation bends, so that backward needs what it was given."""
-        return self.act == "gelu" or (self.act != "none" and self.after and self.residual is not None)
+        if self.act == "relu6":  # it does, but torch lets a caller change y before backward
+            return True
+        return self.act == "gelu" or (self.act == "relu" and self.after and self.residual is not None)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ PLAIN = Epilogue()
 def act_grad(dy: Tensor, seen: Tensor | None, act: str) -> Tensor:
     """The gradient that an activation passes on.
 
-    seen: what it was given; for ReLU and ReLU6 what came of it will do, for "none" nothing is needed.
+    seen: what it was given; for ReLU what came of it will do, for "none" nothing is needed.
     """
     if act == "gelu":
         return torch.ops.aten.gelu_backward(dy, seen)

@@ -31,7 +31,10 @@ def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor, gelu: bool = Fa
         return saved.shape if alike and _place(saved) == place else saved
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
-        return packed if isinstance(packed, Tensor) else make().view(packed)
+        if isinstance(packed, Tensor):
+            return packed
+        made = make()  # a layer's kernel may have been given another memory format than it returned
+        return (made.contiguous() if order[2] else made).view(packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return layer(y)
@@ -52,7 +55,9 @@ def _maker(node: Any, gelu: bool) -> Callable[[], Tensor] | None:
         node = node.next_functions[0][0]
     if type(node).__name__ == "GeluBackward0":
         return lambda: _gelu(node._saved_self, node._saved_approximate)
-    if getattr(node, "act", "") == "gelu":  # it has saved its input, its values and what the GELU was given
+    if (
+        getattr(node, "act", "") == "gelu" and not node.after
+    ):  # it has saved its input, its values and what the GELU was given
         return lambda: _gelu(node.saved_tensors[2], "none")
     return None
 

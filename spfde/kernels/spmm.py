@@ -89,18 +89,17 @@ def fused(
     flat, end = cast(x if x.dim() == 2 else x.reshape(-1, cols), dtype), epilogue()
     if not end.fits((*x.shape[:-1], rows), rows, result, x.device):
         return None
-    values, result = packed(values, dtype), end.result(result)
-    if end.residual is not None:
-        end = end._replace(residual=end.residual.reshape(-1, rows)).in_precision(dtype)
+    values, result, end = packed(values, dtype), end.result(result), end.in_precision(dtype)
     if untracked(x, values, *end.tensors):
-        y = compute_fused(flat, values, end, plan)
+        rest = end.residual
+        y = compute_fused(flat, values, end._replace(residual=rest if rest is None else rest.reshape(-1, rows)), plan)
     elif end.has_gradient:
         bias, weights = packed(end.bias, dtype), plan.arrange(values)
         y = _Spmm.apply(flat, weights, bias, end.residual, plan, "triton", end.act, end.after)
     else:
         return None
     y = cast(y, result)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
+    return y if y.dim() == x.dim() else y.view(*x.shape[:-1], rows)
 
 
 @timed
@@ -197,12 +196,16 @@ class _Spmm(torch.autograd.Function):
         if needs_dense(kernel, values):
             weight, ctx.written = write(values, plan)
         end = None
+        shape = (
+            (x.shape[0], plan.rows) if residual is None else residual.shape
+        )  # what is added has its gradient's shape
         if kernel == "triton":
-            end = Epilogue(bias, None, residual, act, after)
+            end = Epilogue(bias, None, residual if residual is None else residual.reshape(-1, plan.rows), act, after)
             if end.hidden:
-                seen = x.new_empty(x.shape[0], plan.rows, dtype=end.result(x.dtype))
-                end = end._replace(kept=seen)
+                seen = x.new_empty(shape, dtype=end.result(x.dtype))
+                end = end._replace(kept=seen.view(-1, plan.rows))
         y = compute(x, values, bias, units_for(plan, kernel), plan.rows, kernel, weight, end)
+        y = y if residual is None else y.view(shape)
         if act != "none" and seen is None:
             seen = y
         ctx.save_for_backward(x if values.requires_grad else None, values, seen)
@@ -220,7 +223,7 @@ class _Spmm(torch.autograd.Function):
             after, dy = dy, act_grad(dy, seen, ctx.act)
             if need_residual:
                 dresidual = after if ctx.after else dy
-            dy = cast(dy, values.dtype)
+            dy = cast(dy if dy.dim() == 2 else dy.reshape(-1, plan.rows), values.dtype)
             if need_x:
                 weight = write(values, plan, ctx.written)[0] if needs_dense(kernel, values) else None
                 dx = compute_input_grad(dy, values, units, plan.cols, kernel, weight)

@@ -79,15 +79,45 @@ def test_every_end_has_its_gradients(name, act, where):
         close(mine, exact)
 
 
-@pytest.mark.parametrize("name", ["linear", "conv", "1x1"])
-def test_no_gradient_is_made_that_nobody_asks_for(name):
+@pytest.mark.parametrize(("name", "products"), [
+    ("linear", ("spmm_kernel", "sddmm_kernel")), ("1x1", ("spmm_kernel", "sddmm_kernel")),
+    ("conv", ("conv2d_kernel", "conv2d_grad_kernel")),
+])  # fmt: skip
+def test_no_gradient_is_made_that_nobody_asks_for(launched, name, products):
     plan, window, parts = problem(name)
+    needed = {"x": products[:1], "values": products[1:], "bias": (), "residual": ()}
     for alone in parts:
         given = {n: t.detach().requires_grad_(n == alone) for n, t in parts.items()}
         end = Epilogue(given["bias"], None, given["residual"], "gelu")
         y = fused(given["x"], given["values"], plan, window, lambda end=end: end)
+        launched.clear()
         y.sum().backward()
-        assert [n for n, t in given.items() if t.grad is not None] == [alone]
+        assert tuple(launched) == needed[alone]
+        assert given[alone].grad is not None
+
+
+@pytest.mark.parametrize("name", ["linear", "tokens", "conv"])
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("act", ["none", "gelu"])
+def test_gradients_of_two_residuals_have_memory_of_their_own(name, where, act):
+    plan, window, parts = problem(name)
+    first, second = (parts["residual"].detach().clone().requires_grad_() for _ in range(2))
+    ends = [Epilogue(parts["bias"], None, r, act, where == "after") for r in (first, second)]
+    y = sum(fused(parts["x"], parts["values"], plan, window, lambda end=end: end) for end in ends)
+    dy = torch.ones_like(y)
+    y.backward(dy)
+    assert len({t.data_ptr() for t in (first.grad, second.grad, dy)}) == 3
+
+
+@pytest.mark.parametrize("name", ["linear", "tokens", "conv"])
+@pytest.mark.parametrize("act", ["none", "relu6", "gelu"])
+def test_a_result_may_be_changed_in_place_where_torch_lets_it(name, act):
+    plan, window, parts = problem(name)
+    grads = []
+    for change in (torch.mul, torch.Tensor.mul_):
+        y = fused(parts["x"], parts["values"], plan, window, lambda: Epilogue(parts["bias"], act=act))
+        grads.append(torch.autograd.grad(change(y, 2).sum(), [parts[n] for n in ("x", "values", "bias")]))
+    assert all(map(torch.equal, *grads))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -175,6 +205,21 @@ def test_a_scale_has_no_gradient_here():
     assert fused(parts["x"], parts["values"], plan, window, lambda: end) is None
     with torch.no_grad():
         assert fused(parts["x"], parts["values"], plan, window, lambda: end) is not None
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("reader", ["linear", "conv"])
+def test_the_reader_of_a_convolution_s_gelu_may_make_it_again(reader, memory):
+    plan, window, parts = problem("conv")
+    x = parts["x"].detach().contiguous(memory_format=memory).requires_grad_()
+    reader = nn.Linear(4, 3) if reader == "linear" else nn.Conv2d(24, 3, 1)
+    grads = []
+    for again in (False, True):
+        y = fused(x, parts["values"], plan, window, lambda: Epilogue(parts["bias"], act="gelu"))
+        z = without_saving(reader, y, gelu=True) if again else reader(y)
+        grads.append(torch.autograd.grad(z.square().sum(), [x, parts["values"], *reader.parameters()]))
+    for got, want in zip(*grads, strict=True):
+        close(got, want.double())
 
 
 @pytest.mark.parametrize("name", ["linear", "tokens", "conv"])
