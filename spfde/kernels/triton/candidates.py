@@ -27,7 +27,7 @@ def product_candidates(
     made = (
         Config(rows, depth, warps, 2 * flight - 1)
         for rows, depth, warps in product(tokens, DEPTHS, (4, 8))
-        if depth <= deepest and _fills(rows, outputs, warps, dtype, sums)
+        if depth <= deepest and _fills(gpu, rows, outputs, depth, warps, dtype, sums)
         for flight in _flights(gpu, (rows + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
@@ -39,15 +39,22 @@ def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtyp
     made = (
         Config(depth, depth, warps, stages)
         for depth, warps in product(DEPTHS[1:], (4, 8))
-        if _fills(inputs, outputs, warps, dtype)
+        if _fills(gpu, inputs, outputs, depth, warps, dtype)
         for stages in _flights(gpu, (inputs + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
 
 
-def _fills(rows: int, outputs: int, warps: int, dtype: torch.dtype, sums: int = SUMS) -> bool:
-    """Whether every warp has rows of the matrix unit to multiply, and room for sums beside its operands."""
-    return 16 * warps <= max(rows, 64) and rows * outputs * dtype.itemsize <= sums * 32 * warps
+def _fills(
+    gpu: Gpu, rows: int, outputs: int, depth: int, warps: int, dtype: torch.dtype, sums: int = SUMS
+) -> bool:  # fmt: skip
+    """Whether every warp has rows of the matrix unit to multiply, and room for sums beside its operands.
+
+    Hopper multiplies from shared memory. Before it operands take registers too: a cache line of each row, no more.
+    """
+    held, room = rows * outputs * dtype.itemsize, sums * 32 * warps
+    fits = held <= room if gpu.capability >= (9, 0) else held < room and depth * dtype.itemsize <= 128
+    return 16 * warps <= max(rows, 64) and fits
 
 
 def _flights(gpu: Gpu, each: int) -> list[int]:
