@@ -202,6 +202,17 @@ def sizes_together(block: tuple[int, int]) -> list[int]:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", GPUS)
+def test_every_masked_product_and_epilogue(capability, dtype):
+    gpu, tile = GPUS[capability], (config.TILE, config.TILE)
+    for transposed in (False, True):
+        check(product_code(gpu, dtype, tile, transposed=transposed, dense=True), gpu, dtype)
+    for block in ((16, 64), (64, 64), (128, 128)):
+        check(product_code(gpu, dtype, block, sizes_together(block)[-1], plain=False, sums="fp32"), gpu, dtype)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]}x{block[1]}")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("capability", GPUS)
