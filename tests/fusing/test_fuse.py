@@ -1,8 +1,10 @@
 """fuse, unfuse and the report on whole networks: same keys, same training, the original back."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -160,6 +162,21 @@ def test_sparse_layers_go_on_being_sparse():
     torch.testing.assert_close(spfde.fuse(model)(images()), expected, rtol=1e-4, atol=1e-5)
     dense = spfde.densify(spfde.fuse(spfde.sparsify(spfde.fuse(built("resnet")), 0.5)))
     torch.testing.assert_close(dense(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+def dense_layers(model):
+    return [weakref.ref(m) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def test_layers_that_are_replaced_after_fusing_are_freed():
+    for way in (lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
+        model = way(spfde.fuse(built("mobilenet")))
+        model(images())
+        spfde.fuse.report(model)
+        layers = dense_layers(model)
+        spfde.sparsify(model, distribution={n: 0.5 for n, m in model.named_modules() if type(m) is nn.Conv2d})
+        gc.collect()
+        assert [layer() for layer in layers if layer() is not None] == [model.classifier[1]]
 
 
 def test_one_compilation_holds_the_fused_forward():
