@@ -31,6 +31,7 @@ def with_residual(graph: fx.Graph, function: str) -> bool:
         return False
     with graph.inserting_before(next(iter(graph.nodes))):
         residual = graph.placeholder("residual")
+    residual.target = residual.name  # which is new, where another argument may be called so
     with graph.inserting_before(output):
         output.args = (graph.call_function(_OPERATORS[function], (value, residual)),)
     return True
