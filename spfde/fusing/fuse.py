@@ -96,10 +96,12 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         TypeError: model is not an nn.Module.
     """
     forwards, _ = _forwards(_checked(model), recompute)
-    for module, rewritten in _used(forwards):
-        if any(forward.useful for forward in rewritten):
-            module.forward = FusedForward(module, recompute, forwards[module])
+    useful = {module for module, rewritten in _used(forwards) if any(forward.useful for forward in rewritten)}
     for module in model.modules():
+        if module in useful:
+            module.forward = FusedForward(module, recompute, forwards[module])
+        elif is_fused(module):
+            del module.forward  # of an earlier call
         if type(module) is nn.BatchNorm2d and not obstacle(module):
             module.__class__ = FusedNormAct2d
     return model

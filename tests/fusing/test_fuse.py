@@ -164,6 +164,41 @@ def test_sparse_layers_go_on_being_sparse():
     torch.testing.assert_close(dense(images()), expected, rtol=1e-4, atol=1e-4)
 
 
+class Changing(nn.Module):
+    """A forward that is another one later."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.relu = nn.BatchNorm2d(3), True
+
+    def forward(self, x):
+        y = self.norm(x)
+        return F.relu(y) if self.relu else y
+
+
+class Untraced(Changing):
+    """A forward with an optional argument."""
+
+    def forward(self, x, shift=1.0):
+        return self.norm(x) + shift
+
+
+CHANGES = {
+    "an attribute": lambda m: setattr(m, "relu", False), "the class": lambda m: setattr(m, "__class__", Untraced),
+    "no norm any more": lambda m: setattr(m, "norm", nn.Tanh()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_fusing_again_leaves_no_forward_of_before(change):
+    plain, model = Changing(), spfde.fuse(Changing())
+    assert "forward" in vars(model)
+    for m in (plain, model):
+        change(m)
+    assert spfde.fuse(model) is model and "forward" not in vars(model)
+    torch.testing.assert_close(model(images()), plain(images()))
+
+
 def dense_layers(model):
     return [weakref.ref(m) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
