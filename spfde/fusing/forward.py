@@ -15,6 +15,7 @@ from spfde.fusing import residual
 from spfde.fusing.chains import Call, rewrite, trace
 from spfde.fusing.ended import FUNCTIONS, hooked
 from spfde.fusing.layers import LayerCall, merge
+from spfde.nn.norm import ADDITIONS
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def is_fused(module: nn.Module) -> bool:
 def plus(module: nn.Module, function: str, other: Any, *args: Any) -> Any:
     """Module(*args) + other, which the module's own last call adds if it can and nobody looks at what it returns.
 
-    function: "add", or "add_" in place.
+    function: one of `ADDITIONS`.
     """
     if not torch.compiler.is_compiling() and isinstance(other, Tensor) and is_fused(module):
         adding = module.forward.functions.get((module.training, function))
@@ -100,7 +101,7 @@ def rewritten_forwards(
         for mode in (False, True):
             module.training = mode  # not train(): what is inside stays as it is
             graph = trace(module)
-            for function in ("add", "add_", ""):
+            for function in (*ADDITIONS, ""):
                 made = _rewritten(copy.deepcopy(graph), module, function, recompute, inner)
                 if made is not None:
                     rewritten[mode, function] = made
