@@ -53,11 +53,15 @@ def ended(
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
     if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
-        end = _end(layer, x, then, again, *rest)
+        end = _end(layer, x, then, *rest)
         if end is not None:
-            z, whole = layer.ended(x, end)
+            z, whole = _run(partial(layer.ended, epilogue=end), x, again)
             return z if whole else follow(z, *rest)
-    return follow(layer(x) if again is None else without_saving(layer, x, again), *rest)
+    return follow(_run(layer, x, again), *rest)
+
+
+def _run(layer: Callable[[Tensor], Any], x: Tensor, again: bool | None) -> Any:
+    return layer(x) if again is None else without_saving(layer, x, again)
 
 
 def act_of(module: nn.Module) -> str:
@@ -77,7 +81,6 @@ def _end(
     layer: SparseLayer,
     x: Tensor,
     then: nn.Module | str,
-    again: bool | None,
     residual: Any = None,
     act: Any = "none",
     recompute: bool = False,
@@ -103,8 +106,7 @@ def _end(
     if not act:
         return None
     end = Epilogue(layer.bias, residual=residual, act=act)
-    trains = not untracked(x, layer.values, layer.bias, residual)
-    return None if trains and (again is not None or not end.has_gradient) else lambda: end
+    return lambda: end
 
 
 def _norm_end(
