@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Addition:
-    """An addition of `other` to a value that nothing else reads; function: "add", or "add_" which changes the value."""
+    """An addition of `other` to a value that nothing else reads, by a function of `ADDITIONS`."""
 
     node: fx.Node
     function: str
@@ -151,12 +151,12 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
         reason = "it is called with more than its input"
     if reason:
         return Call(norm, "", reason)
-    last, residual = node, None
+    last, residual, add = node, None, "add"
     addition = addition_to(node)
     if addition is not None:
         reason = _moving_problem(node)
         if not reason:
-            last, residual = addition.node, addition.other
+            last, residual, add = addition.node, addition.other, addition.function
     follower = only_user(last)
     act = _activation(follower, last, module) if follower is not None else ""
     if act:
@@ -167,7 +167,7 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
     if end is node:
         return Call(norm, "norm", reason)
     with graph.inserting_before(last):
-        fused = graph.call_module(str(node.target), (node.args[0], residual, act, recompute))
+        fused = graph.call_module(str(node.target), (node.args[0], residual, act, recompute, add))
     end.replace_all_uses_with(fused)
     for dead in dict.fromkeys((end, last, node)):
         graph.erase_node(dead)
@@ -240,9 +240,11 @@ def addition_to(value: fx.Node) -> Addition | None:
         return None
     function = _ADDITIONS.get(node.target, "")
     first, second = node.args
-    other = second if first is value else first
-    in_place_elsewhere = function == "add_" and first is not value
-    if not function or in_place_elsewhere or not isinstance(other, fx.Node) or other is value:
+    if first is value:
+        other = second
+    else:  # in place, it would change something else
+        function, other = {"add": "radd"}.get(function, ""), first
+    if not function or not isinstance(other, fx.Node) or other is value:
         return None
     return Addition(node, function, other)
 

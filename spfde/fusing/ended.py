@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,10 +13,12 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.kernels import norm_act_frozen
 from spfde.kernels.epilogue import Epilogue, untracked
+from spfde.kernels.memory import memory_format_of
 from spfde.kernels.precision import compute_and_result_dtype, through_dispatcher
 from spfde.kernels.recompute import without_saving
 from spfde.kernels.triton import why_not
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
+from spfde.nn.norm import ADDITIONS
 
 LAYERS = (SparseConv2d, SparseLinear)  # these very types: a subclass may do something else
 MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu"}
@@ -32,7 +33,7 @@ def _sum(
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu, "relu_": F.relu_, "relu6": F.relu6, "relu6_": partial(F.relu6, inplace=True), "gelu": F.gelu,
-    "add": partial(_sum, operator.add), "add_": partial(_sum, operator.iadd),
+    **{name: partial(_sum, add) for name, add in ADDITIONS.items()},
 }  # fmt: skip
 
 
@@ -45,18 +46,22 @@ def ended(
 ) -> Tensor:
     """Then(layer(x), *rest), in the layer's kernel where that is Triton's and has the gradient that is wanted.
 
-    then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS` (rest, of "add" and "add_":
-    what is added, and an activation of the sum or nothing). again: `gelu` of `without_saving`; None: the layer saves x
+    then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS` (rest, of `ADDITIONS`: what
+    is added, and an activation of the sum or nothing). again: `gelu` of `without_saving`; None: the layer saves x
     as ever.
     """
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
     if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
-        end = _end(layer, x, then, again, *rest[:2])
+        end = _end(layer, x, then, *rest)
         if end is not None:
-            z, whole = layer.ended(x, end)
+            z, whole = _run(partial(layer.ended, epilogue=end), x, again)
             return z if whole else follow(z, *rest)
-    return follow(layer(x) if again is None else without_saving(layer, x, again), *rest)
+    return follow(_run(layer, x, again), *rest)
+
+
+def _run(layer: Callable[[Tensor], Any], x: Tensor, again: bool | None) -> Any:
+    return layer(x) if again is None else without_saving(layer, x, again)
 
 
 def act_of(module: nn.Module) -> str:
@@ -73,37 +78,42 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _end(
-    layer: SparseLayer, x: Tensor, then: nn.Module | str, again: bool | None, residual: Any = None, act: Any = "none"
+    layer: SparseLayer,
+    x: Tensor,
+    then: nn.Module | str,
+    residual: Any = None,
+    act: Any = "none",
+    recompute: bool = False,
+    add: str = "add",
 ) -> Callable[[], Epilogue] | None:
-    """What makes the epilogue, None where the parts must run one by one."""
+    """What makes the epilogue, None where the parts must run one by one; of `rest` as FusedNormAct2d takes it."""
     if layer.route in ("native", "dense", "reference"):
         return None
     if _has_any_global_hook() or not _plain(layer) or layer._probe is not None or "transform" in layer._modules:
         return None
-    if type(then) is FusedNormAct2d:
-        return _norm_end(layer, x, then, residual, act) if _plain(then) else None
-    if then in ("add", "add_"):
+    add = then if then in ADDITIONS else add
+    if then in ADDITIONS or residual is not None:
         if type(residual) is not Tensor:
             return None
-        if then == "add_" and residual.dtype != compute_and_result_dtype(x, layer.values)[1]:
+        if add == "add_" and residual.dtype != compute_and_result_dtype(x, layer.values)[1]:
             return None  # what is added to in place keeps its precision
-    else:
-        act = then
+        if add == "radd" and memory_format_of(residual) != memory_format_of(x):
+            return None  # the sum lies in memory as what is first does
+    if type(then) is FusedNormAct2d:
+        return _norm_end(layer, x, then, residual, act) if _plain(then) else None
+    act = act if then in ADDITIONS else then
     act = act.removesuffix("_") if isinstance(act, str) else act_of(act) if _plain(act) else ""
     if not act:
         return None
     end = Epilogue(layer.bias, residual=residual, act=act)
-    trains = not untracked(x, layer.values, layer.bias, residual)
-    return None if trains and (again is not None or not end.has_gradient) else lambda: end
+    return lambda: end
 
 
 def _norm_end(
-    layer: SparseLayer, x: Tensor, norm: FusedNormAct2d, residual: Any, act: str
+    layer: SparseLayer, x: Tensor, norm: FusedNormAct2d, residual: Tensor | None, act: str
 ) -> Callable[[], Epilogue] | None:
     fits = type(layer) is SparseConv2d and norm.num_features == layer.shape[0]
     if norm.training or norm.running_mean is None or not fits:
-        return None
-    if residual is not None and type(residual) is not Tensor:
         return None
     vectors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     if not norm_act_frozen.fits(x, *vectors) or not untracked(x, residual, layer.values, layer.bias, *vectors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from spfde.fusing import residual
 from spfde.fusing.chains import Call, rewrite, trace
 from spfde.fusing.ended import FUNCTIONS, hooked
 from spfde.fusing.layers import LayerCall, merge
+from spfde.nn.norm import ADDITIONS
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,25 @@ class Rewritten:
     useful: bool
 
 
+# By mode (dropout and the like are traced as they are in it) and by what is done with a residual, "" for none.
+Key = tuple[bool, str]
+
+
 class FusedForward:
     """The rewritten forwards of `module`, for each of its two modes: its own, and those that add a residual to it.
 
-    It lives in the instance's `__dict__`, so the module keeps its class, children and state_dict. The functions follow
-    from the class's forward and are never saved: what pickle loads makes them anew at its first call.
+    It lives in the instance's `__dict__`, so the module keeps its class, children and state_dict. The functions hold no
+    module, so that one that is replaced later is freed. They follow from the class's forward and are never saved: what
+    pickle loads makes them anew at its first call.
     """
 
-    def __init__(self, module: nn.Module, recompute: bool, inner: Mapping[nn.Module, FusedForward]) -> None:
-        """`inner`: those of the modules inside. Raises Untraceable: the forward must not be replaced."""
+    def __init__(self, module: nn.Module, recompute: bool, rewritten: Mapping[Key, Rewritten]) -> None:
+        """`rewritten`: by `rewritten_forwards`, with the same arguments."""
         self.module, self.recompute = module, recompute
-        self.rewritten = _made(module, recompute, inner)
+        self.functions = _functions(rewritten)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.rewritten[self.module.training, ""].function(self.module, *args, **kwargs)
+        return self.functions[self.module.training, ""](self.module, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
         other = object.__new__(FusedForward)
@@ -58,11 +64,11 @@ class FusedForward:
 
     def __getattr__(self, name: str) -> Any:
         # Only after pickle, which has completed the module by the time someone asks.
-        if name != "rewritten":
+        if name != "functions":
             raise AttributeError(name)
-        inner = {m: vars(m)["forward"] for m in self.module.modules() if m is not self.module and is_fused(m)}
-        self.rewritten = _made(self.module, self.recompute, inner)
-        return self.rewritten
+        inner = {m: vars(m)["forward"].functions for m in self.module.modules() if m is not self.module and is_fused(m)}
+        self.functions = _functions(rewritten_forwards(self.module, self.recompute, inner))
+        return self.functions
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -73,21 +79,21 @@ def is_fused(module: nn.Module) -> bool:
 def plus(module: nn.Module, function: str, other: Any, *args: Any) -> Any:
     """Module(*args) + other, which the module's own last call adds if it can and nobody looks at what it returns.
 
-    function: "add", or "add_" in place.
+    function: one of `ADDITIONS`.
     """
     if not torch.compiler.is_compiling() and isinstance(other, Tensor) and is_fused(module):
-        adding = module.forward.rewritten.get((module.training, function))
+        adding = module.forward.functions.get((module.training, function))
         if adding is not None and not (hooked(module) or module._compiled_call_impl or _has_any_global_hook()):
-            return adding.function(module, other, *args)
+            return adding(module, other, *args)
     return FUNCTIONS[function](module(*args), other)
 
 
-def _made(
-    module: nn.Module, recompute: bool, inner: Mapping[nn.Module, FusedForward]
-) -> dict[tuple[bool, str], Rewritten]:
-    """The forwards by mode (dropout and the like are traced as they are in it) and by what is done with a residual.
+def rewritten_forwards(
+    module: nn.Module, recompute: bool, inner: Mapping[nn.Module, Container[Key]]
+) -> dict[Key, Rewritten]:
+    """All that stand in for the module's forward, but those that would do no more than add the residual in the end.
 
-    That is "" for none; what would do no more than add it in the end is left out.
+    inner: of which the modules inside have one. Raises Untraceable: the forward must not be replaced.
     """
     rewritten = {}
     before = module.training
@@ -95,7 +101,7 @@ def _made(
         for mode in (False, True):
             module.training = mode  # not train(): what is inside stays as it is
             graph = trace(module)
-            for function in ("add", "add_", ""):
+            for function in (*ADDITIONS, ""):
                 made = _rewritten(copy.deepcopy(graph), module, function, recompute, inner)
                 if made is not None:
                     rewritten[mode, function] = made
@@ -104,14 +110,18 @@ def _made(
     return rewritten
 
 
+def _functions(rewritten: Mapping[Key, Rewritten]) -> dict[Key, Callable[..., Any]]:
+    return {key: made.function for key, made in rewritten.items()}
+
+
 def _rewritten(
-    graph: fx.Graph, module: nn.Module, function: str, recompute: bool, inner: Mapping[nn.Module, FusedForward]
+    graph: fx.Graph, module: nn.Module, function: str, recompute: bool, inner: Mapping[nn.Module, Container[Key]]
 ) -> Rewritten | None:
     if function and not residual.with_residual(graph, function):
         return None
     norms, useful = rewrite(graph, module, recompute)
     layers = merge(graph, module)
-    takes = lambda a: a.module in inner and (True, a.function) in inner[a.module].rewritten  # noqa: E731
+    takes = lambda a: a.module in inner and (True, a.function) in inner[a.module]  # noqa: E731
     added = residual.merge(graph, module, plus, takes)
     if function and residual.adds_apart(graph):
         return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from spfde.fusing.chains import Untraceable, obstacle
-from spfde.fusing.forward import FusedForward, Rewritten, is_fused
+from spfde.fusing.forward import FusedForward, Key, Rewritten, is_fused, rewritten_forwards
 from spfde.fusing.residual import Added
 from spfde.kernels.triton.model import hindrance
 from spfde.nn import SparseLayer, SparseLinear
@@ -96,10 +96,12 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         TypeError: model is not an nn.Module.
     """
     forwards, _ = _forwards(_checked(model), recompute)
-    for module, rewritten in _used(forwards):
-        if any(forward.useful for forward in rewritten):
-            module.forward = forwards[module]
+    useful = {module for module, rewritten in _used(forwards) if any(forward.useful for forward in rewritten)}
     for module in model.modules():
+        if module in useful:
+            module.forward = FusedForward(module, recompute, forwards[module])
+        elif is_fused(module):
+            del module.forward  # of an earlier call
         if type(module) is nn.BatchNorm2d and not obstacle(module):
             module.__class__ = FusedNormAct2d
     return model
@@ -157,6 +159,7 @@ def _apart(layer: SparseLayer) -> str:
 fuse.report = report  # type: ignore[attr-defined]
 
 
+_Forwards = dict[nn.Module, dict[Key, Rewritten]]
 _SOUGHT = (nn.modules.batchnorm._BatchNorm, nn.GELU, SparseLayer)
 
 
@@ -166,15 +169,17 @@ def _checked(model: nn.Module) -> nn.Module:
     return model
 
 
-def _forwards(model: nn.Module, recompute: bool) -> tuple[dict[nn.Module, FusedForward], dict[nn.Module, str]]:
-    """The rewritten forward of every module around what is sought, and why some cannot have one; outer before inner."""
+def _forwards(model: nn.Module, recompute: bool) -> tuple[_Forwards, dict[nn.Module, str]]:
+    """The rewritten forwards of every module around what is sought, and why some have none; outer before inner."""
     forwards, problems = {}, {}
     for module in _inner_first(model, set()):
         inside = any(isinstance(m, _SOUGHT) for m in module.modules() if m is not module)
         if not inside or type(module).forward is nn.Module.forward:
             continue
         try:
-            forwards[module] = _forward(module, recompute, forwards)
+            if not is_fused(module) and "forward" in vars(module):
+                raise Untraceable("its forward is replaced on the instance")
+            forwards[module] = rewritten_forwards(module, recompute, forwards)
         except Untraceable as problem:
             problems[module] = str(problem)
     return dict(reversed(forwards.items())), dict(reversed(problems.items()))
@@ -189,21 +194,14 @@ def _inner_first(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]
     yield module
 
 
-def _forward(module: nn.Module, recompute: bool, inner: Mapping[nn.Module, FusedForward]) -> FusedForward:
-    if not is_fused(module) and "forward" in vars(module):
-        raise Untraceable("its forward is replaced on the instance")
-    return FusedForward(module, recompute, inner)
-
-
-def _used(forwards: Mapping[nn.Module, FusedForward]) -> Iterator[tuple[nn.Module, list[Rewritten]]]:
+def _used(forwards: _Forwards) -> Iterator[tuple[nn.Module, list[Rewritten]]]:
     """The forwards of every module that are called in training: its own, those that add to it, or both."""
     added: set[Added] = set()
     called: set[nn.Module] = set()
-    for module, forward in forwards.items():
-        adding = [f for key, f in forward.rewritten.items() if key[0] and Added(module, key[1]) in added]
-        own = forward.rewritten[True, ""]
-        rewritten = adding if adding and module not in called else [*adding, own]
-        for f in rewritten:
+    for module, rewritten in forwards.items():
+        adding = [f for key, f in rewritten.items() if key[0] and Added(module, key[1]) in added]
+        used = adding if adding and module not in called else [*adding, rewritten[True, ""]]
+        for f in used:
             added.update(f.added)
             called.update(f.called)
-        yield module, rewritten
+        yield module, used

@@ -12,12 +12,10 @@ from torch import fx, nn
 from spfde.fusing.chains import addition_to, follows, only_user
 from spfde.fusing.ended import hooked
 
-_OPERATORS = {"add": operator.add, "add_": operator.iadd}
-
 
 @dataclass(frozen=True)
 class Added:
-    """A module whose result a forward adds something to, by "add" or "add_", in one call."""
+    """A module whose result a forward adds something to, by a function of `ADDITIONS`, in one call."""
 
     module: nn.Module
     function: str
@@ -31,14 +29,22 @@ def with_residual(graph: fx.Graph, function: str) -> bool:
         return False
     with graph.inserting_before(next(iter(graph.nodes))):
         residual = graph.placeholder("residual")
+    residual.target = residual.name  # which is new, where another argument may be called so
     with graph.inserting_before(output):
-        output.args = (graph.call_function(_OPERATORS[function], (value, residual)),)
+        output.args = (_sum(graph, function, value, residual),)
     return True
+
+
+def _sum(graph: fx.Graph, function: str, value: fx.Node, residual: fx.Node) -> fx.Node:
+    """The call of which `addition_to` tells the function."""
+    if function == "radd":
+        return graph.call_function(operator.add, (residual, value))
+    return graph.call_function(operator.iadd if function == "add_" else operator.add, (value, residual))
 
 
 def adds_apart(graph: fx.Graph) -> bool:
     """Whether the addition of `with_residual` is still one: no call has taken it in."""
-    return graph.output_node().args[0].target in _OPERATORS.values()
+    return graph.output_node().args[0].target in (operator.add, operator.iadd)
 
 
 def merge(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from spfde._names import unknown
+from spfde.kernels.memory import memory_format_of
 from spfde.kernels.norm_act import ACTIVATIONS, norm_act
+
+# What is done with a y and a residual, by name: the order matters to the memory format, in place to the precision.
+ADDITIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add, "radd": lambda y, residual: residual + y, "add_": operator.iadd,
+}  # fmt: skip
 
 
 class FusedNormAct2d(nn.BatchNorm2d):
@@ -16,17 +25,21 @@ class FusedNormAct2d(nn.BatchNorm2d):
     another, and passes the other two along.
     """
 
-    def forward(self, x: Tensor, residual: Any = None, act: str = "none", recompute: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Any = None, act: str = "none", recompute: bool = False, add: str = "add"
+    ) -> Tensor:
         """Y [N, C, H, W] in the memory format of x; act: "none", "relu" or "relu6".
 
         residual: a tensor like x; anything else that can be added to y is, afterwards. recompute: as in `norm_act`.
+        add: "add", "radd" where the residual comes first, so that the sum has its memory format, or "add_" to y itself,
+        whose precision and shape the sum then has.
 
         Raises:
-            ValueError: x is not [N, C, H, W], `act` names none, or one value per channel would give a variance; the
-                running statistics have not moved then.
+            ValueError: x is not [N, C, H, W], `act` or `add` names none, or one value per channel would give a
+                variance; the running statistics have not moved then.
         """
-        if residual is not None and not (isinstance(residual, Tensor) and residual.shape == x.shape):
-            return ACTIVATIONS[act](self(x) + residual)
+        if residual is not None and not _in_same_passes(x, residual, add):
+            return ACTIVATIONS[act](ADDITIONS[add](self(x), residual))
         self._check_input_dim(x)
         track = self.training and self.track_running_stats
         batch = self.training or self.running_mean is None
@@ -43,3 +56,14 @@ class FusedNormAct2d(nn.BatchNorm2d):
         if counted is not None:
             counted.add_(1)  # last: what raises has not counted
         return y
+
+
+def _in_same_passes(x: Tensor, residual: Any, add: str) -> bool:
+    """Whether the sum is what `norm_act` makes: like x, but of a wider precision where the residual has one."""
+    if add not in ADDITIONS:
+        raise unknown("add", add, ADDITIONS)
+    if not isinstance(residual, Tensor) or residual.shape != x.shape:
+        return False
+    if add == "radd":
+        return memory_format_of(residual) == memory_format_of(x)
+    return add == "add" or residual.dtype == x.dtype

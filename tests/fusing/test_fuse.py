@@ -1,8 +1,10 @@
 """fuse, unfuse and the report on whole networks: same keys, same training, the original back."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -160,6 +162,56 @@ def test_sparse_layers_go_on_being_sparse():
     torch.testing.assert_close(spfde.fuse(model)(images()), expected, rtol=1e-4, atol=1e-5)
     dense = spfde.densify(spfde.fuse(spfde.sparsify(spfde.fuse(built("resnet")), 0.5)))
     torch.testing.assert_close(dense(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+class Changing(nn.Module):
+    """A forward that is another one later."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.relu = nn.BatchNorm2d(3), True
+
+    def forward(self, x):
+        y = self.norm(x)
+        return F.relu(y) if self.relu else y
+
+
+class Untraced(Changing):
+    """A forward with an optional argument."""
+
+    def forward(self, x, shift=1.0):
+        return self.norm(x) + shift
+
+
+CHANGES = {
+    "an attribute": lambda m: setattr(m, "relu", False), "the class": lambda m: setattr(m, "__class__", Untraced),
+    "no norm any more": lambda m: setattr(m, "norm", nn.Tanh()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_fusing_again_leaves_no_forward_of_before(change):
+    plain, model = Changing(), spfde.fuse(Changing())
+    assert "forward" in vars(model)
+    for m in (plain, model):
+        change(m)
+    assert spfde.fuse(model) is model and "forward" not in vars(model)
+    torch.testing.assert_close(model(images()), plain(images()))
+
+
+def dense_layers(model):
+    return [weakref.ref(m) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def test_layers_that_are_replaced_after_fusing_are_freed():
+    for way in (lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
+        model = way(spfde.fuse(built("mobilenet")))
+        model(images())
+        spfde.fuse.report(model)
+        layers = dense_layers(model)
+        spfde.sparsify(model, distribution={n: 0.5 for n, m in model.named_modules() if type(m) is nn.Conv2d})
+        gc.collect()
+        assert [layer() for layer in layers if layer() is not None] == [model.classifier[1]]
 
 
 def test_one_compilation_holds_the_fused_forward():

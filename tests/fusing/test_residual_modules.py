@@ -29,7 +29,7 @@ class Outer(nn.Module):
         self.branch, self.nested = Branch(), nn.Sequential(nn.LayerNorm(8), nn.Sequential(nn.LayerNorm(8), Branch()))
         self.norms = nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
         self.dropped, self.two, self.optional = nn.Sequential(Branch(), nn.Dropout(0.0)), Two(), Choice()
-        self.doubled, self.name = Doubled(), name
+        self.doubled, self.named, self.name = Doubled(), Named(), name
 
     def forward(self, x):
         return OUTER[self.name][0](self, self.first(x))
@@ -44,6 +44,17 @@ class Two(nn.Module):
 
     def forward(self, x, y):
         return self.b(x + self.a(y))
+
+
+class Named(nn.Module):
+    """Arguments of the names that come to mind."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+    def forward(self, residual, residual_1, Residual, other):
+        return self.a(residual * residual_1 + Residual - other)
 
 
 class Choice(nn.Module):
@@ -92,6 +103,7 @@ OUTER = {
     "a norm with and without": (lambda m, x: m.norms(m.norms(x) + x), {"norms.1": "norm+add, norm"}),
     "dropout": (lambda m, x: m.dropped(x) + x, {}),
     "two arguments": (lambda m, x: x + m.two(x, x * 2), {"two.b": "linear+add"}),
+    "an argument called residual": (lambda m, x: x + m.named(x, x * 3, x + 1, x - 2), {"named.a": "linear+add"}),
     "not traced": (lambda m, x: x + m.optional(x), {}),
     "with and without": (lambda m, x: m.branch(m.branch(x) + x), TAKEN),
     "twice": (lambda m, x: (lambda y: y + m.branch(y))(x + m.branch(x)), TAKEN),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spfde
-from spfde.nn import FusedNormAct2d
+from spfde.nn import FusedNormAct2d, norm
 
 OPTIONS = [
     {},
@@ -72,6 +72,25 @@ def test_a_residual_of_another_shape_is_added_as_torch_would(residual):
     plain, fused = pair()
     x = torch.randn(5, 6, 4, 3)
     torch.testing.assert_close(fused(x, residual, "relu6"), F.relu6(plain(x) + residual))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("add", norm.ADDITIONS)
+def test_the_order_and_place_of_an_addition(add, dtype):
+    plain, fused = pair()
+    x = torch.randn(5, 6, 4, 3)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        residual = torch.randn(5, 6, 4, 3).to(dtype).contiguous(memory_format=layout)
+        y, expected = fused(x, residual, "relu", add=add), F.relu(norm.ADDITIONS[add](plain(x), residual))
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)  # y is float32
+        assert y.stride() == expected.stride()
+
+
+def test_an_addition_that_there_is_not():
+    _, fused = pair()
+    with pytest.raises(ValueError, match="expected add "):
+        fused(torch.randn(5, 6, 4, 3), 0.5, add="sub")
+    assert fused.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 1, 1), (2, 5, 3, 3), (2, 6, 3)])

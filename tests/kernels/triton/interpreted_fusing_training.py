@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -101,13 +103,42 @@ class Again(nn.Module):
         return F.relu(self.conv(F.relu(self.norm(x))))
 
 
-def test_a_layer_that_does_not_save_its_input_runs_apart_from_relu(monkeypatch):
-    called, results = [], []
-    monkeypatch.setitem(ended.FUNCTIONS, "relu", lambda z: called.append(1) or F.relu(z))
-    plain = spfde.freezing.unfreeze(sparse(Again(), fused=False))
-    for model in (spfde.fuse(copy.deepcopy(plain), recompute=True), plain):
-        y = model(images(2, 16, 4, 4))
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
-    assert called == [1]
-    for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+class AgainLinear(nn.Module):
+    """A layer with an addition and ReLU that reads what a GELU made."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.fc2(F.gelu(self.fc1(x))) + x)
+
+
+AGAIN = {"norm": (Again, (2, 16, 4, 4), 1), "gelu": (AgainLinear, (6, 16), 2), "tokens": (AgainLinear, (2, 3, 16), 2)}
+
+
+@pytest.mark.parametrize(("make", "shape", "layers"), AGAIN.values(), ids=AGAIN)
+def test_a_layer_that_does_not_save_its_input_has_relu_in_its_kernel_too(monkeypatch, make, shape, layers):
+    called, inputs, results = [], [], []
+    for name in ("relu", "add"):
+        monkeypatch.setitem(ended.FUNCTIONS, name, lambda *_: called.append(1))
+    for kind in ended.LAYERS:
+        see = lambda layer, x, epilogue, run=kind.ended: inputs.append(storage(x)) or run(layer, x, epilogue)  # noqa: E731
+        monkeypatch.setattr(kind, "ended", see)
+    plain = spfde.freezing.unfreeze(sparse(make(), fused=False))
+    for model in (spfde.fuse(copy.deepcopy(plain), recompute=True), spfde.fuse(copy.deepcopy(plain)), plain):
+        inputs.clear()
+        loss = model(images(*shape)).square().sum()
+        gc.collect()
+        kept = [at() is not None for at in inputs]
+        results.append((kept, [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]))
+    (again, got), (saved, other), (_, expected) = results
+    assert called == [] and len(again) == len(saved) == layers
+    assert not again[-1] and all(saved)
+    for tensors in (got, other):
+        for one, exact in zip(tensors, expected, strict=True):
+            torch.testing.assert_close(one, exact, rtol=1e-4, atol=1e-4)
+
+
+def storage(x: Tensor) -> weakref.ref[torch.UntypedStorage]:
+    return weakref.ref(x.untyped_storage())

@@ -64,6 +64,28 @@ def test_a_residual_with_gaps_is_read_as_it_lies(whole):
     assert whole == ["linear"]
 
 
+def test_a_sum_lies_in_memory_as_its_first_operand(whole):
+    model = sparse(Sum(nn.Conv2d(16, 32, 1)))
+    h, x = images(2, 16, 3, 3), images(2, 32, 3, 3, seed=1)
+    for r, kinds in ((x, ["conv"]), (x.contiguous(), [])):
+        y = model(h, r)
+        close(y, exact(model, h, r))
+        assert y.stride() == r.stride() and whole == kinds
+        whole.clear()
+
+
+def test_what_is_added_to_in_place_keeps_its_precision_behind_a_norm(whole):
+    model = sparse(Inverted(in_place=True))
+    plain = spfde.unfuse(copy.deepcopy(model))
+    x = images(2, 16, 4, 4)
+    close(model(x), exact(model, x))
+    assert whole == ["conv"]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = model(x), plain(x)
+    assert whole == ["conv"] and y.dtype == expected.dtype == torch.bfloat16
+    close(y, expected.double(), 1e-2)
+
+
 class Mine(Tensor):
     """A subclass."""
 
@@ -151,14 +173,15 @@ def test_a_frozen_transformer_block_adds_in_the_last_kernel_of_each_branch(launc
 
 
 class Inverted(nn.Module):
-    """x + block(x), where the block ends with a norm."""
+    """x + block(x), where the block ends with a norm, or the sum in the memory of what it returns."""
 
-    def __init__(self):
+    def __init__(self, in_place=False):
         super().__init__()
+        self.in_place = in_place
         self.block = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block(x)
+        return self.block(x).add_(x) if self.in_place else x + self.block(x)
 
 
 def backward_nodes(y: Tensor) -> set[Any]:
