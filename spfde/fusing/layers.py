@@ -19,7 +19,7 @@ KINDS: dict[type[nn.Module], str] = {SparseConv2d: "conv", SparseLinear: "linear
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer called by a forward, and what its kernel does where that is Triton's: with a norm, when it is frozen."""
+    """One layer called by a forward, and what its kernel does where that is Triton's, with a norm when it is frozen."""
 
     layer: nn.Module
     chain: str

@@ -134,9 +134,10 @@ def test_half_precision_by_autocast(whole):
     with torch.autocast("cpu", torch.bfloat16):
         y = model(x, residual)
         assert whole == ["conv"] and y.dtype == torch.bfloat16
-        model(x, residual.float())  # torch adds them in float32
-        assert whole == ["conv"]
-    close(y, exact(model, x, residual), 2e-2)
+        wide, expected = (m(x, residual.float()) for m in (model, spfde.unfuse(copy.deepcopy(model))))
+        assert whole == ["conv", "conv"] and wide.dtype == expected.dtype == torch.float32
+    for sum_ in (y, wide):
+        close(sum_, exact(model, x, residual), 2e-2)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
