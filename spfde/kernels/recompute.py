@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from spfde.kernels.norm_act import can_remake, remake
 
+Result = TypeVar("Result")
 
-def without_saving(layer: Callable[[Tensor], Tensor], y: Tensor, gelu: bool = False) -> Tensor:
+
+def without_saving(layer: Callable[[Tensor], Result], y: Tensor, gelu: bool = False) -> Result:
     """Layer(y), where backward makes y again instead of keeping it.
 
     That takes one more pass over memory, for a y that comes from the native `norm_act` or, with `gelu`, from a GELU
