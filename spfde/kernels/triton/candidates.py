@@ -27,7 +27,8 @@ def product_candidates(
     made = (
         Config(rows, depth, warps, 2 * flight - 1)
         for rows, depth, warps in product(tokens, DEPTHS, (4, 8))
-        if depth <= deepest and _fills(gpu, rows, outputs, depth, warps, dtype, sums)
+        if (rows, depth, warps) == default[:3]
+        or (depth <= deepest and _fills(gpu, rows, outputs, depth, warps, dtype, sums))
         for flight in _flights(gpu, (rows + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
@@ -39,7 +40,7 @@ def weight_grad_candidates(gpu: Gpu, outputs: int, width: int, dtype: torch.dtyp
     made = (
         Config(depth, depth, warps, stages)
         for depth, warps in product(DEPTHS[1:], (4, 8))
-        if _fills(gpu, inputs, outputs, depth, warps, dtype)
+        if (depth, depth, warps) == default[:3] or _fills(gpu, inputs, outputs, depth, warps, dtype)
         for stages in _flights(gpu, (inputs + outputs) * depth * dtype.itemsize)
     )
     return _nearest(default, made)
@@ -52,9 +53,9 @@ def _fills(
 
     Hopper multiplies from shared memory. Before it operands take registers too: a cache line of each row, no more.
     """
-    held, room = rows * outputs * dtype.itemsize, sums * 32 * warps
-    fits = held <= room if gpu.capability >= (9, 0) else held < room and depth * dtype.itemsize <= 128
-    return 16 * warps <= max(rows, 64) and fits
+    held, threads = rows * outputs * dtype.itemsize, 32 * warps
+    roomy = gpu.capability >= (9, 0) or (held < SUMS * threads and depth * dtype.itemsize <= 128)
+    return 16 * warps <= max(rows, 64) and held <= sums * threads and roomy
 
 
 def _flights(gpu: Gpu, each: int) -> list[int]:
