@@ -18,6 +18,7 @@ def test_instruction_sets_share_no_symbol_that_the_linker_could_merge(root):
         listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
         rows = [line[17:].split(" ", 1) for line in listing.splitlines()]
         [isa] = [part[6:-4] for part in path.parts if part.startswith("spfde_") and part.endswith(".dir")]
+        assert any(kind == "T" and f"spfde::{isa}::" in name for kind, name in rows)  # the listing is what is read here
         weak = {name for kind, name in rows if kind in "WVu"}
         # The pointer to the C++ exception handler holds no code.
         assert {n for n in weak if f"spfde::{isa}::" not in n} <= {"DW.ref.__gxx_personality_v0"}
