@@ -1,4 +1,4 @@
-"""Fits the cost model's constants (spfde/kernels/cost.py) to timings taken by layers.py and sweep.py.
+"""Fits the cost model's constants (spfde/kernels/dispatch/cost.py) to timings taken by layers.py and sweep.py.
 
     python benchmarks/layers.py --threads 2 --json layers.json
     python benchmarks/sweep.py --threads 2 --both --json sweep.json
@@ -27,8 +27,8 @@ from sweep import DENSE as AUTO_MASKED
 from sweep import NATIVE as AUTO_NATIVE
 
 import spfde
-from spfde.kernels.choice import Problem, bucket_of
-from spfde.kernels.cost import MASKED, Cost, Masked, masked, ratio
+from spfde.kernels.dispatch.cost import MASKED, Cost, Masked, masked, ratio
+from spfde.kernels.dispatch.problem import Problem, bucket_of
 from spfde.nn import SparseConv2d
 
 START, LOWEST, HIGHEST = Cost(2, 0.9, 10, 0.05, 1.25), Cost(0, 0, 0, 0, 0), Cost(100, 1, 1000, 1, 100)

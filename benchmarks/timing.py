@@ -14,7 +14,7 @@ import torch
 from record import Timing
 
 from spfde import env
-from spfde.timing import on_cpu
+from spfde.tuning.timing import on_cpu
 
 WARMUP = 2
 Name = TypeVar("Name", bound=Hashable)

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import Any
 
 from spfde import freezing, fusing, nn, profiling, sieving, topology
-from spfde.convert import densify, sparsify
+from spfde.convert.sparsify import densify, sparsify
 from spfde.fusing import fuse, unfuse
-from spfde.kernels.dispatch import use_gpu_table
-from spfde.kernels.table import Table
+from spfde.kernels.dispatch.rule import use_gpu_table
+from spfde.kernels.dispatch.table import Table
 from spfde.profiling import memory, profile
 from spfde.summary import summary
-from spfde.tune import tune, use_table
+from spfde.tuning.tune import tune, use_table
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from spfde.kernels.choice import SPARSE
+from spfde.kernels.dispatch.problem import SPARSE
 from spfde.nn import SparseLayer
 from spfde.profiling.memory import size_of
 

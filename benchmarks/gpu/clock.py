@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from spfde.timing import Budget, on_gpu
+from spfde.tuning.timing import Budget, on_gpu
 
 __all__ = ["Budget", "interleaved"]
 

@@ -12,7 +12,7 @@ from gpu.cases import FILLED, OURS, PARTS, Case
 from torch import Tensor, nn
 
 import spfde
-from spfde.structure import Pattern
+from spfde.sparse.pattern import Pattern
 
 KERNELS = dict(zip(OURS, ("triton", "dense"), strict=True))
 TOLERANCE = {"bfloat16": 2e-2, "tf32": 5e-3}  # of the dense layer's norm: a wrong index is far above it

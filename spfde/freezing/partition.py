@@ -10,7 +10,7 @@ from torch import nn
 
 from spfde.flops import layer_work
 from spfde.freezing.block import Block, Layer
-from spfde.freezing.frozen import has_mode_or_state
+from spfde.freezing.freeze import has_mode_or_state
 from spfde.freezing.trace import Call, reached, trace
 from spfde.nn import SparseLinear
 

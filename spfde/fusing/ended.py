@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.kernels import norm_act_frozen
+from spfde.kernels.dtypes import compute_and_result_dtype, through_dispatcher
 from spfde.kernels.epilogue import Epilogue, untracked
-from spfde.kernels.memory import memory_format_of
-from spfde.kernels.precision import compute_and_result_dtype, through_dispatcher
+from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.recompute import without_saving
 from spfde.kernels.triton import why_not
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from spfde._native import native
-from spfde.kernels import dense, dispatch, whole
+from spfde.kernels import channel as whole
+from spfde.kernels import dense
 from spfde.kernels.clock import timed
-from spfde.kernels.epilogue import Epilogue, act_grad, untracked
-from spfde.kernels.masked import dense_weight, gather, scatter, to_dense, write
-from spfde.kernels.memory import address, check_parameters, memory_format_of
-from spfde.kernels.precision import (
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dtypes import (
     cast,
     compute_and_result_dtype,
     packed,
@@ -27,9 +26,12 @@ from spfde.kernels.precision import (
     without_autocast,
     without_graph,
 )
+from spfde.kernels.epilogue import Epilogue, act_grad, untracked
+from spfde.kernels.memory_format import address, check_parameters, memory_format_of
+from spfde.kernels.scatter import dense_weight, gather, scatter, to_dense, write
 from spfde.kernels.sddmm import slots
 from spfde.kernels.tiled import units_for
-from spfde.pattern import Plan, Units, Window
+from spfde.sparse.plan import Plan, Units, Window
 
 Shape = tuple[int, ...]
 
@@ -40,7 +42,7 @@ def conv2d(
     """The cross-correlation of x with the sparse weight of `plan`, plus bias.
 
     x: [batch, channels, height, width] or [channels, height, width]. values: [capacity, R, C]. bias: [out] or None.
-    Returns [(batch,) out, out_height, out_width] in the precision that `spfde.kernels.precision` states.
+    Returns [(batch,) out, out_height, out_width] in the precision that `spfde.kernels.dtypes` states.
 
     Raises:
         ValueError: x, values or bias do not fit, devices differ, or `kernel` names none or one that cannot run here.

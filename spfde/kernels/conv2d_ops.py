@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from spfde.kernels import conv2d, dispatch
-from spfde.kernels.memory import memory_format_of
-from spfde.kernels.precision import refuse_double_backward
+from spfde.kernels import conv2d
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dtypes import refuse_double_backward
+from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.sddmm import multiplied, slots
 from spfde.kernels.tiled import unpacked
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 
 def _window(shape, stride, padding, dilation, groups) -> Window:

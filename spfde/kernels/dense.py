@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde.kernels.memory import memory_format_of
-from spfde.pattern import Window
+from spfde.kernels.memory_format import memory_format_of
+from spfde.sparse.plan import Window
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:

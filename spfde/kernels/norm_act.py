@@ -18,8 +18,8 @@ from spfde._names import unknown
 from spfde._native import native
 from spfde.kernels import norm_act_frozen as frozen
 from spfde.kernels.clock import timed
-from spfde.kernels.memory import address, memory_format_of
-from spfde.kernels.precision import refuse_double_backward, through_dispatcher
+from spfde.kernels.dtypes import refuse_double_backward, through_dispatcher
+from spfde.kernels.memory_format import address, memory_format_of
 
 # In the order of Activation in csrc/include/spfde/norm.h.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from spfde.kernels.clock import timed
+from spfde.kernels.dtypes import through_dispatcher
 from spfde.kernels.epilogue import untracked
-from spfde.kernels.memory import memory_format_of
-from spfde.kernels.precision import through_dispatcher
+from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.triton import why_not
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spfde.kernels.memory import memory_format_of
+from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.norm_act import compute, compute_grad, packed, wanted_grads
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spfde._native import native
-from spfde.kernels import dispatch
 from spfde.kernels.clock import timed
-from spfde.kernels.masked import gather
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.scatter import gather
 from spfde.kernels.tiled import unpacked
 from spfde.kernels.triton.config import has_kernel
-from spfde.pattern import Units, places_of
+from spfde.sparse.plan import Units, places_of
 
 
 def sddmm_ref(dy: Tensor, x: Tensor, units: Units, block: Sequence[int]) -> tuple[Tensor, Tensor]:

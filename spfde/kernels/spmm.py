@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spfde._native import native
-from spfde.kernels import dispatch, sddmm, whole
+from spfde.kernels import channel as whole
+from spfde.kernels import sddmm
 from spfde.kernels.clock import timed
-from spfde.kernels.epilogue import Epilogue, act_grad, untracked
-from spfde.kernels.masked import dense_weight, needs_dense, scatter, to_dense, write
-from spfde.kernels.memory import address, check_parameters
-from spfde.kernels.precision import (
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dtypes import (
     cast,
     compute_and_result_dtype,
     packed,
@@ -26,8 +25,11 @@ from spfde.kernels.precision import (
     without_autocast,
     without_graph,
 )
+from spfde.kernels.epilogue import Epilogue, act_grad, untracked
+from spfde.kernels.memory_format import address, check_parameters
+from spfde.kernels.scatter import dense_weight, needs_dense, scatter, to_dense, write
 from spfde.kernels.tiled import units_for, unpacked
-from spfde.pattern import Plan, Units
+from spfde.sparse.plan import Plan, Units
 
 
 def spmm_ref(x: Tensor, values: Tensor, units: Units, rows: int, bias: Tensor | None = None) -> Tensor:
@@ -42,7 +44,7 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     """Y = X W^T + bias for the sparse W of `plan`.
 
     x: [..., cols]. values: [capacity, R, C]. bias: [rows] or None. Returns [..., rows] in the precision that
-    `spfde.kernels.precision` states.
+    `spfde.kernels.dtypes` states.
 
     Raises:
         ValueError: x, values or bias do not fit, devices differ, or `kernel` names none or one that cannot run here.

@@ -13,9 +13,9 @@ from torch import Tensor
 from spfde.kernels.triton import why_not
 from spfde.kernels.triton.config import TILE, has_kernel
 from spfde.kernels.triton.model import together_of
-from spfde.pattern import Plan, Units, Window
-from spfde.structure import Grid
-from spfde.tiles import Tiles, build_tiles, stack_of
+from spfde.sparse.pattern import Grid
+from spfde.sparse.plan import Plan, Units, Window
+from spfde.sparse.tiles import Tiles, build_tiles, stack_of
 
 
 class TiledUnits(NamedTuple):

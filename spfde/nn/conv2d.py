@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spfde.kernels import dispatch
 from spfde.kernels.conv2d import conv2d, fused
-from spfde.kernels.dispatch import KernelChoice
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dispatch.rule import KernelChoice
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.memory import memory_format_of
+from spfde.kernels.memory_format import memory_format_of
 from spfde.nn.layer import SparseLayer
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 
 class SparseConv2d(SparseLayer):

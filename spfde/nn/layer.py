@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde.index import Index, index_from_positions
-from spfde.kernels.dispatch import KernelChoice, check_kernel
-from spfde.kernels.masked import dense_weight
-from spfde.kernels.precision import compute_and_result_dtype
-from spfde.kernels.table import Table, use
+from spfde.kernels.dispatch.rule import KernelChoice, check_kernel
+from spfde.kernels.dispatch.table import Table, use
+from spfde.kernels.dtypes import compute_and_result_dtype
+from spfde.kernels.scatter import dense_weight
 from spfde.kernels.tiled import as_asked
 from spfde.nn.loading import check_loaded, index_from_dense
-from spfde.pattern import ONE_TAP, Plan, Window, build_plan
-from spfde.structure import Pattern
+from spfde.sparse.index import Index, index_from_positions
+from spfde.sparse.pattern import Pattern
+from spfde.sparse.plan import ONE_TAP, Plan, Window, build_plan
 
 
 class SparseLayer(nn.Module, ABC):
     """A layer whose weight is stored as `values` [capacity, R, C] and an index; base of SparseLinear and SparseConv2d.
 
     The first `nnz` slots of `values` are live, the rest hold 0 and get gradient 0. A slot is one block of the pattern:
-    R outputs x C inputs, a single weight unless the pattern is "block:RxC" or "channel" (see `spfde.structure`).
+    R outputs x C inputs, a single weight unless the pattern is "block:RxC" or "channel" (see `spfde.sparse.pattern`).
     """
 
     values: nn.Parameter
@@ -105,7 +105,7 @@ class SparseLayer(nn.Module, ABC):
         return 1.0 - self.stored / max(1, prod(self.shape))
 
     def positions(self) -> Tensor:
-        """Positions [nnz] (int64, ascending) of the stored blocks in the pattern's grid (see `spfde.structure`).
+        """Positions [nnz] (int64, ascending) of the stored blocks in the pattern's grid (see `spfde.sparse.pattern`).
 
         For patterns of single weights that is their flat place in the dense weight.
         """

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from spfde.kernels import dispatch
-from spfde.kernels.dispatch import KernelChoice
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dispatch.rule import KernelChoice
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.spmm import fused, spmm
 from spfde.nn.layer import SparseLayer

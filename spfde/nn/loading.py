@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from spfde.index import Index, check_index, index_from_positions, positions_of
+from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
 
 if TYPE_CHECKING:
     from spfde.nn.layer import SparseLayer

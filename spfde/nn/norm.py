@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spfde._names import unknown
-from spfde.kernels.memory import memory_format_of
+from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.norm_act import ACTIVATIONS, norm_act
 
 # What is done with a y and a residual, by name: the order matters to the memory format, in place to the precision.

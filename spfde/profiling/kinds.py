@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from spfde.kernels import choice
+from spfde.kernels.dispatch import problem as choice
 from spfde.nn import SparseLayer
 from spfde.profiling.timeline import PYTHON
 

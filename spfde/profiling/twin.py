@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spfde.convert import densify
+from spfde.convert.sparsify import densify
 from spfde.fusing import unfuse
 from spfde.nn import FusedNormAct2d, SparseLayer
 

@@ -1,7 +1,7 @@
 """Which samples an epoch sees: part of them is out at any time and comes back in turn."""
 
-from spfde.sieving.circular import Circular
-from spfde.sieving.control import Random
+from spfde.sieving.methods.circular import Circular
+from spfde.sieving.methods.random import Random
 from spfde.sieving.sieve import Sieve, SieveEvent
 
 __all__ = ["Circular", "Random", "Sieve", "SieveEvent"]

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from spfde.counting import read
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
+from spfde.sparse.no_sync import read
 from spfde.topology import moves
-from spfde.topology.birth import keep_highest_in_groups
 from spfde.topology.capacity import reserve_all
 from spfde.topology.history import History, Report, Shift
 from spfde.topology.layers import check, check_schedule, count_groups, highest, magnitude, sparse_layers
 from spfde.topology.schedule import Constant
+from spfde.topology.topk import keep_highest_in_groups
 from spfde.topology.watch import Watch, finite_gradients
 
 

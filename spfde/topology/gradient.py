@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde import counting
 from spfde.nn import SparseLayer
+from spfde.sparse import no_sync as counting
 
 # Weights in a slab: large enough for a matrix product to run well, small beside any model.
 SLAB = 1 << 20

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spfde.counting import count_each
 from spfde.nn import SparseLayer
-from spfde.topology.birth import keep_highest_in_groups
+from spfde.sparse.no_sync import count_each
+from spfde.topology.topk import keep_highest_in_groups
 
 if TYPE_CHECKING:
     from spfde.topology.base import Topology

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde import convert  # which imports this package in its turn: used by name, later
 from spfde._names import unknown
+from spfde.convert import sparsify as convert  # which imports this package in its turn: used by name, later
 from spfde.nn import SparseLayer
 
 Train = Callable[[nn.Module, int, int], Any]

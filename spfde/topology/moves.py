@@ -1,6 +1,6 @@
 """What an update does to one layer, as pure functions of scores, groups and counts.
 
-Groups are what a pattern counts in (`spfde.structure.Pattern.groups`): the layer, an output, m neighbours. Ties always
+Groups are what a pattern counts in (`Pattern.groups`): the layer, an output, m neighbours. Ties always
 go to the lower position. Counts of one group are in main memory, and nothing then waits for a GPU.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde import counting
-from spfde.counting import find
-from spfde.topology.birth import descending, edge, first_in_groups, keep_highest, keep_highest_in_groups
+from spfde.sparse import no_sync as counting
+from spfde.sparse.no_sync import find
+from spfde.topology.topk import descending, edge, first_in_groups, keep_highest, keep_highest_in_groups
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from spfde.counting import read
 from spfde.nn import SparseLayer
+from spfde.sparse.no_sync import read
 from spfde.topology.gradient import Probe, agree
 
 

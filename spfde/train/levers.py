@@ -29,7 +29,7 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
         return model
     from spfde import sparsify
     from spfde.nn import SparseLayer
-    from spfde.topology.inits import METHODS
+    from spfde.topology.init.resolve import METHODS
 
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         return model

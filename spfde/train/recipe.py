@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from spfde.structure import Pattern
-from spfde.topology.budget import SPREADS
-from spfde.topology.inits import METHODS as INITS
+from spfde.sparse.pattern import Pattern
+from spfde.topology.allocation import SPREADS
+from spfde.topology.init.resolve import METHODS as INITS
 from spfde.topology.lottery import REWINDS
 from spfde.train import own, rule
 from spfde.train.own import OWN, TOPOLOGIES

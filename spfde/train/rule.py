@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-from spfde.structure import Pattern
+from spfde.sparse.pattern import Pattern
 
 LARGEST = 10**9  # more than any count of samples or epochs, and safe to multiply in 64 bits
 

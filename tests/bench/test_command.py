@@ -8,12 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spfde import cli, cli_bench
-from spfde.bench import here
-from spfde.bench.layer import Layer
-from spfde.bench.tuner import Outcome, check_layers
+from spfde import cli
+from spfde.cli import bench as cli_bench
 from spfde.kernels.triton.config import GPUS
 from spfde.kernels.triton.table import GpuTable, Key, Measured
+from spfde.tuning import here
+from spfde.tuning.layer import Layer
+from spfde.tuning.tuner import Outcome, check_layers
 
 TINY = "--shape 32x48 --batch 4 --repeats 1 --device cpu"
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from spfde.bench import compare as module
-from spfde.bench.compare import Cell, check_device, compare
-from spfde.bench.layer import DTYPES, PARTS, Layer, parse_shape, parts, precision
 from spfde.kernels.triton import interpreting
+from spfde.tuning import compare as module
+from spfde.tuning.compare import Cell, check_device, compare
+from spfde.tuning.layer import DTYPES, PARTS, Layer, parse_shape, parts, precision
 
 LINEAR = Layer((24, 16), 5)
 CONV = Layer((16, 32, 3, 2), 2, 5, "block:16x16")

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from spfde import timing
+from spfde.tuning import timing
 
 
 class Event:

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from spfde.bench import tuner
-from spfde.bench.layer import Layer
-from spfde.bench.tuner import BUCKETS, Refused, fill, first_win, measure, problem_of, same
-from spfde.kernels.choice import STEPS
+from spfde.kernels.dispatch.problem import STEPS
 from spfde.kernels.triton.config import GPUS
 from spfde.kernels.triton.model import together_of
 from spfde.kernels.triton.table import OPS, GpuTable, Key, key_of
-from spfde.timing import Budget
+from spfde.tuning import tuner
+from spfde.tuning.layer import Layer
+from spfde.tuning.timing import Budget
+from spfde.tuning.tuner import BUCKETS, Refused, fill, first_win, measure, problem_of, same
 
 H200 = GPUS["NVIDIA H200"]
 ABOUT = {"spfde": "0.1.0", "torch": "2.11.0", "triton": "3.6.0", "date": "2026-01-02", "command": "spfde bench --tune"}

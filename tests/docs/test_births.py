@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from spfde.topology import birth, inits
+from spfde.topology import topk as birth
+from spfde.topology.init import resolve as inits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "births.md").read_text(encoding="utf-8")
 

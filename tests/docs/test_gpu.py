@@ -8,7 +8,7 @@ import torch
 from gpu.record import Record
 from gpu.targets import HEAD, table, verdicts
 
-from spfde.kernels.choice import STEPS, Problem
+from spfde.kernels.dispatch.problem import STEPS, Problem
 from spfde.kernels.triton.config import GPUS, SIZES
 from spfde.kernels.triton.model import MARGIN, gain
 

@@ -7,7 +7,7 @@ import torch
 from freezing.models import IMAGES, MODELS, VGG, Basic, Encoder, ResNet, ViT
 from torch import nn
 
-from spfde.convert import sparsify
+from spfde.convert.sparsify import sparsify
 from spfde.flops import layer_work
 from spfde.freezing import Block, blocks, freeze
 from spfde.nn import SparseConv2d, SparseLayer

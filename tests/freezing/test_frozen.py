@@ -10,7 +10,7 @@ import torch
 from freezing.models import IMAGES, MODELS, VGG, Basic, ResNet, ViT
 from torch import nn
 
-from spfde.convert import sparsify
+from spfde.convert.sparsify import sparsify
 from spfde.freezing import freeze, is_frozen, unfreeze
 
 OPTIMIZERS = {

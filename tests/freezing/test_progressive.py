@@ -9,7 +9,7 @@ import torch
 from freezing.models import IMAGES, MODELS, VGG, ResNet, ViT
 from torch import nn
 
-from spfde.convert import sparsify
+from spfde.convert.sparsify import sparsify
 from spfde.freezing import Freezer, Progressive, blocks, is_frozen
 from spfde.models.resnet import ResNet as PaperResNet
 

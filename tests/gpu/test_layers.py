@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import spfde
-from spfde.structure import Pattern
+from spfde.sparse.pattern import Pattern
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import spfde
-from spfde.bench.compare import compare
-from spfde.bench.here import tune_here
-from spfde.bench.layer import Layer
-from spfde.kernels import dispatch
+from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.triton import table
 from spfde.kernels.triton.launch import gpu_here
 from spfde.kernels.triton.table import OPS, GpuTable
+from spfde.tuning.compare import compare
+from spfde.tuning.here import tune_here
+from spfde.tuning.layer import Layer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -93,4 +93,4 @@ def test_a_command_imports_only_its_own_module(root, python):
         "heavy = {*cli.COMMANDS.values(), 'spfde.train', 'matplotlib', 'sklearn'};"
         "print(heavy & set(sys.modules))"
     )
-    assert python(root, "-c", program, **os.environ).stdout == "{'spfde.cli_env'}\n"
+    assert python(root, "-c", program, **os.environ).stdout == "{'spfde.cli.env'}\n"

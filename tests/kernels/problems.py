@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spfde.kernels import conv2d, dense, spmm
-from spfde.kernels.masked import to_dense
-from spfde.pattern import Plan, Window, build_plan, index_from_positions
-from spfde.structure import Pattern
+from spfde.kernels.scatter import to_dense
+from spfde.sparse.pattern import Pattern
+from spfde.sparse.plan import Plan, Window, build_plan, index_from_positions
 
 AWKWARD = [1, 2, 3, 5, 7, 8, 13, 17, 31, 32, 33, 64, 65, 100]
 DENSITIES = [0.0, 0.02, 0.1, 0.3, 0.7, 1.0]

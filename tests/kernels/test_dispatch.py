@@ -5,10 +5,11 @@ import torch
 from kernels.problems import build
 from torch import nn
 
-from spfde.kernels import clock, conv2d, dispatch, spmm
-from spfde.kernels.choice import EMPTY, Problem, bucket_of
+from spfde.kernels import clock, conv2d, spmm
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dispatch.problem import EMPTY, Problem, bucket_of
 from spfde.nn import SparseLinear
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 F32 = torch.float32
 PADDED = Window((3, 3), (1, 1), (1, 1, 1, 1))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spfde import sparsify
 from spfde.kernels import conv2d, conv2d_ops, spmm  # noqa: F401
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 WINDOW = Window((3, 2), (2, 1), (1, 0, 1, 1), (1, 2), 2)
 KERNELS = ["native", "dense", "reference", "auto"]

@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from spfde.kernels import dispatch
-from spfde.kernels import table as tables
-from spfde.kernels.choice import EMPTY, Problem
-from spfde.kernels.table import Entry, Machine, Table, use
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dispatch import table as tables
+from spfde.kernels.dispatch.problem import EMPTY, Problem
+from spfde.kernels.dispatch.table import Entry, Machine, Table, use
 from spfde.kernels.triton.config import GPUS
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 LINEAR = Problem(128, (256, 512), 16)
 CONV = Problem(64, (8, 4, 3, 5), 24, (4, 1), Window((3, 5), (2, 1), (1, 0, 1, 1), (1, 2), 2), (7, 6))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernels.problems import build
 
 from spfde.kernels.tiled import tiles_of, units_for, unpacked
-from spfde.tiles import LONG, SHORT, Tiles, build_tiles, stack_of
+from spfde.sparse.tiles import LONG, SHORT, Tiles, build_tiles, stack_of
 
 
 @st.composite

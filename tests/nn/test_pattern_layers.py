@@ -11,7 +11,7 @@ from torch import nn
 
 from spfde import sparsify
 from spfde.nn import SparseConv2d, SparseLinear
-from spfde.structure import Pattern
+from spfde.sparse.pattern import Pattern
 
 PATTERNS = ["unstructured", "block:4x1", "block:4x4", "block:2x3", "block:1x4", "2:4", "1:3", "fan-in", "channel"]
 LAYERS = {

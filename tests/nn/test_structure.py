@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.structure import Grid, Pattern
+from spfde.sparse.pattern import Grid, Pattern
 
 NAMES = ["unstructured", "block:4x1", "block:16x8", "2:4", "1:16", "fan-in", "channel"]
 

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from spfde import cli
-from spfde.cli_profile import problem
+from spfde.cli.profile import problem
 
 
 def spfde(arguments):

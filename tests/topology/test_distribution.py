@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.structure import Grid, Pattern
-from spfde.topology import birth
+from spfde.sparse.pattern import Grid, Pattern
+from spfde.topology import topk as birth
 from spfde.topology.distribution import erk, stored_count, uniform
 
 SHAPES = {"a": (16, 3, 3, 3), "b": (64, 32, 3, 3), "c": (10, 64)}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import spfde
-from spfde.kernels.masked import scatter
+from spfde.kernels.scatter import scatter
 from spfde.kernels.tiled import as_asked, units_for
 from spfde.kernels.triton.config import has_kernel
 from spfde.nn import SparseLayer
-from spfde.pattern import Plan, build_plan
+from spfde.sparse.plan import Plan, build_plan
 from spfde.topology import METHODS
 
 LAYERS = {

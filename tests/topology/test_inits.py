@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import spfde
 from spfde.nn import SparseLayer
-from spfde.structure import Pattern
+from spfde.sparse.pattern import Pattern
 from spfde.topology import FORCE, SNIP, GraSP, SynFlow
-from spfde.topology.budget import Budget
-from spfde.topology.trial import Trial
+from spfde.topology.allocation import Budget
+from spfde.topology.init.functional_scores import Trial
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from torch import nn
 from spfde import sparsify
 from spfde.nn import SparseLinear
 from spfde.topology import DSR, DSTEE, GMP, ITOP, SET, SNFS, DeepR, GaP, RigL, SRigL, TopKAST
-from spfde.topology.srigl import fan_in
+from spfde.topology.methods.srigl import fan_in
 
 
 def layer_of(rows, pattern="unstructured"):

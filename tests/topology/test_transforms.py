@@ -9,7 +9,7 @@ from torch import nn
 
 from spfde import densify, sparsify
 from spfde.topology import GMP, Powerprop, RigL, Thresholds, learn_thresholds, powerpropagate
-from spfde.topology.thresholds import SoftThreshold
+from spfde.topology.reparam.thresholds import SoftThreshold
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 4.0])

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import spfde
-from spfde import counting
+from spfde.sparse import no_sync as counting
 from spfde.topology import METHODS, Topology
 from spfde.topology.gradient import Probe
 
@@ -134,7 +134,7 @@ def test_what_runs_without_waiting_gives_the_same_bits(named, pattern, monkeypat
 
 
 def test_ties_go_to_the_lower_position(monkeypatch):
-    from spfde.topology.birth import among_highest, keep_highest
+    from spfde.topology.topk import among_highest, keep_highest
 
     for seed in range(20):
         score = torch.randint(4, (50,), generator=torch.Generator().manual_seed(seed)).float()

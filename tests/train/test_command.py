@@ -7,7 +7,8 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from spfde import cli, cli_train
+from spfde import cli
+from spfde.cli import train as cli_train
 from spfde.train import Recipe, files
 
 SMALL = "--train-images 64 --test-images 32 --width 0.25 --threads 1 --layout contiguous --interval 1"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde import cli, cli_train
+from spfde import cli
+from spfde.cli import train as cli_train
 from spfde.train import Recipe, recipe_file
 from spfde.train.session import build
 

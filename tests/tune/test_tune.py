@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import spfde
-from spfde.kernels import table as tables
-from spfde.kernels.table import Entry, Machine
+from spfde.kernels.dispatch import table as tables
+from spfde.kernels.dispatch.table import Entry, Machine
 from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
 
-module = sys.modules["spfde.tune"]  # the package's attribute of this name is the function
+module = sys.modules["spfde.tuning.tune"]  # the package's attribute of this name is the function
 
 
 class Noise(nn.Module):

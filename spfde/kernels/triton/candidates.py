@@ -9,7 +9,7 @@ from math import log2
 import torch
 
 from spfde.kernels.triton.config import Config, Gpu, product_config, weight_grad_config
-from spfde.tiles import STACKED
+from spfde.sparse.tiles import STACKED
 
 MOST = 12
 SUMS = 256  # sums that a thread may hold x bytes of an operand: with more, some leave the registers

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from spfde.tiles import STACKED
+from spfde.sparse.tiles import STACKED
 
 SIZES = (16, 32, 64, 128)  # sides of blocks that have kernels
 MOST_TOKENS = 256  # that a program of a product works on

@@ -25,8 +25,8 @@ from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.kernels.triton.table import launch_of, layout_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
-from spfde.pattern import Window
-from spfde.tiles import Tiles, stack_of
+from spfde.sparse.plan import Window
+from spfde.sparse.tiles import Tiles, stack_of
 
 Shape = tuple[int, ...]
 FAR = tl.constexpr(-(2**30))  # above every image, whatever the tap

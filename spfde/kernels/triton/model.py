@@ -9,11 +9,11 @@ from math import prod
 
 import torch
 
-from spfde.kernels.choice import KernelChoice, Problem
+from spfde.kernels.dispatch.problem import KernelChoice, Problem
 from spfde.kernels.triton import table
 from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
-from spfde.pattern import Window
-from spfde.tiles import STACKED
+from spfde.sparse.plan import Window
+from spfde.sparse.tiles import STACKED
 
 EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs
 NARROW = {16: 0.4, 32: 0.67}  # of that, for few outputs: the tokens' tile is read again for each of them

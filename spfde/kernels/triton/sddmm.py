@@ -17,7 +17,7 @@ from spfde.kernels.triton import config
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.kernels.triton.table import launch_of
 from spfde.kernels.triton.walk import store_blocks, store_sums
-from spfde.tiles import stack_of
+from spfde.sparse.tiles import stack_of
 
 LANES = 1024
 REDUCE = config.Config(LANES, 1, 4, 1)

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from spfde.kernels.choice import Problem
+from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.triton.config import Config, Gpu
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 SHIPPED = Path(__file__).with_name("tables")
 VARIABLE = "SPFDE_GPU_TABLE"

@@ -1,4 +1,4 @@
-"""What the kernels of linear layers and of convolutions have in common: how they walk tiles (see `spfde.tiles`)."""
+"""What the kernels of linear layers and convolutions share: how they walk tiles (see `spfde.sparse.tiles`)."""
 
 import triton
 import triton.language as tl

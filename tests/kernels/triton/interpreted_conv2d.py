@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spfde.kernels import conv2d, tiled
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
-from spfde.kernels.masked import to_dense
+from spfde.kernels.scatter import to_dense
 from spfde.kernels.tiled import TiledUnits, tiles_of
 from spfde.kernels.triton import config, launch
-from spfde.pattern import Plan, Window
-from spfde.structure import Pattern
+from spfde.sparse.pattern import Pattern
+from spfde.sparse.plan import Plan, Window
 
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the norm of the terms, all positive
 BLOCKS = ("block:16x16", "block:16x16", "block:32x16", "block:16x32", "block:16x128")

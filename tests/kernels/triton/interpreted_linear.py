@@ -15,13 +15,13 @@ from torch.library import opcheck
 from spfde import sparsify
 from spfde.kernels import spmm
 from spfde.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue
-from spfde.kernels.masked import to_dense
+from spfde.kernels.scatter import to_dense
 from spfde.kernels.tiled import TiledUnits, units_for
 from spfde.kernels.triton import config, interpreting, launch
 from spfde.kernels.triton.sddmm import weight_grad
 from spfde.kernels.triton.spmm import forward, input_grad, product
-from spfde.pattern import Plan
-from spfde.tiles import build_tiles, stack_of
+from spfde.sparse.plan import Plan
+from spfde.sparse.tiles import build_tiles, stack_of
 
 # Triton 3.6 turns a loop's bound into an int in a way that numpy 2.4 refuses and older ones warn of.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning")
@@ -138,8 +138,8 @@ def test_what_no_weight_reads_does_not_matter():
 
 def wide() -> tuple[Plan, Tensor]:
     """One block row of 90 blocks among 20 with one each: it is cut."""
-    from spfde.pattern import build_plan, index_from_positions
-    from spfde.structure import Grid
+    from spfde.sparse.pattern import Grid
+    from spfde.sparse.plan import build_plan, index_from_positions
 
     grid = Grid(21 * 16, 90 * 16, 1, (16, 16))
     positions = torch.cat([torch.arange(7 * 90, 8 * 90), torch.arange(21) * 90 + 11]).unique()

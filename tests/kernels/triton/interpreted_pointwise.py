@@ -7,11 +7,11 @@ import torch
 from kernels.problems import build
 from kernels.triton.interpreted_conv2d import launched
 
-from spfde.index import index_from_positions
 from spfde.kernels import conv2d
 from spfde.kernels.tiled import tiles_of
-from spfde.pattern import Window, build_plan
-from spfde.structure import Pattern
+from spfde.sparse.index import index_from_positions
+from spfde.sparse.pattern import Pattern
+from spfde.sparse.plan import Window, build_plan
 
 
 def pointwise() -> None:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from spfde.kernels.conv2d import _Conv2d as Conv2dFunction
 from spfde.kernels.conv2d import fused as fused_conv2d
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
-from spfde.kernels.masked import to_dense
 from spfde.kernels.recompute import without_saving
+from spfde.kernels.scatter import to_dense
 from spfde.kernels.spmm import _Spmm as SpmmFunction
 from spfde.kernels.spmm import fused as fused_linear
 from spfde.kernels.tiled import TiledUnits, tiles_of
 from spfde.kernels.triton import config
-from spfde.pattern import ONE_TAP, Plan, Window
+from spfde.sparse.plan import ONE_TAP, Plan, Window
 
 ACTS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
 ENDS = [(act, where) for act in ACTIVATIONS for where in ("none", "before", "after")]

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 import spfde
-from spfde.bench import tuner
-from spfde.bench.layer import Layer
-from spfde.kernels.dispatch import forget
+from spfde.kernels.dispatch.rule import forget
 from spfde.kernels.triton import conv2d, launch, sddmm, spmm, table
 from spfde.kernels.triton.candidates import product_candidates
 from spfde.kernels.triton.config import GPUS, Config
 from spfde.kernels.triton.table import GpuTable, Key, Measured, trying
-from spfde.structure import Pattern
-from spfde.timing import Budget
+from spfde.sparse.pattern import Pattern
+from spfde.tuning import tuner
+from spfde.tuning.layer import Layer
+from spfde.tuning.timing import Budget
 
 # Triton 3.6 turns a loop's bound into an int in a way that numpy 2.4 refuses and older ones warn of.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning")

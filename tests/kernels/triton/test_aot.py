@@ -13,7 +13,7 @@ import torch
 
 from spfde.kernels.triton import config, launch
 from spfde.kernels.triton.model import together_of
-from spfde.tiles import stack_of
+from spfde.sparse.tiles import stack_of
 
 pytest.importorskip("triton")
 

@@ -12,7 +12,7 @@ from kernels.triton.aot import Code, compile_kernel
 from kernels.triton.test_aot import BLOCKS, DTYPES, GPUS, check, check_exact, in_flight, sizes_together
 
 from spfde.kernels.triton import config
-from spfde.tiles import stack_of
+from spfde.sparse.tiles import stack_of
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler in this process"

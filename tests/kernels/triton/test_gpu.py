@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from spfde import sparsify
 from spfde.kernels import spmm
-from spfde.kernels.masked import to_dense
+from spfde.kernels.scatter import to_dense
 from spfde.nn import SparseLinear
-from spfde.pattern import Plan
+from spfde.sparse.plan import Plan
 
 pytestmark = [
     pytest.mark.gpu,

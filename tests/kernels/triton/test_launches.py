@@ -5,8 +5,8 @@ import torch
 
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.tiled import TiledUnits, units_for
-from spfde.pattern import build_plan, index_from_positions
-from spfde.structure import Grid
+from spfde.sparse.pattern import Grid
+from spfde.sparse.plan import build_plan, index_from_positions
 
 pytest.importorskip("triton")
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spfde.kernels import dispatch, spmm
-from spfde.kernels.choice import EMPTY, Problem
+from spfde.kernels import spmm
+from spfde.kernels.dispatch import rule as dispatch
+from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.kernels.triton import config, interpreting, launch, model, table, why_not
 from spfde.kernels.triton.config import GPUS
 from spfde.kernels.triton.table import Key, Measured
-from spfde.pattern import Window
+from spfde.sparse.plan import Window
 
 F32, BF16 = torch.float32, torch.bfloat16
 H200 = GPUS["NVIDIA H200"]

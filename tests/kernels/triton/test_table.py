@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from spfde.kernels import dispatch
+from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.triton import model, table
 from spfde.kernels.triton.config import GPUS, Config
 from spfde.kernels.triton.table import GpuTable, Key, Measured, launch_of, trying

@@ -1,1 +1,0 @@
-"""Timing single layers: dense beside sparse for people, and the launches of the GPU kernels for the table."""

@@ -1,0 +1,79 @@
+"""Whole models: swap dense layers for sparse ones in place, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from spfde.convert import select as candidates
+from spfde.nn import SparseLayer
+from spfde.sparse.pattern import Pattern
+from spfde.topology.allocation import Budget, check_sparsity
+from spfde.topology.init import resolve as inits
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float | None = None,
+    *,
+    pattern: str = "unstructured",
+    distribution: str | Mapping[str, float] = "uniform",
+    init: str | inits.Init | Mapping[str, Tensor] = "random",
+    exclude: Iterable[str | type[nn.Module]] = (),
+    seed: int = 0,
+    data: tuple[Any, Any] | list[tuple[Any, Any]] | None = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    example_input: Any = None,
+) -> nn.Module:
+    """Swaps nn.Linear and nn.Conv2d for sparse layers in place and returns the model.
+
+    Biases stay the same Parameters; weights become `values`, so build the optimizer afterwards. A bare layer is always
+    converted and returned as a new module.
+
+    Args:
+        model: the model, or a bare nn.Linear / nn.Conv2d.
+        sparsity: fraction of the converted layers' weights that is zero, in [0, 1]. None: 0.9, or what the pattern
+            itself gives. A layer keeps round((1 - sparsity) * size) of its blocks (single weights, unless the pattern
+            says otherwise), at least 1 unless sparsity is 1.
+        pattern: "unstructured", "block:RxC" (R outputs x C inputs), "n:m" such as "2:4", "fan-in" (as many weights for
+            every output) or "channel" (whole outputs).
+        distribution: "uniform" (the first weighted layer and the last nn.Linear stay dense, in registration order, or
+            in execution order if example_input is given), "erk", "global", or {layer name: sparsity}, which converts
+            just those layers.
+        init: which weights are kept: "random", "magnitude", or by running the model: "snip", "grasp", "synflow",
+            "force", "iter-snip", or one of these with options, such as spfde.topology.GraSP(temperature=1). Or scores
+            of your own, {layer name: tensor of the weight's shape}, of which the highest are kept.
+        exclude: module names, fnmatch patterns or module classes that stay dense, with everything inside them.
+        seed: of the random masks, and of dropout while the model is scored.
+        data: for inits that run the model: a batch (x, y), or a list of batches, whose gradients are averaged with one
+            batch in memory at a time; x may be a tuple of inputs. "synflow" looks at the shape of x alone.
+        loss_fn: for inits that run the model: loss_fn(model(x), y) gives a scalar. "synflow" does not call it.
+        example_input: an input (or tuple of inputs) of the model, to find the order of execution ("uniform"), or
+            instead of data ("synflow").
+
+    Raises:
+        ValueError: an argument is out of range or contradicts the pattern; a layer is a subclass, parametrized, hooked,
+            tied or already sparse (named, with what to do); nothing is left to convert; data and loss_fn are missing,
+            in vain, or give no finite scores. The model is unchanged then.
+        TypeError: model is not a torch.nn.Module.
+    """
+    rule = Pattern.parse(pattern)
+    sparsity = check_sparsity(sparsity, rule, distribution)
+    method = inits.resolve(init, data, loss_fn, example_input)
+    named = distribution if isinstance(distribution, Mapping) else None
+    layers = candidates.select(model, exclude, named, distribution == "uniform", example_input)
+    budget = Budget.of(layers, rule, distribution, sparsity)
+    scores = inits.block_scores(method, model, budget, seed, data, loss_fn, example_input)
+    return candidates.store(model, layers, budget.masks(scores), pattern)
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Swaps sparse layers for nn.Linear / nn.Conv2d in place, zeros exact, same outputs; returns the model.
+
+    A bare sparse layer is returned as a new module.
+    """
+    if isinstance(model, SparseLayer):
+        return model.to_dense()
+    return candidates.swap(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})

@@ -1,0 +1,1 @@
+"""Ways to decide what freezes, one file each."""

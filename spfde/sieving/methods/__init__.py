@@ -1,0 +1,1 @@
+"""Ways to choose the samples of an epoch, one file each."""

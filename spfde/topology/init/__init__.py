@@ -1,0 +1,1 @@
+"""Mask initialisation: which weights are stored at first."""

@@ -1,0 +1,58 @@
+"""SynFlow: keep the weights that carry the most of all paths from input to output; no data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spfde.topology.allocation import Budget, Scores
+from spfde.topology.init.functional_scores import Trial, call, check_tensor, finite, gradient, state, undisturbed
+
+
+@dataclass(frozen=True)
+class SynFlow:
+    """|w * dR/dw| with R = sum(model(ones)) under absolute parameters, pruned in rounds; the highest are kept.
+
+    Source: arXiv 2006.05467. In eval mode and float64, since R of a deep network leaves the range of float32. Of an
+    input only the shape counts (integer inputs, such as tokens, are used as they are).
+    """
+
+    needs_loss: ClassVar[bool] = False
+    rounds: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.rounds >= 1:
+            raise ValueError(f"expected rounds >= 1, got {self.rounds}, try 100 (the paper's)")
+
+    def scores(self, trial: Trial, budget: Budget) -> Scores:
+        """A score per block (flat, by layer)."""
+        tensors = {name: _positive(tensor) for name, tensor in state(trial.model).items()}
+        weights = {name: _positive(weight) for name, weight in trial.weights.items()}
+        ones = _ones(trial.example)
+
+        def flow(masks: dict[str, Tensor]) -> Scores:
+            leaves = {name: (weight * masks[name]).requires_grad_() for name, weight in weights.items()}
+            with undisturbed(trial.model, False, trial.seed):
+                output = check_tensor(
+                    call(trial.model, {**tensors, **trial.named(leaves)}, ones), "synflow", "init='snip'"
+                )
+                parts = gradient(output.sum(), list(leaves.values()))
+            return finite({name: (leaves[name].detach() * g).abs() for name, g in zip(leaves, parts, strict=True)})
+
+        return budget.refine(flow, self.rounds)
+
+
+def _positive(tensor: Tensor) -> Tensor:
+    return tensor.abs().double() if tensor.is_floating_point() else tensor.clone()
+
+
+def _ones(x: Any) -> Any:
+    """Ones like the first sample of x, or of each input in a tuple."""
+    if isinstance(x, tuple):
+        return tuple(map(_ones, x))
+    if not isinstance(x, Tensor):
+        return x
+    return torch.ones_like(x[:1], dtype=torch.float64) if x.is_floating_point() else x[:1]

@@ -1,0 +1,1 @@
+"""The `spfde.topology` methods, one file each."""

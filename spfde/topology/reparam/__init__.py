@@ -1,0 +1,1 @@
+"""Reparametrisations: weights that a layer makes of its stored values."""
