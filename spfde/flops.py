@@ -5,14 +5,13 @@ Normalisation, activations and the optimizer are not counted, as in the papers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spfde._modules import as_args, eval_mode
 from spfde.nn import SparseLayer
 
 
@@ -50,19 +49,6 @@ def stored_weights(module: nn.Module) -> int:
     return module.stored if isinstance(module, SparseLayer) else module.weight.numel()
 
 
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` is in eval mode inside the block, and in its own again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False  # not eval(): what a subclass does in it would not be undone
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 @torch.no_grad()
 def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
     """The work of every nn.Linear, nn.Conv2d and sparse layer that one forward pass runs, in execution order.
@@ -70,7 +56,7 @@ def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
     example_input: a batched input, or a tuple of inputs. Runs the model once in eval mode; modes are restored.
     A layer that runs several times counts the positions of all its runs.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_args(example_input)
     names = {module: name for name, module in model.named_modules()}
     positions: dict[nn.Module, int] = {}
 
@@ -81,7 +67,7 @@ def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
 
     hooks = [module.register_forward_hook(count) for module in names if weighted(module)]
     try:
-        with in_eval_mode(model):
+        with eval_mode(model):
             model(*inputs)
     finally:
         for hook in hooks:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from spfde._modules import as_args, eval_mode
 from spfde._names import unknown
 from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
 
@@ -148,16 +149,13 @@ def _ends(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any)
 @torch.no_grad()
 def _execution_order(model: nn.Module, modules: list[nn.Module], example_input: Any) -> list[nn.Module]:
     order: list[nn.Module] = []
-    modes = {m: m.training for m in model.modules()}
     hooks = [m.register_forward_pre_hook(lambda m, _: order.append(m)) for m in modules]
     try:
-        model.eval()
-        model(*(example_input if isinstance(example_input, tuple) else (example_input,)))
+        with eval_mode(model):
+            model(*as_args(example_input))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return list(dict.fromkeys(order))
 
 

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from spfde.flops import in_eval_mode, layer_work
+from spfde._modules import eval_mode
+from spfde.flops import layer_work
 
 
 def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[str, int]:
@@ -27,7 +28,7 @@ def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[s
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(partial(count, name)) for name in names]
     try:
-        with in_eval_mode(model), torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             model(example)
     finally:
         for handle in handles:
