@@ -9,8 +9,7 @@ from train.runs import bits, figures, last_state, recipe, same, stop_within
 
 from spfde import models, sparsify
 from spfde.nn import SparseLayer
-from spfde.topology import METHODS
-from spfde.topology.init.resolve import METHODS as INITS
+from spfde.topology import INITS, METHODS
 from spfde.train import Recipe, fit, levers
 from spfde.train.batches import shuffled, source
 from spfde.train.levers import sparsified
