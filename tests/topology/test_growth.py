@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spfde import sparsify
-from spfde.topology import DSTEE, RigL, reserve
-from spfde.topology import probes
+from spfde.topology import DSTEE, RigL, probes, reserve
 
 CONVOLUTIONS = {
     "plain": dict(kernel_size=3, padding=1),

@@ -29,7 +29,7 @@ class DSTEE(RigL):
     """
 
     c: float | None = option(
-        None, "[0, inf)", "bonus, in units of the gradient that the optimizer step sees; None chooses it at every update"
+        None, "[0, inf)", "bonus in units of the unscaled gradient; None chooses it at every update"
     )
     eps: float = option(1.0, "(0, inf)", "1 halves the bonus after one round, smaller values let it fall off faster")
 
