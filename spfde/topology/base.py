@@ -102,8 +102,8 @@ class Topology:
         self._wrapped = isinstance(model, DistributedDataParallel)
         self._history = {name: History.start(layer) for name, layer in self.layers.items()}
         self._late = False
-        self._step = 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self.steps_done = 0
+        self.generator = torch.Generator().manual_seed(seed)
         self._probes = GradientProbes()
         self.setup()
         self._prepare()
@@ -125,10 +125,10 @@ class Topology:
 
         An update that needs gradients waits for the next step when this one's are not finite (GradScaler skipped it).
         """
-        self._step += 1
+        self.steps_done += 1
         self.after_step()
         moved = False
-        if self.due(self._step):
+        if self.due(self.steps_done):
             self._late = self.reads_gradient() and not finite_gradients(self.optimizer)
             moved = not self._late and self.update()
         return self._end_step() or moved
@@ -140,7 +140,7 @@ class Topology:
         the step follows the next one.
         """
         self.schedule = self.schedule.skip()
-        self._late |= self.schedule.next_update == self._step
+        self._late |= self.schedule.next_update == self.steps_done
         return self._end_step()
 
     def begin_epoch(self, epoch: int, steps: int, epochs: int) -> None:
@@ -149,8 +149,8 @@ class Topology:
         epoch: counts from 0. epochs: of the whole training; those after this one are taken to be as long.
         """
         before = self.schedule.next_update
-        self._late |= before is not None and before > self._step  # the epoch was shorter than it was said to be
-        self.schedule = self.schedule.begin_epoch(self._step, epoch, steps, epochs)
+        self._late |= before is not None and before > self.steps_done  # the epoch was shorter than it was said to be
+        self.schedule = self.schedule.begin_epoch(self.steps_done, epoch, steps, epochs)
         self._prepare()
 
     def on(self, event: Event, run: Run) -> Answer:
@@ -181,7 +181,7 @@ class Topology:
             ValueError: the method needs gradients that are not there.
         """
         moved = self._count_moved(self._rearrange())
-        self.reason = f"{type(self).__name__} moved {moved} weights at step {self._step}"
+        self.reason = f"{type(self).__name__} moved {moved} weights at step {self.steps_done}"
         return moved > 0
 
     @torch.no_grad()
@@ -198,7 +198,7 @@ class Topology:
 
     def report(self) -> Report:
         """What the updates so far did to every layer, and how much of it was ever explored (R_s)."""
-        return Report.of(self.layers, self._history, self.explored, self._step)
+        return Report.of(self.layers, self._history, self.explored, self.steps_done)
 
     @property
     def explored(self) -> float:
@@ -209,12 +209,12 @@ class Topology:
     def state_dict(self) -> dict[str, Any]:
         """Step counter, targets, history and random state; the topology itself is in the model's state_dict."""
         return {
-            "step": self._step,
+            "step": self.steps_done,
             "late": self._late,
             "schedule": self.schedule.state_dict(),
             "target": dict(self.target),
             "history": {name: history.state_dict() for name, history in self._history.items()},
-            "generator": self._generator.get_state(),
+            "generator": self.generator.get_state(),
             "own": self.own_state(),
         }
 
@@ -231,11 +231,11 @@ class Topology:
             raise ValueError(
                 f"expected the state of {type(self).__name__} ({sorted(self.own_state())}), got {sorted(state['own'])}"
             )
-        self._step, self._late = state["step"], state["late"]
+        self.steps_done, self._late = state["step"], state["late"]
         self.schedule = replace(self.schedule, **state["schedule"])
         self.target = dict(state["target"])
         self._history = {n: History.loaded(h, self.layers[n].values.device) for n, h in state["history"].items()}
-        self._generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"].cpu())
         self.load_own_state(state["own"])
         self._probes.disarm()
         self._prepare()
@@ -269,14 +269,14 @@ class Topology:
 
     def score(self, layer: LayerState) -> Tensor:
         """A score [nnz] per stored block; the lowest are dropped. By magnitude."""
-        return magnitude(layer.layer)
+        return magnitude(layer.module)
 
     def keep_slots(self, layer: LayerState, score: Tensor) -> Tensor:
         """Which stored blocks (slots, ascending) stay: all but `drop_share` of them with the lowest scores.
 
         A group (for most patterns the layer) drops no more than it has room to regrow.
         """
-        count = int(self.drop_share(self._step) * layer.nnz)
+        count = int(self.drop_share(self.steps_done) * layer.nnz)
         return moves.without_lowest(score, layer.group[layer.positions], layer.room, count)
 
     def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -289,7 +289,7 @@ class Topology:
 
     def grow(self, layer: LayerState, kept: Tensor, need: Tensor) -> Tensor:
         """`need[g]` positions of every group g outside `kept` (positions, ascending). At random."""
-        return moves.drawn(layer.group, kept, need, self._generator)
+        return moves.drawn(layer.group, kept, need, self.generator)
 
     def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
         """Keeps the slots `kept` and grows the rest up to `count` blocks; None where nothing is to change."""
@@ -304,7 +304,7 @@ class Topology:
             return None
         return self.move(layer, moves.ascending(layer.grid.size, positions, grown), grown)
 
-    def moved(self, layer: LayerState, source: Tensor) -> None:
+    def slots_moved(self, layer: LayerState, source: Tensor) -> None:
         """Follows a change of one layer's slots: `source` as `spfde.nn.layer.permute` takes it."""
 
     def own_state(self) -> dict[str, Any]:
@@ -330,12 +330,12 @@ class Topology:
 
     def move(self, layer: LayerState, positions: Tensor, grown: Tensor | None = None) -> Shift:
         """Changes the positions of a layer and carries its optimizer state along. grown: those that are new."""
-        sparse = layer.layer
+        sparse = layer.module
         source = sparse._move(positions, grown if self.reset_regrown else None)
         for state in self.optimizer.state.get(sparse.values, {}).values():
             if isinstance(state, Tensor) and state.shape == sparse.values.shape:
                 permute(state, source)
-        self.moved(layer, source)
+        self.slots_moved(layer, source)
         self._history[layer.name].see(positions)
         return Shift(layer.nnz, sparse.nnz, (source[: sparse.nnz] < 0).count_nonzero())
 
@@ -354,15 +354,15 @@ class Topology:
 
     def _prepare(self) -> None:
         """Watches the next step if an update follows it."""
-        if self.watches(self._step + 1):
+        if self.watches(self.steps_done + 1):
             self.arm()
 
     def _end_step(self) -> bool:
         """Ends the training if this was its last step, else prepares for the next one; True when a mask moved."""
         self._probes.disarm()
-        trimmed = self.finish() if self._step == self.total_steps else 0
+        trimmed = self.finish() if self.steps_done == self.total_steps else 0
         if trimmed:
-            self.reason = f"{type(self).__name__} trimmed {trimmed} weights at step {self._step}"
+            self.reason = f"{type(self).__name__} trimmed {trimmed} weights at step {self.steps_done}"
         self._prepare()
         return trimmed > 0
 
@@ -399,4 +399,4 @@ class Topology:
 
     def record(self, name: str, shift: Shift, new: int) -> None:
         """Adds a change to the layer's history."""
-        self._history[name].record(self._step, shift.before, shift.after, new)
+        self._history[name].record(self.steps_done, shift.before, shift.after, new)

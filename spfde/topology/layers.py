@@ -21,12 +21,12 @@ from spfde.topology.topk import keep_highest_in_groups
 class LayerState:
     """One layer at an update, worked out once.
 
-    positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of every position of the
+    name, module: the layer. positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of every position of the
     grid [grid size], what the pattern counts in (`Pattern.groups`). held: stored blocks of each group [groups].
     """
 
     name: str
-    layer: SparseLayer
+    module: SparseLayer
     positions: Tensor
     group: Tensor
     held: Tensor
@@ -41,7 +41,7 @@ class LayerState:
     @property
     def grid(self) -> Grid:
         """How the pattern cuts the weight into blocks."""
-        return self.layer.grid
+        return self.module.grid
 
     @property
     def nnz(self) -> int:
@@ -55,7 +55,7 @@ class LayerState:
 
     def quota(self, count: int) -> Tensor:
         """How many blocks each group holds when the layer holds `count` [groups]."""
-        return self.layer.structure.quota(self.grid, count, self.positions.device)
+        return self.module.structure.quota(self.grid, count, self.positions.device)
 
     def highest(self, score: Tensor, count: int) -> Tensor:
         """Slots (ascending) of the `count` stored blocks with the highest scores [nnz], as the pattern allows."""

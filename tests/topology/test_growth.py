@@ -96,7 +96,7 @@ def test_dstee_reads_its_bonus_in_unscaled_units():
             layer.move_to(torch.tensor([0, 1]))
         topology = DSTEE(layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=10**6, every=1,
                          drop_fraction=0.51, c=2.0)  # fmt: skip
-        topology._step, topology.rounds[""][2] = 3, 1
+        topology.steps_done, topology.rounds[""][2] = 3, 1
         (layer(torch.tensor([[1.0, 0, 3, 2]])) * scale).sum().backward()
         layer.values.grad /= scale
         topology.step()

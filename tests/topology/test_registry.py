@@ -89,7 +89,7 @@ class Cyclic(topology.Topology):
 
     def score(self, layer):
         self.updates += 1
-        return super().score(layer) if self.updates % 2 else torch.rand(layer.nnz, generator=self._generator)
+        return super().score(layer) if self.updates % 2 else torch.rand(layer.nnz, generator=self.generator)
 
     def grow(self, layer, kept, need):
         near = torch.zeros(layer.grid.size)

@@ -62,7 +62,7 @@ def test_updates_follow_the_last_step_of_an_interval(every):
     assert by_epochs(topology, model, optimizer, lengths) == [
         end for epoch, end in enumerate(ends[:-1], 1) if epoch % every == 0
     ]
-    assert topology.total_steps == topology._step == ends[-1]
+    assert topology.total_steps == topology.steps_done == ends[-1]
 
 
 def test_the_end_moves_with_the_epochs():
@@ -94,7 +94,7 @@ def test_a_skipped_step_does_not_advance_the_schedule():
     """Skipped within an epoch the update still follows its last step, skipped at its end it follows the next one."""
     topology, model, optimizer = made(SET, 1)
     assert by_epochs(topology, model, optimizer, [3, 3, 3, 3], skipped=(2, 6)) == [3, 7, 9]
-    assert topology._step == topology.total_steps == 10
+    assert topology.steps_done == topology.total_steps == 10
     topology, model, optimizer = made(RigL, 1, end=1.0)
     assert by_epochs(topology, model, optimizer, [3, 3, 3, 3], skipped=(2, 6)) == [3, 7, 9]
     model = net()

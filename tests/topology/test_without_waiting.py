@@ -60,7 +60,7 @@ def on_meta(named: str, name: str, pattern: str) -> Topology:
     model = nn.Sequential(layer)
     optimizer = torch.optim.Adam(model.parameters())
     topology = METHODS[method](model, optimizer, total_steps=100, every=1, seed=0, **options)
-    topology._step = 1
+    topology.steps_done = 1
     if topology.armed:
         x = torch.empty(shape, device="meta")
         layer._probe(nn.Module.__call__(make().to("meta"), x).detach(), x)

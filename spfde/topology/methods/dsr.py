@@ -40,7 +40,7 @@ class DSR(Redistribution):
         counts = super().counts(layers, kept)
         stored = sum(layer.nnz for layer in layers.values())
         dropped = stored - sum(slots.numel() for slots in kept.values())
-        wanted = self.drop_share(self._step) * stored
+        wanted = self.drop_share(self.steps_done) * stored
         if dropped < (1 - self.tolerance) * wanted:
             self.threshold *= 2
         elif dropped > (1 + self.tolerance) * wanted:

@@ -58,7 +58,7 @@ class DSTEE(RigL):
             strength = edge.min().double() * self.eps if edge.numel() else 0.0
         else:
             scale = self._probes.of[layer.name].scale()
-            strength = scale.new_full((), self.c * log(max(1, self._step))) / scale
+            strength = scale.new_full((), self.c * log(max(1, self.steps_done))) / scale
         rounds = self.rounds[layer.name]
         for first, score in slabs:
             yield first, score + strength * (rounds[first : first + score.numel()] + self.eps).reciprocal()

@@ -146,7 +146,7 @@ class TopKAST(Topology):
         live = self.live()
         for name in [name for name in self.explorations if name not in live]:  # frozen
             self._close(name)
-        if self._step < self.total_steps:
+        if self.steps_done < self.total_steps:
             for name in [name for name in live if name not in self.explorations]:  # frozen no longer
                 self._explore(name)
 
@@ -158,7 +158,7 @@ class TopKAST(Topology):
     @torch.no_grad()
     def _choose(self, state: LayerState, theta: Tensor, magnitude: Tensor, forward: Tensor) -> Shift:
         """Makes `forward` the forward set and the next largest weights the exploration."""
-        name, layer = state.name, state.layer
+        name, layer = state.name, state.module
         exploration, before = self.explorations[name], layer.nnz
         both = state.quota(self._both(layer))
         need = (both - count_groups(state.group, both.numel(), forward)).clamp_(min=0)
@@ -201,7 +201,7 @@ class TopKAST(Topology):
         size, device = layer.grid.size, layer.values.device
         if not layer.nnz:
             return layer.values.new_zeros(size, *layer.grid.block)
-        drawn = torch.randint(layer.nnz, (size,), generator=self._generator).to(device)
+        drawn = torch.randint(layer.nnz, (size,), generator=self.generator).to(device)
         return layer.values.detach()[drawn]
 
     def _explore(self, name: str) -> None:
