@@ -21,8 +21,9 @@ from spfde.topology.topk import keep_highest_in_groups
 class LayerState:
     """One layer at an update, worked out once.
 
-    name, module: the layer. positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of every position of the
-    grid [grid size], what the pattern counts in (`Pattern.groups`). held: stored blocks of each group [groups].
+    name, module: the layer. positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of
+    every position of the grid [grid size], what the pattern counts in (`Pattern.groups`). held: stored blocks of each
+    group [groups].
     """
 
     name: str
