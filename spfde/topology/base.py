@@ -54,6 +54,9 @@ class Topology(UpdateRule):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        for name, value in vars(cls).items():
+            if isinstance(value, Option) and hasattr(Topology, name):
+                raise TypeError(f"expected another name for option {name!r} of {cls.__name__}, which a topology has")
         if cls.__init__ is Topology.__init__:
             drop = ... if cls.default_drop is None else cls.default_drop
             defaults = {"every": cls.default_every, "drop_fraction": drop}

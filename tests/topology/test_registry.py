@@ -150,6 +150,11 @@ def test_an_init_from_outside_by_instance_and_by_name(registries):
         spfde.sparsify(nn.Linear(6, 4), 0.5, init="outgoing", data=(1, 2))
 
 
+def test_an_option_may_not_hide_a_part_of_the_frame():
+    with pytest.raises(TypeError, match="option 'grow' of Odd"):
+        type("Odd", (topology.Topology,), {"grow": option(1, "[1, 8]", "hides a rule")})
+
+
 def test_names_are_taken_once_and_kinds_are_checked(registries):
     with pytest.raises(ValueError, match="rigl"):
         topology.register("rigl", Cyclic)
