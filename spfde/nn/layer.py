@@ -88,6 +88,8 @@ class SparseLayer(nn.Module, ABC):
 
     def _follow_index(self) -> None:
         """Makes the plan anew from an index that someone else wrote in place, unless it says what it said before."""
+        if self._plan.still_holds():
+            return
         problem = check_index(Index(self.row_ptr, self.col), *self.grid.shape, self.values.shape[0])
         positions = None if problem else positions_of(Index(self.row_ptr, self.col), self.grid.shape[1])
         problem = problem or self.pattern.problem(positions, self.grid)

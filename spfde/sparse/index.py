@@ -64,12 +64,12 @@ def spread(of_row: Tensor, counts: Tensor, nnz: int) -> Tensor:
 GLANCE = 1 << 16  # columns that a glance at an index reads
 
 
-def fingerprint(index: Index) -> int | None:
-    """A checksum of an index in a CPU's memory, of about `GLANCE` of its columns; None for any other."""
+def fingerprint(index: Index, most: int = GLANCE) -> int | None:
+    """A checksum of an index in a CPU's memory, of about `most` of its columns; None for any other."""
     core, (row_ptr, col) = load(), index
     if isinstance(core, ImportError) or not col.is_cpu or type(col) is not Tensor:
         return None
-    return core.fingerprint(row_ptr.data_ptr(), row_ptr.numel() - 1, col.data_ptr(), col.numel(), GLANCE)
+    return core.fingerprint(row_ptr.data_ptr(), row_ptr.numel() - 1, col.data_ptr(), col.numel(), most)
 
 
 def writes(index: Index) -> tuple[int, int] | None:

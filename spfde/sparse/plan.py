@@ -96,6 +96,7 @@ class Plan:
     _dense: Tensor | None = field(default=None, repr=False)
     _writes: tuple[int, int] | None = field(default=None, repr=False)
     _fingerprint: int | None = field(default=None, repr=False)
+    _checksum: int | None = field(default=None, repr=False)
     _builders: dict[str, Callable[[Plan], Any]] = field(default_factory=dict, repr=False)
     dense_version: int = field(default=0, repr=False)  # how often the dense buffer was written
     topology_version: int = field(default=0, repr=False)  # how often the topology moved
@@ -208,6 +209,13 @@ class Plan:
         rows, size = row_ptr.numel() - 1, col.numel()
         return self._fingerprint != load().fingerprint(row_ptr.data_ptr(), rows, col.data_ptr(), size, GLANCE)
 
+    def still_holds(self) -> bool:
+        """Whether the index, which was written in place, says what it said before; on a GPU that is not looked into."""
+        same = self._checksum is not None and self._checksum == fingerprint(self.index, self.index.col.numel() + 1)
+        if same:
+            self._writes = writes(self.index)
+        return same
+
     def check(self, version: int) -> None:
         """Refuses a backward pass whose forward pass saw another topology than the one that is here now.
 
@@ -270,7 +278,7 @@ def build_plan(
     return Plan(
         tuple(shape), values_shape, nnz, index, grid, block, kernel_index, window, kept_rows,
         _order=order, _outside=outside, _weights=weights, _writes=writes(index),
-        _fingerprint=fingerprint(index),
+        _fingerprint=fingerprint(index), _checksum=fingerprint(index, index.col.numel() + 1),
     )  # fmt: skip
 
 
