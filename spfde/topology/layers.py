@@ -35,7 +35,7 @@ class LayerState:
     @classmethod
     def of(cls, name: str, layer: SparseLayer) -> LayerState:
         """The state of a layer now."""
-        pattern, positions = layer.structure, layer.positions()
+        pattern, positions = layer.pattern, layer.positions()
         group = pattern.groups(layer.grid, positions.device)
         return cls(name, layer, positions, group, count_groups(group, pattern.parts(layer.grid), positions))
 
@@ -56,7 +56,7 @@ class LayerState:
 
     def quota(self, count: int) -> Tensor:
         """How many blocks each group holds when the layer holds `count` [groups]."""
-        return self.module.structure.quota(self.grid, count, self.positions.device)
+        return self.module.pattern.quota(self.grid, count, self.positions.device)
 
     def highest(self, score: Tensor, count: int) -> Tensor:
         """Slots (ascending) of the `count` stored blocks with the highest scores [nnz], as the pattern allows."""
@@ -96,9 +96,9 @@ def check_layers(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method
                 f"expected the optimizer to hold the values of {name!r}, got one that does not (was it built "
                 f"before spfde.sparsify?), try building the optimizer afterwards"
             )
-        if layer.structure.kind in method.refused:
+        if layer.pattern.kind in method.refused:
             raise ValueError(
-                f"expected a pattern that {type(method).__name__} has a meaning for, got {layer.pattern!r} in "
+                f"expected a pattern that {type(method).__name__} has a meaning for, got {str(layer.pattern)!r} in "
                 f"{name!r}, try 'unstructured' or another method"
             )
         transform = layer._modules.get("transform")

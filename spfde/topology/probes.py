@@ -117,12 +117,12 @@ class GradientProbes:
         self.disarm()
         self.of = {name: GradientProbe(layer) for name, layer in layers.items()}
         for probe in self.of.values():
-            probe.layer._probe = probe
+            probe.layer._grad_probe = probe
 
     def disarm(self) -> None:
         """Takes all probes away."""
         for probe in self.of.values():
-            probe.layer._probe = None
+            probe.layer._grad_probe = None
         self.of = {}
 
     def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:
