@@ -29,14 +29,14 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
         return model
     from spfde import sparsify
     from spfde.nn import SparseLayer
-    from spfde.topology.init.resolve import METHODS
+    from spfde.topology import INITS
 
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         return model
-    first = shuffled(torch.arange(len(train)), recipe.seed, 0)[: SHOWN if recipe.init in METHODS else 1]
+    first = shuffled(torch.arange(len(train)), recipe.seed, 0)[: SHOWN if INITS[recipe.init].needs != "weights" else 1]
     data = [(images, targets) for images, targets, _ in train.batches(first, recipe.batch_size)]
     smoothed = partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
-    shown = {"data": data, "loss_fn": smoothed} if recipe.init in METHODS else {}
+    shown = {"data": data, "loss_fn": smoothed} if INITS[recipe.init].needs != "weights" else {}
     return sparsify(
         model,
         sparsity=0.0 if recipe.topology == "gmp" else recipe.sparsity,

@@ -8,21 +8,7 @@ from typing import Any
 
 from spfde import topology
 
-# How masks move, by the name that a recipe has for it; "static" never moves them.
-TOPOLOGIES: dict[str, type[topology.Topology]] = {
-    "mest": topology.MEST,
-    "set": topology.SET,
-    "rigl": topology.RigL,
-    "snfs": topology.SNFS,
-    "dsr": topology.DSR,
-    "deepr": topology.DeepR,
-    "dst-ee": topology.DSTEE,
-    "itop": topology.ITOP,
-    "srigl": topology.SRigL,
-    "top-kast": topology.TopKAST,
-    "gap": topology.GaP,
-    "gmp": topology.GMP,
-}
+TOPOLOGIES = topology.METHODS  # by the name that a recipe has; "static" never moves masks
 _DROPS = {name: {"drop_fraction": kind.default_drop} for name, kind in TOPOLOGIES.items() if kind.default_drop}
 
 # Sparsity, freeze and sieve are the strongest that kept the dense accuracy in the README's measurement, with MEST's

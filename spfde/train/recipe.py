@@ -12,7 +12,7 @@ from typing import Any
 
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import SPREADS
-from spfde.topology.init.resolve import METHODS as INITS
+from spfde.topology.init import INITS
 from spfde.topology.lottery import REWINDS
 from spfde.train import own, rule
 from spfde.train.own import OWN, TOPOLOGIES
@@ -96,7 +96,7 @@ class Recipe:
     distribution: str = _knob("uniform", rule.one_of(*SPREADS), "How sparsity spreads over layers.")
     init: str | None = _knob(
         None,
-        rule.one_of("random", "magnitude", *INITS).or_none(),
+        rule.one_of(*INITS).or_none(),
         "How the first mask is chosen, if need be by a batch.",
     )
     topology: str | None = _knob(
