@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from spfde.levers import Answer, Decision, EpochStart, Event, Run, Step
 from spfde.nn import SparseLayer
-from spfde.sparse.no_sync import read
+from spfde.sparse.no_sync import to_host
 from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, check_layers, magnitude, sparse_layers
 from spfde.topology.options import Option, checked, documented, options_of, signature_with
@@ -276,7 +276,7 @@ class Topology(UpdateRule):
     def _count_moved(self, shifts: Mapping[str, Shift | None]) -> int:
         """Reads back what moved, once for all layers, and remembers it; how many weights changed place."""
         moved, there = 0, {name: shift for name, shift in shifts.items() if shift is not None}
-        for (name, shift), new in zip(there.items(), read([shift.new for shift in there.values()]), strict=True):
+        for (name, shift), new in zip(there.items(), to_host([shift.new for shift in there.values()]), strict=True):
             self.record(name, shift, new)
             moved += (max(shift.before, shift.after) - shift.after + new) * prod(self.layers[name].grid.block)
         return moved

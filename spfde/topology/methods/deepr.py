@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spfde.nn.layer import permute
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.layers import LayerState
 from spfde.topology.methods.redistribution import Redistribution
 from spfde.topology.moves import share
@@ -53,7 +53,7 @@ class DeepR(Redistribution):
 
     def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         signed = {name: layer.module.values.detach() * self.signs[name] for name, layer in layers.items()}
-        return find_all({name: (signed[name][: layer.nnz] >= 0).view(-1) for name, layer in layers.items()})
+        return nonzero_all({name: (signed[name][: layer.nnz] >= 0).view(-1) for name, layer in layers.items()})
 
     def allocate(
         self, freed: int, layers: Mapping[str, LayerState], held: Mapping[str, int], limit: Mapping[str, int]

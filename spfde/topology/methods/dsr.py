@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.layers import LayerState
 from spfde.topology.methods.redistribution import Redistribution
 from spfde.topology.options import option
@@ -34,7 +34,7 @@ class DSR(Redistribution):
         for name, score in scores.items():
             if score.numel():
                 kept[name].index_fill_(0, score.argmax().view(1), True)
-        return find_all(kept)
+        return nonzero_all(kept)
 
     def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
         counts = super().counts(layers, kept)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.base import Topology
 from spfde.topology.history import Shift
 from spfde.topology.layers import LayerState, sparse_layers
@@ -104,7 +104,7 @@ class Thresholds(Topology):
 
     def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = {name: layer.module._effective()[: layer.nnz] for name, layer in layers.items()}
-        return find_all({name: (weight != 0).flatten(1).any(1) for name, weight in weights.items()})
+        return nonzero_all({name: (weight != 0).flatten(1).any(1) for name, weight in weights.items()})
 
     def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
         if kept.numel() == layer.nnz:
