@@ -7,7 +7,9 @@ with gaps is copied first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +146,7 @@ def compute(
     y = _empty(x, (x.shape[0], shape[0], *window.output_size(x.shape[2], x.shape[3])), last)
     run = native().conv2d if values.shape[1] == 1 else native().conv2d_blocks
     run(
-        _native_shape(x.shape, shape, window), *_block(values.shape[1:]), units.row_ptr.data_ptr(),
+        _native_plan(x.shape, shape, window), *_block(values.shape[1:]), units.row_ptr.data_ptr(),
         units.col.data_ptr(), values.data_ptr(), address(bias), x.data_ptr(), y.data_ptr(),
         last, last, torch.get_num_threads(),
     )  # fmt: skip
@@ -172,13 +174,13 @@ def compute_input_grad(
     dx = _empty(dy, x_shape, last)
     if values.shape[1] == 1:
         native().conv2d_input_grad(
-            _native_shape(x_shape, shape, window), units.t_row_ptr.data_ptr(), units.t_col.data_ptr(),
+            _native_plan(x_shape, shape, window), units.t_row_ptr.data_ptr(), units.t_col.data_ptr(),
             values.data_ptr(), units.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last,
             torch.get_num_threads(),
         )  # fmt: skip
     else:
         native().conv2d_blocks_input_grad(
-            _native_shape(x_shape, shape, window), *values.shape[1:], units.row_ptr.data_ptr(), units.col.data_ptr(),
+            _native_plan(x_shape, shape, window), *values.shape[1:], units.row_ptr.data_ptr(), units.col.data_ptr(),
             values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
         )  # fmt: skip
     return dx
@@ -208,8 +210,8 @@ def compute_weight_grad(
     dvalues, dbias = x.new_empty(slots(units, block), *block), x.new_empty(shape[0] if bias else 0)
     run = native().conv2d_weight_grad if block[0] == 1 else native().conv2d_blocks_weight_grad
     run(
-        _native_shape(x.shape, shape, window), *_block(block), dvalues.shape[0], units.row_ptr.data_ptr(),
-        units.col.data_ptr(), x.data_ptr(), dy.data_ptr(), x_last, dy_last, dvalues.data_ptr(),
+        _native_plan(x.shape, shape, window), *_block(block), dvalues.shape[0], units.row_ptr.data_ptr(),
+        units.col.data_ptr(), dy.data_ptr(), x.data_ptr(), dy_last, x_last, dvalues.data_ptr(),
         dbias.data_ptr() if bias else 0, torch.get_num_threads(),
     )  # fmt: skip
     return dvalues, dbias
@@ -231,12 +233,16 @@ def _empty(like: Tensor, shape: Shape, channels_last: bool, dtype: torch.dtype |
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory)
 
 
-def _native_shape(x_shape: Shape, shape: Shape, window: Window) -> tuple[int, ...]:
-    """The fields of `Conv2dShape` in csrc/include/spfde/conv2d.h, in order."""
+@lru_cache(maxsize=1024)
+def _native_plan(x_shape: Shape, shape: Shape, window: Window) -> Any:
+    """What the native convolutions of this shape share, see `Conv2dPlan` in csrc/cpu/geometry.h."""
     batch, channels, height, width = x_shape
-    return (
-        batch, channels, height, width, shape[0], *window.output_size(height, width), *window.kernel, *window.stride,
-        window.padding[0], window.padding[2], *window.dilation, window.groups,
+    (out_h, out_w), padding = window.output_size(height, width), window.padding
+    return native().Conv2dPlan(
+        batch=batch, in_channels=channels, in_h=height, in_w=width, out_channels=shape[0], out_h=out_h, out_w=out_w,
+        kernel_h=window.kernel[0], kernel_w=window.kernel[1], stride_h=window.stride[0], stride_w=window.stride[1],
+        pad_top=padding[0], pad_left=padding[2], dilation_h=window.dilation[0], dilation_w=window.dilation[1],
+        groups=window.groups,
     )  # fmt: skip
 
 

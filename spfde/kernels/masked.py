@@ -55,7 +55,7 @@ def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor
     fits = buffer is not None and buffer.dtype == values.dtype
     dense = buffer if fits else values.new_zeros(prod(shape) + 1)
     if _native_runs(values, values.shape[1:]):
-        native().scatter_values(
+        native().scatter(
             shape[0], prod(shape[1:]), units.row_ptr.data_ptr(), units.col.data_ptr(), values.data_ptr(),
             dense.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
@@ -71,7 +71,7 @@ def gather(dense: Tensor, units: Units, block: tuple[int, ...]) -> Tensor:
         return F.pad(dense.reshape(-1), (0, 1)).index_select(0, places_of(units, dense.shape)).view(-1, *block)
     dense = dense.contiguous()
     values = dense.new_empty(units.col.numel(), 1, 1)
-    native().gather_values(
+    native().gather(
         rows, cols, units.col.numel(), units.row_ptr.data_ptr(), units.col.data_ptr(), dense.data_ptr(),
         values.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
