@@ -54,9 +54,8 @@ inline void copy_row(const float* x, int64_t n, float* out) {
     for (int64_t u = 0; u + kWidth < n; u += kWidth) store(out + u, load(x + u));
     store(out + n - kWidth, load(x + n - kWidth));
   } else if (n >= 4) {
-    const Quad low = load_quad(x), high = load_quad(x + n - 4);
-    store_quad(out, low);
-    store_quad(out + n - 4, high);
+    for (int64_t u = 0; u + 4 < n; u += 4) store_quad(out + u, load_quad(x + u));
+    store_quad(out + n - 4, load_quad(x + n - 4));
   } else {
     for (int64_t u = 0; u < n; ++u) out[u] = x[u];
   }
