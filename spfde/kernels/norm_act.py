@@ -134,7 +134,7 @@ def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) ->
 
 
 def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
-    """The fields of NormShape in csrc/include/spfde/norm_act.h; single pixels have one layout, read as channels_last."""
+    """The fields of NormShape in csrc/include/spfde/norm_act.h; single pixels are read as channels_last."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     return batch, channels, pixels, pixels == 1 or memory_format_of(x) == torch.channels_last
