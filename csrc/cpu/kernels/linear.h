@@ -1,4 +1,4 @@
-// The three products of a linear layer (or pointwise convolution) around the inner loops: how work is cut into chunks
+// The products of a linear layer (or pointwise convolution) around the inner loops: how work is cut into chunks
 // of lanes, panels of columns and shares of rows, and who packs what.
 //
 // With chunks enough for all threads a task packs its own, a panel at a time, so that packed activations never leave
@@ -195,90 +195,6 @@ void linear_transposed_product(const LinearProblem& a, int64_t strip, const floa
       for (int64_t chunk = 0; chunk < l.chunks; ++chunk)
         for (int64_t p = 0; p < panels.count; ++p) run(chunk, 1, p, packed + chunk * stride);
     }
-  }
-}
-
-struct LinearGradient {
-  int64_t stored, capacity;  // floats of dvalues that are live, and all of them
-  float* dvalues;
-  float* dbias;  // or nullptr
-};
-
-// dW = dy x^T at the stored positions, with correlate(block rows, segments, source, pitch, target, dvalues). Sums have
-// one order: threads own rows, or (with chunks enough) private sums that are added in thread order.
-template <typename Correlate>
-void linear_correlation(const LinearProblem& a, const float* dy, const float* x, const LinearGradient& out,
-                        Correlate correlate) {
-  for (int64_t k = 0; k < out.capacity; ++k) out.dvalues[k] = 0.f;
-  if (out.dbias)
-    for (int64_t r = 0; r < a.rows; ++r) out.dbias[r] = 0.f;
-  if (a.batch == 0 || a.rows == 0) return;
-
-  const int64_t block_rows = a.block_rows(), padded = a.padded();
-  // Longer strips mean fewer sums to fold, shorter ones more weights per visit to a row.
-  const Lanes l = split_batch(a.batch, a.positions, a.height > 1 || a.density() > kDense ? 2 * kStrip : kStrip);
-  Scratch scratch;
-  const Panels panels = plan_panels(a, l.lanes, INT64_MAX, scratch);
-  const bool own = l.chunks >= 8 * a.threads;
-  const int64_t share = max(1, min(ceil_div(256, a.height), ceil_div(block_rows, 4 * a.threads)));
-  const int64_t shares = ceil_div(block_rows, share), chunks = own ? a.threads : l.chunks;
-  float* source = take<float>(scratch, chunks * a.cols * l.lanes);
-  float* target = take<float>(scratch, chunks * padded * l.lanes);
-  float* partial = take<float>(scratch, own ? out.stored * a.threads : 0);
-  double* bias = take<double>(scratch, a.rows * (own ? a.threads : 1));
-  const auto add_bias = [&](const float* lanes, int64_t begin, int64_t end, double* sums) {
-    for (int64_t r = begin; out.dbias && r < end; ++r) sums[r] += sum_in_double(lanes + r * l.lanes, l.lanes);
-  };
-
-#pragma omp parallel num_threads(a.threads)
-  {
-    split_rows(a, panels);
-    if (own) {
-#pragma omp for schedule(static, 1)
-      for (int64_t worker = 0; worker < a.threads; ++worker) {
-        float* dvalues = partial + worker * out.stored;
-        double* sums = bias + worker * a.rows;
-        float* my_source = source + worker * a.cols * l.lanes;
-        float* my_target = target + worker * padded * l.lanes;
-        for (int64_t k = 0; k < out.stored; ++k) dvalues[k] = 0.f;
-        for (int64_t r = 0; r < a.rows; ++r) sums[r] = 0.;
-        for (int64_t q = a.rows * l.lanes; q < padded * l.lanes; ++q) my_target[q] = 0.f;
-        for (int64_t chunk = l.chunks * worker / a.threads; chunk < l.chunks * (worker + 1) / a.threads; ++chunk) {
-          pack_lanes(l, chunk, 1, 0, a.rows, dy, a.rows, my_target, 0);
-          add_bias(my_target, 0, a.rows, sums);
-          for (int64_t p = 0; p < panels.count; ++p) {
-            const int64_t column = p * panels.width;
-            pack_lanes(l, chunk, 1, column, min(a.cols, column + panels.width), x, a.cols, my_source + column * l.lanes,
-                       0);
-            correlate(block_rows, panels.of(p, block_rows, 0), my_source, l.lanes, my_target, dvalues);
-          }
-        }
-      }
-#pragma omp for schedule(static)
-      for (int64_t k = 0; k < out.stored; ++k)
-        for (int64_t t = 0; t < a.threads; ++t) out.dvalues[k] += partial[t * out.stored + k];
-    } else {
-      pack_all(l, x, a.cols, a.cols, source);
-      pack_all(l, dy, a.rows, padded, target);
-#pragma omp for schedule(static)
-      for (int64_t s = 0; s < shares; ++s) {
-        const int64_t begin = s * share, end = min(block_rows, begin + share);
-        const int64_t row = begin * a.height, row_end = min(a.rows, end * a.height);
-        for (int64_t r = row; r < row_end; ++r) bias[r] = 0.;
-        for (int64_t chunk = 0; chunk < l.chunks; ++chunk) {
-          const float* rows = target + chunk * padded * l.lanes;
-          add_bias(rows, row, row_end, bias);
-          for (int64_t p = 0; p < panels.count; ++p)
-            correlate(end - begin, panels.of(p, block_rows, begin), source + chunk * a.cols * l.lanes, l.lanes,
-                      rows + row * l.lanes, out.dvalues);
-        }
-      }
-    }
-  }
-  for (int64_t r = 0; out.dbias && r < a.rows; ++r) {
-    double sum = 0.;
-    for (int64_t t = 0; t < (own ? a.threads : 1); ++t) sum += bias[t * a.rows + r];
-    out.dbias[r] = static_cast<float>(sum);
   }
 }
 

@@ -1,5 +1,5 @@
 #include "cpu/float32.h"
-#include "linear.h"
+#include "linear_correlation.h"
 #include "stream_blocks.h"
 #include "table.h"
 

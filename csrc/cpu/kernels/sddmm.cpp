@@ -1,5 +1,5 @@
 #include "cpu/float32.h"
-#include "linear.h"
+#include "linear_correlation.h"
 #include "table.h"
 
 namespace spfde::cpu::SPFDE_ISA {
