@@ -14,7 +14,7 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.words import NONE, count, percent
-from spfde.train.own import own_default
+from spfde.train.recipe.defaults import default_of as own_default
 from spfde.train.recipe import Recipe
 
 

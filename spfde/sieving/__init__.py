@@ -2,6 +2,7 @@
 
 from spfde.sieving.methods.circular import Circular
 from spfde.sieving.methods.random import Random
+from spfde.sieving.queue import QueueSieve
 from spfde.sieving.sieve import Sieve, SieveEvent
 
-__all__ = ["Circular", "Random", "Sieve", "SieveEvent"]
+__all__ = ["Circular", "QueueSieve", "Random", "Sieve", "SieveEvent"]

@@ -10,20 +10,25 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from spfde._names import unknown
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import SPREADS
 from spfde.topology.init.resolve import METHODS as INITS
 from spfde.topology.lottery import REWINDS
-from spfde.train import own, rule
-from spfde.train.own import OWN, TOPOLOGIES
-from spfde.train.rule import Rule
+from spfde.train.recipe import defaults, rules
+from spfde.train.recipe.defaults import DEFAULTS, DISABLED, TOPOLOGIES
+from spfde.train.recipe.rules import Rule
 
-# Fields that change where and when files are written, or how fast; a resumed run may have others.
-WITHOUT_SAY = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers")
+# Fields that decide where and when files are written, where it computes, or how fast; a resumed run may have others.
+NON_NUMERIC = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers", "device", "compile")
 
 
-def _knob(default: Any, rule: Rule, text: str) -> Any:
-    return field(default=default, metadata={"rule": rule, "help": text})
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def _knob(default: Any, accepts: Rule, text: str) -> Any:
+    kept = {"default_factory": dict} if default == {} else {"default": default}
+    return field(**kept, metadata={"rule": accepts, "help": text})
 
 
 @dataclass(frozen=True)
@@ -37,116 +42,127 @@ class Recipe:
         ValueError: a field is out of its range, or asks for what another choice does not have, such as the method.
     """
 
-    dataset: str = _knob("digits", rule.NAME, "Data set, as spfde.data.load knows it.")
-    data_dir: str | None = _knob(None, rule.PATH.or_none(), "Directory of a data set that is not embedded.")
+    dataset: str = _knob("digits", rules.NAME, "Data set, as spfde.data.load knows it.")
+    data_dir: str | None = _knob(None, rules.PATH.or_none(), "Directory of a data set that is not embedded.")
     train_images: int | None = _knob(
-        None, rule.integer(1).or_none(), "Training images to load (the data set's own number)."
+        None, rules.integer(1).or_none(), "Training images to load (the data set's own number)."
     )
-    test_images: int | None = _knob(None, rule.integer(1).or_none(), "Test images to load (the data set's own number).")
-    image_size: int | None = _knob(None, rule.integer(1, 4096).or_none(), "Side of an image folder's images (32).")
+    test_images: int | None = _knob(
+        None, rules.integer(1).or_none(), "Test images to load (the data set's own number)."
+    )
+    image_size: int | None = _knob(None, rules.integer(1, 4096).or_none(), "Side of an image folder's images (32).")
     bad_images: str | None = _knob(
-        None, rule.one_of("raise", "skip").or_none(), "What to do about a file that cannot be decoded (raise)."
+        None, rules.one_of("raise", "skip").or_none(), "What to do about a file that cannot be decoded (raise)."
     )
-    crop: int = _knob(0, rule.integer(0, 256), "Pixels of padding for random crops of training images, 0 = none.")
-    flip: bool = _knob(False, rule.FLAG, "Mirror training images at random.")
-    model: str = _knob("resnet20", rule.NAME, "Network, as spfde.models.create knows it.")
+    crop: int = _knob(0, rules.integer(0, 256), "Pixels of padding for random crops of training images, 0 = none.")
+    flip: bool = _knob(False, rules.FLAG, "Mirror training images at random.")
+    model: str = _knob("resnet20", rules.NAME, "Network, as spfde.models.create knows it.")
     width: float = _knob(
-        1.0, rule.real("a number in (0, 64]", lambda v: 0 < v <= 64), "Factor on the network's channel counts."
+        1.0, rules.real("a number in (0, 64]", lambda v: 0 < v <= 64), "Factor on the network's channel counts."
     )
-    fuse: bool = _knob(False, rule.FLAG, "Run each norm, addition and activation as one (spfde.fuse).")
+    fuse: bool = _knob(False, rules.FLAG, "Run each norm, addition and activation as one (spfde.fuse).")
     method: str = _knob(
         "spfde",
-        rule.one_of(*OWN["method"]),
+        rules.one_of(*DEFAULTS["method"]),
         "Method: spfde, dense (the same training with no lever), or imp (lottery tickets).",
     )
-    epochs: int = _knob(20, rule.integer(1), "Epochs of training.")
-    batch_size: int = _knob(64, rule.integer(1), "Samples in a step.")
+    epochs: int = _knob(20, rules.integer(1), "Epochs of training.")
+    batch_size: int = _knob(64, rules.integer(1), "Samples in a step.")
     accumulate: int = _knob(
-        1, rule.integer(1), "Parts of 2 or more samples that a batch is computed in, one after the other."
+        1, rules.integer(1), "Parts of 2 or more samples that a batch is computed in, one after the other."
     )
-    optimizer: str = _knob("sgd", rule.one_of(*OWN["optimizer"]), "Optimizer: sgd or adamw.")
-    lr: float | None = _knob(None, rule.POSITIVE.or_none(), "Peak learning rate.")
-    momentum: float = _knob(0.9, rule.BELOW_ONE, "Momentum of SGD, first beta of AdamW.")
-    beta2: float | None = _knob(None, rule.BELOW_ONE.or_none(), "Second beta of AdamW.")
-    nesterov: bool | None = _knob(None, rule.FLAG.or_none(), "Nesterov's momentum.")
+    optimizer: str = _knob("sgd", rules.one_of(*DEFAULTS["optimizer"]), "Optimizer: sgd or adamw.")
+    lr: float | None = _knob(None, rules.POSITIVE.or_none(), "Peak learning rate.")
+    momentum: float = _knob(0.9, rules.BELOW_ONE, "Momentum of SGD, first beta of AdamW.")
+    beta2: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Second beta of AdamW.")
+    nesterov: bool | None = _knob(None, rules.FLAG.or_none(), "Nesterov's momentum.")
     weight_decay: float | None = _knob(
-        None, rule.NOT_NEGATIVE.or_none(), "L2 penalty of SGD, decoupled decay of AdamW, on every parameter."
+        None, rules.NOT_NEGATIVE.or_none(), "L2 penalty of SGD, decoupled decay of AdamW, on every parameter."
     )
-    clip: float = _knob(0.0, rule.NOT_NEGATIVE, "Largest norm of the whole gradient, 0 = any.")
-    label_smoothing: float = _knob(0.0, rule.BELOW_ONE, "Share of each target spread over all classes.")
-    schedule: str = _knob("cosine", rule.one_of(*OWN["schedule"]), "Learning-rate schedule: cosine or step.")
-    warmup: float = _knob(0.05, rule.BELOW_ONE, "Fraction of the training with a linear warm-up.")
+    clip: float = _knob(0.0, rules.NOT_NEGATIVE, "Largest norm of the whole gradient, 0 = any.")
+    label_smoothing: float = _knob(0.0, rules.BELOW_ONE, "Share of each target spread over all classes.")
+    schedule: str = _knob("cosine", rules.one_of(*DEFAULTS["schedule"]), "Learning-rate schedule: cosine or step.")
+    warmup: float = _knob(0.05, rules.BELOW_ONE, "Fraction of the training with a linear warm-up.")
     block_cosine: bool | None = _knob(
         None,
-        rule.FLAG.or_none(),
+        rules.FLAG.or_none(),
         "Anneal each block's learning rate over its own active epochs (SpFDE), not over all.",
     )
     milestones: tuple[float, ...] | None = _knob(
         None,
-        rule.increasing(rule.INSIDE, "increasing fractions in (0, 1)").or_none(),
+        rules.increasing(rules.INSIDE, "increasing fractions in (0, 1)").or_none(),
         "Fractions of the training at which the rate drops.",
     )
-    gamma: float | None = _knob(None, rule.FRACTION.or_none(), "Factor on the rate at each milestone.")
+    gamma: float | None = _knob(None, rules.FRACTION.or_none(), "Factor on the rate at each milestone.")
     precision: str = _knob(
-        "float32", rule.one_of("float32", "bfloat16"), "Precision of the passes: float32, or bfloat16 by autocast."
+        "float32",
+        rules.one_of(*PRECISIONS),
+        "Precision of the passes: float32, or by autocast bfloat16 or, on a GPU, float16.",
     )
-    seed: int = _knob(0, rule.integer(0), "Seed of weights, masks, data order, augmentation and sieve.")
-    sparsity: float | None = _knob(None, rule.BELOW_ONE.or_none(), "Fraction of weights that are zero, 0 = off.")
-    pattern: str = _knob("unstructured", rule.PATTERN, "What is stored together: single weights, block:RxC, n:m, ...")
-    distribution: str = _knob("uniform", rule.one_of(*SPREADS), "How sparsity spreads over layers.")
+    seed: int = _knob(0, rules.integer(0), "Seed of weights, masks, data order, augmentation and sieve.")
+    sparsity: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Fraction of weights that are zero, 0 = off.")
+    pattern: str = _knob("unstructured", rules.PATTERN, "What is stored together: single weights, block:RxC, n:m, ...")
+    distribution: str = _knob("uniform", rules.one_of(*SPREADS), "How sparsity spreads over layers.")
     init: str | None = _knob(
         None,
-        rule.one_of("random", "magnitude", *INITS).or_none(),
+        rules.one_of("random", "magnitude", *INITS).or_none(),
         "How the first mask is chosen, if need be by a batch.",
     )
     topology: str | None = _knob(
-        None, rule.one_of(*TOPOLOGIES, "static").or_none(), "How masks move: a method's name, or static."
+        None, rules.one_of(*TOPOLOGIES, "static").or_none(), "How masks move: a method's name, or static."
     )
-    interval: int = _knob(1, rule.integer(1), "Epochs between changes of masks, frozen set and sieve.")
+    interval: int = _knob(1, rules.integer(1), "Epochs between changes of masks, frozen set and sieve.")
     drop_fraction: float | None = _knob(
-        None, rule.BELOW_ONE.or_none(), "Fraction of kept weights that move at first, 0 = none."
+        None, rules.BELOW_ONE.or_none(), "Fraction of kept weights that move at first, 0 = none."
     )
     soft: bool | None = _knob(
-        None, rule.FLAG.or_none(), "MEST's soft memory bound (EM&S): layers train above their target."
+        None, rules.FLAG.or_none(), "MEST's soft memory bound (EM&S): layers train above their target."
     )
     growth: str | None = _knob(
-        None, rule.one_of("random", "gradient").or_none(), "Where ITOP grows: at random (SET) or by gradient (RigL)."
+        None, rules.one_of("random", "gradient").or_none(), "Where ITOP grows: at random (SET) or by gradient (RigL)."
     )
     exploration: float | None = _knob(
-        None, rule.NOT_NEGATIVE.or_none(), "DST-EE's c, the bonus of weights seldom stored (chosen at every update)."
+        None, rules.NOT_NEGATIVE.or_none(), "DST-EE's c, the bonus of weights seldom stored (chosen at every update)."
+    )
+    topology_options: Mapping[str, Any] = _knob(
+        {}, rules.OPTIONS, "Other options of the topology method, by its own names for them."
     )
     rounds: int | None = _knob(
-        None, rule.integer(1, 1000).or_none(), "Trainings of imp after the dense one, each pruned further."
+        None, rules.integer(1, 1000).or_none(), "Trainings of imp after the dense one, each pruned further."
     )
     rewind: str | None = _knob(
         None,
-        rule.one_of(*REWINDS).or_none(),
+        rules.one_of(*REWINDS).or_none(),
         "What goes back to rewind_epoch in each round of imp, and the rate with it.",
     )
-    rewind_epoch: int | None = _knob(None, rule.integer(0).or_none(), "Epoch that each round of imp starts again from.")
-    freeze: float | None = _knob(
-        None, rule.BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
+    rewind_epoch: int | None = _knob(
+        None, rules.integer(0).or_none(), "Epoch that each round of imp starts again from."
     )
-    freeze_fraction: float = _knob(2 / 3, rule.FRACTION, "Fraction of the blocks that end up frozen.")
-    sieve: float | None = _knob(None, rule.BELOW_ONE.or_none(), "Fraction of samples out at any time, 0 = off.")
+    freeze: float | None = _knob(
+        None, rules.BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
+    )
+    freeze_fraction: float = _knob(2 / 3, rules.FRACTION, "Fraction of the blocks that end up frozen.")
+    sieve: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Fraction of samples out at any time, 0 = off.")
     sieve_by: str = _knob(
         "forgetting",
-        rule.one_of("forgetting", "random"),
+        rules.one_of("forgetting", "random"),
         "What the sieve takes out: the easiest, or any (the control).",
     )
     layout: str = _knob(
         "auto",
-        rule.one_of("auto", "contiguous", "channels_last"),
+        rules.one_of("auto", "contiguous", "channels_last"),
         "Memory format; auto: dense takes the faster one, measured before its training.",
     )
-    threads: int | None = _knob(None, rule.integer(1, 1024).or_none(), "Threads (torch's current number).")
-    workers: int = _knob(0, rule.integer(0, 1024), "Loader processes, for data sets that do not hold tensors.")
-    out: str | None = _knob(None, rule.PATH.or_none(), "Run directory (none: no files are written).")
+    device: str = _knob("cpu", rules.DEVICE, "Where it computes: cpu, cuda, or cuda:1 and so on.")
+    compile: bool = _knob(False, rules.FLAG, "Run training passes through torch.compile.")
+    threads: int | None = _knob(None, rules.integer(1, 1024).or_none(), "Threads (torch's current number).")
+    workers: int = _knob(0, rules.integer(0, 1024), "Loader processes, for data sets that do not hold tensors.")
+    out: str | None = _knob(None, rules.PATH.or_none(), "Run directory (none: no files are written).")
     keep_checkpoints: int | None = _knob(
-        None, rule.integer(1).or_none(), "How many of the newest checkpoints to keep (every epoch's)."
+        None, rules.integer(1).or_none(), "How many of the newest checkpoints to keep (every epoch's)."
     )
     checkpoint_every_steps: int | None = _knob(
-        None, rule.integer(1).or_none(), "Steps between checkpoints within an epoch (only at its end)."
+        None, rules.integer(1).or_none(), "Steps between checkpoints within an epoch (only at its end)."
     )
 
     def __post_init__(self) -> None:
@@ -158,11 +174,12 @@ class Recipe:
             object.__setattr__(self, "milestones", tuple(self.milestones))
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
+        object.__setattr__(self, "topology_options", dict(self.topology_options))
         if self.sparsity is None and self.method != "dense":
             object.__setattr__(self, "sparsity", Pattern.parse(self.pattern).sparsity)
-        for choice in OWN:
-            for name in own.fields_of(choice):
-                value = own.settled(choice, getattr(self, choice), name, getattr(self, name))
+        for choice in DEFAULTS:
+            for name in defaults.fields_of(choice):
+                value = defaults.resolve(choice, getattr(self, choice), name, getattr(self, name))
                 object.__setattr__(self, name, value)
         if self.accumulate > max(1, self.batch_size // 2):
             raise ValueError(
@@ -177,9 +194,19 @@ class Recipe:
                     f"expected {name} {only!r} with topology='gmp', which starts dense and prunes every layer alike,"
                     f" got {getattr(self, name)!r}, try leaving it out"
                 )
-
+        if self.precision == "float16" and self.device == "cpu":
+            raise ValueError("expected a GPU with precision='float16', got device='cpu', try precision='bfloat16'")
+        self._check_topology_options()
         if self.method == "imp":
             self._check_rounds()
+
+    def _check_topology_options(self) -> None:
+        if not self.topology_options:
+            return
+        known = defaults.topology_options(self.topology)
+        for name in self.topology_options:
+            if name not in known:
+                raise unknown(f"an option of topology={self.topology!r} in topology_options", name, known)
 
     def _check_rounds(self) -> None:
         if self.rewind_epoch >= self.epochs:
@@ -209,8 +236,9 @@ class Recipe:
 
     def baseline(self) -> Recipe:
         """Return the dense recipe with the same network, data, epochs, seeds and optimizer."""
-        left = [*own.fields_of("method"), *own.fields_of("topology")]
-        return dataclasses.replace(self, method="dense", **{name: own.OFF.get(name) for name in left})
+        left = [*defaults.fields_of("method"), *defaults.fields_of("topology")]
+        off = {name: DISABLED.get(name) for name in left}
+        return dataclasses.replace(self, method="dense", topology_options={}, **off)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, in order."""
@@ -251,7 +279,8 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
     if rule.accepts(value):
         return
     near = rule.nearest(value)
-    hint = repr(near) if near else "leaving it out" if item.default is None else f"the default, {item.default!r}"
+    usual = defaults.field_default(item)
+    hint = repr(near) if near else f"the default, {usual!r}" if usual not in (None, {}) else "leaving it out"
     raise ValueError(f"expected {item.name} to be {rule.expected}, got {reprlib.repr(value)}, try {hint}")
 
 
@@ -264,5 +293,5 @@ def differences(kept: Mapping[str, Any], given: Recipe) -> list[str]:
     return [
         f"{name}: {kept.get(name)!r}, got {value!r}"
         for name, value in given.to_dict().items()
-        if name not in WITHOUT_SAY and kept.get(name) != value
+        if name not in NON_NUMERIC and kept.get(name) != value
     ]
