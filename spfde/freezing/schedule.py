@@ -30,6 +30,11 @@ class FreezeSchedule:
     saving: float
     reason: str
 
+    @property
+    def freezes(self) -> tuple[tuple[int, str], ...]:
+        """(epoch, block name) of every freeze, in order."""
+        return tuple((change.epoch, change.block) for change in self.changes if change.frozen)
+
     def frozen(self, epoch: int) -> tuple[str, ...]:
         """Blocks that are frozen during an epoch, in freezing order."""
         names: dict[str, None] = {}

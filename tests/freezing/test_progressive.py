@@ -10,7 +10,8 @@ from freezing.models import IMAGES, MODELS, VGG, ResNet, ViT
 from torch import nn
 
 from spfde.convert.sparsify import sparsify
-from spfde.freezing import Freezer, Progressive, blocks, is_frozen
+from spfde.freezing import Progressive, blocks, is_frozen
+from spfde.levers import Lever
 from spfde.models.resnet import ResNet as PaperResNet
 
 OPTIONS = {"epochs": 12, "interval": 2, "flops_reduction": 0.1}
@@ -38,7 +39,7 @@ def test_the_paper_s_network_starts_at_epoch_60():
 def test_freezes_front_to_back_on_schedule(name):
     model = MODELS[name]()
     plan = freezer(model)
-    assert isinstance(plan, Freezer)
+    assert isinstance(plan, Lever)
     schedule = dict(plan.plan)
     assert plan.first_epoch == min(schedule) and plan.first_epoch % 2 == 0
     done: list[str] = []
@@ -200,7 +201,7 @@ def test_blocks_of_another_model_or_of_an_earlier_self_are_refused():
         Progressive(model, blocks(model, torch.randn(IMAGES)) * 2, **OPTIONS)
     with pytest.raises(ValueError, match="expected blocks with different names"):
         Progressive(model, [], **OPTIONS)
-    with pytest.raises(TypeError, match=r"expected a list of Block, got ReLU, str; try spfde.freezing"):
+    with pytest.raises(TypeError, match=r"expected a list of FreezeBlock, got ReLU, str"):
         Progressive(model, ["layer1", nn.ReLU()], **OPTIONS)
     with pytest.raises(TypeError, match=r"expected an nn.Module as model, got list"):
         Progressive(found, model, **OPTIONS)

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from spfde.data import Images
-from spfde.train.batches import LoaderSource, TensorSource, shuffled, source, split
+from spfde.sieving.shuffle import shuffled
+from spfde.train.data import LoaderSource, TensorSource, epoch_seed, source, split
 
 
 class Pairs(Dataset):
@@ -45,11 +46,11 @@ def test_a_split_keeps_every_sample_and_no_batch_of_one(samples, batch_size):
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     indices = torch.arange(50) * 2
-    first = shuffled(indices, 0, 0)
-    assert torch.equal(first, shuffled(indices, 0, 0))
+    first = shuffled(indices, epoch_seed(0, 0))
+    assert torch.equal(first, shuffled(indices, epoch_seed(0, 0)))
     assert torch.equal(first.sort().values, indices)
     for seed, epoch in ((0, 1), (1, 0)):
-        assert not torch.equal(first, shuffled(indices, seed, epoch))
+        assert not torch.equal(first, shuffled(indices, epoch_seed(seed, epoch)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -7,7 +7,7 @@ from train.runs import bits, recipe, same
 from spfde import data, models
 from spfde.data import Images
 from spfde.train import Diverged, fit
-from spfde.train.files import METRICS, RESULT, checkpoints
+from spfde.train.run_dir import METRICS, RESULT, checkpoints
 
 
 def images(model, train):

@@ -3,21 +3,25 @@ import torch
 
 from spfde.data import Images
 from spfde.train import Diverged, fit
-from spfde.train.guard import suspect
+from spfde.train.stops import diagnose_nonfinite
 
 
 def test_images_are_blamed_first(task):
     pixels = torch.zeros(4, 1, 12, 12)
     pixels[1, 0, 3, 3] = float("nan")
     pixels[2, 0, 0, 0] = float("inf")
-    assert suspect(task.model(), pixels) == ("2 of the batch's 4 images hold NaN or infinity: look at the data set")
+    assert diagnose_nonfinite(task.model(), pixels) == (
+        "2 of the batch's 4 images hold NaN or infinity: look at the data set"
+    )
 
 
 def test_a_broken_parameter_is_named(task):
     model = task.model()
     with torch.no_grad():
         model.layer2[0].conv1.weight[0, 0, 0, 0] = float("inf")
-    assert suspect(model, torch.zeros(2, 1, 12, 12)).startswith("layer2.0.conv1.weight holds NaN or infinity")
+    assert diagnose_nonfinite(model, torch.zeros(2, 1, 12, 12)).startswith(
+        "layer2.0.conv1.weight holds NaN or infinity"
+    )
 
 
 def test_an_overflow_names_the_largest_weight(task):
@@ -25,7 +29,7 @@ def test_an_overflow_names_the_largest_weight(task):
     with torch.no_grad():
         model.fc.weight[0, 0] = 3e38
         model.bn1.running_mean[0] = float("nan")  # as the overflowing forward pass leaves it
-    said = suspect(model, torch.zeros(2, 1, 12, 12))
+    said = diagnose_nonfinite(model, torch.zeros(2, 1, 12, 12))
     assert said.startswith("images and weights are finite, the activations overflowed")
     assert "the largest weight is 3e+38 in fc.weight" in said
 

@@ -3,9 +3,10 @@ import copy
 import pytest
 import torch
 
-from spfde.train import layout
-from spfde.train.layout import Layout, choose, step_seconds
+from spfde.train import device
+from spfde.train.device import Device, Layout, choose, step_seconds
 
+CPU = Device.of("cpu")
 SHAPE = (8, 1, 12, 12)
 
 
@@ -14,7 +15,7 @@ def test_measuring_leaves_model_optimizer_and_random_state_alone(task):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model.eval()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    seconds = step_seconds(model, SHAPE, steps=1)
+    seconds = step_seconds(model, SHAPE, CPU, steps=1)
     assert set(seconds) == {"contiguous", "channels_last"}
     assert all(value > 0 for value in seconds.values())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -28,20 +29,20 @@ def test_measuring_leaves_model_optimizer_and_random_state_alone(task):
 @pytest.mark.parametrize("faster", ["contiguous", "channels_last"])
 def test_the_faster_format_is_chosen_with_both_times(task, monkeypatch, faster):
     times = {"contiguous": 0.004, "channels_last": 0.004, faster: 0.003}
-    monkeypatch.setattr(layout, "step_seconds", lambda model, shape: times)
-    chosen = choose("auto", task.model(), SHAPE, measure=True)
+    monkeypatch.setattr(device, "step_seconds", lambda *_: times)
+    chosen = choose("auto", task.model(), SHAPE, CPU, measure=True)
     assert chosen.name == faster
     assert chosen.reason.startswith("3.0 ms a step, ")
     assert "4.0 ms, measured before training with batch 8" in chosen.reason
 
 
 def test_what_is_not_measured(task, monkeypatch):
-    monkeypatch.setattr(layout, "step_seconds", None)
-    assert choose("channels_last", task.model(), SHAPE, measure=True).name == "channels_last"
-    assert choose("auto", task.model(), SHAPE, measure=False).name == "contiguous"
-    assert choose("auto", task.model(), (8, 20), measure=True) == Layout("contiguous", "inputs are not images")
+    monkeypatch.setattr(device, "step_seconds", None)
+    assert choose("channels_last", task.model(), SHAPE, CPU, measure=True).name == "channels_last"
+    assert choose("auto", task.model(), SHAPE, CPU, measure=False).name == "contiguous"
+    assert choose("auto", task.model(), (8, 20), CPU, measure=True) == Layout("contiguous", "inputs are not images")
     with pytest.raises(ValueError, match=r"expected images \[n, c, h, w\] for channels_last, got .*\[8, 20\], try"):
-        choose("channels_last", task.model(), (8, 20), measure=True)
+        choose("channels_last", task.model(), (8, 20), CPU, measure=True)
 
 
 def test_a_layout_lays_out_weights_and_images(task):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.train.metrics import Epoch, Event, is_whole, parse_lines, reconcile
-from spfde.train.stopwatch import CATEGORIES
+from spfde.levers import Decision
+from spfde.train.stats import CATEGORIES, Epoch, is_whole, parse_lines, reconcile
 
 RECORD = Epoch(
     epoch=3,
@@ -21,7 +21,7 @@ RECORD = Epoch(
     frozen=("layer1.0",),
     sieved=30,
     sparsity=0.9,
-    events=(Event("freeze", "froze layer1.0", "planned"),),
+    events=(Decision("freeze", "froze layer1.0", "planned"),),
     layers={"conv1": 0.0, "layer1.0.conv1": 0.9},
     memory=2**28,
 )

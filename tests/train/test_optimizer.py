@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from spfde.train import CheckpointError, files
-from spfde.train.session import build
+from spfde.train import CheckpointError, run_dir
+from spfde.train.build import build
+from spfde.train.session import Inputs
 
 
 def session(task, factory=None, **fields):
-    return build(task.recipe(**fields), task.model(), task.train, task.test, optimizer=factory)
+    return build(Inputs(task.recipe(**fields), task.model(), task.train, task.test, optimizer=factory))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_any_optimizer_of_torchs_runs_under_the_recipes_schedule(task, tmp_path)
     result = task.fit(recipe, optimizer=lambda groups: torch.optim.RMSprop(groups, lr=99.0))
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
     assert max(record.lr for record in result.epochs) < 0.01
-    assert json.loads((tmp_path / files.RUN).read_text())["optimizer"] == "RMSprop"
+    assert json.loads((tmp_path / run_dir.RUN).read_text())["optimizer"] == "RMSprop"
 
 
 def test_another_optimizer_does_not_resume(task, tmp_path):

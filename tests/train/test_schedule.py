@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.train.batches import split
-from spfde.train.schedule import learning_rate, step_rate, steps_per_epoch
-from spfde.train.session import build
+from spfde.train.build import build
+from spfde.train.data import split
+from spfde.train.optimizer import learning_rate, step_rate, steps_per_epoch
+from spfde.train.session import Inputs
 
 fractions = st.floats(0, 1, exclude_max=True)
 
@@ -37,14 +38,14 @@ def test_a_blocks_rate_ends_at_its_horizon():
 
 
 def test_blocks_that_freeze_have_their_own_group(task):
-    session = build(task.recipe(), task.model(), task.train, task.test)
+    session = build(Inputs(task.recipe(), task.model(), task.train, task.test))
     plan, groups = session.levers.freezer.plan, session.optimizer.param_groups
     assert [group["horizon"] for group in groups] == [*(epoch / 4 for epoch, _ in plan), 1.0]
     held = [{id(p) for p in group["params"]} for group in groups]
     for (_, name), params in zip(plan, held, strict=False):
         assert {id(p) for p in session.model.get_submodule(name).parameters()} <= params
     assert sum(map(len, held)) == len(set.union(*held)) == len(list(session.model.parameters()))
-    whole = build(task.recipe(block_cosine=False), task.model(), task.train, task.test)
+    whole = build(Inputs(task.recipe(block_cosine=False), task.model(), task.train, task.test))
     assert [group["horizon"] for group in whole.optimizer.param_groups] == [1.0]
 
 
@@ -55,7 +56,9 @@ def test_a_step_schedule_drops_at_its_milestones():
 
 
 def test_a_recipes_step_schedule_is_one_for_all_blocks(task):
-    session = build(task.recipe(schedule="step", milestones=(0.3,), warmup=0), task.model(), task.train, task.test)
+    session = build(
+        Inputs(task.recipe(schedule="step", milestones=(0.3,), warmup=0), task.model(), task.train, task.test)
+    )
     for progress, rate in ((0.29, 0.1), (0.31, 0.01), (0.99, 0.01)):
         assert session.set_learning_rate(progress) == pytest.approx(rate)
         assert len({group["lr"] for group in session.optimizer.param_groups}) == 1

@@ -16,8 +16,8 @@ from train.runs import OPTIONS, Stop, bits, figures, last_state, recipe, same, s
 
 from spfde import data, models, sparsify
 from spfde.train import CheckpointError, Recipe, checkpoint, fit
-from spfde.train import files as run_files
-from spfde.train.files import checkpoint_path, checkpoints
+from spfde.train import run_dir as run_files
+from spfde.train.run_dir import checkpoint_path, checkpoints
 
 EPOCHS = OPTIONS["epochs"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.train.stopwatch import CATEGORIES, Stopwatch
+from spfde.train.stats import CATEGORIES, Stopwatch
 
 
 class Clock:

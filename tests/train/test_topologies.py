@@ -9,12 +9,13 @@ from train.runs import bits, figures, last_state, recipe, same, stop_within
 
 from spfde import models, sparsify
 from spfde.nn import SparseLayer
+from spfde.sieving.shuffle import shuffled
 from spfde.topology import METHODS
 from spfde.topology.init.resolve import METHODS as INITS
-from spfde.train import Recipe, fit, levers
-from spfde.train.batches import shuffled, source
-from spfde.train.levers import sparsified
-from spfde.train.own import OWN, TOPOLOGIES
+from spfde.train import Recipe, build, fit
+from spfde.train.build import sparsified
+from spfde.train.data import epoch_seed, source
+from spfde.train.recipe.defaults import DEFAULTS, TOPOLOGIES
 
 OPTIONS = {"mest": {"soft": True}, "itop": {"growth": "gradient"}, "dst-ee": {"exploration": 0.1}}
 CASES = [(name, {}) for name in (*TOPOLOGIES, "static")] + list(OPTIONS.items())
@@ -112,7 +113,7 @@ def test_a_pattern_that_a_method_has_no_meaning_for_is_refused_by_name(task):
 def test_the_baseline_of_any_method_is_the_same_dense_run():
     for name, options in CASES:
         assert Recipe(topology=name, **options).baseline() == Recipe(method="dense")
-    assert all(getattr(Recipe(method="dense"), name) is None for own in OWN["topology"].values() for name in own)
+    assert all(getattr(Recipe(method="dense"), name) is None for own in DEFAULTS["topology"].values() for name in own)
 
 
 def test_a_settled_recipe_can_be_replaced_field_by_field():
@@ -142,8 +143,8 @@ def test_an_init_sees_batches_that_the_seed_decides(init, task, monkeypatch):
         model = sparsified(task.model(), chosen, source(task.train))
         return {name: layer.mask() for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
 
-    monkeypatch.setattr(levers, "SHOWN", 32)
-    first = shuffled(torch.arange(90), 3, 0)[:32].view(2, 16)
+    monkeypatch.setattr(build, "SHOWN", 32)
+    first = shuffled(torch.arange(90), epoch_seed(3, 0))[:32].view(2, 16)
     data = [(task.train.images[batch], task.train.targets[batch]) for batch in first]
 
     def loss(logits, targets):

@@ -75,7 +75,7 @@ class Progressive:
     @property
     def plan(self) -> tuple[tuple[int, str], ...]:
         """(epoch, block name) of every freeze, in order; `print(freezer)` shows it."""
-        return tuple((change.epoch, change.block) for change in self._schedule.changes if change.frozen)
+        return self._schedule.freezes
 
     @property
     def first_epoch(self) -> int:
