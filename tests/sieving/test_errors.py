@@ -50,8 +50,8 @@ def good() -> dict[str, torch.Tensor]:
         ("logits", torch.ones(2), ValueError, r"logits \[n, classes\].*got \[2\], \[2\]"),
         ("logits", torch.ones(3, 2), ValueError, r"logits \[n, classes\]"),
         ("logits", torch.ones(2, 2, dtype=torch.int64), TypeError, "logits as a floating point"),
-        ("logits", torch.tensor([[1.0, 0.0], [float("nan"), 0.0]]), ValueError, "finite logits"),
-        ("logits", torch.tensor([[1.0, 0.0], [float("-inf"), float("-inf")]]), ValueError, "finite logits"),
+        ("logits", torch.tensor([[1.0, 0.0], [float("nan"), 0.0]]), ValueError, "finite losses"),
+        ("logits", torch.tensor([[1.0, 0.0], [float("-inf"), float("-inf")]]), ValueError, "finite losses"),
     ],
 )
 def test_observations_that_do_not_fit_change_nothing(name, value, error, words):

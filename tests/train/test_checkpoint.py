@@ -65,7 +65,7 @@ def test_a_file_that_would_run_code_is_refused(saved):
 
 def test_another_version_is_refused(saved):
     torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION + 1}, saved)
-    with pytest.raises(CheckpointError, match="expected a version 2 checkpoint at .*, got version 3, try the spfde"):
+    with pytest.raises(CheckpointError, match="expected a version 3 checkpoint at .*, got version 4, try the spfde"):
         checkpoint.load(saved)
 
 

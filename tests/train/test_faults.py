@@ -66,7 +66,7 @@ def test_where_a_file_system_has_no_locks_a_run_goes_without(tmp_path, monkeypat
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("spfde.train.lock.fcntl.lockf", refuse)
+    monkeypatch.setattr("spfde.train.run_dir.fcntl.lockf", refuse)
     with locked(tmp_path):
         pass
 

@@ -40,4 +40,4 @@ def test_another_family_than_the_residual_one_trains():
     loss.backward()
     session.optimizer.step()
     assert loss.isfinite()
-    assert session.levers.freezer.blocks[0].name == "blocks.0"
+    assert session.blocks[0].name == "blocks.0"

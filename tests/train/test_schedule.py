@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spfde.freezing import Progressive
 from spfde.train.build import build
 from spfde.train.data import split
 from spfde.train.optimizer import learning_rate, step_rate, steps_per_epoch
@@ -39,7 +40,8 @@ def test_a_blocks_rate_ends_at_its_horizon():
 
 def test_blocks_that_freeze_have_their_own_group(task):
     session = build(Inputs(task.recipe(), task.model(), task.train, task.test))
-    plan, groups = session.levers.freezer.plan, session.optimizer.param_groups
+    (plan,) = (lever.plan for lever in session.levers if isinstance(lever, Progressive))
+    groups = session.optimizer.param_groups
     assert [group["horizon"] for group in groups] == [*(epoch / 4 for epoch, _ in plan), 1.0]
     held = [{id(p) for p in group["params"]} for group in groups]
     for (_, name), params in zip(plan, held, strict=False):

@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(damage, stop
     [
         ([1], "got another kind of file"),
         ({"model": {}}, "got another kind of file"),
-        ({"format": "spfde.train", "version": 1}, "version 2 checkpoint .*, got version 1"),
+        ({"format": "spfde.train", "version": 1}, "version 3 checkpoint .*, got version 1"),
     ],
 )
 def test_where_no_checkpoint_can_be_used_nothing_is_touched(state, words, stopped):
