@@ -204,7 +204,8 @@ class Sieve(Sampler[int], ABC):
                 )
         for name, mine in self.state_dict().items():
             if not _alike(mine, state.get(name)):
-                raise ValueError(f"expected {_kind(mine)} as {name}, got {_kind(state.get(name))}; try another checkpoint")
+                got = _kind(state.get(name))
+                raise ValueError(f"expected {_kind(mine)} as {name}, got {got}; try another checkpoint")
         if state["epoch"] < 0:
             raise ValueError(f"expected epoch >= 0, got {state['epoch']}; try another checkpoint")
         before = self._active

@@ -11,9 +11,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde.sparse import no_sync as counting
-from spfde.sparse.no_sync import find
+from spfde.sparse import no_sync
+from spfde.sparse.no_sync import count_each, find
 from spfde.topology.topk import descending, edge, first_in_groups, keep_highest, keep_highest_in_groups
+
+
+def count_groups(group: Tensor, groups: int, positions: Tensor | None = None) -> Tensor:
+    """How many of the positions (all if None) are in each group [groups]; of one group as `Pattern.quota` has it."""
+    if groups == 1:
+        return torch.tensor([(group if positions is None else positions).numel()])
+    return count_each(group if positions is None else group[positions], groups)
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:
@@ -62,7 +69,7 @@ def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, ne
             inside = group[first : first + score.numel()]
             place = _promising(score, inside, group.numel() // need.numel(), int(need.max()))
             place = place[keep_highest_in_groups(score[place], inside[place], need)]
-        elif best.numel() < int(need) or counting.waits(score):
+        elif best.numel() < int(need) or no_sync.waits(score):
             place = keep_highest(score, int(need))
         else:  # only what is above the worst so far
             place = find(score > scores.min())

@@ -17,7 +17,7 @@ from spfde.train.data import Source, epoch_seed, source
 from spfde.train.device import Device, Layout, choose
 from spfde.train.optimizer import make, parameter_groups, recipe_optimizer, steps_per_epoch
 from spfde.train.recipe import Recipe
-from spfde.train.recipe.defaults import OPTION_FIELDS, TOPOLOGIES
+from spfde.train.recipe.defaults import OPTION_FIELDS
 from spfde.train.session import Inputs, Session
 
 SHOWN = 256  # images that an init looks at: one batch of the published ones
@@ -157,15 +157,16 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
         return model
     from spfde import sparsify
     from spfde.nn import SparseLayer
-    from spfde.topology.init.resolve import METHODS
+    from spfde.topology import INITS
 
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         return model
     order = shuffled(torch.arange(len(train)), epoch_seed(recipe.seed, 0))
-    first = order[: SHOWN if recipe.init in METHODS else 1]
+    looks = INITS[recipe.init].needs != "weights"
+    first = order[: SHOWN if looks else 1]
     batches = [(images, targets) for images, targets, _ in train.batches(first, recipe.batch_size)]
     smoothed = partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
-    shown = {"data": batches, "loss_fn": smoothed} if recipe.init in METHODS else {}
+    shown = {"data": batches, "loss_fn": smoothed} if looks else {}
     return sparsify(
         model,
         sparsity=0.0 if recipe.topology == "gmp" else recipe.sparsity,
@@ -230,46 +231,19 @@ def topology(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe,
     """Return what moves the recipe's masks, `steps` an epoch, or None (no sparse layer, or fixed masks)."""
     if not recipe.sparsity or recipe.topology in (None, "static") or recipe.drop_fraction == 0:
         return None
+    from spfde.topology import create
+
     options = {own: getattr(recipe, name) for name, own in OPTION_FIELDS.items() if getattr(recipe, name) is not None}
     if recipe.topology == "gmp":
         options["sparsity"] = recipe.sparsity
-    method = TOPOLOGIES[recipe.topology](
+    return create(
+        recipe.topology,
         model,
         optimizer,
         total_steps=steps * recipe.epochs,
-        every=steps * recipe.interval,
+        every_epochs=recipe.interval,
         drop_fraction=recipe.drop_fraction,
         seed=recipe.seed,
         **options,
         **recipe.topology_options,
     )
-    return _TopologyLever(method, recipe.interval)
-
-
-class _TopologyLever:
-    """Today's Topology as a lever, until it is one itself."""
-
-    def __init__(self, topology: Any, interval: int) -> None:
-        from spfde.levers import Step
-
-        self.topology, self.interval, self.needs = topology, interval, {Step}
-
-    def on(self, event: Any, run: Any) -> Any:
-        from spfde.levers import Decision
-
-        if self.topology.step():
-            return [Decision("topology", self.topology.reason, f"due every {self.interval} epochs")]
-        return None
-
-    def settle(self, module: nn.Module) -> None:
-        self.topology.settle(module)
-
-    @property
-    def armed(self) -> bool:
-        return self.topology.armed
-
-    def state_dict(self) -> Any:
-        return self.topology.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        self.topology.load_state_dict(state)

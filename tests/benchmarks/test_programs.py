@@ -198,7 +198,7 @@ def test_update_times_every_method_beside_what_is_asked(monkeypatch, capsys):
     head, names, *rows = capsys.readouterr().out.splitlines()
     assert head.count("1 threads") == 1 and names.split()[:2] == ["step", "ms"]
     assert [row.split()[0] for row in rows] == list(METHODS)
-    update.main(["--threads", "1", "--rounds", "1", "--parts", "RigL"])
+    update.main(["--threads", "1", "--rounds", "1", "--parts", "rigl"])
     assert "moves.py" in capsys.readouterr().out
 
 

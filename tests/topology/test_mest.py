@@ -1,6 +1,7 @@
 """MEST's elastic mutation: literal masks, counts, optimizer state, determinism, resume."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from spfde import sparsify
 from spfde.nn import SparseLinear
 from spfde.topology import MEST
-from spfde.topology.schedule import Stairs
+from spfde.topology.schedule import stairs
 
 
 def net(seed=0):
@@ -86,7 +87,7 @@ def test_mest_soft_ends_at_its_target_even_without_a_late_update():
     )
     moved = [topology.step() for _ in range(8)]
     assert layer.nnz == 3 and sum(moved) == 1
-    topology.every = 100
+    topology.schedule = replace(topology.schedule, every=100)
     assert [topology.step() for _ in range(8)] == [False] * 7 + [True]
     assert layer.nnz == 2
 
@@ -171,19 +172,6 @@ def test_one_seed_one_result_and_resume_to_the_bit():
         assert all(torch.equal(whole[key], other[key]) for key in whole)
 
 
-def test_frozen_and_settled_layers_stay():
-    model = net()
-    topology = MEST(model, OPTIMIZERS["sgd"](model.parameters()), total_steps=100, every=1, drop_fraction=0.5)
-    masks = {name: layer.mask() for name, layer in topology.layers.items()}
-    model[2].requires_grad_(False)
-    assert topology.settle(model[4]) == ["4"]
-    assert topology.settle(model[4]) == []
-    assert topology.step()
-    moved = {name for name, layer in topology.layers.items() if not torch.equal(layer.mask(), masks[name])}
-    assert moved == {"0"}  # "2" is frozen, "4" settled, and ERK leaves "6" no position to grow at
-    assert "moved" in topology.reason
-
-
 def test_settle_prunes_down_to_the_target_by_magnitude():
     model = net()
     topology = MEST(model, OPTIMIZERS["sgd"](model.parameters()), total_steps=100)
@@ -204,8 +192,7 @@ def test_a_fully_dense_or_empty_layer_has_nothing_to_move():
 
 
 def test_the_schedule_switches_at_nine_and_twelve_sixteenths():
-    stairs = Stairs(0.2, 160)
-    assert [stairs(step) for step in (0, 89, 90, 119, 120, 159)] == [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+    assert [stairs(step, 0.2, 160) for step in (0, 89, 90, 119, 120, 159)] == [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +201,7 @@ def test_the_schedule_switches_at_nine_and_twelve_sixteenths():
         (dict(total_steps=0), "expected total_steps >= 1, got 0"),
         (dict(total_steps=9, every=0), "expected every >= 1"),
         (dict(total_steps=9, drop_fraction=1.5), r"expected drop_fraction in \[0, 1\]"),
-        (dict(total_steps=9, lam=-1.0), "expected lam >= 0"),
+        (dict(total_steps=9, lam=-1.0), "expected lam in"),
     ],
 )
 def test_options_out_of_range(options, words):

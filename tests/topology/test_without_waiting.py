@@ -12,19 +12,19 @@ from torch.utils._pytree import tree_leaves
 import spfde
 from spfde.sparse import no_sync as counting
 from spfde.topology import METHODS, Topology
-from spfde.topology.gradient import Probe
+from spfde.topology.probes import GradientProbe
 
 FIXED = {
-    "SET": ("SET", {}),
-    "SET by sign": ("SET", {"split_signs": True}),
-    "RigL": ("RigL", {}),
-    "MEST": ("MEST", {"lam": 0.1}),
-    "MEST soft": ("MEST", {"soft": True}),
-    "DSTEE": ("DSTEE", {}),
-    "DSTEE with c": ("DSTEE", {"c": 0.1}),
-    "ITOP": ("ITOP", {}),
-    "ITOP by gradient": ("ITOP", {"growth": "gradient"}),
-    "TopKAST": ("TopKAST", {}),
+    "SET": ("set", {}),
+    "SET by sign": ("set", {"split_signs": True}),
+    "RigL": ("rigl", {}),
+    "MEST": ("mest", {"lam": 0.1}),
+    "MEST soft": ("mest", {"soft": True}),
+    "DSTEE": ("dst-ee", {}),
+    "DSTEE with c": ("dst-ee", {"c": 0.1}),
+    "ITOP": ("itop", {}),
+    "ITOP by gradient": ("itop", {"growth": "gradient"}),
+    "TopKAST": ("top-kast", {}),
 }
 LAYERS = {
     "linear": (lambda: nn.Linear(64, 96), (4, 64)),
@@ -80,8 +80,8 @@ def test_an_update_waits_for_one_answer(named, name, pattern):
     nnz = topology.layers["0"].nnz
     with torch.no_grad(), Uploads():
         shifts = topology._rearrange()
-    born = shifts["0"].born
-    assert born.is_meta and born.dim() == 0
+    new = shifts["0"].new
+    assert new.is_meta and new.dim() == 0
     assert shifts["0"].before == nnz
     with no_answer("no data"):
         topology._count_moved(shifts)
@@ -128,7 +128,7 @@ def test_what_runs_without_waiting_gives_the_same_bits(named, pattern, monkeypat
         pytest.skip("the method has no meaning for it")
     asked = trained(method, pattern, options)
     monkeypatch.setattr(counting, "waits", lambda tensor: True)
-    monkeypatch.setattr("spfde.topology.gradient.SLAB", 1000)  # several slabs
+    monkeypatch.setattr("spfde.topology.probes.SLAB", 1000)  # several slabs
     for want, got in zip(asked, trained(method, pattern, options), strict=True):
         assert torch.equal(want, got) if isinstance(want, torch.Tensor) else want == got
 
@@ -174,11 +174,11 @@ def test_history_follows_a_layer_to_another_device():
 def test_the_scale_of_the_watched_gradient(waits, monkeypatch):
     """Twice the gradient arrived at the optimizer; also where slabs hold no stored block."""
     monkeypatch.setattr(counting, "waits", lambda tensor: waits)
-    monkeypatch.setattr("spfde.topology.gradient.SLAB", 8)
+    monkeypatch.setattr("spfde.topology.probes.SLAB", 8)
     mask = torch.zeros(6, 5, dtype=torch.bool)
     mask[1:3, 2:] = True
     layer = spfde.nn.SparseLinear.from_dense(nn.Linear(5, 6), mask)
-    probe, x, dy = Probe(layer), torch.randn(3, 5), torch.randn(3, 6)
+    probe, x, dy = GradientProbe(layer), torch.randn(3, 5), torch.randn(3, 6)
     assert float(probe.scale()) == 1  # nothing was seen
     probe(dy, x)
     assert float(probe.scale()) == 1  # nothing arrived

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from spfde import topology
+from spfde.topology import METHODS, Option
 
-# How masks move, by the name that a recipe has for it; "static" never moves them.
-TOPOLOGIES: dict[str, type[topology.Topology]] = {
-    "mest": topology.MEST,
-    "set": topology.SET,
-    "rigl": topology.RigL,
-    "snfs": topology.SNFS,
-    "dsr": topology.DSR,
-    "deepr": topology.DeepR,
-    "dst-ee": topology.DSTEE,
-    "itop": topology.ITOP,
-    "srigl": topology.SRigL,
-    "top-kast": topology.TopKAST,
-    "gap": topology.GaP,
-    "gmp": topology.GMP,
-}
 # Options of a topology method that have a field of their own in a recipe; all others go through topology_options.
 OPTION_FIELDS = {"soft": "soft", "growth": "growth", "exploration": "c"}
+# Defaults of such fields, and a share of moving weights that is not the method's own.
 _TOPOLOGY = {
     "mest": {"drop_fraction": 0.2, "soft": False},
     "dst-ee": {"exploration": None},
@@ -40,11 +25,6 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {},
         "imp": {"sparsity": 0.75, "rounds": 5, "rewind": "weights", "rewind_epoch": 0},
     },
-    "topology": {
-        name: {**({"drop_fraction": method.default_drop} if method.default_drop else {}), **_TOPOLOGY.get(name, {})}
-        for name, method in TOPOLOGIES.items()
-    }
-    | {"static": {}},
     "optimizer": {
         "sgd": {"lr": 0.1, "weight_decay": 5e-4, "nesterov": False},
         "adamw": {"lr": 1e-3, "weight_decay": 0.01, "beta2": 0.999},
@@ -54,18 +34,33 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 DISABLED = {"sparsity": 0.0, "freeze": 0.0, "sieve": 0.0}  # what is not had reads so, all else as None
 
 
-def topology_options(name: str | None) -> list[str]:
-    """List the options of a topology method that have no field of their own in a recipe."""
-    if name not in TOPOLOGIES:
-        return []
-    frame = inspect.signature(topology.Topology).parameters
-    shown = [*frame, "sparsity", *OPTION_FIELDS.values()]
-    return [option for option in inspect.signature(TOPOLOGIES[name]).parameters if option not in shown]
+CHOICES = ("method", "topology", "optimizer", "schedule")
+
+
+def choices(choice: str) -> dict[str, dict[str, Any]]:
+    """Map each value of a choice to the fields that it has, with their defaults; registered methods included."""
+    if choice != "topology":
+        return DEFAULTS[choice]
+    return {
+        **{
+            name: {**({"drop_fraction": method.default_drop} if method.default_drop else {}), **_TOPOLOGY.get(name, {})}
+            for name, method in METHODS.items()
+        },
+        "static": {},
+    }
+
+
+def topology_options(name: str | None) -> dict[str, Option]:
+    """Map the options of a topology method that have no field of their own in a recipe."""
+    if name not in METHODS:
+        return {}
+    shown = ("sparsity", *OPTION_FIELDS.values())
+    return {option: each for option, each in METHODS[name].options().items() if option not in shown}
 
 
 def fields_of(choice: str) -> list[str]:
     """List the fields that some value of a choice has values of its own for."""
-    return list(dict.fromkeys(name for own in DEFAULTS[choice].values() for name in own))
+    return list(dict.fromkeys(name for own in choices(choice).values() for name in own))
 
 
 def resolve(choice: str, chosen: str | None, name: str, value: Any) -> Any:
@@ -74,13 +69,13 @@ def resolve(choice: str, chosen: str | None, name: str, value: Any) -> Any:
     Raises:
         ValueError: the choice has no use for what was given.
     """
-    own = DEFAULTS[choice].get(chosen or "", {})
+    own = choices(choice).get(chosen or "", {})
     if name in own:
         default = own[name]
         value = default if value is None else value
         return float(value) if isinstance(default, float) else value
     if value:
-        owner = next(other for other, fields in DEFAULTS[choice].items() if name in fields)
+        owner = next(other for other, fields in choices(choice).items() if name in fields)
         left = f"{DISABLED[name]:g}" if name in DISABLED else "left out"
         raise ValueError(
             f"expected {name} to be {left} with {choice}={chosen!r}, got {value!r}, try {choice}={owner!r}"
@@ -90,9 +85,9 @@ def resolve(choice: str, chosen: str | None, name: str, value: Any) -> Any:
 
 def default_of(item: dataclasses.Field[Any], recipe: Mapping[str, Any]) -> Any:
     """Return what a field is in a recipe of these choices (method, topology and so on) that does not say."""
-    for choice in DEFAULTS:
+    for choice in CHOICES:
         if item.name in fields_of(choice):
-            return DEFAULTS[choice].get(recipe.get(choice) or "", {}).get(item.name, DISABLED.get(item.name))
+            return choices(choice).get(recipe.get(choice) or "", {}).get(item.name, DISABLED.get(item.name))
     return field_default(item)
 
 
@@ -105,8 +100,8 @@ def default_text(item: dataclasses.Field[Any]) -> str:
     """Say a field's default as help and guide have it: `0.9`, `sgd: 0.1, adamw: 0.001`, or - for none."""
     owned = [
         f"{owner}: {_text(own[item.name])}"
-        for owners in DEFAULTS.values()
-        for owner, own in owners.items()
+        for choice in CHOICES
+        for owner, own in choices(choice).items()
         if own.get(item.name) is not None
     ]
     return ", ".join(owned) or _text(field_default(item))

@@ -12,11 +12,12 @@ from typing import Any
 
 from spfde._names import unknown
 from spfde.sparse.pattern import Pattern
+from spfde.topology import METHODS
 from spfde.topology.allocation import SPREADS
-from spfde.topology.init.resolve import METHODS as INITS
+from spfde.topology.init import INITS
 from spfde.topology.lottery import REWINDS
 from spfde.train.recipe import defaults, rules
-from spfde.train.recipe.defaults import DEFAULTS, DISABLED, TOPOLOGIES
+from spfde.train.recipe.defaults import CHOICES, DEFAULTS, DISABLED
 from spfde.train.recipe.rules import Rule
 
 # Fields that decide where and when files are written, where it computes, or how fast; a resumed run may have others.
@@ -105,11 +106,11 @@ class Recipe:
     distribution: str = _knob("uniform", rules.one_of(*SPREADS), "How sparsity spreads over layers.")
     init: str | None = _knob(
         None,
-        rules.one_of("random", "magnitude", *INITS).or_none(),
+        rules.registered(INITS).or_none(),
         "How the first mask is chosen, if need be by a batch.",
     )
     topology: str | None = _knob(
-        None, rules.one_of(*TOPOLOGIES, "static").or_none(), "How masks move: a method's name, or static."
+        None, rules.registered(METHODS, "static").or_none(), "How masks move: a method's name, or static."
     )
     interval: int = _knob(1, rules.integer(1), "Epochs between changes of masks, frozen set and sieve.")
     drop_fraction: float | None = _knob(
@@ -177,7 +178,7 @@ class Recipe:
         object.__setattr__(self, "topology_options", dict(self.topology_options))
         if self.sparsity is None and self.method != "dense":
             object.__setattr__(self, "sparsity", Pattern.parse(self.pattern).sparsity)
-        for choice in DEFAULTS:
+        for choice in CHOICES:
             for name in defaults.fields_of(choice):
                 value = defaults.resolve(choice, getattr(self, choice), name, getattr(self, name))
                 object.__setattr__(self, name, value)
@@ -201,12 +202,11 @@ class Recipe:
             self._check_rounds()
 
     def _check_topology_options(self) -> None:
-        if not self.topology_options:
-            return
         known = defaults.topology_options(self.topology)
-        for name in self.topology_options:
+        for name, value in self.topology_options.items():
             if name not in known:
-                raise unknown(f"an option of topology={self.topology!r} in topology_options", name, known)
+                raise unknown(f"topology_options with topology={self.topology!r}", name, known)
+            known[name].check(name, value)
 
     def _check_rounds(self) -> None:
         if self.rewind_epoch >= self.epochs:

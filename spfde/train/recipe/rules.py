@@ -57,6 +57,12 @@ def one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names, names)
 
 
+def registered(registry: Mapping[str, Any], *others: str) -> Rule:
+    """Return the rule of a registry's names, those that are added later too, and a few others."""
+    names = (*registry, *others)
+    return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and (v in registry or v in others), names)
+
+
 def increasing(rule: Rule, expected: str) -> Rule:
     """Return the rule of a non-empty tuple of strictly increasing numbers that `rule` takes."""
     return Rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch.nn.utils import parametrize
 
 from spfde._modules import as_args, eval_mode
 from spfde._names import unknown
-from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
+from spfde.nn.conv2d import SparseConv2d
+from spfde.nn.layer import SparseLayer
+from spfde.nn.linear import SparseLinear
 
 # NonDynamicallyQuantizableLinear is nn.MultiheadAttention's out_proj: a Linear under another name.
-CONVERTERS: dict[type, Callable[..., SparseLayer]] = {
-    nn.Linear: SparseLinear.from_dense,
-    NonDynamicallyQuantizableLinear: SparseLinear.from_dense,
-    nn.Conv2d: SparseConv2d.from_dense,
+CONVERTERS: dict[type, type[SparseLayer]] = {
+    nn.Linear: SparseLinear,
+    NonDynamicallyQuantizableLinear: SparseLinear,
+    nn.Conv2d: SparseConv2d,
 }
 
 
@@ -62,9 +64,14 @@ def select(
     return layers
 
 
-def store(model: nn.Module, layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor], pattern: str) -> nn.Module:
-    """Swaps `layers` for sparse ones that hold what `masks` keeps; returns the model (a bare layer's successor)."""
-    converted = {layer: CONVERTERS[type(layer)](layer, masks[name], pattern) for name, layer in layers.items()}
+def store(
+    model: nn.Module, layers: Mapping[str, nn.Module], positions: Mapping[str, Tensor], pattern: str
+) -> nn.Module:
+    """Swaps `layers` for sparse ones that hold the blocks at `positions`, ascending and as the pattern allows.
+
+    Returns the model (a bare layer's successor).
+    """
+    converted = {layer: CONVERTERS[type(layer)].at(layer, positions[name], pattern) for name, layer in layers.items()}
     return converted[model] if model in converted else swap(model, converted)
 
 
@@ -166,3 +173,13 @@ def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
             if child in new:
                 parent._modules[name] = new[child]
     return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Swaps sparse layers for nn.Linear / nn.Conv2d in place, zeros exact, same outputs; returns the model.
+
+    A bare sparse layer is returned as a new module.
+    """
+    if isinstance(model, SparseLayer):
+        return model.to_dense()
+    return swap(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})

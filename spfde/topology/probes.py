@@ -1,24 +1,26 @@
-"""The dense weight gradient of one step, for growth: in slabs of rows, from what one backward pass leaves behind."""
+"""The dense weight gradient of one step, for growth: in slabs of rows, from what its backward passes leave behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.sparse import no_sync as counting
+from spfde.sparse import no_sync
+from spfde.topology.gradients import dense_gradient, factors, wide
 
 # Weights in a slab: large enough for a matrix product to run well, small beside any model.
 SLAB = 1 << 20
 
 
-class Probe:
+class GradientProbe:
     """Collects what the dense weight gradient of one layer is made of, over all backward passes of a step.
 
     It keeps the factors dY and X while they are smaller than the dense weight, else their product, so an armed step
@@ -34,13 +36,9 @@ class Probe:
         """One more backward pass. dy: gradient of the output for input x, or that of the dense weight itself."""
         dy = dy.detach()
         if x is None:
-            self._sum = _wide(dy) if self._sum is None else self._sum + _wide(dy)
+            self._sum = wide(dy) if self._sum is None else self._sum + wide(dy)
             return
-        if len(self.layer.shape) == 2:
-            dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        elif x.dim() == 3:
-            dy, x = dy.unsqueeze(0), x.unsqueeze(0)
-        self._factors.append((dy, x))
+        self._factors.append(factors(self.layer, dy, x))
         if sum(dy.numel() + x.numel() for dy, x in self._factors) > prod(self.layer.shape):
             self.multiply()
 
@@ -75,18 +73,18 @@ class Probe:
             yield first, blocks.abs().sum((1, 2))
 
     def scale(self) -> Tensor:
-        """What the gradient that was watched must be multiplied by to be what the optimizer step sees: [] float64.
+        """What the gradient that was seen must be multiplied by to be what the optimizer step sees: [] float64.
 
         It differs under GradScaler, averaging over ranks and clipping; 1 where the stored weights do not tell.
         """
         layer = self.layer
         positions, grad = layer.positions(), layer.values.grad
-        used, watched = layer.values.new_zeros(2, dtype=torch.float64)
+        used, found = layer.values.new_zeros(2, dtype=torch.float64)
         for first, blocks in self.slabs():
-            watched = watched + _stored(blocks, positions - first).abs().sum()
+            found = found + _stored(blocks, positions - first).abs().sum()
         if grad is not None:
             used = used + grad[: layer.nnz].abs().sum()
-        return torch.where((used != 0) & (watched != 0), used / watched, 1.0)
+        return torch.where((used != 0) & (found != 0), used / found, 1.0)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Rows [start, stop) of the slabs: whole blocks, whole groups of a grouped convolution."""
@@ -97,37 +95,69 @@ class Probe:
             yield start, min(start + step, rows)
 
     def _slab(self, start: int, stop: int) -> Tensor:
-        shape = (stop - start, *self.layer.shape[1:])
         parts = [] if self._sum is None else [self._sum[start:stop]]
-        parts += [self._product(dy[:, start:stop], x, start, shape) for dy, x in self._factors]
+        parts += [dense_gradient(self.layer, dy, x, start, stop) for dy, x in self._factors]
         if not parts:
-            return self.layer.values.new_zeros(shape, dtype=_wide(self.layer.values).dtype)
+            values = self.layer.values
+            return values.new_zeros(stop - start, *self.layer.shape[1:], dtype=wide(values).dtype)
         return sum(parts[1:], parts[0])
 
-    def _product(self, dy: Tensor, x: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
-        dy = _wide(dy)
-        if len(shape) == 2:
-            return dy.t() @ _wide(x)
-        window = self.layer.window
-        groups = 1
-        if window.groups > 1:
-            per_group = self.layer.shape[0] // window.groups
-            groups, first = shape[0] // per_group, start // per_group
-            x = x[:, first * shape[1] : (first + groups) * shape[1]]
-        top, bottom, left, right = window.padding
-        x = F.pad(_wide(x), (left, right, top, bottom)).contiguous()
-        return torch.nn.grad.conv2d_weight(
-            x, shape, dy.contiguous(), window.stride, (0, 0), window.dilation, groups
-        )  # fmt: skip
+
+class GradientProbes:
+    """Probes on the layers of an armed step; none on any other, so that other steps pay nothing.
+
+    A copy of a topology is armed as its original was, with nothing seen yet; a copy of a model has no probes.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, GradientProbe] = {}
+
+    def arm(self, layers: Mapping[str, SparseLayer]) -> None:
+        """Puts a probe on each of these layers; what was seen before is forgotten."""
+        self.disarm()
+        self.of = {name: GradientProbe(layer) for name, layer in layers.items()}
+        for probe in self.of.values():
+            probe.layer._probe = probe
+
+    def disarm(self) -> None:
+        """Takes all probes away."""
+        for probe in self.of.values():
+            probe.layer._probe = None
+        self.of = {}
+
+    def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:
+        """Those layers whose dense gradient was seen, on any rank.
+
+        Raises:
+            ValueError: nothing is armed, or a layer has a gradient that came about unseen.
+        """
+        if layers and not self.of:
+            raise ValueError(
+                "expected an update to follow backward passes that were watched, got none, try step() in its place, or "
+                "arm() before the backward pass"
+            )
+        armed = {name: layer for name, layer in layers.items() if name in self.of}
+        for name, layer in armed.items():
+            if not self.of[name].seen and layer.values.grad is not None and bool(layer.values.grad.any()):
+                raise ValueError(
+                    f"expected the backward pass of {name!r} to be watched, got a gradient from elsewhere (a compiled "
+                    f"model?), try the model itself, uncompiled, while topology.armed is true"
+                )
+        seen = agree([self.of[name].seen for name in armed], any_rank=True)
+        return {name: layer for (name, layer), there in zip(armed.items(), seen, strict=True) if there}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": {name: probe.layer for name, probe in self.of.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.of = {}
+        self.arm(state["layers"])
 
 
-def _stored(blocks: Tensor, here: Tensor) -> Tensor:
-    """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
-    if not counting.waits(here):
-        start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
-        return blocks[here[start:stop]]
-    inside = (here >= 0) & (here < len(blocks))
-    return blocks[here.clamp(0, len(blocks) - 1)] * inside.view(-1, 1, 1)
+def finite_gradients(optimizer: Optimizer) -> bool:
+    """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return agree([all(no_sync.read([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
 
 
 def ranks() -> int:
@@ -145,6 +175,10 @@ def agree(flags: list[bool], any_rank: bool) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """float64 stays, anything else is summed in float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _stored(blocks: Tensor, here: Tensor) -> Tensor:
+    """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
+    if not no_sync.waits(here):
+        start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
+        return blocks[here[start:stop]]
+    inside = (here >= 0) & (here < len(blocks))
+    return blocks[here.clamp(0, len(blocks) - 1)] * inside.view(-1, 1, 1)
