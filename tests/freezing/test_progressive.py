@@ -2,7 +2,6 @@
 
 import copy
 import io
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from freezing.models import IMAGES, MODELS, VGG, ResNet, ViT
 from torch import nn
 
 from spfde.convert.sparsify import sparsify
-from spfde.freezing import Progressive, blocks, is_frozen
+from spfde.freezing import Compiled, Progressive, blocks, is_frozen
 from spfde.levers import Lever
 from spfde.models.resnet import ResNet as PaperResNet
 
