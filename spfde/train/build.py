@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spfde.freezing import FreezeBlock
-from spfde.levers import Lever, LeverFactory
+from spfde.freezing import FreezeBlock, Progressive, blocks
+from spfde.levers import Lever, LeverFactory, Levers
+from spfde.sieving import Circular, Random, Sieve
 from spfde.sieving.shuffle import shuffled
+from spfde.topology import INITS, Topology, create
 from spfde.train import data
 from spfde.train.data import Source, epoch_seed, source
 from spfde.train.device import Device, Layout, choose
@@ -21,7 +23,7 @@ from spfde.train.recipe.defaults import OPTION_FIELDS
 from spfde.train.session import Inputs, Session
 
 SHOWN = 256  # images that an init looks at: one batch of the published ones
-SIEVES = {"forgetting": "Circular", "random": "Random"}
+SIEVES = {"forgetting": Circular, "random": Random}
 
 
 def build(inputs: Inputs, layout: Layout | None = None) -> Session:
@@ -70,18 +72,16 @@ def with_levers(
     """Make optimizer and levers of a model, and the session of all."""
     recipe = inputs.recipe
     given = [each for each in inputs.levers if _is_lever(each)]
-    freeze_blocks = _blocks(model, example) if recipe.freeze else None
-    freeze, sift = freezer(model, freeze_blocks, recipe), sieve(len(train), recipe)
-    horizons = {}
-    if recipe.block_cosine:
-        for lever in (freeze, *given):
-            horizons.update(getattr(lever, "horizons", {}))
-    if horizons and freeze_blocks is None:
-        freeze_blocks = _blocks(model, example)
-    groups = parameter_groups(model, [block for block in freeze_blocks or () if block.name in horizons], horizons)
+    parts = tuple(blocks(model, example)) if recipe.freeze else None
+    freeze, sift = freezer(model, parts, recipe), sieve(len(train), recipe)
+    known = Levers(lever for lever in (freeze, *given) if lever is not None)
+    horizons = known.horizons if recipe.block_cosine else {}
+    if horizons and parts is None:
+        parts = tuple(blocks(model, example))
+    groups = parameter_groups(model, parts or (), horizons)
     optimizer = make(inputs.optimizer or recipe_optimizer(recipe), groups)
     session = Session(
-        recipe, model, optimizer, train, test, layout=layout, device=device, example=example, blocks=freeze_blocks
+        recipe, model, optimizer, train, test, layout=layout, device=device, example=example, blocks=parts
     )
     active = len(train) if sift is None else len(sift)
     masks = topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
@@ -108,12 +108,6 @@ def _made(factory: LeverFactory, session: Session) -> Lever:
             " before it, try making the lever of your own model before fit"
         )
     return lever
-
-
-def _blocks(model: nn.Module, example: Tensor) -> tuple[FreezeBlock, ...]:
-    from spfde.freezing import blocks
-
-    return tuple(blocks(model, example))
 
 
 def datasets(recipe: Recipe) -> Any:
@@ -157,7 +151,6 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
         return model
     from spfde import sparsify
     from spfde.nn import SparseLayer
-    from spfde.topology import INITS
 
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         return model
@@ -196,16 +189,14 @@ def fused(model: nn.Module, recipe: Recipe) -> nn.Module:
     return fuse(model)
 
 
-def freezer(model: nn.Module, blocks: tuple[FreezeBlock, ...] | None, recipe: Recipe) -> Any:
+def freezer(model: nn.Module, parts: tuple[FreezeBlock, ...] | None, recipe: Recipe) -> Progressive | None:
     """Return the recipe's progressive freezing of the model, or None."""
     if not recipe.freeze:
         return None
-    from spfde.freezing import Progressive
-
     try:
         return Progressive(
             model,
-            blocks,
+            parts,
             epochs=recipe.epochs,
             interval=recipe.interval,
             flops_reduction=recipe.freeze,
@@ -217,22 +208,17 @@ def freezer(model: nn.Module, blocks: tuple[FreezeBlock, ...] | None, recipe: Re
         ) from error
 
 
-def sieve(samples: int, recipe: Recipe) -> Any:
+def sieve(samples: int, recipe: Recipe) -> Sieve | None:
     """Return the recipe's sieve over `samples`, or None."""
     if not recipe.sieve:
         return None
-    from spfde import sieving
-
-    kind = getattr(sieving, SIEVES[recipe.sieve_by])
-    return kind(samples, fraction=recipe.sieve, interval=recipe.interval, seed=recipe.seed)
+    return SIEVES[recipe.sieve_by](samples, fraction=recipe.sieve, interval=recipe.interval, seed=recipe.seed)
 
 
-def topology(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
+def topology(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Topology | None:
     """Return what moves the recipe's masks, `steps` an epoch, or None (no sparse layer, or fixed masks)."""
     if not recipe.sparsity or recipe.topology in (None, "static") or recipe.drop_fraction == 0:
         return None
-    from spfde.topology import create
-
     options = {own: getattr(recipe, name) for name, own in OPTION_FIELDS.items() if getattr(recipe, name) is not None}
     if recipe.topology == "gmp":
         options["sparsity"] = recipe.sparsity

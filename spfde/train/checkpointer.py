@@ -17,7 +17,7 @@ from spfde.train.stops import Interrupted, Interrupts
 
 
 class Trained(Protocol):
-    """What a checkpoint is made of: a session, or the rounds of imp."""
+    """What a run trains and a checkpoint keeps: one training, or the rounds of imp."""
 
     session: Session
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,10 +14,8 @@ from spfde.train import data, run_dir
 from spfde.train.build import build, with_levers
 from spfde.train.checkpoint import CheckpointError
 from spfde.train.device import Layout
+from spfde.train.loop import Loop
 from spfde.train.session import Inputs
-
-if TYPE_CHECKING:
-    from spfde.train.fit import Loop
 
 
 class Rounds:

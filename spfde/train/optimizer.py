@@ -59,10 +59,19 @@ def parameter_groups(model: nn.Module, blocks: Iterable[FreezeBlock], horizons: 
     """Group parameters by the fraction of the training at which their learning rate ends: `horizon`.
 
     One group per block that has one, with its name as `block`, and one, with horizon 1, for all else.
+
+    Raises:
+        ValueError: a horizon is not in (0, 1], or not of one of the blocks.
     """
+    names = {block.name: block for block in blocks}
+    for name, horizon in horizons.items():
+        if name not in names or not 0 < horizon <= 1:
+            raise ValueError(
+                f"expected horizons in (0, 1] of the blocks {sorted(names)}, got {name!r}: {horizon}, try run.blocks"
+            )
     left = {id(p): p for p in model.parameters()}
     groups = []
-    for block in blocks:
+    for block in (block for name, block in names.items() if name in horizons):
         loose = [p for _, p in block.parameters]
         own = [*loose, *(p for _, module in block.modules for p in module.parameters())]
         params = [p for p in (left.pop(key, None) for key in map(id, own)) if p is not None]

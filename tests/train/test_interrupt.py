@@ -9,6 +9,7 @@ from train.runs import OPTIONS, last_state, same
 from typer.testing import CliRunner
 
 from spfde import cli
+from spfde.train import loop
 from spfde.train.run_dir import RESULT, checkpoints
 
 FLAGS = [
@@ -30,7 +31,7 @@ def press(monkeypatch):
     """Sends this process a signal, that of Ctrl-C, in the n-th evaluation of the runs to come."""
 
     def arm(n, number=signal.SIGINT):
-        evaluate, seen = fit_module.evaluate, []
+        evaluate, seen = loop.evaluate, []
 
         def evaluate_and_press(*args):
             seen.append(None)
@@ -38,7 +39,7 @@ def press(monkeypatch):
                 signal.raise_signal(number)
             return evaluate(*args)
 
-        monkeypatch.setattr(fit_module, "evaluate", evaluate_and_press)
+        monkeypatch.setattr(loop, "evaluate", evaluate_and_press)
 
     yield arm
 
