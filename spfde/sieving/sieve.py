@@ -103,7 +103,8 @@ class Sieve(Sampler[int], ABC):
             ValueError: a shape does not fit, an index is not an active sample, a target not a class, a logit or loss
                 not finite, or this sieve needs `correct`; nothing is counted then.
         """
-        if (losses is None) == (logits is None) or (losses is None) != (correct is None and targets is not None):
+        by_class = logits is not None and targets is not None and losses is None and correct is None
+        if not by_class and (losses is None or logits is not None or targets is not None):
             raise TypeError("expected logits and targets, or losses (and correct), got a mixture; try one of the two")
         samples = self._check_samples(indices)
         if losses is None:

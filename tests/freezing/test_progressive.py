@@ -9,7 +9,8 @@ from freezing.models import IMAGES, MODELS, VGG, ResNet, ViT
 from torch import nn
 
 from spfde.convert.sparsify import sparsify
-from spfde.freezing import Compiled, Progressive, blocks, is_frozen
+from spfde.freezing import Compiled, FreezeSchedule, Progressive, blocks, is_frozen
+from spfde.freezing.schedule import SCHEMES, Change
 from spfde.levers import Lever
 from spfde.models.resnet import ResNet as PaperResNet
 
@@ -230,6 +231,24 @@ def test_a_plan_that_leaves_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match=r"some parameter to stay trainable.*try a smaller fraction"):
         freezer(model, fraction=1.0)
     assert freezer(model, fraction=0.5).plan[0][1] == "0"
+
+
+def test_a_scheme_that_gives_blocks_back(monkeypatch):
+    def there_and_back(names, backward, total, **options):
+        changes = (Change(2, names[0]), Change(4, names[0], frozen=False), Change(6, names[0]), Change(6, names[1]))
+        return FreezeSchedule(changes, 0.1, "there and back")
+
+    monkeypatch.setitem(SCHEMES, "back", there_and_back)
+    model = ResNet()
+    plan = freezer(model, scheme="back")
+    first, second = (block.name for block in plan.blocks[:2])
+    seen = {epoch: (plan.begin_epoch(epoch), plan.frozen) for epoch in range(12)}
+    assert [epoch for epoch, (frozen, _) in seen.items() if frozen] == [2, 6]
+    assert [seen[epoch][1] for epoch in (1, 3, 5, 11)] == [(), (first,), (), (first, second)]
+    assert plan.horizons == {first: 6 / 12, second: 6 / 12} and is_frozen(model.get_submodule(first))
+    again = freezer(ResNet(), scheme="back")
+    again.load_state_dict(plan.state_dict())
+    assert again.frozen == plan.frozen and str(again) == str(plan) and "unfreeze" in str(plan)
 
 
 def test_compiled_code_is_dropped_at_a_freeze_and_only_that_models():

@@ -262,6 +262,7 @@ def test_whatever_satisfies_the_protocol_can_be_wired(task, tmp_path):
         ([Circular(90)], ValueError, "Circular"),
         ([type("Wordy", (Least,), {"needs": (Step,), "on": lambda *_: ["done"]})()], TypeError, "Wordy"),
         ([type("Short", (Least,), {"needs": (Loss,), "on": lambda *_: torch.ones(1)})()], ValueError, "Short"),
+        ([type("Lost", (Least,), {"horizons": {"layer9": 0.5}})()], ValueError, "layer9"),
         ([lambda run: type("Late", (Least,), {"horizons": {run.blocks[0].name: 0.5}})()], ValueError, "horizons"),
     ],
 )

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from spfde.data import Images
+from spfde.levers import Backward
 from spfde.train.build import build
 from spfde.train.session import Inputs
 from spfde.train.stats import Stopwatch
@@ -92,6 +93,39 @@ def test_the_whole_gradient_is_clipped(task, clip):
     factor = min(1.0, clip / norm) if clip else 1.0
     for p, old, slope in zip(run.model.parameters(), before, slopes, strict=True):
         torch.testing.assert_close(p.detach().double(), old - rate * factor * slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_scaled_losses_leave_the_gradient_as_it_is_and_a_broken_step_is_not_taken(task, broken):
+    seen = []
+
+    class Look:
+        needs = (Backward,)
+
+        def on(self, event, run):
+            seen.append([p.grad.clone() for p in run.model.parameters()])
+
+        def state_dict(self):
+            return {}
+
+        load_state_dict = print
+
+    plain_run, run = session(task), session(task)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    run.use([Look()])
+    for each in (plain_run, run):
+        each.set_learning_rate(0.5)
+        passes(each, task.train.images[:16], task.train.targets[:16])
+    if broken:
+        next(run.model.parameters()).grad.fill_(float("inf"))
+    before = [p.detach().clone() for p in run.model.parameters()]
+    assert update(plain_run) and update(run) != broken
+    if broken:
+        assert all(torch.equal(p, old) for p, old in zip(run.model.parameters(), before, strict=True))
+        return
+    for unscaled, ours, theirs in zip(seen[0], run.model.parameters(), plain_run.model.parameters(), strict=True):
+        torch.testing.assert_close(unscaled, theirs.grad, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 def test_bfloat16_is_close_to_float32_and_really_used(task):

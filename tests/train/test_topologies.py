@@ -10,7 +10,7 @@ from train.runs import bits, figures, last_state, recipe, same, stop_within
 from spfde import models, sparsify
 from spfde.nn import SparseLayer
 from spfde.sieving.shuffle import shuffled
-from spfde.topology import INITS, METHODS
+from spfde.topology import INITS, METHODS, option
 from spfde.train import Recipe, build, fit
 from spfde.train.build import sparsified
 from spfde.train.data import epoch_seed, source
@@ -106,6 +106,26 @@ def test_what_a_choice_does_not_have_is_refused(fields, said):
 def test_a_pattern_that_a_method_has_no_meaning_for_is_refused_by_name(task):
     with pytest.raises(ValueError, match="DeepR"):
         task.fit(recipe(topology="deepr", pattern="block:4x1"))
+
+
+def test_a_registered_method_and_its_options_have_names_in_a_recipe(task, monkeypatch):
+    class Mine(METHODS["set"]):
+        keep: float = option(0.5, "(0, 1]", "share that is never dropped")
+
+        def drop_share(self, step):
+            return self.drop_fraction * (1 - self.keep)
+
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    with pytest.raises(ValueError, match="keep"):
+        Recipe(topology="mine", topology_options={"keep": 2.0})
+    with pytest.raises(ValueError, match="keep"):
+        Recipe(topology="rigl", topology_options={"keep": 0.5})
+    moved = [
+        task.fit(recipe(**FIELDS, topology="mine", topology_options={"keep": keep})).epochs[0].events[-1].text
+        for keep in (0.5, 0.9)
+    ]
+    few, many = (int(text.split()[2]) for text in reversed(moved))
+    assert Recipe(topology="mine").drop_fraction == Mine.default_drop and 0 < few < many
 
 
 def test_the_baseline_of_any_method_is_the_same_dense_run():
