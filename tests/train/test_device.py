@@ -1,10 +1,14 @@
+"""Memory formats measured and kept, and the peak of a process's memory."""
+
 import copy
+import mmap
+import resource
 
 import pytest
 import torch
 
 from spfde.train import device
-from spfde.train.device import Device, Layout, choose, step_seconds
+from spfde.train.device import Device, Layout, choose, forget_process_peak, process_peak, step_seconds
 
 CPU = Device.of("cpu")
 SHAPE = (8, 1, 12, 12)
@@ -51,3 +55,33 @@ def test_a_layout_lays_out_weights_and_images(task):
     for tensor in (model.layer3[0].conv1.weight, images):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
         assert not tensor.is_contiguous()
+
+
+BLOCK = 64 * 2**20
+
+
+def hold_for_a_moment():
+    block = mmap.mmap(-1, BLOCK)  # straight from the system, and straight back
+    block.write(b"1" * BLOCK)
+    block.close()
+
+
+def test_the_peak_stays_until_it_is_forgotten():
+    forget_process_peak()
+    before = process_peak()
+    hold_for_a_moment()
+    assert process_peak() >= before + BLOCK
+    forget_process_peak()
+    assert process_peak() < before + BLOCK
+
+
+def test_a_system_without_proc_knows_the_peak_of_the_whole_process(tmp_path):
+    forget_process_peak(tmp_path / "none")
+    assert process_peak(tmp_path / "none") == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_status_without_the_peak(tmp_path):
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t12 kB\n")
+    assert process_peak(tmp_path) >= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 2
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  12 kB\n")
+    assert process_peak(tmp_path) == 12 * 1024
