@@ -119,8 +119,8 @@ class Loop:
                 logits, value = forward_backward(session, images, targets, indices, watch)
                 if not math.isfinite(value):
                     raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
+                correct = int((logits.argmax(1) == targets).sum())  # before the update: a GPU is waited for once a step
                 taken = update(session)
-                correct = int((logits.argmax(1) == targets).sum())
             watch.move("step", "kernels", kernels.seconds)
             session.step, session.samples = session.step + 1, session.samples + len(targets)
             with watch("levers"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from train.runs import bits, figures, last_state, recipe, same, stop_within
 
-from spfde.freezing import is_frozen
+from spfde.freezing import Progressive, blocks, is_frozen
 from spfde.levers import (
     Backward,
     Decision,
@@ -23,7 +23,7 @@ from spfde.levers import (
 from spfde.nn import SparseLayer
 from spfde.sieving import Circular, Sieve, SieveEvent
 from spfde.topology import SET
-from spfde.train import CheckpointError
+from spfde.train import CheckpointError, Recipe
 from spfde.train.build import build
 from spfde.train.session import Inputs
 from spfde.train.stats import Stopwatch
@@ -253,6 +253,25 @@ def test_whatever_satisfies_the_protocol_can_be_wired(task, tmp_path):
     assert [figures(e) for e in plain.epochs] == [figures(e) for e in wired.epochs]
 
 
+def test_the_librarys_own_levers_are_the_same_given_as_from_the_recipe(task):
+    fields = {**FIELDS, "sparsity": 0, "freeze": 0, "sieve": 0}
+    model = task.model()
+    options = {"epochs": 4, "interval": 1, "flops_reduction": 0.1}
+    given = [
+        Progressive(model, blocks(model, task.train.images[:1]), **options),
+        Circular(90, fraction=0.25, interval=1),
+    ]
+    ours = task.fit(recipe(**fields), model=model, levers=given)
+    theirs = task.fit(recipe(**{**fields, "freeze": 0.1, "sieve": 0.25}))
+    assert same(bits(ours.model), bits(theirs.model))
+    assert [figures(e) for e in ours.epochs] == [figures(e) for e in theirs.epochs]
+
+
+def test_rounds_of_imp_take_no_levers(task):
+    with pytest.raises(ValueError, match="levers"):
+        task.fit(Recipe(method="imp", epochs=1, rounds=1), levers=[Least()])
+
+
 @pytest.mark.parametrize(
     ("levers", "error", "said"),
     [
@@ -272,9 +291,6 @@ def test_what_is_no_lever_is_refused(levers, error, said, task):
 
 
 def test_a_run_refuses_to_freeze_what_it_has_not_or_everything(task):
-    class Model(torch.nn.Sequential):
-        pass
-
     run = build(Inputs(task.recipe(), task.model(), task.train, task.test))
     with pytest.raises(ValueError, match="layer9"):
         run.freeze(["layer1.0", "layer9"])
