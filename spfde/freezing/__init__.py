@@ -3,8 +3,20 @@
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.compiled import Compiled
 from spfde.freezing.freeze import freeze, is_frozen, unfreeze
+from spfde.freezing.methods import METHODS, register
 from spfde.freezing.methods.progressive import Progressive
 from spfde.freezing.partition import blocks
 from spfde.freezing.schedule import FreezeSchedule
 
-__all__ = ["Compiled", "FreezeBlock", "FreezeSchedule", "Progressive", "blocks", "freeze", "is_frozen", "unfreeze"]
+__all__ = [
+    "METHODS",
+    "Compiled",
+    "FreezeBlock",
+    "FreezeSchedule",
+    "Progressive",
+    "blocks",
+    "freeze",
+    "is_frozen",
+    "register",
+    "unfreeze",
+]

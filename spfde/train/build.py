@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spfde.freezing import FreezeBlock, Progressive, blocks
+from spfde.freezing import METHODS as FREEZERS
+from spfde.freezing import FreezeBlock, blocks
 from spfde.levers import Lever, LeverFactory, Levers
-from spfde.sieving import Circular, Random, Sieve
+from spfde.sieving import METHODS as SIEVES
 from spfde.sieving.shuffle import shuffled
 from spfde.topology import INITS, Topology, create
 from spfde.train import data
@@ -23,7 +26,6 @@ from spfde.train.recipe.defaults import OPTION_FIELDS
 from spfde.train.session import Inputs, Session
 
 SHOWN = 256  # images that an init looks at: one batch of the published ones
-SIEVES = {"forgetting": Circular, "random": Random}
 
 
 def build(inputs: Inputs, layout: Layout | None = None) -> Session:
@@ -83,7 +85,7 @@ def with_levers(
     session = Session(
         recipe, model, optimizer, train, test, layout=layout, device=device, example=example, blocks=parts
     )
-    active = len(train) if sift is None else len(sift)
+    active = len(train) if sift is None else len(sift.order())
     masks = topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
     own = [lever for lever in (masks, freeze, sift) if lever is not None]
     session.use(own)  # what a factory sees
@@ -189,30 +191,38 @@ def fused(model: nn.Module, recipe: Recipe) -> nn.Module:
     return fuse(model)
 
 
-def freezer(model: nn.Module, parts: tuple[FreezeBlock, ...] | None, recipe: Recipe) -> Progressive | None:
-    """Return the recipe's progressive freezing of the model, or None."""
+def freezer(model: nn.Module, parts: tuple[FreezeBlock, ...] | None, recipe: Recipe) -> Lever | None:
+    """Return the recipe's freezer of the model, or None."""
     if not recipe.freeze:
         return None
+    shared = {
+        "epochs": recipe.epochs,
+        "interval": recipe.interval,
+        "flops_reduction": recipe.freeze,
+        "fraction": recipe.freeze_fraction,
+    }
+    method = FREEZERS[recipe.freeze_by]
     try:
-        return Progressive(
-            model,
-            parts,
-            epochs=recipe.epochs,
-            interval=recipe.interval,
-            flops_reduction=recipe.freeze,
-            fraction=recipe.freeze_fraction,
-        )
+        return method(model, parts, **_taken(method, shared), **recipe.freeze_options)
     except ValueError as error:
         raise ValueError(
             f"{error} (in a recipe flops_reduction is freeze, 0 = off, and fraction is freeze_fraction)"
         ) from error
 
 
-def sieve(samples: int, recipe: Recipe) -> Sieve | None:
+def sieve(samples: int, recipe: Recipe) -> Lever | None:
     """Return the recipe's sieve over `samples`, or None."""
     if not recipe.sieve:
         return None
-    return SIEVES[recipe.sieve_by](samples, fraction=recipe.sieve, interval=recipe.interval, seed=recipe.seed)
+    shared = {"fraction": recipe.sieve, "interval": recipe.interval, "seed": recipe.seed}
+    method = SIEVES[recipe.sieve_by]
+    return method(samples, **_taken(method, shared), **recipe.sieve_options)
+
+
+def _taken(method: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep those of `values` that a method has a parameter for."""
+    parameters = inspect.signature(method).parameters
+    return {name: value for name, value in values.items() if name in parameters}
 
 
 def topology(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Topology | None:

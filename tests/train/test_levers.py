@@ -7,6 +7,7 @@ import pytest
 import torch
 from train.runs import bits, figures, last_state, recipe, same, stop_within
 
+from spfde.freezing import METHODS as FREEZERS
 from spfde.freezing import Progressive, blocks, is_frozen
 from spfde.levers import (
     Backward,
@@ -21,6 +22,7 @@ from spfde.levers import (
     Step,
 )
 from spfde.nn import SparseLayer
+from spfde.sieving import METHODS as SIEVES
 from spfde.sieving import Circular, Sieve, SieveEvent
 from spfde.topology import SET
 from spfde.train import CheckpointError, Recipe
@@ -265,6 +267,22 @@ def test_the_librarys_own_levers_are_the_same_given_as_from_the_recipe(task):
     theirs = task.fit(recipe(**{**fields, "freeze": 0.1, "sieve": 0.25}))
     assert same(bits(ours.model), bits(theirs.model))
     assert [figures(e) for e in ours.epochs] == [figures(e) for e in theirs.epochs]
+
+
+def test_a_registered_freezer_and_sieve_have_names_and_options_in_a_recipe(task, monkeypatch):
+    def still(model, blocks, threshold):
+        assert blocks[0].name == "layer1.0" and model.get_submodule("layer1.0")
+        return StillFreezer(threshold)
+
+    for registry, name, method in ((FREEZERS, "still", still), (SIEVES, "unbiased", Unbiased)):
+        monkeypatch.setitem(registry, name, method)
+    fields = {**FIELDS, "freeze_by": "still", "freeze_options": {"threshold": 0.5}, "sieve_by": "unbiased"}
+    records = task.fit(recipe(**fields)).epochs
+    assert records[-1].frozen and len({record.samples for record in records}) > 2
+    with pytest.raises(ValueError, match="threshold"):
+        Recipe(freeze_options={"threshold": 0.5})
+    with pytest.raises(ValueError, match="keep"):
+        Recipe(sieve_by="unbiased", sieve_options={"keep": 0.5})
 
 
 def test_rounds_of_imp_take_no_levers(task):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spfde.topology import METHODS, Option
@@ -56,6 +57,18 @@ def topology_options(name: str | None) -> dict[str, Option]:
         return {}
     shown = ("sparsity", *OPTION_FIELDS.values())
     return {option: each for option, each in METHODS[name].options().items() if option not in shown}
+
+
+# What a freezer or a sieve is called with, if it takes it: model and blocks, or the number of samples, come first.
+LEVER_ARGUMENTS = (
+    *("model", "blocks", "epochs", "interval", "flops_reduction", "fraction"),
+    *("num_samples", "fraction", "interval", "seed"),
+)
+
+
+def lever_options(method: Callable[..., Any]) -> list[str]:
+    """List the options of a freezer or a sieve: the parameters that a recipe's fields do not give."""
+    return [name for name in inspect.signature(method).parameters if name not in LEVER_ARGUMENTS]
 
 
 def fields_of(choice: str) -> list[str]:

@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from spfde._names import unknown
+from spfde.freezing import METHODS as FREEZERS
+from spfde.sieving import METHODS as SIEVES
 from spfde.sparse.pattern import Pattern
 from spfde.topology import METHODS
 from spfde.topology.allocation import SPREADS
@@ -22,8 +24,7 @@ from spfde.train.recipe.rules import Rule
 
 # Fields that decide where and when files are written, where it computes, or how fast; a resumed run may have others.
 NON_NUMERIC = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers", "device", "compile")
-
-
+OPTIONS = ("topology_options", "freeze_options", "sieve_options")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -143,12 +144,15 @@ class Recipe:
         None, rules.BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
     )
     freeze_fraction: float = _knob(2 / 3, rules.FRACTION, "Fraction of the blocks that end up frozen.")
+    freeze_by: str = _knob("progressive", rules.registered(FREEZERS), "What decides which blocks freeze, and when.")
+    freeze_options: Mapping[str, Any] = _knob({}, rules.OPTIONS, "Other options of the freezer, by its own names.")
     sieve: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Fraction of samples out at any time, 0 = off.")
     sieve_by: str = _knob(
         "forgetting",
-        rules.one_of("forgetting", "random"),
+        rules.registered(SIEVES),
         "What the sieve takes out: the easiest, or any (the control).",
     )
+    sieve_options: Mapping[str, Any] = _knob({}, rules.OPTIONS, "Other options of the sieve, by its own names.")
     layout: str = _knob(
         "auto",
         rules.one_of("auto", "contiguous", "channels_last"),
@@ -175,7 +179,8 @@ class Recipe:
             object.__setattr__(self, "milestones", tuple(self.milestones))
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
-        object.__setattr__(self, "topology_options", dict(self.topology_options))
+        for name in OPTIONS:
+            object.__setattr__(self, name, dict(getattr(self, name)))
         if self.sparsity is None and self.method != "dense":
             object.__setattr__(self, "sparsity", Pattern.parse(self.pattern).sparsity)
         for choice in CHOICES:
@@ -197,16 +202,22 @@ class Recipe:
                 )
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError("expected a GPU with precision='float16', got device='cpu', try precision='bfloat16'")
-        self._check_topology_options()
+        self._check_options()
         if self.method == "imp":
             self._check_rounds()
 
-    def _check_topology_options(self) -> None:
-        known = defaults.topology_options(self.topology)
-        for name, value in self.topology_options.items():
-            if name not in known:
-                raise unknown(f"topology_options with topology={self.topology!r}", name, known)
-            known[name].check(name, value)
+    def _check_options(self) -> None:
+        known = {
+            "topology_options": defaults.topology_options(self.topology),
+            "freeze_options": defaults.lever_options(FREEZERS[self.freeze_by]) if self.freeze else {},
+            "sieve_options": defaults.lever_options(SIEVES[self.sieve_by]) if self.sieve else {},
+        }
+        for options, names in known.items():
+            for name, value in getattr(self, options).items():
+                if name not in names:
+                    raise unknown(options, name, names)
+                if options == "topology_options":
+                    names[name].check(name, value)
 
     def _check_rounds(self) -> None:
         if self.rewind_epoch >= self.epochs:
@@ -237,8 +248,8 @@ class Recipe:
     def baseline(self) -> Recipe:
         """Return the dense recipe with the same network, data, epochs, seeds and optimizer."""
         left = [*defaults.fields_of("method"), *defaults.fields_of("topology")]
-        off = {name: DISABLED.get(name) for name in left}
-        return dataclasses.replace(self, method="dense", topology_options={}, **off)
+        off = {name: DISABLED.get(name) for name in left} | dict.fromkeys(OPTIONS, {})
+        return dataclasses.replace(self, method="dense", **off)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, in order."""
