@@ -248,7 +248,7 @@ class Recipe:
     def baseline(self) -> Recipe:
         """Return the dense recipe with the same network, data, epochs, seeds and optimizer."""
         left = [*defaults.fields_of("method"), *defaults.fields_of("topology")]
-        off = {name: DISABLED.get(name) for name in left} | dict.fromkeys(OPTIONS, {})
+        off = {name: DISABLED.get(name) for name in left} | {name: {} for name in OPTIONS}
         return dataclasses.replace(self, method="dense", **off)
 
     def to_dict(self) -> dict[str, Any]:
