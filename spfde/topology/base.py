@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from inspect import signature
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from spfde.levers import Answer, Decision, EpochStart, Event, Run, Step
 from spfde.nn import SparseLayer
-from spfde.nn.layer import permute
-from spfde.sparse.no_sync import read
-from spfde.topology import moves
+from spfde.sparse.no_sync import to_host
 from spfde.topology.history import History, Shift
-from spfde.topology.layers import LayerState, check_layers, magnitude, reserve_all, sparse_layers
+from spfde.topology.layers import LayerState, check_layers, magnitude, sparse_layers
 from spfde.topology.options import Option, checked, documented, options_of, signature_with
 from spfde.topology.probes import GradientProbes, finite_gradients
 from spfde.topology.report import Report
 from spfde.topology.schedule import Schedule
-from spfde.topology.topk import keep_highest_in_groups
+from spfde.topology.update_rule import UpdateRule
 
 
-class Topology:
+class Topology(UpdateRule):
     """Moves the stored weights of a model's sparse layers during training.
 
     In a loop of your own call `step()` after every optimizer step and before zero_grad(). As a lever (`spfde.levers`)
@@ -35,8 +33,7 @@ class Topology:
     weights and their state are 0; the Parameter objects and their shapes stay. Layers whose values do not require grad
     (frozen) are left alone, and move again once they do. One seed gives one result, on every rank.
 
-    A method overrides what differs, mostly one or two of `score`, `keep_slots`, `grow`, `drop_share`, `counts`, and
-    declares its own options (`spfde.topology.option`).
+    A method overrides what differs in its `UpdateRule` and declares its own options (`spfde.topology.option`).
 
     Args:
         model: has spfde sparse layers.
@@ -55,20 +52,11 @@ class Topology:
 
     needs: Collection[type[Event]] = frozenset({EpochStart, Step})
 
-    default_every: int | None = 100  # None: it depends on the options
-    # A method without a drop fraction (None) refuses one.
-    default_drop: ClassVar[float | None] = 0.3
-    # Growth looks at the gradients of weights that are not stored: `gradient_magnitudes`.
-    grows_by_gradient: bool = False
-    # A weight that is dropped and grown in one update starts anew at 0 instead of staying as it was.
-    reset_regrown: ClassVar[bool] = False
-    # Kinds of pattern that the method has no meaning for.
-    refused: tuple[str, ...] = ()
-    # What `SparseLayer.transform` may be.
-    transforms: ClassVar[tuple[type[nn.Module], ...]] = ()
-
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        for name, value in vars(cls).items():
+            if isinstance(value, Option) and hasattr(Topology, name):
+                raise TypeError(f"expected another name for option {name!r} of {cls.__name__}, which a topology has")
         if cls.__init__ is Topology.__init__:
             drop = ... if cls.default_drop is None else cls.default_drop
             defaults = {"every": cls.default_every, "drop_fraction": drop}
@@ -102,8 +90,8 @@ class Topology:
         self._wrapped = isinstance(model, DistributedDataParallel)
         self._history = {name: History.start(layer) for name, layer in self.layers.items()}
         self._late = False
-        self._step = 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self.steps_done = 0
+        self.generator = torch.Generator().manual_seed(seed)
         self._probes = GradientProbes()
         self.setup()
         self._prepare()
@@ -113,11 +101,6 @@ class Topology:
         """The options that this method has of its own, by name: default, kind, range and help."""
         return options_of(cls)
 
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training, as far as is known."""
-        return self.schedule.total_steps
-
     # ---- in a training ---------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
@@ -125,10 +108,10 @@ class Topology:
 
         An update that needs gradients waits for the next step when this one's are not finite (GradScaler skipped it).
         """
-        self._step += 1
+        self.steps_done += 1
         self.after_step()
         moved = False
-        if self.due(self._step):
+        if self.due(self.steps_done):
             self._late = self.reads_gradient() and not finite_gradients(self.optimizer)
             moved = not self._late and self.update()
         return self._end_step() or moved
@@ -140,7 +123,7 @@ class Topology:
         the step follows the next one.
         """
         self.schedule = self.schedule.skip()
-        self._late |= self.schedule.next_update == self._step
+        self._late |= self.schedule.next_update == self.steps_done
         return self._end_step()
 
     def begin_epoch(self, epoch: int, steps: int, epochs: int) -> None:
@@ -149,8 +132,8 @@ class Topology:
         epoch: counts from 0. epochs: of the whole training; those after this one are taken to be as long.
         """
         before = self.schedule.next_update
-        self._late |= before is not None and before > self._step  # the epoch was shorter than it was said to be
-        self.schedule = self.schedule.begin_epoch(self._step, epoch, steps, epochs)
+        self._late |= before is not None and before > self.steps_done  # the epoch was shorter than it was said to be
+        self.schedule = self.schedule.begin_epoch(self.steps_done, epoch, steps, epochs)
         self._prepare()
 
     def on(self, event: Event, run: Run) -> Answer:
@@ -181,7 +164,7 @@ class Topology:
             ValueError: the method needs gradients that are not there.
         """
         moved = self._count_moved(self._rearrange())
-        self.reason = f"{type(self).__name__} moved {moved} weights at step {self._step}"
+        self.reason = f"{type(self).__name__} moved {moved} weights at step {self.steps_done}"
         return moved > 0
 
     @torch.no_grad()
@@ -198,7 +181,7 @@ class Topology:
 
     def report(self) -> Report:
         """What the updates so far did to every layer, and how much of it was ever explored (R_s)."""
-        return Report.of(self.layers, self._history, self.explored, self._step)
+        return Report.of(self.layers, self._history, self.explored, self.steps_done)
 
     @property
     def explored(self) -> float:
@@ -209,12 +192,12 @@ class Topology:
     def state_dict(self) -> dict[str, Any]:
         """Step counter, targets, history and random state; the topology itself is in the model's state_dict."""
         return {
-            "step": self._step,
+            "step": self.steps_done,
             "late": self._late,
             "schedule": self.schedule.state_dict(),
             "target": dict(self.target),
             "history": {name: history.state_dict() for name, history in self._history.items()},
-            "generator": self._generator.get_state(),
+            "generator": self.generator.get_state(),
             "own": self.own_state(),
         }
 
@@ -231,113 +214,14 @@ class Topology:
             raise ValueError(
                 f"expected the state of {type(self).__name__} ({sorted(self.own_state())}), got {sorted(state['own'])}"
             )
-        self._step, self._late = state["step"], state["late"]
+        self.steps_done, self._late = state["step"], state["late"]
         self.schedule = replace(self.schedule, **state["schedule"])
         self.target = dict(state["target"])
         self._history = {n: History.loaded(h, self.layers[n].values.device) for n, h in state["history"].items()}
-        self._generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"].cpu())
         self.load_own_state(state["own"])
         self._probes.disarm()
         self._prepare()
-
-    # ---- what a method may override --------------------------------------------------------------------------------
-
-    def check_options(self) -> None:
-        """Raises ValueError where options contradict each other; each has passed its own check."""
-
-    def setup(self) -> None:
-        """Makes what the method remembers, once layers, optimizer and options are there; may `reserve` room."""
-
-    def due(self, step: int) -> bool:
-        """Whether an update follows this optimizer step."""
-        return self.schedule.due(step) or (self._late and step < self.total_steps)
-
-    def reads_gradient(self) -> bool:
-        """Whether an update looks at gradients at all."""
-        return self.grows_by_gradient
-
-    def watches(self, step: int) -> bool:
-        """Whether the backward passes of this optimizer step are watched for `gradient_magnitudes`."""
-        return self.grows_by_gradient and self.due(step)
-
-    def after_step(self) -> None:
-        """What happens after every optimizer step, before an update."""
-
-    def drop_share(self, step: int) -> float:
-        """The share of a layer's stored weights that an update after this step drops. `drop_fraction`, always."""
-        return self.drop_fraction
-
-    def score(self, layer: LayerState) -> Tensor:
-        """A score [nnz] per stored block; the lowest are dropped. By magnitude."""
-        return magnitude(layer.layer)
-
-    def keep_slots(self, layer: LayerState, score: Tensor) -> Tensor:
-        """Which stored blocks (slots, ascending) stay: all but `drop_share` of them with the lowest scores.
-
-        A group (for most patterns the layer) drops no more than it has room to regrow.
-        """
-        count = int(self.drop_share(self._step) * layer.nnz)
-        return moves.without_lowest(score, layer.group[layer.positions], layer.room, count)
-
-    def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`keep_slots` of every layer; a method that decides over all layers at once does it here."""
-        return {name: self.keep_slots(layer, scores[name]) for name, layer in layers.items()}
-
-    def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
-        """How many blocks each layer holds after the update. As many as before."""
-        return {name: layer.nnz for name, layer in layers.items()}
-
-    def grow(self, layer: LayerState, kept: Tensor, need: Tensor) -> Tensor:
-        """`need[g]` positions of every group g outside `kept` (positions, ascending). At random."""
-        return moves.drawn(layer.group, kept, need, self._generator)
-
-    def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
-        """Keeps the slots `kept` and grows the rest up to `count` blocks; None where nothing is to change."""
-        slots, positions = kept, layer.positions[kept]
-        want = layer.held
-        if count != layer.nnz:  # a group may have too many
-            want = layer.quota(count)
-            positions = positions[keep_highest_in_groups(score[slots], layer.group[positions], want)]
-        need = want - moves.count_groups(layer.group, want.numel(), positions)
-        grown = self.grow(layer, positions, need) if int(need.sum()) else positions.new_empty(0)
-        if not grown.numel() and positions.numel() == layer.nnz:
-            return None
-        return self.move(layer, moves.ascending(layer.grid.size, positions, grown), grown)
-
-    def moved(self, layer: LayerState, source: Tensor) -> None:
-        """Follows a change of one layer's slots: `source` as `spfde.nn.layer.permute` takes it."""
-
-    def own_state(self) -> dict[str, Any]:
-        """What a method remembers besides: tensors and plain values."""
-        return {}
-
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back `own_state`."""
-
-    # ---- what a method may ask for ---------------------------------------------------------------------------------
-
-    def live(self) -> dict[str, SparseLayer]:
-        """The layers that may move: not frozen."""
-        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
-
-    def gradient_magnitudes(self, layer: LayerState) -> Iterator[tuple[int, Tensor]]:
-        """|dL/dw| summed over every block, stored or not, of a step that was watched: (first position, scores)."""
-        return self._probes.of[layer.name].magnitudes()
-
-    def reserve(self, capacity: Mapping[str, int]) -> None:
-        """Makes room for that many blocks in each layer, as far as it has them."""
-        reserve_all(self.layers, capacity, self.optimizer, self._wrapped)
-
-    def move(self, layer: LayerState, positions: Tensor, grown: Tensor | None = None) -> Shift:
-        """Changes the positions of a layer and carries its optimizer state along. grown: those that are new."""
-        sparse = layer.layer
-        source = sparse._move(positions, grown if self.reset_regrown else None)
-        for state in self.optimizer.state.get(sparse.values, {}).values():
-            if isinstance(state, Tensor) and state.shape == sparse.values.shape:
-                permute(state, source)
-        self.moved(layer, source)
-        self._history[layer.name].see(positions)
-        return Shift(layer.nnz, sparse.nnz, (source[: sparse.nnz] < 0).count_nonzero())
 
     # ---- how an update happens -------------------------------------------------------------------------------------
 
@@ -354,15 +238,15 @@ class Topology:
 
     def _prepare(self) -> None:
         """Watches the next step if an update follows it."""
-        if self.watches(self._step + 1):
+        if self.watches(self.steps_done + 1):
             self.arm()
 
     def _end_step(self) -> bool:
         """Ends the training if this was its last step, else prepares for the next one; True when a mask moved."""
         self._probes.disarm()
-        trimmed = self.finish() if self._step == self.total_steps else 0
+        trimmed = self.finish() if self.steps_done == self.total_steps else 0
         if trimmed:
-            self.reason = f"{type(self).__name__} trimmed {trimmed} weights at step {self._step}"
+            self.reason = f"{type(self).__name__} trimmed {trimmed} weights at step {self.steps_done}"
         self._prepare()
         return trimmed > 0
 
@@ -392,11 +276,11 @@ class Topology:
     def _count_moved(self, shifts: Mapping[str, Shift | None]) -> int:
         """Reads back what moved, once for all layers, and remembers it; how many weights changed place."""
         moved, there = 0, {name: shift for name, shift in shifts.items() if shift is not None}
-        for (name, shift), new in zip(there.items(), read([shift.new for shift in there.values()]), strict=True):
+        for (name, shift), new in zip(there.items(), to_host([shift.new for shift in there.values()]), strict=True):
             self.record(name, shift, new)
             moved += (max(shift.before, shift.after) - shift.after + new) * prod(self.layers[name].grid.block)
         return moved
 
     def record(self, name: str, shift: Shift, new: int) -> None:
         """Adds a change to the layer's history."""
-        self._history[name].record(self._step, shift.before, shift.after, new)
+        self._history[name].record(self.steps_done, shift.before, shift.after, new)

@@ -1,7 +1,7 @@
-"""The weight gradient where nothing is stored: what is asked of a layer's kind (its shapes) and of its kernel.
+"""The dense weight gradient of a layer, where nothing is stored too.
 
-Another kind of layer is another branch in `factors` and `dense_gradient`, another way to run a kernel one in
-`weight_gradient`; nothing else in a topology looks at the rank of a weight.
+Another kind of layer is another branch in `factors` and `dense_gradient`; nothing else in a topology looks at the rank
+of a weight.
 """
 
 from __future__ import annotations
@@ -10,12 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde.kernels.conv2d import compute_weight_grad
-from spfde.kernels.dispatch import rule as dispatch
-from spfde.kernels.sddmm import compute
-from spfde.kernels.tiled import units_for
 from spfde.nn import SparseLayer
-from spfde.sparse.plan import Plan
 
 
 def factors(layer: SparseLayer, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,26 +36,6 @@ def dense_gradient(layer: SparseLayer, dy: Tensor, x: Tensor, start: int, stop: 
     top, bottom, left, right = window.padding
     x = F.pad(wide(x), (left, right, top, bottom)).contiguous()
     return torch.nn.grad.conv2d_weight(x, shape, dy.contiguous(), window.stride, (0, 0), window.dilation, groups)
-
-
-def weight_gradient(layer: SparseLayer, dy: Tensor, x: Tensor, plan: Plan) -> Tensor:
-    """dL/dW at the blocks of `plan`, which are others than the layer's own: [n, R, C], by the layer's own kernel.
-
-    dy, x: as `factors` gives them, in the precision of the values.
-    """
-    leaf = torch.zeros(plan.nnz, *layer.grid.block, dtype=x.dtype, device=x.device)
-    with torch.enable_grad():
-        arranged = plan.arrange(leaf.requires_grad_())
-    block, stored = arranged.shape[1:], (plan.multiplied, plan.block)
-    if len(layer.shape) == 2:
-        kernel = dispatch.linear(layer.route, x, layer.shape[0], *stored).kernel
-        grad = compute(dy, x, units_for(plan, kernel), block, False, kernel)[0]
-    else:
-        kernel = dispatch.convolution(layer.route, x, layer.shape, layer.window, *stored).kernel
-        kernel = "dense" if kernel == "reference" else kernel
-        index = units_for(plan, kernel)
-        grad = compute_weight_grad(dy, x, index, block, layer.shape, layer.window, False, kernel)[0]
-    return grad if arranged is leaf else torch.autograd.grad(arranged, leaf, grad)[0]
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -21,12 +21,13 @@ from spfde.topology.topk import keep_highest_in_groups
 class LayerState:
     """One layer at an update, worked out once.
 
-    positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of every position of the
-    grid [grid size], what the pattern counts in (`Pattern.groups`). held: stored blocks of each group [groups].
+    name, module: the layer. positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of
+    every position of the grid [grid size], what the pattern counts in (`Pattern.groups`). held: stored blocks of each
+    group [groups].
     """
 
     name: str
-    layer: SparseLayer
+    module: SparseLayer
     positions: Tensor
     group: Tensor
     held: Tensor
@@ -34,14 +35,14 @@ class LayerState:
     @classmethod
     def of(cls, name: str, layer: SparseLayer) -> LayerState:
         """The state of a layer now."""
-        pattern, positions = layer.structure, layer.positions()
+        pattern, positions = layer.pattern, layer.positions()
         group = pattern.groups(layer.grid, positions.device)
         return cls(name, layer, positions, group, count_groups(group, pattern.parts(layer.grid), positions))
 
     @property
     def grid(self) -> Grid:
         """How the pattern cuts the weight into blocks."""
-        return self.layer.grid
+        return self.module.grid
 
     @property
     def nnz(self) -> int:
@@ -55,7 +56,7 @@ class LayerState:
 
     def quota(self, count: int) -> Tensor:
         """How many blocks each group holds when the layer holds `count` [groups]."""
-        return self.layer.structure.quota(self.grid, count, self.positions.device)
+        return self.module.pattern.quota(self.grid, count, self.positions.device)
 
     def highest(self, score: Tensor, count: int) -> Tensor:
         """Slots (ascending) of the `count` stored blocks with the highest scores [nnz], as the pattern allows."""
@@ -95,9 +96,9 @@ def check_layers(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method
                 f"expected the optimizer to hold the values of {name!r}, got one that does not (was it built "
                 f"before spfde.sparsify?), try building the optimizer afterwards"
             )
-        if layer.structure.kind in method.refused:
+        if layer.pattern.kind in method.refused:
             raise ValueError(
-                f"expected a pattern that {type(method).__name__} has a meaning for, got {layer.pattern!r} in "
+                f"expected a pattern that {type(method).__name__} has a meaning for, got {str(layer.pattern)!r} in "
                 f"{name!r}, try 'unstructured' or another method"
             )
         transform = layer._modules.get("transform")

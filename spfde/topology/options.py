@@ -28,6 +28,11 @@ class Option:
         """bool, int, float or str; one whose default is None also takes None."""
         return float if self.default is None else type(self.default)
 
+    @property
+    def annotation(self) -> Any:
+        """The type of its values."""
+        return self.kind if self.default is not None else self.kind | None
+
     def check(self, name: str, value: Any) -> Any:
         """The value, as the method sees it.
 
@@ -89,7 +94,7 @@ def signature_with(frame: Signature, method: type, defaults: Mapping[str, Any]) 
         if parameter.kind is not Parameter.VAR_KEYWORD and defaults.get(parameter.name) is not ...
     ]
     own = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.kind)
+        Parameter(name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
         for name, one in options_of(method).items()
     ]
     return Signature([*shared, *own])

@@ -117,12 +117,12 @@ class GradientProbes:
         self.disarm()
         self.of = {name: GradientProbe(layer) for name, layer in layers.items()}
         for probe in self.of.values():
-            probe.layer._probe = probe
+            probe.layer._grad_probe = probe
 
     def disarm(self) -> None:
         """Takes all probes away."""
         for probe in self.of.values():
-            probe.layer._probe = None
+            probe.layer._grad_probe = None
         self.of = {}
 
     def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:
@@ -157,7 +157,7 @@ class GradientProbes:
 def finite_gradients(optimizer: Optimizer) -> bool:
     """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return agree([all(no_sync.read([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
+    return agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
 
 
 def ranks() -> int:
@@ -177,7 +177,7 @@ def agree(flags: list[bool], any_rank: bool) -> list[bool]:
 
 def _stored(blocks: Tensor, here: Tensor) -> Tensor:
     """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
-    if not no_sync.waits(here):
+    if not no_sync.is_async(here):
         start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
         return blocks[here[start:stop]]
     inside = (here >= 0) & (here < len(blocks))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spfde.sparse import no_sync
-from spfde.sparse.no_sync import count_each, find
+from spfde.sparse.no_sync import count_each, nonzero
 
 
 def among_highest(score: Tensor, count: int) -> Tensor:
@@ -22,7 +22,7 @@ def among_highest(score: Tensor, count: int) -> Tensor:
     score = torch.nan_to_num(score, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     least = edge(score, count)
     chosen = score >= least
-    if not no_sync.waits(score) and int(chosen.count_nonzero()) == count:
+    if not no_sync.is_async(score) and int(chosen.count_nonzero()) == count:
         return chosen
     above, tied = score > least, score == least
     return above | (tied & (tied.cumsum(0) <= count - above.count_nonzero()))
@@ -30,7 +30,7 @@ def among_highest(score: Tensor, count: int) -> Tensor:
 
 def edge(score: Tensor, count: int) -> Tensor:
     """The lowest of the `count` highest scores [..., n], over the last dimension."""
-    if no_sync.waits(score):
+    if no_sync.is_async(score):
         return score.topk(count, sorted=False).values.amin(-1)
     # A partition: numpy's takes a tenth of the time of torch's selection, a hundredth of a sort's.
     score = score.detach() if score.dtype != torch.bfloat16 else score.detach().float()
@@ -40,7 +40,7 @@ def edge(score: Tensor, count: int) -> Tensor:
 
 def keep_highest(score: Tensor, count: int) -> Tensor:
     """Ascending positions (int64) of the `count` highest scores, as `among_highest` has them."""
-    return find(among_highest(score, count), min(max(0, count), score.numel()))
+    return nonzero(among_highest(score, count), min(max(0, count), score.numel()))
 
 
 def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:

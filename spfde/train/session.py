@@ -226,7 +226,7 @@ class Session:
             "device": self.device.name,
             "compile": self.recipe.compile,
             "isa": native().isa() if layers and self.device.is_cpu else None,
-            "kernels": {name: layer.route for name, layer in layers.items() if layer.route != "auto"},
+            "kernels": {name: layer.dispatch_key for name, layer in layers.items() if layer.dispatch_key != "auto"},
         }
 
     def state_dict(self) -> dict[str, Any]:

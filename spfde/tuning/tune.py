@@ -179,7 +179,7 @@ def _step(case: Case, kernel: str) -> Callable[[], object]:
 
     def forward() -> Tensor:
         if isinstance(layer, SparseConv2d):
-            return conv2d(x, values, plan, layer.window, bias, kernel)
+            return conv2d(x, values, plan, bias, kernel)
         return spmm(x, values, plan, bias, kernel)
 
     inputs = [x, values] if bias is None else [x, values, bias]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from spfde.kernels.dispatch.problem import STEPS, Problem, bucket_of
-from spfde.kernels.tiled import units_for
 from spfde.kernels.triton.candidates import product_candidates, weight_grad_candidates
 from spfde.kernels.triton.config import SIZES, Config, Gpu
+from spfde.kernels.triton.index import triton_index
 from spfde.kernels.triton.table import OPS, VERSIONS, GpuTable, Launches, Measured, key_of, trying
 from spfde.nn import SparseLayer
 from spfde.sparse.pattern import Pattern
@@ -186,8 +186,8 @@ def first_win(wins: Callable[[int], bool]) -> int | None:
 def _programs(layer: Layer, sparse: SparseLayer, gpu: Gpu) -> dict[str, tuple[int, list[Config]]]:
     """Outputs of a program of every op, and the launches to time."""
     (height, width), op = sparse.plan.block, "linear" if sparse.window.linear else "conv2d"
-    units = units_for(sparse.plan, "triton")
-    together, together_back = units.tiles.together, units.t_tiles.together
+    index = triton_index(sparse.plan)
+    together, together_back = index.tiles.together, index.t_tiles.together
     outputs, back = height * together, width * together_back
     kind, positions = layer.kind, problem_of(layer).positions
     return {

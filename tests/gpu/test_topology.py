@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 FIXED = {
     "set": {},
     "rigl": {},
-    "MEST": {"lam": 0.1},
-    "DSTEE": {"c": 0.1},
-    "ITOP": {"growth": "gradient"},
+    "mest": {"lam": 0.1},
+    "dst-ee": {"c": 0.1},
+    "itop": {"growth": "gradient"},
     "top-kast": {},
 }
 LAYERS = {

@@ -5,11 +5,13 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from kernels.problems import choose_linear
 
 from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.dispatch import table as tables
 from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.kernels.dispatch.table import Entry, Machine, Table, use
+from spfde.kernels.triton import kernel as triton_kernel
 from spfde.kernels.triton.config import GPUS
 from spfde.sparse.plan import Window
 
@@ -36,12 +38,17 @@ def kernel(measured, bucket):
     return None if entry is None else entry.kernel
 
 
+def chosen_for(problem, measured):
+    """The choice on a CPU with a table, or without one."""
+    return dispatch.choose("auto" if measured is None else use(measured), "cpu", torch.float32, problem)
+
+
 def test_the_fastest_kernel_is_chosen_and_the_reason_names_the_table():
     both = table((LINEAR, NATIVE), (CONV, DENSE))
-    choice = dispatch.choose(LINEAR, "avx2", both)
+    choice = chosen_for(LINEAR, both)
     assert choice.kernel == "native"
     assert choice.reason == f"measured 3.0x the masked dense product at density 0.25 (table {both.name})"
-    choice = dispatch.choose(CONV, "avx2", both)
+    choice = chosen_for(CONV, both)
     assert choice.kernel == "dense"
     assert choice.reason.startswith("measured 0.8x the masked dense product")
     assert both.name == f"avx2-2t-{both.digest}"
@@ -50,7 +57,7 @@ def test_the_fastest_kernel_is_chosen_and_the_reason_names_the_table():
 
 def test_what_was_not_measured_is_left_to_the_cost_model():
     other = LINEAR._replace(batch=127)
-    choice, predicted = (dispatch.choose(other, "avx2", t) for t in (table((LINEAR, DENSE)), None))
+    choice, predicted = (chosen_for(other, t) for t in (table((LINEAR, DENSE)), None))
     assert choice.kernel == predicted.kernel
     assert choice.reason.startswith(predicted.reason)
     assert "(not in table avx2-2t-" in choice.reason
@@ -74,7 +81,7 @@ def test_a_measurement_settles_the_densities_that_leave_no_doubt():
 def test_contradicting_measurements_still_never_turn_dense_into_native(order):
     entries = [(at(8), DENSE), (at(12), NATIVE), (at(20), DENSE), (at(30), NATIVE), (at(40), DENSE)]
     measured = table(*entries[::order])
-    chosen = [dispatch.choose(at(bucket), "avx2", measured).kernel for bucket in range(EMPTY, -1, -1)]
+    chosen = [chosen_for(at(bucket), measured).kernel for bucket in range(EMPTY, -1, -1)]
     assert chosen == sorted(chosen, reverse=True)
     assert kernel(measured, 12) == "native"
     assert kernel(measured, 8) == "dense"
@@ -188,13 +195,13 @@ def test_other_files_are_refused(tmp_path):
 def test_the_ops_know_a_table_in_use_by_its_name():
     mine = here((LINEAR, DENSE))
     args = ("cpu", torch.float32, 128, (256, 512), 256 * 512 // 4)
-    with pytest.raises(ValueError, match="expected kernel 'auto'"):
-        dispatch.choose_linear(mine.name, *args)
+    with pytest.raises(ValueError, match="expected kernel"):
+        choose_linear(mine.name, *args)
     assert use(mine) == mine.name
-    assert dispatch.choose_linear(mine.name, *args).kernel == "dense"
-    assert dispatch.choose_linear("auto", *args).kernel == "native"
-    assert dispatch.choose_linear(mine.name, "cuda", *args[1:]).kernel == "dense"
-    assert dispatch.choose_linear(mine.name, "cpu", torch.float64, *args[2:]).kernel == "reference"
+    assert choose_linear(mine.name, *args).kernel == "dense"
+    assert choose_linear("auto", *args).kernel == "native"
+    assert choose_linear(mine.name, "cuda", *args[1:]).kernel == "dense"
+    assert choose_linear(mine.name, "cpu", torch.float64, *args[2:]).kernel == "reference"
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
@@ -207,8 +214,9 @@ TRITON = {"triton": 1e-3, "dense": 3e-3}
 @pytest.fixture
 def h200(monkeypatch):
     """What dispatch asks of a machine with an H200 and triton."""
-    monkeypatch.setattr(dispatch, "why_not", lambda device: None)
-    monkeypatch.setattr(dispatch, "gpu_here", lambda: GPUS["NVIDIA H200"])
+    monkeypatch.setattr(triton_kernel, "why_not", lambda device: None)
+    for module in (triton_kernel, dispatch):
+        monkeypatch.setattr(module, "gpu_here", lambda: GPUS["NVIDIA H200"])
     dispatch.forget()
     yield monkeypatch
     dispatch.forget()
@@ -220,7 +228,7 @@ def gpu_table(problem, seconds, machine=GPU):
 
 def on_gpu(route, dtype=torch.bfloat16, problem=HALF, device="cuda"):
     stored = int(problem.density * 256 * 512)
-    return dispatch.choose_linear(route, device, dtype, problem.batch, problem.shape, stored, problem.block)
+    return choose_linear(route, device, dtype, problem.batch, problem.shape, stored, problem.block)
 
 
 def test_a_table_of_a_gpu_decides_there(h200):
@@ -241,9 +249,9 @@ def test_a_table_of_a_gpu_is_for_its_precision_its_gpu_and_what_can_run(h200):
     mine = here((LINEAR, NATIVE))
     assert on_gpu(use(mine), torch.float32, LINEAR._replace(block=(64, 64))).reason.startswith("predicted")
     assert on_gpu(name, torch.float64).kernel == "reference"
-    h200.setattr(dispatch, "why_not", lambda device: "triton is not installed")
+    h200.setattr(triton_kernel, "why_not", lambda device: "triton is not installed")
     dispatch.forget()
-    assert on_gpu(name).reason == "no sparse kernel on this GPU: triton is not installed"
+    assert on_gpu(name).reason == "no sparse kernel here: triton is not installed"
 
 
 def test_what_can_be_measured(h200):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from topology.networks import OPTIMIZERS, net, train_step
-from topology.test_methods import VARIANTS
+from topology.test_methods import LONG, VARIANTS
 from torch import nn
 
 import spfde
@@ -128,7 +128,7 @@ def test_topkast_explores_again_from_what_it_had_learned():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("stop", [3, 6, 9])
+@pytest.mark.parametrize("stop", [6, pytest.param(3, marks=LONG), pytest.param(9, marks=LONG)])
 def test_resuming_around_a_freeze_gives_the_same_bits(name, stop):
     """Saved before the freeze, while layer "2" is frozen, or after it was unfrozen."""
     method, options = VARIANTS[name]

@@ -207,7 +207,7 @@ def test_odd_layers_side_by_side(name, kind):
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "n:m" in method.refused])
 def test_a_pattern_without_meaning_is_refused(name):
     model = net("2:4")
-    with pytest.raises(ValueError, match=f"expected a pattern that {METHODS[name].__name__} has a meaning for, got '2:4' in '2'"):
+    with pytest.raises(ValueError, match=f"pattern that {METHODS[name].__name__} .*got '2:4' in '2'"):
         METHODS[name](model, OPTIMIZERS["sgd"](model.parameters()), total_steps=9)
 
 

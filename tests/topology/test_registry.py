@@ -89,7 +89,7 @@ class Cyclic(topology.Topology):
 
     def score(self, layer):
         self.updates += 1
-        return super().score(layer) if self.updates % 2 else torch.rand(layer.nnz, generator=self._generator)
+        return super().score(layer) if self.updates % 2 else torch.rand(layer.nnz, generator=self.generator)
 
     def grow(self, layer, kept, need):
         near = torch.zeros(layer.grid.size)
@@ -148,6 +148,11 @@ def test_an_init_from_outside_by_instance_and_by_name(registries):
     assert torch.equal(*masks) and masks[0][1].all()
     with pytest.raises(ValueError, match="no data"):
         spfde.sparsify(nn.Linear(6, 4), 0.5, init="outgoing", data=(1, 2))
+
+
+def test_an_option_may_not_hide_a_part_of_the_frame():
+    with pytest.raises(TypeError, match="option 'grow' of Odd"):
+        type("Odd", (topology.Topology,), {"grow": option(1, "[1, 8]", "hides a rule")})
 
 
 def test_names_are_taken_once_and_kinds_are_checked(registries):

@@ -262,7 +262,7 @@ def test_topkast_sets_and_gradients():
     assert torch.allclose(layer.values.grad.view(-1), expected)
     optimizer.step()  # 4.5 2.6 and 7.1 0.4
     assert not topology.step()
-    topology._step = 1
+    topology.steps_done = 1
     assert topology.step()
     assert layer.positions().tolist() == [0, 2]
     assert torch.allclose(layer.values.view(-1), torch.tensor([4.5, 7.1, 2.6, 1.0]))

@@ -62,7 +62,7 @@ def test_updates_follow_the_last_step_of_an_interval(every):
     assert by_epochs(topology, model, optimizer, lengths) == [
         end for epoch, end in enumerate(ends[:-1], 1) if epoch % every == 0
     ]
-    assert topology.total_steps == topology._step == ends[-1]
+    assert topology.total_steps == topology.steps_done == ends[-1]
 
 
 def test_the_end_moves_with_the_epochs():
@@ -94,7 +94,7 @@ def test_a_skipped_step_does_not_advance_the_schedule():
     """Skipped within an epoch the update still follows its last step, skipped at its end it follows the next one."""
     topology, model, optimizer = made(SET, 1)
     assert by_epochs(topology, model, optimizer, [3, 3, 3, 3], skipped=(2, 6)) == [3, 7, 9]
-    assert topology._step == topology.total_steps == 10
+    assert topology.steps_done == topology.total_steps == 10
     topology, model, optimizer = made(RigL, 1, end=1.0)
     assert by_epochs(topology, model, optimizer, [3, 3, 3, 3], skipped=(2, 6)) == [3, 7, 9]
     model = net()
@@ -113,7 +113,7 @@ def test_a_training_whose_last_steps_are_skipped_ends_at_the_target(last):
 
 
 def test_an_epoch_that_was_shorter_than_told_updates_late():
-    topology, model, optimizer = made(SET, 1)
+    topology = made(SET, 1)[0]
     run = Training(3)
     topology.on(EpochStart(0, 5), run)
     assert not topology.on(Step(), run)
@@ -122,7 +122,7 @@ def test_an_epoch_that_was_shorter_than_told_updates_late():
 
 
 def test_it_is_a_lever_and_says_what_it_did():
-    topology, model, optimizer = made(SET, 1)
+    topology = made(SET, 1)[0]
     assert isinstance(topology, Lever) and topology.needs == {EpochStart, Step}
     run = Training(2)
     topology.on(EpochStart(0, 1), run)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from spfde._native import native
-from spfde.kernels.dispatch.problem import EMPTY, KERNELS, Problem
+from spfde.kernels import registry
+from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.sparse.plan import Window
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -197,7 +198,7 @@ def _from_json(values: dict[str, Any]) -> Table:
 def _entry(values: dict[str, Any]) -> Entry:
     values = dict(values)
     seconds = values.pop("seconds")
-    if "dense" not in seconds or len(seconds) < 2 or not seconds.keys() <= set(KERNELS):
+    if "dense" not in seconds or len(seconds) < 2 or not seconds.keys() <= {*registry.names()}:
         raise ValueError(f"expected seconds of 'dense' and other kernels, got those of {sorted(seconds)}")
     for kernel, value in seconds.items():
         if not isinstance(value, float) or not isfinite(value) or value <= 0:

@@ -9,7 +9,8 @@ from math import prod
 
 import torch
 
-from spfde.kernels.dispatch.problem import KernelChoice, Problem
+from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.registry import Prediction
 from spfde.kernels.triton import table
 from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
 from spfde.sparse.plan import Window
@@ -89,18 +90,13 @@ def hindrance(block: tuple[int, int], window: Window) -> str | None:
     return "no sparse kernel for groups there" if window.groups > 1 else None
 
 
-def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | None) -> KernelChoice:
-    """The kernel for a problem on a GPU; absent: why Triton cannot run there, if it cannot."""
-    reason = absent or hindrance(problem.block, problem.window)
-    if reason is None and gpu is not None and gpu.capability < OLDEST:
-        reason = f"compute capability {OLDEST[0]}.{OLDEST[1]} is the oldest they are tested for"
-    if reason is not None or gpu is None:
-        return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
+def predict(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> Prediction:
+    """What the kernels gain on a GPU: measured break-evens first, else by the model."""
     measured = table.known().get(table.key_of(gpu, problem, dtype))
     if measured is not None:
-        kernel = "triton" if problem.density <= measured.break_even else "dense"
-        return KernelChoice(kernel, f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}", problem)
+        reason = f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}"
+        relative = measured.break_even / max(problem.density, 1e-9)
+        return Prediction(relative, problem.density <= measured.break_even, reason)
     predicted = gain(problem, dtype, gpu)
-    kernel = "triton" if predicted >= MARGIN else "dense"
     reason = f"predicted {predicted:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
-    return KernelChoice(kernel, reason, problem)
+    return Prediction(predicted, predicted >= MARGIN, reason)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spfde.nn.layer import permute
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.layers import LayerState
 from spfde.topology.methods.redistribution import Redistribution
 from spfde.topology.moves import share
@@ -48,12 +48,12 @@ class DeepR(Redistribution):
         for name, layer in self.live().items():
             lr, live = rates[id(layer.values)], layer.values[: layer.nnz]
             temperature = lr * self.l1**2 / 18 if self.temperature is None else self.temperature
-            noise = torch.randn(live.shape, generator=self._generator).to(live, non_blocking=True)
+            noise = torch.randn(live.shape, generator=self.generator).to(live, non_blocking=True)
             live += sqrt(2 * lr * temperature) * noise - lr * self.l1 * self.signs[name][: layer.nnz]
 
     def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        signed = {name: layer.layer.values.detach() * self.signs[name] for name, layer in layers.items()}
-        return find_all({name: (signed[name][: layer.nnz] >= 0).view(-1) for name, layer in layers.items()})
+        signed = {name: layer.module.values.detach() * self.signs[name] for name, layer in layers.items()}
+        return nonzero_all({name: (signed[name][: layer.nnz] >= 0).view(-1) for name, layer in layers.items()})
 
     def allocate(
         self, freed: int, layers: Mapping[str, LayerState], held: Mapping[str, int], limit: Mapping[str, int]
@@ -62,7 +62,7 @@ class DeepR(Redistribution):
         ends = torch.tensor([layers[name].grid.size - held[name] for name in names]).cumsum(0)
         if not freed:
             return dict.fromkeys(names, 0)
-        drawn = torch.randint(int(ends[-1]), (freed,), generator=self._generator)
+        drawn = torch.randint(int(ends[-1]), (freed,), generator=self.generator)
         hits = torch.bincount(torch.searchsorted(ends, drawn, right=True), minlength=len(names)).tolist()
         given = {name: min(hit, limit[name]) for name, hit in zip(names, hits, strict=True)}
         rest = {name: limit[name] - given[name] for name in names}
@@ -70,14 +70,14 @@ class DeepR(Redistribution):
             given[name] += more
         return given
 
-    def moved(self, layer: LayerState, source: Tensor) -> None:
-        signs, live = self.signs[layer.name], layer.layer.nnz
+    def slots_moved(self, layer: LayerState, source: Tensor) -> None:
+        signs, live = self.signs[layer.name], layer.module.nnz
         permute(signs, source)
         new = source[:live] < 0
         signs[:live][new] = self._random_signs(signs[:live][new])
 
     def _random_signs(self, like: Tensor) -> Tensor:
-        return (2 * torch.randint(2, like.shape, generator=self._generator) - 1).to(like)
+        return (2 * torch.randint(2, like.shape, generator=self.generator) - 1).to(like)
 
     def own_state(self) -> dict[str, Any]:
         return {"signs": {name: signs.clone() for name, signs in self.signs.items()}}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.layers import LayerState
 from spfde.topology.methods.redistribution import Redistribution
 from spfde.topology.options import option
@@ -34,13 +34,13 @@ class DSR(Redistribution):
         for name, score in scores.items():
             if score.numel():
                 kept[name].index_fill_(0, score.argmax().view(1), True)
-        return find_all(kept)
+        return nonzero_all(kept)
 
     def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
         counts = super().counts(layers, kept)
         stored = sum(layer.nnz for layer in layers.values())
         dropped = stored - sum(slots.numel() for slots in kept.values())
-        wanted = self.drop_share(self._step) * stored
+        wanted = self.drop_share(self.steps_done) * stored
         if dropped < (1 - self.tolerance) * wanted:
             self.threshold *= 2
         elif dropped > (1 + self.tolerance) * wanted:

@@ -29,7 +29,7 @@ class DSTEE(RigL):
     """
 
     c: float | None = option(
-        None, "[0, inf)", "bonus, in units of the gradient that the optimizer step sees; None chooses it at every update"
+        None, "[0, inf)", "bonus in units of the unscaled gradient; None chooses it at every update"
     )
     eps: float = option(1.0, "(0, inf)", "1 halves the bonus after one round, smaller values let it fall off faster")
 
@@ -58,7 +58,7 @@ class DSTEE(RigL):
             strength = edge.min().double() * self.eps if edge.numel() else 0.0
         else:
             scale = self._probes.of[layer.name].scale()
-            strength = scale.new_full((), self.c * log(max(1, self._step))) / scale
+            strength = scale.new_full((), self.c * log(max(1, self.steps_done))) / scale
         rounds = self.rounds[layer.name]
         for first, score in slabs:
             yield first, score + strength * (rounds[first : first + score.numel()] + self.eps).reciprocal()

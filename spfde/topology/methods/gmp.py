@@ -47,6 +47,6 @@ class GMP(Scheduled):
 
     def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
         counts = super().counts(layers, kept)
-        if not self._step:  # the opening
+        if not self.steps_done:  # the opening
             return counts
         return {name: min(counts[name], layer.nnz) for name, layer in layers.items()}  # one that was frozen had settled

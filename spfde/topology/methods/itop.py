@@ -36,4 +36,4 @@ class ITOP(RigL):
     def grow(self, layer: LayerState, kept: Tensor, need: Tensor) -> Tensor:
         if self.grows_by_gradient:
             return super().grow(layer, kept, need)
-        return drawn(layer.group, kept, need, self._generator)
+        return drawn(layer.group, kept, need, self.generator)

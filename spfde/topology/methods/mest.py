@@ -42,7 +42,7 @@ class MEST(Topology):
         return stairs(step, self.drop_fraction, self.total_steps)
 
     def score(self, layer: LayerState) -> Tensor:
-        values = layer.layer.values
+        values = layer.module.values
         score = values.detach().abs()
         if self.lam:
             if values.grad is None:
@@ -61,7 +61,7 @@ class MEST(Topology):
     def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
         if not self.soft:
             return super().counts(layers, kept)
-        return {name: min(self._bound(name, self._step), layer.grid.size) for name, layer in layers.items()}
+        return {name: min(self._bound(name, self.steps_done), layer.grid.size) for name, layer in layers.items()}
 
     def _bound(self, name: str, step: int) -> int:
         """The count that an update after `step` grows to."""

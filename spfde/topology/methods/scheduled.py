@@ -30,7 +30,7 @@ class Scheduled(Topology, ABC):
         self.update()
 
     def keep_slots(self, layer: LayerState, score: Tensor) -> Tensor:
-        return layer.highest(score, min(layer.nnz, self.count_at(layer.name, self._step)))
+        return layer.highest(score, min(layer.nnz, self.count_at(layer.name, self.steps_done)))
 
     def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
-        return {name: self.count_at(name, self._step) for name in layers}
+        return {name: self.count_at(name, self.steps_done) for name in layers}

@@ -31,7 +31,7 @@ class SET(Topology):
             return score
         # The place among the weights of the same sign, in [0, 1): dropping the lowest places splits by sign.
         order = torch.sort(score, stable=True).indices
-        negative = (layer.layer.values.detach()[: layer.nnz].view(-1) < 0)[order]
+        negative = (layer.module.values.detach()[: layer.nnz].view(-1) < 0)[order]
         below, above = (sign.cumsum(0).to(score.dtype) for sign in (negative, ~negative))
         place = torch.where(negative, (below - 1) / below[-1:], (above - 1) / above[-1:])
         return torch.empty_like(score).index_copy_(0, order, place)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spfde.sparse.no_sync import read
+from spfde.sparse.no_sync import to_host
 from spfde.topology.layers import LayerState
 from spfde.topology.methods.redistribution import Redistribution
 from spfde.topology.moves import highest
@@ -57,7 +57,7 @@ class SNFS(Redistribution):
 
     def layer_weight(self, layers: Mapping[str, LayerState], held: Mapping[str, int]) -> dict[str, float]:
         some = {name: layer for name, layer in layers.items() if layer.nnz}
-        means = read([self.momentum[name][layer.positions].abs().mean() for name, layer in some.items()])
+        means = to_host([self.momentum[name][layer.positions].abs().mean() for name, layer in some.items()])
         return dict.fromkeys(layers, 0.0) | dict(zip(some, means, strict=True))
 
     def grow(self, layer: LayerState, kept: Tensor, need: Tensor) -> Tensor:

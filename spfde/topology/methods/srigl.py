@@ -33,7 +33,7 @@ class SRigL(RigL):
 
     def keep_slots(self, layer: LayerState, score: Tensor) -> Tensor:
         room = torch.tensor([layer.grid.size - layer.nnz])
-        return without_lowest(score, layer.positions, room, int(self.drop_share(self._step) * layer.nnz))
+        return without_lowest(score, layer.positions, room, int(self.drop_share(self.steps_done) * layer.nnz))
 
     def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
         if not layer.nnz:

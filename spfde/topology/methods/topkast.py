@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde.kernels.call import weight_gradient
 from spfde.nn import SparseLayer
 from spfde.nn.layer import permute
 from spfde.sparse.index import index_from_positions
 from spfde.sparse.plan import Plan, build_plan
 from spfde.topology.base import Topology
-from spfde.topology.gradients import factors, weight_gradient
 from spfde.topology.history import Shift
 from spfde.topology.layers import LayerState
 from spfde.topology.moves import count_groups, highest
@@ -34,12 +34,12 @@ class Exploration:
         self.grad: Tensor | None = None
         self.plan: Plan | None = None
         self.place(positions)
-        layer._probe = self
+        layer._grad_probe = self
         self._handle = layer.values.register_hook(self._add)
 
     def detach(self) -> None:
         """Follows the layer's backward passes no longer."""
-        self.layer._probe = None
+        self.layer._grad_probe = None
         self._handle.remove()
 
     def place(self, positions: Tensor) -> None:
@@ -51,7 +51,7 @@ class Exploration:
         if self.plan is None:
             self.plan = plan
         else:  # whatever reads its tensors, a CUDA graph too, reads the new positions
-            self.plan.become(plan)
+            self.plan.update_(plan)
 
     @property
     def slots(self) -> slice:
@@ -66,7 +66,7 @@ class Exploration:
         if x is None:
             grad = layer.grid.cut(dy)[self.positions]
         else:
-            grad = weight_gradient(layer, *factors(layer, dy, x.to(dtype)), self.plan)
+            grad = weight_gradient(dy, x.to(dtype), self.plan, layer.dispatch_key)
         self.grad = grad if self.grad is None else self.grad + grad
 
     def _add(self, grad: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class TopKAST(Topology):
         live = self.live()
         for name in [name for name in self.explorations if name not in live]:  # frozen
             self._close(name)
-        if self._step < self.total_steps:
+        if self.steps_done < self.total_steps:
             for name in [name for name in live if name not in self.explorations]:  # frozen no longer
                 self._explore(name)
 
@@ -158,7 +158,7 @@ class TopKAST(Topology):
     @torch.no_grad()
     def _choose(self, state: LayerState, theta: Tensor, magnitude: Tensor, forward: Tensor) -> Shift:
         """Makes `forward` the forward set and the next largest weights the exploration."""
-        name, layer = state.name, state.layer
+        name, layer = state.name, state.module
         exploration, before = self.explorations[name], layer.nnz
         both = state.quota(self._both(layer))
         need = (both - count_groups(state.group, both.numel(), forward)).clamp_(min=0)
@@ -201,7 +201,7 @@ class TopKAST(Topology):
         size, device = layer.grid.size, layer.values.device
         if not layer.nnz:
             return layer.values.new_zeros(size, *layer.grid.block)
-        drawn = torch.randint(layer.nnz, (size,), generator=self._generator).to(device)
+        drawn = torch.randint(layer.nnz, (size,), generator=self.generator).to(device)
         return layer.values.detach()[drawn]
 
     def _explore(self, name: str) -> None:

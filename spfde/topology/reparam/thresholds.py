@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.base import Topology
 from spfde.topology.history import Shift
 from spfde.topology.layers import LayerState, sparse_layers
@@ -95,7 +95,7 @@ class Thresholds(Topology):
 
     def after_step(self) -> None:
         end = self.end * self.total_steps
-        share = 0.0 if self._step >= end else (1 + cos(pi * self._step / end)) / 2
+        share = 0.0 if self.steps_done >= end else (1 + cos(pi * self.steps_done / end)) / 2
         for name, layer in self.layers.items():
             layer.transform.below = share * self.annealing[name]
 
@@ -103,8 +103,8 @@ class Thresholds(Topology):
         return super().due(step) and step >= self.end * self.total_steps
 
     def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        weights = {name: layer.layer._effective()[: layer.nnz] for name, layer in layers.items()}
-        return find_all({name: (weight != 0).flatten(1).any(1) for name, weight in weights.items()})
+        weights = {name: layer.module._effective()[: layer.nnz] for name, layer in layers.items()}
+        return nonzero_all({name: (weight != 0).flatten(1).any(1) for name, weight in weights.items()})
 
     def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
         if kept.numel() == layer.nnz:

@@ -7,9 +7,12 @@ import sys
 
 import pytest
 import torch
+from kernels.problems import choose_linear, choose_on
 
 from spfde.kernels.dispatch import rule as dispatch
-from spfde.kernels.triton import model, table
+from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.triton import kernel as kernel_module
+from spfde.kernels.triton import table
 from spfde.kernels.triton.config import GPUS, Config
 from spfde.kernels.triton.table import GpuTable, Key, Measured, launch_of, trying
 
@@ -174,17 +177,17 @@ def test_a_trial_that_no_kernel_took_is_told():
 
 
 def test_a_table_decides_what_dispatch_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr(dispatch, "why_not", lambda device: None)
-    monkeypatch.setattr(dispatch, "gpu_here", lambda: H200)
+    monkeypatch.setattr(kernel_module, "why_not", lambda device: None)
+    monkeypatch.setattr(kernel_module, "gpu_here", lambda: H200)
     args = ("auto", "cuda", torch.bfloat16, 4096, SHAPE, SHAPE[0] * SHAPE[1] // 4, (16, 32))
     dispatch.forget()
-    predicted = dispatch.choose_linear(*args)
+    predicted = choose_linear(*args)
     assert (predicted.kernel, predicted.reason[:9]) == ("dense", "predicted")
     try:
         for density, kernel in ((0.25, "triton"), (0.24, "dense")):
             with_break_even(density).save(tmp_path / "mine.json")
             dispatch.use_gpu_table(tmp_path / "mine.json")
-            choice = dispatch.choose_linear(*args)
+            choice = choose_linear(*args)
             assert choice.kernel == kernel
             assert choice.reason == f"measured on NVIDIA H200: break-even at density {density:.2f}"
     finally:
@@ -192,7 +195,7 @@ def test_a_table_decides_what_dispatch_runs(monkeypatch, tmp_path):
 
 
 def test_sizes_share_an_entry_within_a_halving():
-    problem = dispatch.Problem(4096, SHAPE, 16, (16, 32))
+    problem = Problem(4096, SHAPE, 16, (16, 32))
     assert table.key_of(H200, problem, torch.bfloat16) == KEY
     for same in (problem._replace(batch=8191), problem._replace(shape=(2047, 2048))):
         assert table.key_of(H200, same, torch.bfloat16) == KEY
@@ -202,8 +205,8 @@ def test_sizes_share_an_entry_within_a_halving():
 def test_a_choice_that_was_measured_never_takes_a_slower_kernel(monkeypatch):
     monkeypatch.setattr(table, "known", lambda: {KEY: MEASURED._replace(break_even=0.0)})
     for bucket in range(0, 193, 8):
-        problem = dispatch.Problem(4096, SHAPE, bucket, (16, 32))
-        assert model.choose(problem, torch.bfloat16, None, H200).kernel == "dense"
+        problem = Problem(4096, SHAPE, bucket, (16, 32))
+        assert choose_on(problem, torch.bfloat16, None, H200).kernel == "dense"
 
 
 def test_no_table_is_read_before_a_gpu_is_asked_about():

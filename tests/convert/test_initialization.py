@@ -111,7 +111,8 @@ def test_scoring_leaves_no_trace(name, training, monkeypatch):
     versions = {key: p._version for key, p in model.named_parameters()}
     torch.manual_seed(7)
     rng = torch.get_rng_state()
-    monkeypatch.setattr(sys.modules["spfde.convert.sparsify"], "store", lambda model, *_: model)  # score, but do not convert
+    # Score, but do not convert.
+    monkeypatch.setattr(sys.modules["spfde.convert.sparsify"], "store", lambda model, *_: model)
     out = spfde.sparsify(model, 0.9, distribution="erk", init=quick(name), data=(x, y), loss_fn=cross_entropy)
     assert out is model
     assert calls  # it did run the model
@@ -157,13 +158,13 @@ def test_weights_and_outputs_outside_the_mask_are_those_of_the_dense_model(name)
 
 
 def test_the_seed_alone_decides_over_dropout():
-    def born(seed, global_seed):
+    def chosen(seed, global_seed):
         model = net()
         torch.manual_seed(global_seed)
         return masks(spfde.sparsify(model, 0.9, init="grasp", seed=seed, data=batch(), loss_fn=cross_entropy))
 
-    same_bits(born(1, 5), born(1, 6))
-    assert not torch.equal(born(1, 5)["9"], born(2, 5)["9"])
+    same_bits(chosen(1, 5), chosen(1, 6))
+    assert not torch.equal(chosen(1, 5)["9"], chosen(2, 5)["9"])
 
 
 def test_gradients_may_be_off_and_weights_may_be_frozen():
@@ -243,3 +244,74 @@ def test_scores_of_ones_own():
     model = spfde.sparsify(net(), distribution={"0": 0.5, "9": 0.9}, init=scores)
     assert float(scores["9"][model[9].mask()].min()) > float(scores["9"][~model[9].mask()].max())
     assert sizes(model) == {"0": 108, "9": 96}
+
+
+X, Y = batch()
+NAN = {"3": torch.full((12, 8, 3, 3), torch.nan), "9": torch.rand(20, 48)}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (dict(init="snip", loss_fn=cross_entropy), "data.*'snip'"),
+        (dict(init="grasp", data=(X, Y)), "loss_fn.*'grasp'"),
+        (dict(init="force", data=(X, Y), loss_fn=3), "loss_fn to be callable"),
+        (dict(init="snip", data=X, loss_fn=cross_entropy), "data.*Tensor"),
+        (dict(init="snip", data=(X, Y, X), loss_fn=cross_entropy), "data.*3 of them"),
+        (dict(init="snip", data=[], loss_fn=cross_entropy), "data.*0 of them"),
+        (dict(init="synflow"), "data.*'synflow'"),
+        (dict(init="synflow", data=X), "data.*Tensor"),
+        (dict(init="synfow"), "init to be one of.*try 'synflow'"),
+        (dict(init=SNIP), "init.*class"),
+        (dict(init=3), "init.*got 3"),
+        (dict(init="magnitude", data=(X, Y)), "no data.*'magnitude'"),
+        (dict(init={"3": X}, loss_fn=cross_entropy), "no loss_fn for given scores"),
+        (dict(init={"4": X}), "layer in init.*'4'"),
+        (dict(init={"3": X}), "scores.*'3', got .6, 3, 9, 9"),
+        (dict(init={"9": NAN["9"]}), "scores.*'3', got none"),
+        (dict(init=NAN), "scores.*'3', got NaN"),
+        (dict(init="snip", data=(X, Y), loss_fn=lambda o, y: o), "loss_fn.*scalar"),
+        (dict(init="snip", data=(X, Y), loss_fn=lambda o, y: 3.0), "loss_fn.*float"),
+        (dict(init="snip", data=(X, Y), loss_fn=lambda o, y: o.detach().sum()), "loss that depends"),
+        (dict(init="grasp", data=(X, Y), loss_fn=lambda o, y: o.sum() / 0), "finite scores"),
+    ],
+)
+def test_what_is_wrong_is_named_and_leaves_the_model_alone(options, named):
+    model = net()
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=named):
+        spfde.sparsify(model, 0.9, **options)
+    assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert sizes(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [(lambda: GraSP(temperature=0), "temperature"), (lambda: SynFlow(rounds=0), "rounds"),
+     (lambda: FORCE(rounds=0), "rounds")],
+)  # fmt: skip
+def test_methods_check_their_options(make, named):
+    with pytest.raises(ValueError, match=f"expected .*{named}"):
+        make()
+
+
+def test_outputs_that_are_no_tensor():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return {"logits": self.layer(x)}
+
+    data = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    loss_fn = lambda output, y: cross_entropy(output["logits"], y)  # noqa: E731
+    assert sizes(spfde.sparsify(Pair(), 0.5, distribution="erk", init="snip", data=data, loss_fn=loss_fn)) == {
+        "layer": 3
+    }
+    for init in ("grasp", "synflow"):
+        with pytest.raises(ValueError, match=f"expected the model to return a tensor for init '{init}', got dict"):
+            spfde.sparsify(Pair(), 0.5, distribution="erk", init=init, data=data, loss_fn=loss_fn)
+    off = GraSP(temperature=1)
+    assert sizes(spfde.sparsify(Pair(), 0.5, distribution="erk", init=off, data=data, loss_fn=loss_fn)) == {"layer": 3}
