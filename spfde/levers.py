@@ -261,8 +261,11 @@ class Levers(Sequence[Lever]):
 
 def _check(lever: Any) -> None:
     if isinstance(lever, type) or not isinstance(lever, Lever):
-        missing = [name for name in ("needs", "on", "state_dict", "load_state_dict") if getattr(lever, name, None) is None]
-        got = lever.__name__ if isinstance(lever, type) else f"{type(lever).__name__} without {', '.join(missing)}"
+        missing = [
+            name for name in ("needs", "on", "state_dict", "load_state_dict") if getattr(lever, name, None) is None
+        ]
+        kind = lever if isinstance(lever, type) else type(lever)
+        got = f"the class {kind.__name__}" if kind is lever else f"{kind.__name__} without {', '.join(missing)}"
         raise TypeError(f"expected a lever (spfde.levers.Lever), got {got}, try an object with needs and on")
     for kind in lever.needs:
         if not (isinstance(kind, type) and issubclass(kind, Event)):

@@ -13,9 +13,8 @@ from typing import Any
 
 from spfde.summary import LayerSummary
 from spfde.train import run_dir as files
-from spfde.train.stats import Epoch
 from spfde.train.recipe import all_epochs
-from spfde.train.stats import CATEGORIES
+from spfde.train.stats import CATEGORIES, Epoch
 
 # What a file must hold, by key: an example of the type. More keys are welcome.
 RUN = {
