@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from spfde.flops import LayerWork, stored_weights
-from spfde.freezing.freeze import check_unshared, fix, freeze, unfreeze
+from spfde.freezing.freeze import check_unshared, fix, freeze, is_frozen, unfreeze
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,11 @@ class FreezeBlock:
     def backward(self) -> int:
         """FLOPs of one sample's backward pass, at the present densities: the credit for freezing it."""
         return sum(work.backward for work in self.work)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether all of it is frozen now."""
+        return all(is_frozen(module) for _, module in self.modules)
 
     def freeze(self) -> None:
         """Makes the block constant (`spfde.freezing.freeze`)."""

@@ -148,6 +148,8 @@ class Session:
         back = [block for block in self._named(names) if block.name in self._frozen]
         for block in back:
             block.unfreeze()
+            for _, module in block.modules:
+                module.train(self.model.training)  # it may have frozen between epochs, in eval mode
             self._frozen.remove(block.name)
             for group in self.optimizer.param_groups:
                 if group.get("block") == block.name:
@@ -256,10 +258,14 @@ class Session:
             )
         try:
             self.model.load_state_dict(state["model"])
-            for block in self._named(state["frozen"]):
-                block.freeze()
             self._frozen = list(state["frozen"])
+            before = {block.name for block in self._blocks or () if block.is_frozen}
             self.levers.load_state_dict(state["levers"])
+            for block in self._named(self._frozen):
+                block.freeze()
+            for block in self._blocks or ():  # that a freezer had frozen and another lever had given back
+                if block.is_frozen and block.name not in (*before, *self._frozen):
+                    block.unfreeze()
             self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])

@@ -120,7 +120,7 @@ class Periodic:
 FOREIGN = {
     "by step": ({"freeze": 0}, lambda run: StillFreezer(0.5)),
     "varying size": ({"sieve": 0}, lambda run: Unbiased(90)),
-    "unfreezing": ({"freeze": 0}, lambda run: Periodic()),
+    "unfreezing": ({"freeze": 0.05}, lambda run: Periodic()),  # beside a freezer that means to keep that block frozen
 }
 FIELDS = {"epochs": 4, "batch_size": 16, "lr": 0.05}
 
@@ -141,7 +141,7 @@ def test_a_foreign_lever_trains_and_resumes_within_an_epoch_to_the_same_bits(nam
         assert all(record.samples + record.sieved == 90 for record in whole.epochs)
         assert "sieve" in kinds[1]
     elif name == "unfreezing":
-        assert [bool(record.frozen) for record in whole.epochs] == [False, True, False, True]
+        assert ["layer1.0" in record.frozen for record in whole.epochs] == [False, True, False, True]
         assert ["unfreeze" in each for each in kinds] == [False, False, True, False]
     else:
         assert whole.epochs[-1].frozen and any("freeze" in each for each in kinds)
@@ -317,6 +317,19 @@ def test_a_run_refuses_to_freeze_what_it_has_not_or_everything(task):
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="stay trainable"):
         run.freeze([block.name for block in run.blocks])
+
+
+def test_what_froze_in_eval_mode_trains_again_in_the_models_own(task):
+    run = build(Inputs(task.recipe(), task.model(), task.train, task.test))
+    block = run.model.layer1[0]
+    run.model.eval()
+    run.freeze(["layer1.0"])
+    run.model.train()
+    assert not block.training and run.frozen == ("layer1.0",)
+    run.unfreeze(["layer1.0", "layer2.0"])
+    assert all(module.training for module in run.model.modules()) and run.frozen == ()
+    assert all(p.requires_grad for p in run.model.parameters())
+    assert {group["horizon"] for group in run.optimizer.param_groups if group.get("block") == "layer1.0"} == {1.0}
 
 
 def test_a_freeze_brings_masks_to_their_target_first(task):
