@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spfde.train.recipe import Recipe, require_fields
+from spfde.train.recipe.recipe import Recipe, require_fields
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,12 +33,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def text(recipe: Recipe) -> str:
-    """Write a recipe as TOML that `read` takes back; a field at None is left out, as TOML has no word for it."""
-    return "".join(f"{name} = {_value(v)}\n" for name, v in recipe.to_dict().items() if v is not None)
+    """Write a recipe as TOML that `read` takes back; a field without a value is left out, TOML has no word for None."""
+    return "".join(f"{name} = {_value(v)}\n" for name, v in recipe.to_dict().items() if v not in (None, {}))
 
 
 def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(name)} = {_value(v)}' for name, v in value.items())} }}"
     # JSON's strings and booleans are TOML's, but for one control character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

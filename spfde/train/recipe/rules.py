@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
@@ -56,6 +57,12 @@ def one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names, names)
 
 
+def registered(registry: Mapping[str, Any], *others: str) -> Rule:
+    """Return the rule of a registry's names, those that are added later too, and a few others."""
+    names = (*registry, *others)
+    return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and (v in registry or v in others), names)
+
+
 def increasing(rule: Rule, expected: str) -> Rule:
     """Return the rule of a non-empty tuple of strictly increasing numbers that `rule` takes."""
     return Rule(
@@ -76,6 +83,16 @@ def _is_pattern(value: object) -> bool:
 NAME = Rule("a name", lambda v: isinstance(v, str) and v != "")
 PATH = Rule("a path", lambda v: isinstance(v, str) and v != "" and "\0" not in v)
 PATTERN = Rule("'unstructured', 'block:RxC', 'n:m' with n < m, 'fan-in' or 'channel'", _is_pattern)
+DEVICE = Rule(
+    "'cpu', 'cuda' or 'cuda:N'", lambda v: isinstance(v, str) and bool(re.fullmatch(r"cpu|cuda(:\d{1,3})?", v))
+)
+OPTIONS = Rule(
+    "a mapping of names to numbers, texts and flags",
+    lambda v: (
+        isinstance(v, Mapping)
+        and all(isinstance(n, str) and (_is_real(o) or isinstance(o, str | bool)) for n, o in v.items())
+    ),
+)
 FLAG = Rule("True or False", lambda v: isinstance(v, bool))
 POSITIVE = real("a number in (0, 1e6]", lambda v: 0 < v <= 1e6)
 NOT_NEGATIVE = real("a number in [0, 1e6]", lambda v: 0 <= v <= 1e6)

@@ -1,24 +1,19 @@
-"""One record per epoch, and its JSON line."""
+"""One record per epoch and its JSON line, and where an epoch's seconds went."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from spfde.train.stopwatch import CATEGORIES
+from spfde.levers import Decision
 
-
-@dataclass(frozen=True)
-class Event:
-    """Something a lever did: `kind` is topology, freeze or sieve; round when one of imp's is done."""
-
-    kind: str
-    text: str
-    reason: str
+CATEGORIES = ("kernels", "step", "data", "levers", "evaluation", "checkpoint", "other")
 
 
 @dataclass(frozen=True)
@@ -27,8 +22,9 @@ class Epoch:
 
     Accuracies are fractions. `lr` is the rate of the epoch's last step for what never freezes, `flops` the
     training FLOPs of the epoch (2 per multiply-add), `sparsity` the fraction of zeros over the sparse layers,
-    `frozen` the blocks frozen so far, `sieved` the samples that are out, `layers` the sparsity of each weighted
-    layer after the epoch, in the order of the network, `memory` the most bytes the process held at once while training.
+    `frozen` the blocks frozen at its end, `sieved` the samples that are out, `layers` the sparsity of each weighted
+    layer after the epoch, in the order of the network, `memory` the most bytes held at once while training, by the
+    process on a CPU and by tensors on a GPU.
     """
 
     epoch: int
@@ -42,7 +38,7 @@ class Epoch:
     frozen: tuple[str, ...]
     sieved: int
     sparsity: float
-    events: tuple[Event, ...]
+    events: tuple[Decision, ...]
     layers: Mapping[str, float] = field(default_factory=dict)
     memory: int = 0
 
@@ -71,20 +67,22 @@ class Epoch:
         """Build the record from `to_dict`'s values; those of an older version hold no layers and no memory."""
         fields = {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
         fields["frozen"] = tuple(fields["frozen"])
-        fields["events"] = tuple(Event(**event) for event in fields["events"])
+        fields["events"] = tuple(Decision(**event) for event in fields["events"])
         return cls(**fields)
 
 
 @dataclass(frozen=True)
-class Underway:
+class EpochProgress:
     """An epoch after `step` of its steps, of which its record will need these.
 
-    `loss` is the sum over the samples seen, `correct` how many of them were right; `flops` are the whole epoch's.
+    `sample_flops` are those of one sample as the network is now, `flops` those spent so far; `loss` is the sum over the
+    samples seen, `correct` how many of them were right.
     """
 
     epoch: int
-    flops: float
-    events: tuple[Event, ...]
+    sample_flops: float
+    events: tuple[Decision, ...]
+    flops: float = 0.0
     step: int = 0
     loss: float = 0.0
     correct: int = 0
@@ -97,9 +95,9 @@ class Underway:
         return {**values, "events": list(values["events"])}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Underway:
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochProgress:
         """Build it from `to_dict`'s values."""
-        return cls(**{**values, "events": tuple(Event(**event) for event in values["events"])})
+        return cls(**{**values, "events": tuple(Decision(**event) for event in values["events"])})
 
 
 def parse_lines(text: str) -> list[dict[str, Any]]:
@@ -136,3 +134,45 @@ def reconcile(lines: list[dict[str, Any]], history: list[dict[str, Any]]) -> lis
             break
         kept.append(line)
     return kept + history[len(kept) :]
+
+
+class Stopwatch:
+    """Splits the time since its start into `CATEGORIES`, in seconds, on top of the `seconds` that it starts with.
+
+    Every instant belongs to one category, the innermost open one ("other" when none is), so the parts make up
+    the total whatever happens in between.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, seconds: Mapping[str, float] = {}) -> None:
+        self._clock = clock
+        self._seconds = {**dict.fromkeys(CATEGORIES, 0.0), **seconds}
+        self._current = "other"
+        self._since = clock()
+
+    @contextmanager
+    def __call__(self, category: str) -> Iterator[None]:
+        """Count the time inside the block as `category`."""
+        outer = self._switch(category)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count `seconds` of `source` as `target`, at most what `source` has."""
+        seconds = min(seconds, self._seconds[source])
+        self._seconds[source] -= seconds
+        self._seconds[target] += seconds
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every category up to now."""
+        self._switch(self._current)
+        return dict(self._seconds)
+
+    def _switch(self, category: str) -> str:
+        if category not in self._seconds:
+            raise ValueError(f"expected one of {', '.join(CATEGORIES)}, got {category!r}")
+        now = self._clock()
+        self._seconds[self._current] += now - self._since
+        outer, self._current, self._since = self._current, category, now
+        return outer

@@ -1,8 +1,10 @@
-"""The run directory: what is in it, and writes that never leave half a file."""
+"""The run directory: what is in it, writes that never leave half a file, and one run in it at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO
 FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json", "rounds.json")
 METRICS, RECIPE, RUN, RESULT, LAYERS, ROUNDS = FILES
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 PARTIAL = ".partial"
 REFUSED = ".refused"
 _CHECKPOINT = re.compile(r"epoch-([0-9]+)(?:-step-([0-9]+))?\.pt")
@@ -186,3 +189,32 @@ def sweep(path: Path) -> None:
     """Remove the half-written files that killed processes left in a run directory."""
     for left in (*path.glob(f".*{PARTIAL}"), *(path / CHECKPOINTS).glob(f".*{PARTIAL}")):
         left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a run directory; the system lets go of it when the process ends, however it ends.
+
+    A record lock: loader processes do not inherit it, so a killed run's last worker keeps nobody out.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network file systems have no locks: there a run goes without.
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(handle, 32).decode(errors="replace").strip()
+                raise ValueError(
+                    f"expected a run directory that no other run uses, got {out}, in use by process {holder or '?'},"
+                    " try waiting for it, or another out"
+                ) from error
+        with contextlib.suppress(OSError):  # only for the message above; a full disk is told with its size later
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(handle)

@@ -1,18 +1,20 @@
-"""Mini-batches of (images, targets, indices), in an order that the caller gives."""
+"""Mini-batches of (images, targets, indices) in a given order, and the generators that a run may draw from."""
 
 from __future__ import annotations
 
+import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from spfde.data import Images, Pixels, UnreadableImage
-from spfde.train import randomness
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -41,10 +43,9 @@ def split(order: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
-def shuffled(indices: Tensor, seed: int, epoch: int) -> Tensor:
-    """Permute `indices` [n] as a pure function of seed and epoch: nothing to keep for a resumed run."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return indices[torch.randperm(len(indices), generator=generator)]
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's order: a pure function, so nothing is kept for a resumed run."""
+    return seed * 1_000_003 + epoch
 
 
 class TensorSource:
@@ -75,8 +76,8 @@ class _Indexed(Dataset):
         self.dataset, self.key = dataset, key
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any, int] | UnreadableImage]:
-        with randomness.isolated():
-            randomness.seed(*self.key, indices[0])
+        with isolated():
+            seed(*self.key, indices[0])
             return [self._item(index) for index in indices]
 
     def _item(self, index: int) -> tuple[Any, Any, int] | UnreadableImage:
@@ -164,3 +165,50 @@ def _describe(item: object) -> str:
     if isinstance(item, tuple | list):
         return f"({', '.join(type(part).__name__ for part in item)})"
     return type(item).__name__
+
+
+# ---- every generator that a run may draw from: torch's, NumPy's and Python's -----------------------------------------
+
+
+def random_state(device: torch.device | None = None) -> dict[str, Any]:
+    """Return where the generators are, as tensors and plain values; that of a GPU too, if `device` is one."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+    }
+    return state if _is_cpu(device) else {**state, "cuda": torch.cuda.get_rng_state(device)}
+
+
+def restore_random(kept: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Put the generators where `random_state` found them; a GPU's only if it was kept."""
+    kind, keys, *rest = kept["numpy"]
+    torch.set_rng_state(kept["torch"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(kept["python"])
+    if not _is_cpu(device) and "cuda" in kept:
+        torch.cuda.set_rng_state(kept["cuda"], device)
+
+
+def seed(*key: int) -> None:
+    """Start every generator at a pure function of `key`: integers >= 0."""
+    # With its length: to NumPy a key that ends in zeros is the same as one without them.
+    drawn = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
+    torch.manual_seed(int(drawn[0]) << 32 | int(drawn[1]))
+    np.random.seed(drawn)
+    random.seed(drawn.tobytes())
+
+
+@contextmanager
+def isolated(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the generators afterwards as they were before."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        restore_random(before, device)
+
+
+def _is_cpu(device: torch.device | None) -> bool:
+    return device is None or device.type == "cpu"

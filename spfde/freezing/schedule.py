@@ -1,29 +1,54 @@
-"""When to freeze which block so that training costs a given share of FLOPs less: arithmetic only."""
+"""When to freeze and unfreeze which block so that training costs a given share of FLOPs less: arithmetic only."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A freezing schedule.
+class Change:
+    """What happens to a block before an epoch begins: it freezes, or (frozen False) is given back to the training."""
+
+    epoch: int
+    block: str
+    frozen: bool = True
+
+
+@dataclass(frozen=True)
+class FreezeSchedule:
+    """When which block is frozen.
 
     Attributes:
-        steps: (epoch, block name), in freezing order; a block is frozen before its epoch begins.
+        changes: in the order in which they happen.
         saving: share of all training FLOPs that the schedule saves.
         reason: why it starts when it starts.
     """
 
-    steps: tuple[tuple[int, str], ...]
+    changes: tuple[Change, ...]
     saving: float
     reason: str
 
+    @property
+    def freezes(self) -> tuple[tuple[int, str], ...]:
+        """(epoch, block name) of every freeze, in order."""
+        return tuple((change.epoch, change.block) for change in self.changes if change.frozen)
+
+    def frozen(self, epoch: int) -> tuple[str, ...]:
+        """Blocks that are frozen during an epoch, in freezing order."""
+        names: dict[str, None] = {}
+        for change in self.changes:
+            if change.epoch <= epoch:
+                names.pop(change.block, None)
+                if change.frozen:
+                    names[change.block] = None
+        return tuple(names)
+
     def __str__(self) -> str:
-        width = len(str(self.steps[-1][0]))
-        return "\n".join([*(f"epoch {epoch:>{width}}  freeze {name}" for epoch, name in self.steps), self.reason])
+        width = len(str(self.changes[-1].epoch))
+        lines = [f"epoch {c.epoch:>{width}}  {'freeze' if c.frozen else 'unfreeze'} {c.block}" for c in self.changes]
+        return "\n".join([*lines, self.reason])
 
 
 def saved(backward: Sequence[float], first_epoch: float, *, epochs: int, interval: int) -> float:
@@ -53,7 +78,7 @@ def single_shot(
     interval: int,
     flops_reduction: float,
     fraction: float,
-) -> Plan:
+) -> FreezeSchedule:
     """Front to back, one block per interval, each frozen once, as late as the FLOPs target allows.
 
     The first epoch is the latest multiple of `interval` at which the blocks' backward FLOPs times the epochs
@@ -89,10 +114,14 @@ def single_shot(
         )
     saving = saved(credit, first, **times) / whole
     exact = exact_first_epoch(credit, flops_reduction * whole, **times)
-    steps = tuple((first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs)
+    starts = [(first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs]
     reason = (
-        f"freezing {len(steps)} of {len(names)} blocks from epoch {first}, one every {interval} epochs, "
+        f"freezing {len(starts)} of {len(names)} blocks from epoch {first}, one every {interval} epochs, "
         f"saves {saving:.1%} of all training FLOPs "
         f"(target {flops_reduction:.1%}, met exactly at epoch {exact:.1f})"
     )
-    return Plan(steps, saving, reason)
+    return FreezeSchedule(tuple(Change(epoch, name) for epoch, name in starts), saving, reason)
+
+
+# Makers of schedules by the name of their scheme, called as `single_shot` is.
+SCHEMES: dict[str, Callable[..., FreezeSchedule]] = {"single-shot": single_shot}

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from spfde.train.metrics import Epoch, Event
+from spfde.levers import Decision
 from spfde.train.recipe import Recipe
-from spfde.train.recipe_file import text
+from spfde.train.recipe.toml import text
+from spfde.train.stats import Epoch
 
 REFRESH_SECONDS = 0.2
 
@@ -31,7 +32,7 @@ def epoch_line(record: Epoch, epochs: int) -> str:
     )
 
 
-def event_line(event: Event, *, told: bool = False) -> str:
+def event_line(event: Decision, *, told: bool = False) -> str:
     """Say what a lever did, and why unless that was `told` before."""
     return f"  {event.kind}: {event.text}" + ("" if told else f", because: {event.reason}")
 
@@ -95,7 +96,7 @@ class Display:
             refresh=True,
         )
 
-    def event(self, epoch: int, event: Event) -> None:
+    def event(self, epoch: int, event: Decision) -> None:
         """Write what a lever did, and why where that is new; keep the deed at the end of the live line."""
         say(self.console, event_line(event, told=self._reasons.get(event.kind) == event.reason))
         self._reasons[event.kind] = event.reason
