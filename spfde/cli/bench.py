@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spfde.sparse.pattern import Pattern
-from spfde.train.files import write_json
+from spfde.train.run_dir import write_json
 from spfde.tuning.compare import Cell, Comparison, check_device, compare
 from spfde.tuning.here import tune_here, usual_layers
 from spfde.tuning.layer import DTYPES, PARTS, Layer, parse_shape

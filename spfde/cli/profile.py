@@ -18,7 +18,7 @@ from spfde import fuse, models, sparsify
 from spfde import profile as profile_step
 from spfde.profiling.result import StepProfile
 from spfde.profiling.text import tables
-from spfde.train.files import write_json
+from spfde.train.run_dir import write_json
 
 IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
 CLASSES = 10

@@ -12,7 +12,7 @@ from spfde.report.measures import Section, sections
 from spfde.report.page import page
 from spfde.report.run import Run, read
 from spfde.report.verdict import Verdict, alone, judge, labels
-from spfde.train import files
+from spfde.train import run_dir as files
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from spfde.report.run import Run
 from spfde.report.words import NONE, duration, percent, ratio, size, work
-from spfde.train.stopwatch import CATEGORIES
+from spfde.train.stats import CATEGORIES
 
 
 @dataclass(frozen=True)

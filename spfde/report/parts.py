@@ -14,8 +14,8 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.words import NONE, count, percent
-from spfde.train.own import own_default
 from spfde.train.recipe import Recipe
+from spfde.train.recipe.defaults import default_of as own_default
 
 
 def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:

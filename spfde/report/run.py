@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from spfde.summary import LayerSummary
-from spfde.train import files
-from spfde.train.metrics import Epoch
+from spfde.train import run_dir as files
 from spfde.train.recipe import all_epochs
-from spfde.train.stopwatch import CATEGORIES
+from spfde.train.stats import CATEGORIES, Epoch
 
 # What a file must hold, by key: an example of the type. More keys are welcome.
 RUN = {
