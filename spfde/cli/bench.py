@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +15,8 @@ from rich.text import Text
 from spfde.sparse.pattern import Pattern
 from spfde.train.files import write_json
 from spfde.tuning.compare import Cell, Comparison, check_device, compare
-from spfde.tuning.here import tune_here, usual_layers
-from spfde.tuning.layer import DTYPES, PARTS, Layer, parse_shape
+from spfde.tuning.layer import DTYPES, PARTS, LayerSpec, parse_shape
+from spfde.tuning.sweep import tune_here, usual_layers
 
 SHAPE, BATCH, SIZE, PATTERN, DTYPE, SPARSITIES, SECONDS = (
     "1024x1024", 128, 14, "unstructured", "float32", (0.8, 0.9, 0.95), 500.0,
@@ -83,12 +81,12 @@ def bench(
         console.print(f"timings: {json}", markup=False, highlight=False, soft_wrap=True)
 
 
-def make_layer(given: dict[str, Any]) -> Layer:
+def make_layer(given: dict[str, Any]) -> LayerSpec:
     """The layer that the options name."""
     shape = parse_shape(given["shape"] or SHAPE)
     size = given["size"] or (SIZE if len(shape) == 4 else 1)
     pattern, dtype = given["pattern"] or PATTERN, given["dtype"] or DTYPE
-    return Layer(shape, given["batch"] or BATCH, size, pattern, dtype, given["stride"] or 1)
+    return LayerSpec(shape, given["batch"] or BATCH, size, pattern, dtype, given["stride"] or 1)
 
 
 def _tune(given: dict[str, Any], path: Path | None, seconds: float, repeats: int) -> None:
@@ -100,13 +98,13 @@ def _tune(given: dict[str, Any], path: Path | None, seconds: float, repeats: int
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    outcome, path = tune_here(layers, path, seconds, repeats, shlex.join(["spfde", *sys.argv[1:]]), say)
+    outcome, path = tune_here(layers, path, seconds, repeats, say)
     for name, reason in outcome.refused.items():
         say(f"not measured: {name}: {reason}")
     if outcome.unfinished:
         say(f"out of time for {len(outcome.unfinished)} layers; the same command goes on")
     if outcome.table.entries:
-        say(f"table: {path}, {len(outcome.table.entries)} entries; in use with SPFDE_GPU_TABLE={path}")
+        say(f"table: {path}, {len(outcome.table.entries)} entries; in use with SPFDE_TABLE={path}")
 
 
 def _refuse(where: str, instead: str, **options: Any) -> None:

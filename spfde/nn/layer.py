@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde.kernels.dispatch.in_use import use
 from spfde.kernels.dispatch.rule import KernelChoice, check_kernel
-from spfde.kernels.dispatch.table import Table, use
+from spfde.kernels.dispatch.table import Table
 from spfde.kernels.dtypes import compute_and_result_dtype
 from spfde.kernels.scatter import dense_weight
 from spfde.kernels.tiled import as_asked

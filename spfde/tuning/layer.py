@@ -1,4 +1,4 @@
-"""A layer to time: what it is, with random data, and the parts of a training step of it."""
+"""A layer to time, named by its shape and input, and the parts of a training step of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import spfde
+from spfde.kernels.dispatch.problem import Problem
 from spfde.nn import SparseLayer
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import ONE_TAP, Window
@@ -21,11 +22,11 @@ DTYPES = {
 }  # fmt: skip
 PARTS = ("forward", "backward", "both")
 
-Call = Callable[[], object]
+Timed = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSpec:
     """A linear layer [outputs, inputs], or a convolution [outputs, inputs, kernel_h, kernel_w] padded by half of that.
 
     batch: samples (of a linear layer: rows of its input). size: pixels a side, of a convolution's images. pattern: as
@@ -80,6 +81,12 @@ class Layer:
         """The precision of its tensors."""
         return DTYPES[self.dtype]
 
+    def problem(self, bucket: int = 0) -> Problem:
+        """What dispatch sees of it on a GPU, in a density bucket."""
+        size, dtype = self.window.output_size(self.size, self.size), str(self.kind).removeprefix("torch.")
+        block = Pattern.parse(self.pattern).numbers
+        return Problem(self.batch, self.shape, bucket, block, self.window, size, dtype)
+
     def dense(self, device: str) -> nn.Module:
         """The dense layer, always with the same random weights."""
         with torch.random.fork_rng(devices=()):
@@ -114,26 +121,26 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def parts(module: nn.Module, x: Tensor) -> dict[str, Call]:
+def parts(module: nn.Module, x: Tensor) -> dict[str, Timed]:
     """Forward alone, backward alone, and both: what to time of a module. Nothing runs before it is called."""
     x = x.detach().requires_grad_()
     wanted = [x, *module.parameters()]
     return {"forward": forward(module, x), "backward": backward(module, x, wanted), "both": step(module, x, wanted)}
 
 
-def forward(module: nn.Module, x: Tensor) -> Call:
+def forward(module: Callable[[Tensor], Tensor], x: Tensor) -> Timed:
     """The forward pass with nothing kept for a backward one."""
     return torch.no_grad()(lambda: module(x))
 
 
-def backward(module: nn.Module, x: Tensor, wanted: list[Tensor]) -> Call:
+def backward(module: Callable[[Tensor], Tensor], x: Tensor, wanted: list[Tensor]) -> Timed:
     """The gradients of `wanted` alone; the forward pass is made once, at the first call."""
     made = cache(lambda: module(x))
     dy = cache(lambda: _gradient(made()))
     return lambda: torch.autograd.grad(made(), wanted, dy(), retain_graph=True)
 
 
-def step(module: nn.Module, x: Tensor, wanted: list[Tensor]) -> Call:
+def step(module: Callable[[Tensor], Tensor], x: Tensor, wanted: list[Tensor]) -> Timed:
     """Forward and the gradients of `wanted`."""
     dy = cache(lambda: _gradient(module(x)))
     return lambda: torch.autograd.grad(module(x), wanted, dy())

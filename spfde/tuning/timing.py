@@ -20,8 +20,8 @@ Times = dict[Name, list[float]]
 
 
 @dataclass
-class Budget:
-    """The seconds a run may take; `clock` counts them."""
+class TimeLimit:
+    """The seconds that a run may take; `clock` counts them."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic

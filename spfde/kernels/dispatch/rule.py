@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spfde._native import native
-from spfde.kernels.dispatch import cost
+from spfde.kernels.dispatch import cost, in_use
 from spfde.kernels.dispatch.problem import KERNELS, SPARSE, KernelChoice, Problem, bucket_of
-from spfde.kernels.dispatch.table import Table, in_use
+from spfde.kernels.dispatch.table import Table
 from spfde.kernels.triton import model, why_not
-from spfde.kernels.triton import table as gpu_table
 from spfde.kernels.triton.launch import gpu_here
 from spfde.sparse.plan import Units, Window
 
@@ -51,7 +49,7 @@ def stored(index: Units, block: Sequence[int]) -> tuple[int, tuple[int, int]]:
 
 def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoice:
     """The fastest kernel the table has measured for the problem, else the one the cost model predicts."""
-    if measured := _measured(table, "", problem):
+    if measured := _measured(table, problem):
         return measured
     ratio = cost.ratio(problem, cost.constants(problem.op, isa))
     gain = f"predicted {1 / ratio:.1f}x the dense product at density {problem.density:.2f}"
@@ -59,9 +57,9 @@ def choose(problem: Problem, isa: str, table: Table | None = None) -> KernelChoi
     return KernelChoice("native" if ratio < cost.TIE * cost.masked(problem) else "dense", gain + unmeasured, problem)
 
 
-def _measured(table: Table | None, gpu: str, problem: Problem) -> KernelChoice | None:
-    """What the table says on this GPU ("": on a CPU), if anything."""
-    measured = table.measured(problem) if table is not None and table.machine.gpu == gpu else None
+def _measured(table: Table | None, problem: Problem) -> KernelChoice | None:
+    """What a table says of the problem, if anything."""
+    measured = None if table is None else table.measured(problem)
     if measured is None:
         return None
     gain = f"measured {measured.speedup:.1f}x the masked dense product at density {measured.density:.2f}"
@@ -141,21 +139,8 @@ def _precision(device: str, dtype: torch.dtype) -> str:
     return "float32" if device == "cpu" else str(dtype).removeprefix("torch.")
 
 
-def use_gpu_table(path: str | Path) -> None:
-    """Lets the measurements in a file that `spfde bench --tune` wrote, or in those of a folder, decide on their GPUs.
-
-    For this process; they win over shipped ones. The variable SPFDE_GPU_TABLE does the same from outside.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: a file is no such table; names the file and the field.
-    """
-    gpu_table.add(Path(path))
-    forget()
-
-
 def forget() -> None:
-    """Lets every choice be made anew: what is known of GPUs has changed."""
+    """Lets every choice be made anew: the tables in use have changed."""
     choose_linear.cache_clear()
     choose_convolution.cache_clear()
 
@@ -181,10 +166,11 @@ def candidates(device: str, dtype: torch.dtype, problem: Problem) -> tuple[str, 
 
 
 def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> KernelChoice:
-    table = in_use(kernel)
-    if table is None:
+    free = kernel == "auto" or in_use.names_table(kernel)
+    if not free:
         check_kernel(kernel)
-    free = kernel == "auto" or table is not None
+    gpu = None if device == "cpu" else gpu_here()
+    table = in_use.table_of(kernel, "" if device == "cpu" else gpu and gpu.name)
     if dtype == torch.float64:
         if kernel in SPARSE:
             raise ValueError(f"expected float32 input for kernel {kernel!r}, got float64, try kernel = 'auto'")
@@ -197,7 +183,6 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, problem: Problem) -> K
         if kernel == "native":
             raise ValueError(f"expected a CPU tensor for kernel 'native', got {device}, try kernel = 'auto'")
         if free:
-            gpu = gpu_here()
-            measured = _measured(table, gpu.name, problem) if gpu and candidates(device, dtype, problem) else None
+            measured = _measured(table, problem) if candidates(device, dtype, problem) else None
             return measured or model.choose(problem, dtype, why_not(device), gpu)
     return choose(problem, native().isa(), table) if free else KernelChoice(kernel, "forced by layer.kernel", problem)

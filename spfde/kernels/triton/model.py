@@ -1,4 +1,4 @@
-"""Whether the Triton kernels pay: measured where the table says so, else predicted by a model.
+"""Whether the Triton kernels pay where no table says so: predicted by a model.
 
 A product takes as long as the slowest of its arithmetic, what it reads through L2 and what it moves to and from memory.
 """
@@ -10,7 +10,6 @@ from math import prod
 import torch
 
 from spfde.kernels.dispatch.problem import KernelChoice, Problem
-from spfde.kernels.triton import table
 from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
 from spfde.sparse.plan import Window
 from spfde.sparse.tiles import STACKED
@@ -96,10 +95,6 @@ def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | 
         reason = f"compute capability {OLDEST[0]}.{OLDEST[1]} is the oldest they are tested for"
     if reason is not None or gpu is None:
         return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
-    measured = table.known().get(table.key_of(gpu, problem, dtype))
-    if measured is not None:
-        kernel = "triton" if problem.density <= measured.break_even else "dense"
-        return KernelChoice(kernel, f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}", problem)
     predicted = gain(problem, dtype, gpu)
     kernel = "triton" if predicted >= MARGIN else "dense"
     reason = f"predicted {predicted:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
