@@ -17,7 +17,6 @@ from spfde import env as environment
 from spfde import fuse, models, sparsify
 from spfde import profile as profile_step
 from spfde.profiling.result import StepProfile
-from spfde.profiling.text import tables
 from spfde.train.files import write_json
 
 IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
@@ -93,7 +92,7 @@ def _usual_size(model: str, network: nn.Module) -> int:
 def terminal(found: StepProfile) -> list[tuple[Text, Table]]:
     """The tables of a profile for the terminal, with their titles."""
     shown = []
-    for title, (head, *rows) in tables(found):
+    for title, (head, *rows) in found.tables():
         table = Table(box=None, header_style="bold", pad_edge=False)
         for index, name in enumerate(head):
             table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
