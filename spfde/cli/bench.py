@@ -41,7 +41,7 @@ def bench(
     dtype: Annotated[str | None, _option(f"{', '.join(DTYPES)}.", DTYPE)] = None,
     device: Annotated[str | None, _option("cpu or cuda.", "cuda where there is one")] = None,
     threads: Annotated[int | None, _option("Threads of the CPU.", "torch's", min=1)] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timings of each way, taken in turns; medians count.")] = 9,
+    repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure the launches of the GPU kernels for this layer, or for usual ones.")
@@ -74,8 +74,8 @@ def bench(
     console.print(terminal(found))
     for cell in found.cells:
         console.print(Text(f"auto at sparsity {cell.sparsity:g}: {cell.kernel}, {cell.reason}"), soft_wrap=True)
-    for way, reason in dict.fromkeys(pair for cell in found.cells for pair in cell.absent.items()):
-        console.print(Text(f"not timed: {way}: {reason}"), soft_wrap=True)
+    for variant, reason in dict.fromkeys(pair for cell in found.cells for pair in cell.absent.items()):
+        console.print(Text(f"not timed: {variant}: {reason}"), soft_wrap=True)
     if json is not None:
         write_json(json, found.to_dict())
         console.print(f"timings: {json}", markup=False, highlight=False, soft_wrap=True)
@@ -124,14 +124,14 @@ def _where(found: Comparison) -> str:
 def terminal(found: Comparison) -> Table:
     """The comparison as a table: milliseconds, and how many times as fast as the fastest dense layer."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("sparsity", "way", *(f"{part} ms" for part in PARTS)):
+    for name in ("sparsity", "kernel", *(f"{part} ms" for part in PARTS)):
         table.add_column(name, justify="right" if name.endswith("ms") else "left", overflow="fold")
     for cell in found.cells:
-        for way in cell.seconds:
-            table.add_row(f"{cell.sparsity:g}", way, *(_time(cell, way, part) for part in PARTS))
+        for variant in cell.seconds:
+            table.add_row(f"{cell.sparsity:g}", variant, *(_time(cell, variant, part) for part in PARTS))
         table.add_section()
     return table
 
 
-def _time(cell: Cell, way: str, part: str) -> str:
-    return f"{cell.median(way, part) * 1e3:.3g} {cell.speedup(way, part):6.2f}x"
+def _time(cell: Cell, variant: str, part: str) -> str:
+    return f"{cell.median(variant, part) * 1e3:.3g} {cell.speedup(variant, part):6.2f}x"
