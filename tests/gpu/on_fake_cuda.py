@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import replace
 
 import fake_cuda
+import layers
 import pytest
 import torch
+from cases import Case, Layer, conv
 from fake_cuda import no_waiting
-from gpu import run
-from gpu.cases import PARTS, Case, cases
-from gpu.record import Record
+from record import Record
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from variants import PARTS
 
 import spfde
 from spfde import topology
@@ -240,21 +240,21 @@ def test_freezing_and_sieving():
         sieve.end_epoch()
 
 
-def test_the_timing_program_writes_a_record(monkeypatch, tmp_path, capsys):
-    kinds = {case.kind: case for case in cases() if isinstance(case, Case)}
-    small = [replace(case, batch=2, inputs=64, outputs=64, block=16, pixels=4) for case in kinds.values()]
-    monkeypatch.setattr(run, "select", lambda filters: small)
+def test_the_timing_program_writes_a_record(monkeypatch, tmp_path):
+    linear = Layer("linear", 2, (64, 64), bias=False)
+    small = [
+        Case(linear, "block:16x16", 0.8, "bfloat16"), Case(linear, "block:16x16", 0.8, "tf32"),
+        Case(conv(2, (64, 64), 4, 3, bias=False), "block:16x16", 0.8, "bfloat16"),
+        Case(linear, sparsity=0.5, dtype="bfloat16", clustered=True),
+    ]  # fmt: skip
+    monkeypatch.setattr(layers, "cases_of", lambda *options: small)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        run.main(["--rounds", "2", "--seconds", "200", "--out", str(tmp_path)])
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-    [path] = tmp_path.iterdir()
+    path = tmp_path / "record.json"
+    layers.main(["--device", "cuda", "--rounds", "2", "--seconds", "200", "--json", str(path)])
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     record = Record.read(path)
-    assert path.name.startswith("nvidia-h200-")
-    assert not record.unfinished
+    assert "H200" in record.machine["gpu"] and not record.unfinished
     for cell in record.cells:
-        assert "spfde" not in cell.absent and not cell.failed, (cell.absent, cell.failed)
-        assert cell.auto in ("spfde", "spfde masked")
-        assert list(cell.device["spfde"]) == list(PARTS)
-        assert all(len(times) == 2 for parts in cell.device.values() for times in parts.values())
+        assert "triton" not in cell.absent and not cell.failed, (cell.absent, cell.failed)
+        assert cell.auto in ("triton", "masked")
+        assert list(cell.seconds["triton"]) == list(PARTS) == list(cell.host["triton"])
