@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from spfde.sparse.pattern import Pattern
-from spfde.train.files import write_json
 from spfde.tuning.compare import Cell, Comparison, check_device, compare
 from spfde.tuning.layer import DTYPES, PARTS, LayerSpec, parse_shape
 from spfde.tuning.sweep import tune_here, usual_layers
@@ -77,7 +77,7 @@ def bench(
     for variant, reason in dict.fromkeys(pair for cell in found.cells for pair in cell.absent.items()):
         console.print(Text(f"not timed: {variant}: {reason}"), soft_wrap=True)
     if json is not None:
-        write_json(json, found.to_dict())
+        json.write_text(dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
         console.print(f"timings: {json}", markup=False, highlight=False, soft_wrap=True)
 
 

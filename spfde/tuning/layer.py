@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-import spfde
+from spfde.convert.sparsify import sparsify
 from spfde.kernels.dispatch.problem import Problem
 from spfde.nn import SparseLayer
 from spfde.sparse.pattern import Pattern
@@ -100,7 +100,7 @@ class LayerSpec:
 
     def sparse(self, density: float, device: str) -> SparseLayer:
         """The sparse layer with the dense one's weights at random places."""
-        return spfde.sparsify(self.dense(device), 1 - density, pattern=self.pattern)
+        return sparsify(self.dense(device), 1 - density, pattern=self.pattern)
 
     def input(self, device: str, last: bool = False) -> Tensor:
         """Random input, always the same. last: in channels_last memory."""
