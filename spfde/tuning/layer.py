@@ -147,8 +147,9 @@ def step(module: Callable[[Tensor], Tensor], x: Tensor, wanted: list[Tensor]) ->
 
 
 def _gradient(y: Tensor) -> Tensor:
-    """A random one, always the same."""
-    return torch.empty_like(y.detach()).normal_(generator=torch.Generator(y.device).manual_seed(2))
+    """A random one, the same on every device."""
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    return torch.empty_like(y.detach()).copy_(dy)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 Clock = Callable[[Mapping[Trial, Timed]], Mapping[Trial, float | str]]
 
 
-class Refused(Exception):
+class Refused(RuntimeError):
     """A layer cannot be measured; the message says why."""
 
 

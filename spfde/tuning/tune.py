@@ -42,6 +42,7 @@ def tune(
     Raises:
         ValueError: `repeats` or `threads` is not a positive whole number, `table` was measured elsewhere, the sparse
             layers are not on one device, or none that runs has kernels to choose among.
+        RuntimeError: a kernel of a layer does not run on this GPU; says why.
     """
     for name, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
         if type(value) is not int or value < 1:

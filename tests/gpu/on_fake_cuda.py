@@ -22,6 +22,9 @@ from variants import PARTS
 import spfde
 from spfde import topology
 from spfde.kernels import conv2d, spmm
+from spfde.kernels.triton import candidates as triton_candidates
+from spfde.tuning import sweep, timing
+from spfde.tuning.layer import LayerSpec
 
 PATTERNS = ("unstructured", "block:16x16", "block:32x16", "block:4x1", "block:1x4", "2:4", "fan-in", "channel")
 IMAGES = (2, 3, 8, 8)
@@ -258,3 +261,26 @@ def test_the_timing_program_writes_a_record(monkeypatch, tmp_path):
         assert "triton" not in cell.absent and not cell.failed, (cell.absent, cell.failed)
         assert cell.auto in ("triton", "masked")
         assert list(cell.seconds["triton"]) == list(PARTS) == list(cell.host["triton"])
+
+
+def test_a_model_is_tuned_with_its_launches(monkeypatch, tmp_path):
+    monkeypatch.setattr(triton_candidates, "MOST", 2)
+    monkeypatch.setattr(sweep, "BUCKETS", [16])
+    monkeypatch.setattr(timing, "WARMUP", 0)
+    spec = LayerSpec((32, 64), 16, pattern="block:32x32", dtype="bfloat16")
+    outcome, path = sweep.tune_here([spec], tmp_path / "t.json", 100, 1, lambda line: None)
+    assert outcome.refused == {} and spfde.Table.load(path) == outcome.table
+    model, x = network("block:32x16")[3:4], torch.randn(1, 32, 4, 4, device="cuda")
+    table = spfde.tune(model, x, table=outcome.table, repeats=1)
+    assert [len(entry.launches) for entry in table.entries] == [3, 3]  # float32 convolutions may round to TF32
+    assert model[0].choice.reason.endswith(f"(table {table.name})")
+    spfde.use_table(None, model)
+    spfde.use_table(path)
+    try:
+        layer = spec.sparse(2**-2, "cuda")
+        layer(spec.input("cuda"))
+        assert layer.choice.reason.endswith(f"(table {outcome.table.name})")
+        model(x)
+        assert model[0].choice.reason.startswith(("predicted", "no sparse"))
+    finally:
+        spfde.use_table(None)

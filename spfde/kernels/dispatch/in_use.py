@@ -103,11 +103,16 @@ def load(path: Path) -> list[Table]:
     if not path.is_dir():
         return [Table.load(path)]
     found = [Table.load(file, allow_other_machine=True) for file in sorted(path.glob("*.json"))]
-    here = [Machine.of_cpu(), *([Machine.of_gpu()] if torch.cuda.is_available() else [])]
-    tables = [table for table in found if table.machine in here]
+    tables = [table for table in found if _measured_here(table)]
     if not tables:
         raise ValueError(f"expected a table of this machine in {path}, got {len(found)} of others, try spfde.tune")
     return tables
+
+
+def _measured_here(table: Table) -> bool:
+    if table.machine.gpu:
+        return torch.cuda.is_available() and table.machine == Machine.of_gpu()
+    return table.machine == Machine.of_cpu()
 
 
 @lru_cache(maxsize=1)
