@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ def _cases(model: nn.Module, example_input: Any) -> list[Case]:
     layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
     hooks = [layer.register_forward_hook(see) for layer in layers]
     try:
-        with torch.no_grad(), _untouched(model), torch.compiler.set_stance("force_eager"):
+        # Only a process that has compiled something has torch._dynamo, whose import takes a second.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with torch.no_grad(), _untouched(model), eager:
             model(*as_args(example_input))
     finally:
         for hook in hooks:
