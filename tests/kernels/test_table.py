@@ -343,7 +343,11 @@ def test_the_variable_names_a_table_and_a_layers_own_goes_first(nothing_in_use, 
     here((LINEAR, DENSE)).save(tmp_path / "table.json")
     nothing_in_use.setenv(in_use.VARIABLE, str(tmp_path / "table.json"))
     assert dispatch.choose_linear("auto", *ARGS).kernel == "dense"
-    assert dispatch.choose_linear(use(here((LINEAR, NATIVE))), *ARGS).kernel == "native"
+    own = use(here((LINEAR, NATIVE)))
+    assert dispatch.choose_linear(own, *ARGS).kernel == "native"
+    spfde.use_table(here((LINEAR, NATIVE)))
+    spfde.use_table(None)
+    assert dispatch.choose_linear(own, *ARGS).reason.startswith("measured")  # the layer's stays
     assert dispatch.choose_linear("native", *ARGS).reason.startswith("forced")
     nothing_in_use.setenv(in_use.VARIABLE, str(tmp_path / "none"))
     in_use._from_environment.cache_clear()

@@ -1,7 +1,8 @@
 """The tables in use: those of single layers, by name, and those of the process, one for each device.
 
-An op is given strings only, so a layer's table goes by its name, and "auto" stands for the process's. The launch of a
-kernel is looked up in every table in use for its GPU, in the one used last first: a launch changes no choice.
+An op is given strings only, so a layer's table goes by its name, and "auto" stands for the process's. A kernel does not
+know for which layer it runs: its launch is looked up in the tables of all layers, in the one used last first, and then
+in the process's. That changes no choice.
 """
 
 from __future__ import annotations
@@ -55,17 +56,13 @@ def _use_everywhere(tables: Iterable[Table]) -> None:
         before = joined.get(table.machine.gpu)
         joined[table.machine.gpu] = table if before is None else before.with_entries(table.entries)
     if not joined:
-        for table in _process.values():
-            _known.pop(table.name, None)
         _process.clear()
     _process.update(joined)
-    for table in joined.values():
-        use(table)
     launch.cache_clear()
 
 
 def names_table(kernel: str) -> bool:
-    """Whether what settles a kernel is the name of a table in use."""
+    """Whether what settles a kernel is the name of a layer's table."""
     return kernel in _known
 
 
@@ -89,8 +86,9 @@ def process_tables() -> list[str]:
 def launch(op: str, gpu: str, like: Family, outputs: int) -> Config | None:
     """The launch that a table in use has for an op of a family on a GPU."""
     _from_environment()
-    tables = [table for table in reversed(_known.values()) if table.machine.gpu == gpu]
-    return next((found for table in tables if (found := table.launch(op, like, outputs))), None)
+    tables = [*reversed(_known.values()), *_process.values()]
+    found = (table.launch(op, like, outputs) for table in tables if table.machine.gpu == gpu)
+    return next((config for config in found if config), None)
 
 
 def load(path: Path) -> list[Table]:

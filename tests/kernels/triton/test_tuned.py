@@ -14,6 +14,7 @@ from spfde.kernels.triton.tuned import launch_of, trying
 H200 = GPUS["NVIDIA H200"]
 HOW, OTHER = Config(64, 32, 4, 2), Config(256, 64, 8, 3)
 LAUNCHES = (Launch("forward", 16, HOW), Launch("forward", 64, OTHER), Launch("input_grad", 32, HOW))
+MORE = (Launch("forward", 16, OTHER), Launch("weight_grad", 16, OTHER))
 PROBLEM = Problem(5000, (1024, 2048), 16, (16, 32), dtype="bfloat16")
 MACHINE = Machine("0.1.0", "2.11.0", gpu=H200.name, triton="3.6.0")
 SECONDS = (("triton", 1.0), ("dense", 2.0))
@@ -41,11 +42,14 @@ def test_a_measured_launch_is_used_for_its_family_alone(table):
     assert set(others) == {None}
 
 
-def test_the_table_used_last_is_asked_first(table):
+def test_the_table_used_last_is_asked_first(table, monkeypatch):
     in_use.use(Table(MACHINE, (KernelMeasurement(PROBLEM, SECONDS, (Launch("forward", 16, OTHER),)),)))
     assert (ask(), ask("input_grad", 32)) == (OTHER, HOW)
     in_use.use(table)
     assert ask() == HOW
+    monkeypatch.setattr(in_use, "_process", {H200.name: Table(MACHINE, (KernelMeasurement(PROBLEM, SECONDS, MORE),))})
+    in_use.launch.cache_clear()
+    assert (ask(), ask("weight_grad")) == (HOW, OTHER)  # the process's last
 
 
 def test_a_launch_on_trial_goes_before_what_was_measured(table):
