@@ -1,4 +1,4 @@
-"""`spfde bench`: one layer, dense beside every kernel that can run here; `--tune` measures a GPU's launches."""
+"""`spfde bench`: one layer, dense beside every kernel that can run here; `--tune` fills a table of measurements."""
 
 from __future__ import annotations
 
@@ -44,26 +44,29 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Measure the launches of the GPU kernels for this layer, or for usual ones.")
+        bool,
+        typer.Option("--tune", help="Measure kernels and launches of this layer, or of usual ones, into a table."),
     ] = False,
     table: Annotated[
-        Path | None, _option("With --tune: the file to fill, or to go on with.", "named after the GPU")
+        Path | None, _option("With --tune: the file to fill, or to go on with.", "named after the machine")
     ] = None,
     seconds: Annotated[float | None, _option("With --tune: the time it may take.", SECONDS, min=0)] = None,
 ) -> None:
     """Time a layer, sparse beside dense: forward, backward and both, with every kernel that can run here."""
     layer = {"shape": shape, "batch": batch, "size": size, "stride": stride, "pattern": pattern, "dtype": dtype}
     if tune:
-        _refuse("without --tune", "leaving it out", sparsity=sparsity, threads=threads, json=json, device=device)
-        _tune(layer, table, SECONDS if seconds is None else seconds, repeats)
-        return
-    _refuse("with --tune", "adding --tune", table=table, seconds=seconds)
+        _refuse("without --tune", "leaving it out", sparsity=sparsity, json=json)
+    else:
+        _refuse("with --tune", "adding --tune", table=table, seconds=seconds)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     if threads is not None:
         if device == "cuda":
             raise ValueError("expected --threads on a CPU, got it on cuda, try --device cpu")
         torch.set_num_threads(threads)
+    if tune:
+        _tune(device, layer, table, SECONDS if seconds is None else seconds, repeats)
+        return
     made = make_layer(layer)
     if json is not None:  # what cannot be written is told before anything is timed
         json.parent.mkdir(parents=True, exist_ok=True)
@@ -89,16 +92,16 @@ def make_layer(given: dict[str, Any]) -> LayerSpec:
     return LayerSpec(shape, given["batch"] or BATCH, size, pattern, dtype, given["stride"] or 1)
 
 
-def _tune(given: dict[str, Any], path: Path | None, seconds: float, repeats: int) -> None:
+def _tune(device: str, given: dict[str, Any], path: Path | None, seconds: float, repeats: int) -> None:
     if given["shape"] is None:
         _refuse("with --shape", "adding --shape", **given)
-    layers = usual_layers() if given["shape"] is None else [make_layer(given)]
+    layers = usual_layers(device) if given["shape"] is None else [make_layer(given)]
     console = Console(highlight=False)
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    outcome, path = tune_here(layers, path, seconds, repeats, say)
+    outcome, path = tune_here(device, layers, path, seconds, repeats, say)
     for name, reason in outcome.refused.items():
         say(f"not measured: {name}: {reason}")
     if outcome.unfinished:

@@ -102,10 +102,14 @@ class LayerSpec:
         """The sparse layer with the dense one's weights at random places."""
         return sparsify(self.dense(device), 1 - density, pattern=self.pattern)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[batch, inputs], or [batch, inputs, size, size]."""
+        return self.batch, self.shape[1], *((self.size, self.size) if self.convolution else ())
+
     def input(self, device: str, last: bool = False) -> Tensor:
         """Random input, always the same. last: in channels_last memory."""
-        image = (self.size, self.size) if self.convolution else ()
-        x = torch.randn(self.batch, self.shape[1], *image, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(1))
         x = x.to(device, self.kind)
         return x.contiguous(memory_format=torch.channels_last) if last and self.convolution else x
 

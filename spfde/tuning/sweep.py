@@ -1,4 +1,4 @@
-"""Fills a table with layers at the densities around their break-even: `spfde bench --tune`."""
+"""Fills a table with layers at the densities around their break-even, on a CPU or a GPU: `spfde bench --tune`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ from spfde.tuning.timing import TimeLimit
 BUCKETS = range(0, 7 * STEPS + 1, 2)  # densities that are tried: from 1 down to 0.8%, a sixth apart
 
 TOKENS, IMAGES = 16384, 64
-SHAPES = (
+GPU_SHAPES = (
     ((4096, 4096), TOKENS, 1, 1), ((1024, 4096), TOKENS, 1, 1), ((4096, 1024), TOKENS, 1, 1),
     ((1024, 1024), TOKENS, 1, 1), ((256, 256, 3, 3), IMAGES, 14, 1), ((512, 512, 3, 3), IMAGES, 7, 1),
     ((128, 128, 3, 3), IMAGES, 28, 1), ((256, 256, 3, 3), IMAGES, 28, 2), ((512, 512, 3, 3), IMAGES, 14, 2),
 )  # fmt: skip
-SIDES, DTYPES = (64, 128, 32, 16), ("bfloat16", "tf32", "float16")
+SIDES, PRECISIONS = (64, 128, 32, 16), ("bfloat16", "tf32", "float16")
+CPU_SHAPES = (
+    ((1024, 1024), 128, 1, 1), ((64, 64, 3, 3), IMAGES, 8, 1), ((256, 256, 3, 3), IMAGES, 8, 1),
+    ((128, 128, 3, 3), IMAGES, 16, 1), ((32, 32, 3, 3), IMAGES, 16, 1), ((256, 64, 1, 1), IMAGES, 32, 1),
+    ((16, 16, 3, 3), IMAGES, 32, 1), ((2048, 2048), 128, 1, 1),
+)  # fmt: skip
+PATTERNS = ("unstructured", "block:4x1")
 
 
 @dataclass(frozen=True)
@@ -43,44 +49,53 @@ class Outcome:
     unfinished: Sequence[str]
 
 
-def usual_layers() -> list[LayerSpec]:
-    """Shapes of transformers and of ResNet-50 in square blocks, most telling first, as a run may end early."""
+def usual_layers(device: str) -> list[LayerSpec]:
+    """Shapes of transformers and of ResNets, on a GPU in square blocks; most telling first, as a run may end early."""
+    if device == "cpu":
+        return [
+            LayerSpec(shape, batch, size, pattern, stride=stride)
+            for pattern, (shape, batch, size, stride) in product(PATTERNS, CPU_SHAPES)
+        ]
     return [
         LayerSpec(shape, batch, size, f"block:{side}x{side}", dtype, stride)
-        for dtype, side, (shape, batch, size, stride) in product(DTYPES, SIDES, SHAPES)
+        for dtype, side, (shape, batch, size, stride) in product(PRECISIONS, SIDES, GPU_SHAPES)
     ]
 
 
-def file_name(gpu: str) -> str:
-    """The name of a GPU's file."""
-    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json"
+def file_name(machine: Machine) -> str:
+    """The name of a machine's file."""
+    name = machine.gpu or f"{machine.cpu} {machine.label}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
 
 
 def tune_here(
-    layers: Sequence[LayerSpec], path: Path | None, seconds: float, repeats: int, say: Callable[[str], None]
+    device: str,
+    layers: Sequence[LayerSpec],
+    path: Path | None,
+    seconds: float,
+    repeats: int,
+    say: Callable[[str], None],
 ) -> tuple[Outcome, Path]:
-    """Fills the table of the GPU of this process and returns where it is; see `fill`.
+    """Fills the table of a device ("cpu" or "cuda") of this process and returns where it is; see `fill`.
 
     Raises:
         ValueError: there is no GPU whose kernels can be timed, or what `fill` raises.
     """
-    reason = None if torch.cuda.is_available() else "no CUDA device"
-    if reason := reason or why_not("cuda"):
-        raise ValueError(
-            f"expected a CUDA device and triton for --tune, got: {reason}, try spfde.tune(model, example_input) for a "
-            "model on a CPU, or spfde bench without --tune"
-        )
-    machine = Machine.of_gpu()
-    path = path or Path(file_name(machine.gpu))
-    clock = checking_clock(repeats, "cuda")
-    return fill(path, layers, machine, gpu_here(), clock, TimeLimit(seconds), say), path
+    if device == "cuda":
+        reason = why_not("cuda") if torch.cuda.is_available() else "no CUDA device"
+        if reason:
+            raise ValueError(f"expected a CUDA device and triton for --tune, got: {reason}, try --device cpu")
+    machine, gpu = (Machine.of_gpu(), gpu_here()) if device == "cuda" else (Machine.of_cpu(), None)
+    path = path or Path(file_name(machine))
+    clock = checking_clock(repeats, device)
+    return fill(path, layers, machine, gpu, clock, TimeLimit(seconds), say, device), path
 
 
 def fill(
     path: Path,
     layers: Sequence[LayerSpec],
     machine: Machine,
-    gpu: Gpu,
+    gpu: Gpu | None,
     clock: Clock,
     limit: TimeLimit,
     say: Callable[[str], None] = lambda line: None,
@@ -94,7 +109,7 @@ def fill(
         OSError: the file cannot be read or written.
         ValueError: it is no table, or of another machine; or a layer has nothing to tune.
     """
-    check_layers(layers)
+    check_layers(layers, on_gpu=gpu is not None)
     table = Table.load(path, allow_other_machine=True) if path.exists() else Table(machine, ())
     table.check_machine(machine, "another file")
     refused: dict[str, str] = {}
@@ -121,9 +136,13 @@ def fill(
     return Outcome(table, refused, ())
 
 
-def check_layers(layers: Sequence[LayerSpec]) -> None:
-    """Raises ValueError if a layer has no launches to tune."""
+def check_layers(layers: Sequence[LayerSpec], on_gpu: bool) -> None:
+    """Raises ValueError if a layer has no kernels to choose among."""
     for layer in layers:
+        if not on_gpu:
+            if layer.dtype != "float32":
+                raise ValueError(f"expected dtype float32 to tune on a CPU, got {layer.dtype}, try --dtype float32")
+            continue
         pattern = Pattern.parse(layer.pattern)
         if pattern.kind != "block" or not {*pattern.numbers} <= {*SIZES}:
             raise ValueError(
@@ -135,7 +154,7 @@ def check_layers(layers: Sequence[LayerSpec]) -> None:
 
 
 def around_break_even(
-    layer: LayerSpec, table: Table, gpu: Gpu, clock: Clock, device: str
+    layer: LayerSpec, table: Table, gpu: Gpu | None, clock: Clock, device: str
 ) -> tuple[list[KernelMeasurement], dict[str, str]]:
     """A layer's measurements at the densities that a search for its break-even visits, and why launches were refused.
 
@@ -147,11 +166,13 @@ def around_break_even(
     entries: list[KernelMeasurement] = []
     refused: dict[str, str] = {}
 
+    kernel, memory = ("native", torch.contiguous_format) if gpu is None else ("triton", torch.channels_last)
+
     def wins(bucket: int) -> bool:
         nonlocal table
-        sparse, x = layer.sparse(2 ** (-bucket / STEPS), device), layer.input(device, last=True)
+        sparse = layer.sparse(2 ** (-bucket / STEPS), device)
         problem = layer.problem(bucket_of(sparse.plan.multiplied, prod(layer.shape)))
-        case = Case(problem, sparse, x.shape, layer.kind, torch.channels_last, ("triton", "dense"))
+        case = Case(problem, sparse, torch.Size(layer.input_shape), layer.kind, memory, (kernel, "dense"))
         entry, without = measure(case, clock, gpu, table)
         entries.append(entry)
         refused.update(without)

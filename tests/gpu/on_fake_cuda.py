@@ -268,7 +268,7 @@ def test_a_model_is_tuned_with_its_launches(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "BUCKETS", [16])
     monkeypatch.setattr(timing, "WARMUP", 0)
     spec = LayerSpec((32, 64), 16, pattern="block:32x32", dtype="bfloat16")
-    outcome, path = sweep.tune_here([spec], tmp_path / "t.json", 100, 1, lambda line: None)
+    outcome, path = sweep.tune_here("cuda", [spec], tmp_path / "t.json", 100, 1, lambda line: None)
     assert outcome.refused == {} and spfde.Table.load(path) == outcome.table
     model, x = network("block:32x16")[3:4], torch.randn(1, 32, 4, 4, device="cuda")
     table = spfde.tune(model, x, table=outcome.table, repeats=1)

@@ -28,7 +28,7 @@ def nothing_known(monkeypatch):
 
 def test_a_tuned_layer_is_decided_by_its_measurement(tmp_path, nothing_known):
     path, layer = tmp_path / "mine.json", LayerSpec((512, 512), 2048, pattern="block:64x64", dtype="bfloat16")
-    outcome, _ = tune_here([layer], path, 300, 5, lambda line: None)
+    outcome, _ = tune_here("cuda", [layer], path, 300, 5, lambda line: None)
     table = spfde.Table.load(path)
     assert table == outcome.table and table.machine == Machine.of_gpu()
     assert {launch.op for entry in table.entries for launch in entry.launches} == {*OPS}

@@ -93,8 +93,8 @@ def test_threads_are_set(monkeypatch):
         ("--table x.json", "--table"),
         ("--tune --sparsity 0.5", "--sparsity"),
         ("--tune --json x.json", "--json"),
-        ("--tune --threads 1", "--threads"),
-        ("--tune --device cuda", "--device"),
+        ("--tune --device tpu", "device"),
+        ("--tune --shape 8x8 --dtype bfloat16 --device cpu", "dtype"),
         ("--tune --pattern block:16x16", "--pattern"),
     ],
 )
@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_refused(flags, named):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_without_a_gpu_tuning_says_what_it_needs():
-    for flags in ("--tune", "--tune --shape 64x64 --pattern block:16x16 --dtype tf32", "--device cuda"):
+    for flags in ("--tune --device cuda", "--device cuda"):
         assert "CUDA device" in told(flags)
 
 
@@ -120,7 +120,7 @@ def filled(monkeypatch):
     asked = []
     machine = Machine("0.1.0", "2.11.0", gpu="NVIDIA H200", triton="3.6.0")
 
-    def fill(path, layers, machine, gpu, clock, limit, say):
+    def fill(path, layers, machine, gpu, clock, limit, say, device):
         asked.append((path, layers, machine, gpu, limit.seconds))
         say("a layer")
         return Outcome(Table(machine, ()), {"some forward (1, 2, 3, 4)": "no room"}, ["one", "two"])
@@ -138,7 +138,7 @@ def test_tuning_measures_the_usual_layers_into_the_gpus_file(filled):
     assert result.exit_code == 0, result.output
     [(path, layers, machine, gpu, seconds)] = filled
     assert (path, seconds, machine.gpu, gpu.name) == (Path("nvidia-h200.json"), 60, "NVIDIA H200", "NVIDIA H200")
-    assert layers == sweep.usual_layers()
+    assert layers == sweep.usual_layers("cuda")
     assert "no room" in result.output and "2 layers" in result.output
 
 
@@ -150,12 +150,25 @@ def test_tuning_measures_the_layer_that_is_named(filled):
     assert layers == [LayerSpec((64, 128, 3, 3), 8, 7, "block:16x64", "tf32")]
 
 
-def test_the_usual_layers_are_many_different_ones_that_can_be_tuned():
-    layers = sweep.usual_layers()
-    assert len(set(layers)) == len(layers) > 50
-    check_layers(layers)
-    assert str(layers[0]) == "linear 4096x4096 batch 16384 block:64x64 bfloat16"
+def test_the_usual_layers_are_different_ones_that_can_be_tuned():
+    for device, many in (("cpu", 10), ("cuda", 50)):
+        layers = sweep.usual_layers(device)
+        assert len(set(layers)) == len(layers) > many
+        check_layers(layers, on_gpu=device == "cuda")
 
 
 def test_names_of_files():
-    assert sweep.file_name("NVIDIA GeForce RTX 3060") == "nvidia-geforce-rtx-3060.json"
+    assert sweep.file_name(Machine("0", "2", gpu="NVIDIA GeForce RTX 3060")) == "nvidia-geforce-rtx-3060.json"
+    assert sweep.file_name(Machine("0", "2", "AMD EPYC", "avx2", 2)) == "amd-epyc-avx2-2t.json"
+
+
+def test_a_cpu_is_tuned_by_the_same_tuner(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "BUCKETS", range(0, 33, 8))
+    path = tmp_path / "mine.json"
+    result = spfde(f"--tune --device cpu --shape 24x32 --batch 16 --repeats 1 --table {path}")
+    assert result.exit_code == 0, result.output
+    table = Table.load(path)
+    assert {entry.problem.shape for entry in table.entries} == {(24, 32)}
+    assert 2 <= len(table.entries) <= 3  # a bisection of five densities
+    assert all(dict(entry.seconds).keys() == {"native", "dense"} and not entry.launches for entry in table.entries)
+    assert "SPFDE_TABLE" in result.output
