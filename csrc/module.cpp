@@ -11,6 +11,7 @@
 
 #include "spfde/blocks.h"
 #include "spfde/conv2d.h"
+#include "spfde/fingerprint.h"
 #include "spfde/isa.h"
 #include "spfde/masked.h"
 #include "spfde/norm.h"
@@ -186,6 +187,9 @@ PYBIND11_MODULE(_C, m) {
       },
       release());
 
+  m.def("fingerprint", [](uintptr_t row_ptr, int64_t rows, uintptr_t col, int64_t capacity, int64_t most) {
+    return spfde::fingerprint(pointer<int32_t>(row_ptr), rows, pointer<int32_t>(col), capacity, most);
+  });
   m.def(
       "scatter_values",
       [](int64_t rows, int64_t cols, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t dense, int threads) {

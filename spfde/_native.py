@@ -1,4 +1,4 @@
-"""The native core, loaded at first use; why it could not be loaded is kept and told then."""
+"""The native core, loaded at first use; why it cannot be loaded is said then."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import torch  # noqa: F401
 
 
 @lru_cache(maxsize=1)
-def _load() -> ModuleType | ImportError:
+def load() -> ModuleType | ImportError:
+    """The native core, or why it cannot be loaded."""
     try:
         from spfde import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return error
-    _C.isa()  # SPFDE_ISA is read now, so that a wrong one is told at the first call and at every later one
+    _C.isa()  # SPFDE_ISA is read now
     return _C
 
 
+@lru_cache(maxsize=1)  # an error is not kept: every call says it again
 def native() -> ModuleType:
     """Returns the native core.
 
@@ -26,10 +28,10 @@ def native() -> ModuleType:
         ImportError: it is missing or cannot be loaded on this machine; the message says why.
         ValueError: the environment variable SPFDE_ISA names an instruction set this CPU does not run.
     """
-    loaded = _load()
-    if isinstance(loaded, ImportError):
+    core = load()
+    if isinstance(core, ImportError):
         raise ImportError(
-            f"expected the native core spfde._C, got: {loaded}; try reinstalling with a C++ compiler at hand "
+            f"expected the native core spfde._C, got: {core}; try reinstalling with a C++ compiler at hand "
             f"(pip install .), or layer.kernel = 'dense', which needs none"
-        ) from loaded
-    return loaded
+        ) from core
+    return core

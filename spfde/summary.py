@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from spfde.kernels.dispatch.problem import SPARSE
+from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer
 from spfde.profiling.memory import size_of
 
@@ -111,10 +111,10 @@ def summary(model: nn.Module) -> Summary:
                     shape=tuple(module.shape),
                     sparsity=module.sparsity,
                     nnz=module.stored,
-                    pattern=module.pattern,
+                    pattern=str(module.pattern),
                     kernel=module.kernel,
                     reason="chosen at the first forward pass" if choice is None else choice.reason,
-                    runs_sparse=choice is not None and choice.kernel in SPARSE,
+                    runs_sparse=choice is not None and skips_zeros(choice.kernel),
                     size=size_of([list(module.parameters()), list(module.buffers()), module.plan]),
                     multiply_adds=0 if choice is None else choice.problem.multiply_adds,
                     table=None if module.table is None else module.table.name,

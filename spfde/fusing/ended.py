@@ -16,6 +16,7 @@ from spfde.kernels.dtypes import compute_and_result_dtype, through_dispatcher
 from spfde.kernels.epilogue import Epilogue, untracked
 from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.recompute import without_saving
+from spfde.kernels.registry import get, names
 from spfde.kernels.triton import why_not
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
 from spfde.nn.norm import ADDITIONS
@@ -55,7 +56,7 @@ def ended(
     if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
         end = _end(layer, x, then, *rest)
         if end is not None:
-            z, whole = _run(partial(layer.ended, epilogue=end), x, again)
+            z, whole = _run(partial(layer.call_with_epilogue, epilogue=end), x, again)
             return z if whole else follow(z, *rest)
     return follow(_run(layer, x, again), *rest)
 
@@ -87,9 +88,9 @@ def _end(
     add: str = "add",
 ) -> Callable[[], Epilogue] | None:
     """What makes the epilogue, None where the parts must run one by one; of `rest` as FusedNormAct2d takes it."""
-    if layer.route in ("native", "dense", "reference"):
+    if layer.dispatch_key in names() and not get(layer.dispatch_key).fuses_epilogue:
         return None
-    if _has_any_global_hook() or not _plain(layer) or layer._probe is not None or "transform" in layer._modules:
+    if _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None or "transform" in layer._modules:
         return None
     add = then if then in ADDITIONS else add
     if then in ADDITIONS or residual is not None:

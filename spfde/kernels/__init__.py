@@ -1,9 +1,25 @@
-"""Ops on sparse weights, one module each: checks, reference, dispatch, torch.library registration."""
+"""Ops on sparse weights, one module each, and the kernels that run them (see `spfde.kernels.registry`)."""
 
-from spfde.kernels import clock, conv2d_ops, norm_act_ops
+from spfde.kernels import clock, dense, native, norm_act_ops, reference  # the kernels register themselves
 from spfde.kernels.conv2d import conv2d
-from spfde.kernels.dispatch.rule import KernelChoice
+from spfde.kernels.dispatch.problem import KernelChoice
 from spfde.kernels.norm_act import norm_act
+from spfde.kernels.registry import Kernel, Prediction, Product, register
 from spfde.kernels.spmm import spmm
+from spfde.kernels.triton import kernel as _triton  # noqa: F401
 
-__all__ = ["KernelChoice", "clock", "conv2d", "conv2d_ops", "norm_act", "norm_act_ops", "spmm"]
+__all__ = [
+    "Kernel",
+    "KernelChoice",
+    "Prediction",
+    "Product",
+    "clock",
+    "conv2d",
+    "dense",
+    "native",
+    "norm_act",
+    "norm_act_ops",
+    "reference",
+    "register",
+    "spmm",
+]

@@ -20,7 +20,7 @@ class Clock:
     seconds: float = 0.0
 
 
-_running: list[Clock] = []
+running: list[Clock] = []  # empty: nothing is timed
 _inside: list[bool] = []  # not empty while a kernel is being timed: one that it calls is part of it
 
 
@@ -28,11 +28,11 @@ _inside: list[bool] = []  # not empty while a kernel is being timed: one that it
 def measure() -> Iterator[Clock]:
     """Counts the kernel time of everything run inside the block; may be nested. Exact on CPU only."""
     clock = Clock()
-    _running.append(clock)
+    running.append(clock)
     try:
         yield clock
     finally:
-        _running.remove(clock)
+        running.remove(clock)
 
 
 def timed(kernel: Callable[P, R]) -> Callable[P, R]:
@@ -40,7 +40,7 @@ def timed(kernel: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(kernel)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not _running or _inside:
+        if not running or _inside:
             return kernel(*args, **kwargs)
         _inside.append(True)
         start = time.perf_counter()
@@ -49,7 +49,7 @@ def timed(kernel: Callable[P, R]) -> Callable[P, R]:
         finally:
             seconds = time.perf_counter() - start
             _inside.clear()
-            for clock in _running:
+            for clock in running:
                 clock.seconds += seconds
 
     return run

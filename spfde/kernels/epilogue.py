@@ -12,19 +12,19 @@ ACTIVATIONS = ("none", "relu", "relu6", "gelu")
 
 
 class Epilogue(NamedTuple):
-    """y = act(scale z + bias + residual), or act(scale z + bias) + residual if `after`.
+    """y = act(scale z + bias + residual), or act(scale z + bias) + residual if `residual_after_act`.
 
     scale, bias: [outputs] or None. residual: shaped like y or None; y has its precision. act: one of ACTIVATIONS, gelu
-    the exact one. kept: where what the activation is given goes as well, rounded as y is; the activation then sees it
-    so.
+    the exact one. pre_act_out: where what the activation is given goes as well, rounded as y is; the
+    activation then sees it so.
     """
 
     bias: Tensor | None = None
     scale: Tensor | None = None
     residual: Tensor | None = None
     act: str = "none"
-    after: bool = False
-    kept: Tensor | None = None
+    residual_after_act: bool = False
+    pre_act_out: Tensor | None = None
 
     def fits(self, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether every tensor is there for a y of this shape, precision and device, vectors without gaps.
@@ -57,33 +57,33 @@ class Epilogue(NamedTuple):
         return self.scale is None
 
     @property
-    def hidden(self) -> bool:
+    def needs_pre_act(self) -> bool:
         """Whether y does not show where the activation bends, so that backward needs what it was given."""
         if self.act == "relu6":  # it does, but torch lets a caller change y before backward
             return True
-        return self.act == "gelu" or (self.act == "relu" and self.after and self.residual is not None)
+        return self.act == "gelu" or (self.act == "relu" and self.residual_after_act and self.residual is not None)
 
     @property
     def constants(self) -> dict[str, Any]:
         """What a kernel is compiled for."""
-        where = "none" if self.residual is None else "after" if self.after else "before"
-        parts = {"BIAS": self.bias, "SCALE": self.scale, "KEEP": self.kept}
+        where = "none" if self.residual is None else "after" if self.residual_after_act else "before"
+        parts = {"BIAS": self.bias, "SCALE": self.scale, "KEEP": self.pre_act_out}
         return {**{name: part is not None for name, part in parts.items()}, "RESIDUAL": where, "ACT": self.act}
 
 
 PLAIN = Epilogue()
 
 
-def act_grad(dy: Tensor, seen: Tensor | None, act: str) -> Tensor:
+def act_grad(dy: Tensor, pre_act: Tensor | None, act: str) -> Tensor:
     """The gradient that an activation passes on.
 
-    seen: what it was given; for ReLU what came of it will do, for "none" nothing is needed.
+    pre_act: what it was given; for ReLU what came of it will do, for "none" nothing is needed.
     """
     if act == "gelu":
-        return torch.ops.aten.gelu_backward(dy, seen)
+        return torch.ops.aten.gelu_backward(dy, pre_act)
     if act == "relu6":
-        return torch.ops.aten.hardtanh_backward(dy, seen, 0, 6)
-    return torch.ops.aten.threshold_backward(dy, seen, 0) if act == "relu" else dy
+        return torch.ops.aten.hardtanh_backward(dy, pre_act, 0, 6)
+    return torch.ops.aten.threshold_backward(dy, pre_act, 0) if act == "relu" else dy
 
 
 def untracked(*tensors: Tensor | None) -> bool:

@@ -57,10 +57,9 @@ def _maker(node: Any, gelu: bool) -> Callable[[], Tensor] | None:
         node = node.next_functions[0][0]
     if type(node).__name__ == "GeluBackward0":
         return lambda: _gelu(node._saved_self, node._saved_approximate)
-    if (
-        getattr(node, "act", "") == "gelu" and not node.after
-    ):  # it has saved its input, its values and what the GELU was given
-        return lambda: _gelu(node.saved_tensors[2], "none")
+    call = getattr(node, "call", None)
+    if getattr(call, "act", "") == "gelu" and not call.residual_after_act:
+        return lambda: _gelu(node.saved_tensors[2], "none")  # beside its input and values: what the GELU was given
     return None
 
 

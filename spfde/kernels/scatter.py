@@ -1,4 +1,4 @@
-"""The masked dense route: stored values into a dense weight, and a dense weight's gradient back to stored positions.
+"""scatter, gather: stored values into a dense weight, and a dense weight's gradient back to the stored places.
 
 values are those of `Plan.arrange`: [units, 1, 1] or [capacity, R, C].
 """
@@ -12,71 +12,63 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
-from spfde.kernels.clock import timed
-from spfde.kernels.triton.config import has_kernel
-from spfde.sparse.plan import Plan, Units, places_of
+from spfde.sparse.plan import KernelIndex, Plan, places_of
 
 
-def to_dense(values: Tensor, units: Units, shape: tuple[int, ...]) -> Tensor:
+def to_dense(values: Tensor, index: KernelIndex, shape: tuple[int, ...]) -> Tensor:
     """The dense weight, zeros exact, differentiable in `values` to any order. Returns a new tensor of `shape`."""
-    places = places_of(units, shape).long()
+    places = places_of(index, shape).long()
     return values.new_zeros(prod(shape) + 1).scatter(0, places, values.reshape(-1))[:-1].view(shape)
 
 
 def dense_weight(values: Tensor, plan: Plan) -> Tensor:
-    """The same by a plan; a backward pass is refused once its topology has moved."""
-    weight = to_dense(values, plan.units, plan.shape)
+    """`to_dense` by a plan; a backward pass is refused once its topology has moved."""
+    weight = to_dense(values, plan.kernel_index, plan.shape)
     if weight.requires_grad and not torch.compiler.is_compiling():
-        version = plan.version
+        version = plan.topology_version
         weight.register_hook(lambda _: plan.check(version))
     return weight
 
 
-@timed
 def write(values: Tensor, plan: Plan, since: int = 0) -> tuple[Tensor, int]:
     """The dense weight in the plan's buffer, and the count of its writings.
 
     A backward pass that passes its forward pass's count as `since` finds that weight again, if it is still there.
     """
     buffer = plan.dense_buffer()
-    if since != plan.written or since == 0 or buffer.dtype != values.dtype:
-        plan.written += 1
-        return scatter(values, plan.units, plan.shape, buffer), plan.written
+    if since != plan.dense_version or since == 0 or buffer.dtype != values.dtype:
+        plan.dense_version += 1
+        return scatter(values, plan.kernel_index, plan.shape, buffer), plan.dense_version
     return buffer[:-1].view(plan.shape), since
 
 
-def needs_dense(kernel: str, values: Tensor) -> bool:
-    """Whether a kernel multiplies by the dense weight: all but native ones, and Triton's for blocks."""
-    return kernel in ("dense", "reference") or (kernel == "triton" and not has_kernel(tuple(values.shape[1:])))
-
-
-def scatter(values: Tensor, units: Units, shape: tuple[int, ...], buffer: Tensor | None = None) -> Tensor:
+def scatter(values: Tensor, index: KernelIndex, shape: tuple[int, ...], buffer: Tensor | None = None) -> Tensor:
     """The dense weight, outside autograd; written into `buffer` if it fits, whose other elements are zero already."""
     fits = buffer is not None and buffer.dtype == values.dtype
     dense = buffer if fits else values.new_zeros(prod(shape) + 1)
-    if _native_runs(values, values.shape[1:]):
+    if _runs_native(values, values.shape[1:]):
         native().scatter_values(
-            shape[0], prod(shape[1:]), units.row_ptr.data_ptr(), units.col.data_ptr(), values.data_ptr(),
+            shape[0], prod(shape[1:]), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
             dense.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
     else:
-        dense.scatter_(0, places_of(units, shape).long(), values.reshape(-1))
+        dense.scatter_(0, places_of(index, shape).long(), values.reshape(-1))
     return dense[:-1].view(shape)
 
 
-def gather(dense: Tensor, units: Units, block: tuple[int, ...]) -> Tensor:
+def gather(dense: Tensor, index: KernelIndex, block: tuple[int, ...]) -> Tensor:
     """The elements of `dense` at the stored places, as values [-1, *block] with 0 where there is none."""
     rows, cols = dense.shape[0], prod(dense.shape[1:])
-    if not _native_runs(dense, block):
-        return F.pad(dense.reshape(-1), (0, 1)).index_select(0, places_of(units, dense.shape)).view(-1, *block)
+    if not _runs_native(dense, block):
+        return F.pad(dense.reshape(-1), (0, 1)).index_select(0, places_of(index, dense.shape)).view(-1, *block)
     dense = dense.contiguous()
-    values = dense.new_empty(units.col.numel(), 1, 1)
+    values = dense.new_empty(index.col.numel(), 1, 1)
     native().gather_values(
-        rows, cols, units.col.numel(), units.row_ptr.data_ptr(), units.col.data_ptr(), dense.data_ptr(),
+        rows, cols, index.col.numel(), index.row_ptr.data_ptr(), index.col.data_ptr(), dense.data_ptr(),
         values.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return values
 
 
-def _native_runs(tensor: Tensor, block: tuple[int, ...]) -> bool:
+def _runs_native(tensor: Tensor, block: tuple[int, ...]) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tuple(block) == (1, 1)

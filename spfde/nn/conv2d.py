@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spfde.kernels.conv2d import conv2d, fused
-from spfde.kernels.dispatch import rule as dispatch
-from spfde.kernels.dispatch.rule import KernelChoice
+from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
 from spfde.nn.layer import SparseLayer
@@ -35,6 +32,7 @@ class SparseConv2d(SparseLayer):
         self._thins = window.kernel == (1, 1) and not any(zeros) and window.stride != (1, 1)
         super().__init__(conv.weight, conv.bias, mask, pattern, Window(groups=conv.groups) if self._thins else window)
         self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
+        self._pads_or_thins = self._thins or self._pad_before is not None
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseConv2d:
@@ -71,16 +69,19 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [(batch,) in_channels, height, width]. Returns [(batch,) out_channels, out_height, out_width]."""
-        x = self._prepared(x)
-        return self._show(x, conv2d(x, self._effective(), self.plan, self.window, self.bias, self._route))
+        if self._pads_or_thins:
+            x = self._prepared(x)
+        values = self.values if "transform" not in self._modules else self._effective()
+        y = conv2d(x, values, self.plan, self.bias, self._dispatch_key)
+        if self._grad_probe is not None:
+            self._attach_probe(x, y)
+        return y
 
-    def ended(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
-        """The output, and whether the epilogue is in it: see `spfde.kernels.conv2d.fused`. No transform, no probe."""
-        x = self._prepared(x)
-        y = fused(x, self.values, self.plan, self.window, epilogue, self._route)
-        if y is not None:
-            return y, True
-        return conv2d(x, self.values, self.plan, self.window, self.bias, self._route), False
+    def call_with_epilogue(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
+        """The output, and whether the epilogue is in it: see `conv2d_with_epilogue`. For no transform and no probe."""
+        x = self._prepared(x) if self._pads_or_thins else x
+        y = conv2d_with_epilogue(x, self.values, self.plan, epilogue, self._dispatch_key)
+        return (conv2d(x, self.values, self.plan, self.bias, self._dispatch_key), False) if y is None else (y, True)
 
     def _prepared(self, x: Tensor) -> Tensor:
         """What the window is moved over: padded in another mode than with zeros, without pixels that nothing reads."""
@@ -88,7 +89,6 @@ class SparseConv2d(SparseLayer):
             x = F.pad(x, self._pad_before, mode=self.padding_mode)
         if self._thins:
             x = x[..., :: self.stride[0], :: self.stride[1]].contiguous(memory_format=memory_format_of(x))
-        self._saw(x)
         return x
 
     def to_dense(self) -> nn.Conv2d:
@@ -100,13 +100,6 @@ class SparseConv2d(SparseLayer):
         conv.weight = nn.Parameter(self.dense_weight(), self.values.requires_grad)
         conv.bias = self.bias
         return conv.train(self.training)
-
-    def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
-        batch = shape[0] if len(shape) == 4 else 1
-        size, plan = self.window.output_size(shape[-2], shape[-1]), self.plan
-        return dispatch.choose_convolution(
-            self._route, device, dtype, batch, size, plan.shape, self.window, plan.multiplied, plan.block
-        )
 
     def extra_repr(self) -> str:
         """What repr() shows."""

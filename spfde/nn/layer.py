@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde.kernels.dispatch import rule
 from spfde.kernels.dispatch.in_use import use
-from spfde.kernels.dispatch.rule import KernelChoice, check_kernel
+from spfde.kernels.dispatch.problem import KernelChoice, problem_of
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.dtypes import compute_and_result_dtype
 from spfde.kernels.scatter import dense_weight
-from spfde.kernels.tiled import as_asked
 from spfde.nn.loading import check_loaded, index_from_dense
-from spfde.sparse.index import Index, index_from_positions
+from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import ONE_TAP, Plan, Window, build_plan
 
@@ -43,24 +42,24 @@ class SparseLayer(nn.Module, ABC):
         window: Window = ONE_TAP,
     ) -> None:
         super().__init__()
-        self.structure = Pattern.parse(pattern)
+        self.pattern = Pattern.parse(pattern)
         self.shape = weight.shape
         self.window = window
-        self.grid = self.structure.grid(tuple(weight.shape), window.groups)
+        self.grid = self.pattern.grid(tuple(weight.shape), window.groups)
         mask = weight.detach() != 0 if mask is None else mask
         if mask.shape != weight.shape or mask.dtype != torch.bool:
             got = f"{mask.dtype} {list(mask.shape)}"
             raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
-        positions = self.structure.positions(mask.to(weight.device), self.grid)
+        positions = self.pattern.positions(mask.to(weight.device), self.grid)
         index = index_from_positions(positions, *self.grid.shape, positions.numel())
         self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
         self.register_parameter("bias", bias)
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
-        self._probe: Callable[..., None] | None = None  # shown what the dense weight gradient is made of
-        self._kernel = self._route = "auto"
+        self._grad_probe: Callable[..., None] | None = None  # shown what the dense weight gradient is made of
+        self._kernel = self._dispatch_key = "auto"
         self._table: Table | None = None
-        self._seen: tuple[str, torch.dtype, tuple[int, ...]] | None = None
+        self._last_input: tuple[str, torch.dtype, tuple[int, ...]] | None = None
         self._plan: Plan | None = None
         self._build_plan()
 
@@ -68,27 +67,40 @@ class SparseLayer(nn.Module, ABC):
         if self.row_ptr.is_meta and positions is None:  # it cannot be asked where the blocks are
             self._plan = None
             return
-        index, whole, before = Index(self.row_ptr, self.col), self.structure.kind == "channel", self._plan
+        index, whole, before = Index(self.row_ptr, self.col), self.pattern.kind == "channel", self._plan
         with torch.inference_mode(False):  # it outlives the mode it is made in
             plan = build_plan(index, self.shape, self.window, self.grid, whole, positions)
             if before is not None and before.index.row_ptr is self.row_ptr and before.index.col is self.col:
-                before.become(as_asked(plan, before))
+                before.update_(plan)
             else:
+                self._last_input = self._last()
                 self._plan = plan
 
     @property
     def plan(self) -> Plan:
         """What the kernels read; a topology change writes into its tensors, and it is never saved."""
-        if self._plan is None:
+        plan = self._plan
+        if plan is None:
             raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
-        return self._plan
+        if not torch.compiler.is_compiling() and plan.stale:
+            self._follow_index()
+            return self._plan
+        return plan
+
+    def _follow_index(self) -> None:
+        """Makes the plan anew from an index that someone else wrote in place, unless it says what it said before."""
+        if self._plan.still_holds():
+            return
+        problem = check_index(Index(self.row_ptr, self.col), *self.grid.shape, self.values.shape[0])
+        positions = None if problem else positions_of(Index(self.row_ptr, self.col), self.grid.shape[1])
+        problem = problem or self.pattern.problem(positions, self.grid)
+        if problem:
+            raise ValueError(
+                f"{problem} (row_ptr and col were written in place), try load_state_dict, which checks before it writes"
+            )
+        self._build_plan()
 
     # ---- what is stored -------------------------------------------------------------------------------------------
-
-    @property
-    def pattern(self) -> str:
-        """Name of the pattern, as `spfde.sparsify` takes it."""
-        return str(self.structure)
 
     @property
     def nnz(self) -> int:
@@ -126,8 +138,8 @@ class SparseLayer(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
         dense = dense_weight(self.plan.arrange(self._effective()), self.plan)
-        if not torch.compiler.is_compiling() and self._probe is not None and dense.requires_grad:
-            dense.register_hook(self._probe)
+        if not torch.compiler.is_compiling() and self._grad_probe is not None and dense.requires_grad:
+            dense.register_hook(self._grad_probe)
         return dense
 
     def _effective(self) -> Tensor:
@@ -145,8 +157,8 @@ class SparseLayer(nn.Module, ABC):
 
     @kernel.setter
     def kernel(self, name: str) -> None:
-        self._kernel = check_kernel(name)
-        self._settle_route()
+        self._kernel = rule.check_kernel(name)
+        self._settle_dispatch_key()
 
     @property
     def table(self) -> Table | None:
@@ -156,43 +168,44 @@ class SparseLayer(nn.Module, ABC):
     @table.setter
     def table(self, table: Table | None) -> None:
         self._table = table
-        self._settle_route()
+        self._settle_dispatch_key()
 
-    def _settle_route(self) -> None:
+    def _settle_dispatch_key(self) -> None:
         """What the ops are told to run: they take strings, so a table goes by its name."""
-        self._route = self._kernel if self._table is None or self._kernel != "auto" else use(self._table)
+        self._dispatch_key = self._kernel if self._table is None or self._kernel != "auto" else use(self._table)
 
     @property
-    def route(self) -> str:
+    def dispatch_key(self) -> str:
         """What settles the kernel: "auto" (the cost model), the kernel that was forced, or the table's name."""
-        return self._route
+        return self._dispatch_key
 
     @property
     def choice(self) -> KernelChoice | None:
         """The kernel for the input last seen, with the reason; None before the first forward."""
-        return None if self._seen is None else self._choose(*self._seen)
+        last, plan = self._last(), self.plan
+        if last is None:
+            return None
+        device, dtype, shape = last
+        problem = problem_of(plan.shape, shape, plan.multiplied, plan.block, plan.window, device, dtype)
+        return rule.choose(self._dispatch_key, device, dtype, problem)
 
-    @abstractmethod
-    def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
-        """The kernel for an input of this device, precision and shape."""
+    def _last(self) -> tuple[str, torch.dtype, tuple[int, ...]] | None:
+        """Device, precision and shape of what the kernel last multiplied; None before the first forward."""
+        call = None if self._plan is None else self._plan.last_call
+        return self._last_input if call is None else (call.device, call.compute, call.shape)
 
-    def _saw(self, x: Tensor) -> None:
-        if not torch.compiler.is_compiling():
-            dtype = x.dtype if x.is_cpu else compute_and_result_dtype(x, self.values)[0]
-            self.__dict__["_seen"] = (x.device.type, dtype, x.shape)  # past Module.__setattr__: every forward pays
-
-    def _show(self, x: Tensor, y: Tensor) -> Tensor:
-        """y; a probe is shown x and, in the backward pass, the gradient of y."""
+    def _attach_probe(self, x: Tensor, y: Tensor) -> None:
+        """Shows x and, in the backward pass, the gradient of y to the probe that watches the dense weight gradient."""
         # A compiled graph must not look: it would be compiled anew for every probe.
-        if not torch.compiler.is_compiling() and self._probe is not None and y.requires_grad:
-            probe, x, plan, version = self._probe, x.detach(), self.plan, self.plan.version
+        if torch.compiler.is_compiling() or not y.requires_grad:
+            return
+        probe, x, plan, version = self._grad_probe, x.detach(), self.plan, self.plan.topology_version
 
-            def show(dy: Tensor) -> None:
-                plan.check(version)
-                probe(dy, x)
+        def show(dy: Tensor) -> None:
+            plan.check(version)
+            probe(dy, x)
 
-            y.register_hook(show)
-        return y
+        y.register_hook(show)
 
     # ---- topology -------------------------------------------------------------------------------------------------
 
@@ -224,7 +237,7 @@ class SparseLayer(nn.Module, ABC):
         outside = (positions[:1] < 0).any() | (positions[-1:] >= size).any()
         if outside | (positions.diff() <= 0).any():  # one question to the device
             raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
-        problem = self.structure.problem(positions, self.grid)
+        problem = self.pattern.problem(positions, self.grid)
         if problem:
             raise ValueError(problem)
         newborn = None if newborn is None else positions[torch.isin(positions, newborn)]
@@ -259,11 +272,11 @@ class SparseLayer(nn.Module, ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_probe": None}
+        return {**self.__dict__, "_plan": None, "_grad_probe": None, "_last_input": self._last()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._settle_route()
+        self._settle_dispatch_key()
         self._build_plan()
 
     def _replicate_for_data_parallel(self):

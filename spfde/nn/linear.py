@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from spfde.kernels.dispatch import rule as dispatch
-from spfde.kernels.dispatch.rule import KernelChoice
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.spmm import fused, spmm
+from spfde.kernels.spmm import spmm, spmm_with_epilogue
 from spfde.nn.layer import SparseLayer
 
 
@@ -46,14 +43,16 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]. Returns [..., out_features]."""
-        self._saw(x)
-        return self._show(x, spmm(x, self._effective(), self.plan, self.bias, self._route))
+        values = self.values if "transform" not in self._modules else self._effective()
+        y = spmm(x, values, self.plan, self.bias, self._dispatch_key)
+        if self._grad_probe is not None:
+            self._attach_probe(x, y)
+        return y
 
-    def ended(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
-        """The output, and whether the epilogue is in it: see `spfde.kernels.spmm.fused`. No transform, no probe."""
-        self._saw(x)
-        y = fused(x, self.values, self.plan, epilogue, self._route)
-        return (spmm(x, self.values, self.plan, self.bias, self._route), False) if y is None else (y, True)
+    def call_with_epilogue(self, x: Tensor, epilogue: Callable[[], Epilogue]) -> tuple[Tensor, bool]:
+        """The output, and whether the epilogue is in it: see `spmm_with_epilogue`. For no transform and no probe."""
+        y = spmm_with_epilogue(x, self.values, self.plan, epilogue, self._dispatch_key)
+        return (spmm(x, self.values, self.plan, self.bias, self._dispatch_key), False) if y is None else (y, True)
 
     def to_dense(self) -> nn.Linear:
         """A torch.nn.Linear with the same outputs, zeros exact, and the same bias Parameter."""
@@ -62,13 +61,6 @@ class SparseLinear(SparseLayer):
         linear.weight = nn.Parameter(weight, self.values.requires_grad)
         linear.bias = self.bias
         return linear.train(self.training)
-
-    def _choose(self, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> KernelChoice:
-        batch = 1
-        for size in shape[:-1]:
-            batch *= size
-        plan = self.plan
-        return dispatch.choose_linear(self._route, device, dtype, batch, plan.shape, plan.multiplied, plan.block)
 
     def extra_repr(self) -> str:
         """What repr() shows."""

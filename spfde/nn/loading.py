@@ -24,7 +24,7 @@ def index_from_dense(layer: SparseLayer, dense: Tensor, state_dict: dict[str, An
             f"expected a dense weight with {layer.nnz} {what}, got {positions.numel()}, try loading the "
             f"checkpoint before spfde.sparsify"
         )
-    problem = layer.structure.problem(positions, layer.grid)
+    problem = layer.pattern.problem(positions, layer.grid)
     if problem:
         return problem
     values = dense.new_zeros(layer.values.shape)
@@ -47,4 +47,4 @@ def check_loaded(layer: SparseLayer, state_dict: dict[str, Any], prefix: str) ->
         return f"expected values of shape {list(layer.values.shape)}, got {list(values.shape)}"
     index = Index(row_ptr, col)
     problem = check_index(index, *layer.grid.shape, layer.values.shape[0])
-    return problem or layer.structure.problem(positions_of(index, layer.grid.shape[1]), layer.grid)
+    return problem or layer.pattern.problem(positions_of(index, layer.grid.shape[1]), layer.grid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from spfde.kernels.dispatch import problem as choice
+from spfde.kernels.registry import names, skips_zeros
 from spfde.nn import SparseLayer
 from spfde.profiling.timeline import PYTHON
 
@@ -29,7 +29,7 @@ _KIND_OF = {name: kind for kind, names in _FUNCTIONS.items() for name in names.s
 def kind_of_module(module: nn.Module) -> str:
     """The kind of a module that calls no other; containers are asked for their functions instead."""
     if isinstance(module, SparseLayer):
-        return SPARSE if module.kernel in choice.SPARSE else MASKED
+        return SPARSE if module.kernel in names() and skips_zeros(module.kernel) else MASKED
     if isinstance(module, _PRODUCTS):
         return DENSE
     if isinstance(module, _NORMS) or type(module).__name__ == "RMSNorm":

@@ -75,9 +75,9 @@ class Grid:
         return place.masked_fill((output >= self.outputs) | (channel >= self.channels), self.weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
-    """Which weights are stored together, and how many where.
+    """Which weights are stored together, and how many where; equal to its name, as in `layer.pattern == "2:4"`.
 
     kind: "unstructured", "block", "n:m", "fan-in" or "channel". numbers: R and C of a block, n and m of n:m.
     """
@@ -105,6 +105,12 @@ class Pattern:
     def __str__(self) -> str:
         first, second = self.numbers
         return {"block": f"block:{first}x{second}", "n:m": f"{first}:{second}"}.get(self.kind, self.kind)
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, Pattern | str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
     @property
     def sparsity(self) -> float | None:

@@ -6,6 +6,7 @@ capacity alone, so that whatever reads these tensors, a CUDA graph too, reads th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, NamedTuple
@@ -15,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from spfde.sparse.index import Index, index_from_positions, positions_of, spread
+from spfde._native import load
+from spfde.sparse.index import GLANCE, Index, fingerprint, index_from_positions, positions_of, spread, writes
 from spfde.sparse.no_sync import count_each
 from spfde.sparse.pattern import Grid
-from spfde.sparse.tiles import Tiles
 
 
 class Window(NamedTuple):
@@ -50,7 +51,7 @@ class Window(NamedTuple):
 ONE_TAP = Window()
 
 
-class Units(NamedTuple):
+class KernelIndex(NamedTuple):
     """What the kernels read of an index, in *units*: a unit is one column of a block, R weights that share an input.
 
     For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
@@ -74,8 +75,9 @@ class Plan:
     """Everything the kernels of one layer read, and scratch of the masked dense route.
 
     values_shape: of the layer's values. nnz: live blocks. index: the canonical one, in blocks of `grid`. block: what a
-    kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept: those outputs, else
-    None. tiles: how GPU kernels walk the weight and its transpose, once one has asked for them.
+    kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept_rows: those outputs,
+    else None. derived: what kernels make of it beside `kernel_index`, by kernel. calls: what `spfde.kernels.call` has
+    worked out for the inputs met since the topology moved; last_call: the latest of them, also from before.
     """
 
     shape: tuple[int, ...]
@@ -84,16 +86,24 @@ class Plan:
     index: Index
     grid: Grid
     block: tuple[int, int]
-    units: Units
+    kernel_index: KernelIndex
     window: Window = ONE_TAP
-    kept: Tensor | None = None
-    tiles: tuple[Tiles, Tiles] | None = field(default=None, repr=False)  # see spfde.kernels.tiled
+    kept_rows: Tensor | None = None
+    derived: dict[str, Any] = field(default_factory=dict, repr=False)
     _order: Tensor | None = field(default=None, repr=False)
     _outside: Tensor | None = field(default=None, repr=False)
     _weights: int | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
-    written: int = field(default=0, repr=False)  # how often the dense buffer was
-    version: int = field(default=0, repr=False)  # how often the topology moved
+    _writes: tuple[int, int] | None = field(default=None, repr=False)
+    _fingerprint: int | None = field(default=None, repr=False)
+    _checksum: int | None = field(default=None, repr=False)
+    _builders: dict[str, Callable[[Plan], Any]] = field(default_factory=dict, repr=False)
+    dense_version: int = field(default=0, repr=False)  # how often the dense buffer was written
+    topology_version: int = field(default=0, repr=False)  # how often the topology moved
+
+    def __post_init__(self) -> None:
+        self.calls: dict[Any, Any] = {}
+        self.last_call: Any = None
 
     @property
     def rows(self) -> int:
@@ -119,8 +129,8 @@ class Plan:
 
     @property
     def places(self) -> Tensor:
-        """`Units.places`, made anew at every reading where they are not kept."""
-        return places_of(self.units, self.shape)
+        """`KernelIndex.places`, made anew at every reading where they are not kept."""
+        return places_of(self.kernel_index, self.shape)
 
     @property
     def multiplied(self) -> int:
@@ -129,6 +139,16 @@ class Plan:
             return self.weights
         # On a GPU by the room there is: what a registered op knows without waiting for the device.
         return (self.values_shape[0] if self.index.col.is_cuda else self.nnz) * prod(self.block)
+
+    @property
+    def arranges(self) -> bool:
+        """Whether `arrange` has anything to do."""
+        return self._outside is not None or self._order is not None or self.values_shape[1] == 1 < self.values_shape[2]
+
+    @property
+    def arranged_block(self) -> tuple[int, int]:
+        """R and C of the values that `arrange` gives."""
+        return (1, 1) if self.values_shape[1] == 1 else self.values_shape[1:]
 
     def arrange(self, values: Tensor) -> Tensor:
         """The stored values as the kernels read them, differentiable: [units, 1, 1] for R == 1, else [capacity, R, C].
@@ -141,14 +161,17 @@ class Plan:
             return values.reshape(-1).index_select(0, self._order).view(-1, 1, 1)
         return values.reshape(-1, 1, 1) if values.shape[1] == 1 < values.shape[2] else values
 
-    @torch.compiler.assume_constant_result  # no part of a compiled graph, which would own what it makes
-    def tile(self) -> None:
-        """Makes `tiles` where there are none."""
-        from spfde.kernels.tiled import tiles_of
+    def derive(self, name: str, build: Callable[[Plan], Any]) -> Any:
+        """What `build` makes of the plan: tensors in tuples, made at the first call, remade in place at every move."""
+        self._derive(name, build)
+        return self.derived[name]
 
-        if self.tiles is None:
-            with torch.inference_mode(False), unset_fake_temporarily():  # they outlive the modes they are asked for in
-                self.tiles = tiles_of(self)
+    @torch.compiler.assume_constant_result  # no part of a compiled graph, which would own what it makes
+    def _derive(self, name: str, build: Callable[[Plan], Any]) -> None:
+        if name not in self.derived:
+            with torch.inference_mode(False), unset_fake_temporarily():  # it outlives the modes it is asked for in
+                self.derived[name] = build(self)
+                self._builders[name] = build
 
     def dense_buffer(self) -> Tensor:
         """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""
@@ -158,15 +181,40 @@ class Plan:
                 self._dense = torch.zeros(size, dtype=torch.float32, device=device)
         return self._dense
 
-    def become(self, other: Plan) -> None:
+    def update_(self, other: Plan) -> None:
         """Takes over what another plan of this weight says, in place wherever a tensor's shape stays."""
+        derived = {name: build(other) for name, build in self._builders.items()}
         for part in fields(self):
-            if part.name not in ("_dense", "written", "version"):
-                setattr(self, part.name, _taken(getattr(self, part.name), getattr(other, part.name)))
+            if part.name not in _OWN:
+                setattr(self, part.name, _written_into(getattr(self, part.name), getattr(other, part.name)))
+        for name, new in derived.items():
+            self.derived[name] = _written_into(self.derived[name], new)
         if self._dense is not None:
             self._dense.zero_()  # what is written next leaves other places alone
-        self.written += 1
-        self.version += 1
+        self.calls.clear()
+        self.dense_version += 1
+        self.topology_version += 1
+
+    @property
+    def stale(self) -> bool:
+        """Whether someone else wrote the index in place: DDP, an average of models, a distributed checkpoint, `.data`.
+
+        torch counts most writes. Those past its count are found on a CPU alone, where a glance waits for nothing.
+        """
+        row_ptr, col = self.index  # inline: every forward pass asks
+        if self._writes is not None and self._writes != (row_ptr._version, col._version):
+            return True
+        if self._fingerprint is None:
+            return False
+        rows, size = row_ptr.numel() - 1, col.numel()
+        return self._fingerprint != load().fingerprint(row_ptr.data_ptr(), rows, col.data_ptr(), size, GLANCE)
+
+    def still_holds(self) -> bool:
+        """Whether the index, which was written in place, says what it said before; on a GPU that is not looked into."""
+        same = self._checksum is not None and self._checksum == fingerprint(self.index, self.index.col.numel() + 1)
+        if same:
+            self._writes = writes(self.index)
+        return same
 
     def check(self, version: int) -> None:
         """Refuses a backward pass whose forward pass saw another topology than the one that is here now.
@@ -174,11 +222,15 @@ class Plan:
         Raises:
             ValueError: it moved since `version`.
         """
-        if version != self.version:
+        if version != self.topology_version:
             raise ValueError(
                 "expected backward before the topology moved, got it after a move, try loss.backward() before "
                 "topology.step(), move_to() or load_state_dict()"
             )
+
+
+# What a plan keeps when it is updated.
+_OWN = ("derived", "_builders", "_dense", "dense_version", "topology_version")
 
 
 def build_plan(
@@ -204,7 +256,7 @@ def build_plan(
     weights = nnz * height * width
     if grid.ragged:  # only weights that stand one by one must be counted now
         weights = int((places < grid.weights).sum()) if height == 1 else None
-    kept = positions if whole and nnz and window.groups == 1 else None
+    kept_rows = positions if whole and nnz and window.groups == 1 else None
     short = torch.int32 if grid.weights < 2**31 else torch.int64
     empty = index.col.new_empty(0)
     order = outside = None
@@ -215,35 +267,43 @@ def build_plan(
             order = order.to(short)
         single = grid.block == (1, 1)
         unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())
-        transpose = (empty,) * 3 if kept is not None else _transpose(unit, weights, shape, window)
-        units = Units(*unit, *transpose, empty if flat.is_cpu else flat.to(short))
+        transpose = (empty,) * 3 if kept_rows is not None else _transpose(unit, weights, shape, window)
+        kernel_index = KernelIndex(*unit, *transpose, empty if flat.is_cpu else flat.to(short))
     else:
         outside = places == grid.weights if grid.ragged else None
         unit = (index.row_ptr * width, _unit_columns(index, grid))
-        units = Units(*unit, empty, empty, empty, places.view(-1).to(short))
-    block = (1, cols) if kept is not None else grid.block if height > 1 else (1, 1)
+        kernel_index = KernelIndex(*unit, empty, empty, empty, places.view(-1).to(short))
+    block = (1, cols) if kept_rows is not None else grid.block if height > 1 else (1, 1)
     values_shape = (capacity, height, width)
     return Plan(
-        tuple(shape), values_shape, nnz, index, grid, block, units, window, kept,
-        _order=order, _outside=outside, _weights=weights,
+        tuple(shape), values_shape, nnz, index, grid, block, kernel_index, window, kept_rows,
+        _order=order, _outside=outside, _weights=weights, _writes=writes(index),
+        _fingerprint=fingerprint(index), _checksum=fingerprint(index, index.col.numel() + 1),
     )  # fmt: skip
 
 
-def _taken(old: Any, new: Any) -> Any:
+def _written_into(old: Any, new: Any) -> Any:
     """The new, within the tensors of the old where they agree in shape and type."""
+    if old is new:  # the index itself: a copy would count as a write
+        return old
     if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
         return old.copy_(new)
     if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
-        return getattr(type(old), "_make", tuple)(map(_taken, old, new))
+        return getattr(type(old), "_make", tuple)(map(_written_into, old, new))
     return new
 
 
-def places_of(units: Units, shape: tuple[int, ...]) -> Tensor:
-    """`Units.places` of a weight of dense `shape`, derived where it is empty."""
-    if units.places.numel():
-        return units.places
-    live = positions_of(Index(units.row_ptr, units.col), prod(shape[1:]))
-    return F.pad(live, (0, units.col.numel() - live.numel()), value=prod(shape))
+def places_of(index: KernelIndex, shape: tuple[int, ...]) -> Tensor:
+    """`KernelIndex.places` of a weight of dense `shape`, derived where it is empty."""
+    if index.places.numel():
+        return index.places
+    live = positions_of(Index(index.row_ptr, index.col), prod(shape[1:]))
+    return F.pad(live, (0, index.col.numel() - live.numel()), value=prod(shape))
+
+
+def slots(index: KernelIndex, block: Sequence[int]) -> int:
+    """How many blocks the values of a kernel have room for."""
+    return index.col.shape[0] // block[1]
 
 
 def _unit_columns(index: Index, grid: Grid) -> Tensor:
@@ -254,7 +314,7 @@ def _unit_columns(index: Index, grid: Grid) -> Tensor:
 
 
 def _transpose(index: Index, nnz: int, shape: tuple[int, ...], window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """The transposed index of `nnz` single weights, and its permutation; see `Units`."""
+    """The transposed index of `nnz` single weights, and its permutation; see `KernelIndex`."""
     # What a weight's place in the transpose takes from its row and from its column is worked out once for each of them.
     device, rows, cols, taps = index.col.device, shape[0], prod(shape[1:]), prod(window.kernel)
     out_group, in_group, strides = rows // window.groups, cols // taps, prod(window.stride)

@@ -194,7 +194,7 @@ class Topology:
 
         A group (for most patterns the layer) drops no more than it has room to regrow.
         """
-        old, rule, grid = layer.positions(), layer.structure, layer.grid
+        old, rule, grid = layer.positions(), layer.pattern, layer.grid
         group, groups = rule.groups(grid, old.device), rule.parts(grid)
         room = count_groups(group, groups) - count_groups(group, groups, old)
         return moves.without_lowest(score, group[old], room, int(self.schedule(self._step) * layer.nnz))
@@ -256,7 +256,7 @@ class Topology:
 
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
         """Keeps what `stays`, grows the rest up to `count` blocks; None where nothing is to change."""
-        old, rule, grid = layer.positions(), layer.structure, layer.grid
+        old, rule, grid = layer.positions(), layer.pattern, layer.grid
         group, groups, kept = rule.groups(grid, old.device), rule.parts(grid), old[stays]
         if count == layer.nnz:
             want = count_groups(group, groups, old)

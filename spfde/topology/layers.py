@@ -66,9 +66,9 @@ def check(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Topol
                 f"expected the optimizer to hold the values of {name!r}, got one that does not (was it built "
                 f"before spfde.sparsify?), try building the optimizer afterwards"
             )
-        if layer.structure.kind in method.refused:
+        if layer.pattern.kind in method.refused:
             raise ValueError(
-                f"expected a pattern that {type(method).__name__} has a meaning for, got {layer.pattern!r} in "
+                f"expected a pattern that {type(method).__name__} has a meaning for, got {str(layer.pattern)!r} in "
                 f"{name!r}, try 'unstructured' or another method"
             )
         transform = layer._modules.get("transform")
@@ -93,6 +93,6 @@ def count_groups(group: Tensor, groups: int, positions: Tensor | None = None) ->
 
 def highest(layer: SparseLayer, score: Tensor, count: int) -> Tensor:
     """Which stored blocks (slots, ascending) are the `count` with the highest scores, as the pattern allows."""
-    rule, positions = layer.structure, layer.positions()
+    rule, positions = layer.pattern, layer.positions()
     group, quota = rule.groups(layer.grid, score.device)[positions], rule.quota(layer.grid, count, score.device)
     return keep_highest_in_groups(score, group, quota)

@@ -27,12 +27,12 @@ class Watch:
         self.disarm()
         self.probes = {name: Probe(layer) for name, layer in layers.items()}
         for probe in self.probes.values():
-            probe.layer._probe = probe
+            probe.layer._grad_probe = probe
 
     def disarm(self) -> None:
         """Watches nothing."""
         for probe in self.probes.values():
-            probe.layer._probe = None
+            probe.layer._grad_probe = None
         self.probes = {}
 
     def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:

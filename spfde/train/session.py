@@ -85,7 +85,7 @@ class Session:
         from spfde.nn import SparseLayer
 
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, SparseLayer)}
-        kernels = {name: layer.route for name, layer in layers.items() if layer.route != "auto"}
+        kernels = {name: layer.dispatch_key for name, layer in layers.items() if layer.dispatch_key != "auto"}
         isa = native().isa() if layers else None
         return {"spfde": __version__, "torch": str(torch.__version__), "isa": isa, "kernels": kernels}
 

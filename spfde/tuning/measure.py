@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spfde.kernels import conv2d, spmm
+from spfde.kernels import conv2d, registry, spmm
 from spfde.kernels.dispatch.measurement import KernelMeasurement, Launch, family_of
 from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.triton.candidates import Programs, launches_to_time
 from spfde.kernels.triton.config import Config, Gpu
 from spfde.kernels.triton.tuned import trying
 from spfde.nn import SparseConv2d, SparseLayer
@@ -26,8 +25,6 @@ from spfde.tuning import timing
 from spfde.tuning.layer import Timed, backward, forward, step
 
 TOLERANCE = 2e-2  # of a result's norm: a wrong index is far above it
-
-LAUNCHES = {"triton": launches_to_time}  # by kernel: what makes its launches for a plan; the others have one alone
 
 
 class Case(NamedTuple):
@@ -113,7 +110,7 @@ def measure(
         for kernel in case.kernels:
             plan = replace(case.layer.plan, _dense=None)  # no scratch stays with the layer
             calls = ops_of(case, kernel, plan)
-            programs = LAUNCHES[kernel](plan, case.problem, case.dtype, gpu) if gpu and kernel in LAUNCHES else {}
+            programs = registry.get(kernel).launches(plan, case.problem, case.dtype, gpu) if gpu else {}
             tuned[kernel], without = _launches(case, kernel, programs, calls, clock, known)
             refused.update(without)
             best = {launch.op: launch.config for launch in tuned[kernel]}
@@ -129,7 +126,7 @@ def measure(
 def _launches(
     case: Case,
     kernel: str,
-    programs: Mapping[str, Programs],
+    programs: Mapping[str, registry.Programs],
     calls: Mapping[str, Timed],
     clock: Clock,
     known: Table | None,
@@ -157,7 +154,7 @@ def ops_of(case: Case, kernel: str, plan: Plan) -> dict[str, Timed]:
 
     def run(values: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         if isinstance(layer, SparseConv2d):
-            return lambda x: conv2d(x, values, plan, layer.window, bias, kernel)
+            return lambda x: conv2d(x, values, plan, bias, kernel)
         return lambda x: spmm(x, values, plan, bias, kernel)
 
     wanted, trained = x.clone(memory_format=torch.preserve_format).requires_grad_(), values.clone().requires_grad_()

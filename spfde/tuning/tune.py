@@ -115,7 +115,7 @@ def _cases(model: nn.Module, example_input: Any) -> list[Case]:
     cases: dict[Problem, Case] = {}
 
     def see(layer: SparseLayer, _: Any, y: Tensor) -> None:
-        (device, dtype, shape), problem = layer._seen, layer.choice.problem
+        (device, dtype, shape), problem = layer._last(), layer.choice.problem
         kernels = candidates(device, dtype, problem)
         if kernels:
             # A CPU computes in float32 whatever it is given; a GPU's result has its input's memory format.

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
+from pytest import MonkeyPatch
 from torch import Tensor
 
 from spfde.kernels import conv2d, dense, spmm
+from spfde.kernels.dispatch import rule
+from spfde.kernels.dispatch.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import to_dense
+from spfde.kernels.triton import kernel as triton_kernel
+from spfde.sparse.index import index_from_positions
 from spfde.sparse.pattern import Pattern
-from spfde.sparse.plan import Plan, Window, build_plan, index_from_positions
+from spfde.sparse.plan import ONE_TAP, Plan, Window, build_plan
 
 AWKWARD = [1, 2, 3, 5, 7, 8, 13, 17, 31, 32, 33, 64, 65, 100]
 DENSITIES = [0.0, 0.02, 0.1, 0.3, 0.7, 1.0]
@@ -32,7 +37,7 @@ class Problem:
     def run(self, kernel: str) -> Tensor:
         if self.window is None:
             return spmm(self.x, self.values, self.plan, self.bias, kernel)
-        return conv2d(self.x, self.values, self.plan, self.window, self.bias, kernel)
+        return conv2d(self.x, self.values, self.plan, self.bias, kernel)
 
     def inputs(self) -> list[Tensor]:
         return [t for t in (self.x, self.values, self.bias) if t is not None]
@@ -47,7 +52,7 @@ class Problem:
 
     def _dense(self, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
         x, values, *bias = (t.requires_grad_() for t in inputs)
-        weight = to_dense(self.plan.arrange(values), self.plan.units, self.plan.shape)
+        weight = to_dense(self.plan.arrange(values), self.plan.kernel_index, self.plan.shape)
         b = bias[0] if bias else None
         linear = torch.nn.functional.linear
         y = linear(x, weight, b) if self.window is None else dense.convolution(x, weight, b, self.window)
@@ -126,3 +131,26 @@ def convolution(
         x = torch.randn(batch, in_group * groups, width + 2, height + 1, generator=generator)
         x = x.transpose(2, 3)[:, :, 1:, 2:]
     return finish(plan, window, x, values, draw(st.booleans()), seed)
+
+
+def choose_linear(route, device, dtype, batch, shape, stored, block=(1, 1)) -> KernelChoice:
+    """The kernel for a linear layer with `stored` weights."""
+    problem = problem_of(shape, (batch, shape[1]), stored, block, ONE_TAP, device, dtype)
+    return rule.choose(route, device, dtype, problem)
+
+
+def choose_convolution(route, device, dtype, x_shape, shape, window, stored, block=(1, 1)) -> KernelChoice:
+    """The kernel for a convolution with `stored` weights."""
+    return rule.choose(route, device, dtype, problem_of(shape, x_shape, stored, block, window, device, dtype))
+
+
+def choose_on(problem, dtype, absent, gpu) -> KernelChoice:
+    """The choice on a machine with `gpu`, where Triton cannot run because of `absent`, if anything."""
+    with MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernel, "why_not", lambda device: absent)
+        patch.setattr(triton_kernel, "gpu_here", lambda: gpu)
+        rule.forget()
+        try:
+            return rule.choose("auto", "cuda", dtype, problem)
+        finally:
+            rule.forget()

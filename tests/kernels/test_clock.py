@@ -51,4 +51,4 @@ def test_a_kernel_that_raises_counts_and_its_clock_stops():
     with clock.measure() as measured, pytest.raises(KeyError):
         fail()
     assert measured.seconds >= 0.01
-    assert not clock._running
+    assert not clock.running

@@ -132,7 +132,7 @@ def test_same_bits_twice_and_for_any_thread_count(shape, stride, x_shape, patter
     try:
         for threads in (1, 1, 2, 4):
             torch.set_num_threads(threads)
-            y = conv2d(x, values, plan, window, None, "native")
+            y = conv2d(x, values, plan, None, "native")
             dx, dv = torch.autograd.grad(y, (x, values), torch.ones_like(y))
             runs.append((y.detach(), dx, dv))
     finally:

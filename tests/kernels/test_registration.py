@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from spfde import sparsify
-from spfde.kernels import conv2d, conv2d_ops, spmm  # noqa: F401
 from spfde.sparse.plan import Window
 
 WINDOW = Window((3, 2), (2, 1), (1, 0, 1, 1), (1, 2), 2)
@@ -45,7 +44,7 @@ def window_args(plan):
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck_linear(kernel, bias, pattern):
     plan, values, x = linear_problem(pattern)
-    units, dy = list(plan.units), torch.randn(5, 12)
+    units, dy = list(plan.kernel_index), torch.randn(5, 12)
     b = torch.randn(12, requires_grad=True) if bias else None
     opcheck(torch.ops.spfde.spmm.default, (x, values, b, units, 12, kernel))
     opcheck(torch.ops.spfde.spmm_input_grad.default, (dy, values.detach(), units, 20, kernel))
@@ -57,7 +56,7 @@ def test_opcheck_linear(kernel, bias, pattern):
 def test_opcheck_conv2d(kernel, pattern):
     plan, values, x = conv_problem(pattern)
     b, dy = torch.randn(8, requires_grad=True), torch.randn(3, 8, *WINDOW.output_size(7, 8))
-    units, window, block = list(plan.units), window_args(plan), values.shape[1:]
+    units, window, block = list(plan.kernel_index), window_args(plan), values.shape[1:]
     opcheck(torch.ops.spfde.conv2d.default, (x, values, b, units, *window, kernel))
     opcheck(torch.ops.spfde.conv2d_input_grad.default, (dy, values.detach(), units, [7, 8], *window, kernel))
     opcheck(torch.ops.spfde.conv2d_weight_grad.default, (dy, x.detach(), units, block, *window, True, kernel))
@@ -66,13 +65,13 @@ def test_opcheck_conv2d(kernel, pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kernel", ["native", "dense"])
 def test_the_weight_gradient_op_agrees_with_its_reference(pattern, kernel):
-    from spfde.kernels.sddmm import sddmm_ref
+    from spfde.kernels.reference import sddmm_ref
 
     plan, values, x = linear_problem(pattern)
     dy, block = torch.randn(5, 12), values.shape[1:]
     for got, exact in zip(
-        torch.ops.spfde.sddmm(dy, x.detach(), list(plan.units), block, True, kernel),
-        sddmm_ref(dy, x.detach(), plan.units, block),
+        torch.ops.spfde.sddmm(dy, x.detach(), list(plan.kernel_index), block, True, kernel),
+        sddmm_ref(dy, x.detach(), plan.kernel_index, block),
         strict=True,
     ):
         torch.testing.assert_close(got, exact)
@@ -218,7 +217,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("op", ["linear", "conv2d"])
 def test_frozen_values_have_no_weight_gradient_and_keep_no_input(op):
     plan, values, x = linear_problem() if op == "linear" else conv_problem()
-    values, units, kept = values.detach(), list(plan.units), []
+    values, units, kept = values.detach(), list(plan.kernel_index), []
     bias = torch.zeros(plan.rows, requires_grad=True)
     keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t)
     with Calls() as calls, keep:

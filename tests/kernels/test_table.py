@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from kernels.problems import choose_linear
 
 import spfde
 from spfde._machine import Machine
@@ -14,6 +15,7 @@ from spfde.kernels.dispatch.in_use import use
 from spfde.kernels.dispatch.measurement import KernelMeasurement, Launch
 from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.triton import kernel as triton_kernel
 from spfde.kernels.triton.config import GPUS, Config
 from spfde.sparse.plan import Window
 
@@ -40,12 +42,17 @@ def kernel(measured, bucket):
     return None if entry is None else entry.kernel
 
 
+def chosen_for(problem, measured):
+    """The choice on this CPU with a table, or without one."""
+    return dispatch.choose("auto" if measured is None else use(measured), "cpu", torch.float32, problem)
+
+
 def test_the_fastest_kernel_is_chosen_and_the_reason_names_the_table():
     both = table((LINEAR, NATIVE), (CONV, DENSE))
-    choice = dispatch.choose(LINEAR, "avx2", both)
+    choice = chosen_for(LINEAR, both)
     assert choice.kernel == "native"
     assert choice.reason == f"measured 3.0x the masked dense product at density 0.25 (table {both.name})"
-    choice = dispatch.choose(CONV, "avx2", both)
+    choice = chosen_for(CONV, both)
     assert choice.kernel == "dense"
     assert choice.reason.startswith("measured 0.8x the masked dense product")
     assert both.name == f"avx2-2t-{both.digest}"
@@ -54,7 +61,7 @@ def test_the_fastest_kernel_is_chosen_and_the_reason_names_the_table():
 
 def test_what_was_not_measured_is_left_to_the_cost_model():
     other = LINEAR._replace(batch=127)
-    choice, predicted = (dispatch.choose(other, "avx2", t) for t in (table((LINEAR, DENSE)), None))
+    choice, predicted = (chosen_for(other, t) for t in (table((LINEAR, DENSE)), None))
     assert choice.kernel == predicted.kernel
     assert choice.reason.startswith(predicted.reason)
     assert "(not in table avx2-2t-" in choice.reason
@@ -78,7 +85,7 @@ def test_a_measurement_settles_the_densities_that_leave_no_doubt():
 def test_contradicting_measurements_still_never_turn_dense_into_native(order):
     entries = [(at(8), DENSE), (at(12), NATIVE), (at(20), DENSE), (at(30), NATIVE), (at(40), DENSE)]
     measured = table(*entries[::order])
-    chosen = [dispatch.choose(at(bucket), "avx2", measured).kernel for bucket in range(EMPTY, -1, -1)]
+    chosen = [chosen_for(at(bucket), measured).kernel for bucket in range(EMPTY, -1, -1)]
     assert chosen == sorted(chosen, reverse=True)
     assert kernel(measured, 12) == "native"
     assert kernel(measured, 8) == "dense"
@@ -195,13 +202,13 @@ def test_other_files_are_refused(tmp_path):
 def test_the_ops_know_a_table_in_use_by_its_name():
     mine = here((LINEAR, DENSE))
     args = ("cpu", torch.float32, 128, (256, 512), 256 * 512 // 4)
-    with pytest.raises(ValueError, match="expected kernel 'auto'"):
-        dispatch.choose_linear(mine.name, *args)
+    with pytest.raises(ValueError, match="expected kernel"):
+        choose_linear(mine.name, *args)
     assert use(mine) == mine.name
-    assert dispatch.choose_linear(mine.name, *args).kernel == "dense"
-    assert dispatch.choose_linear("auto", *args).kernel == "native"
-    assert dispatch.choose_linear(mine.name, "cuda", *args[1:]).kernel == "dense"
-    assert dispatch.choose_linear(mine.name, "cpu", torch.float64, *args[2:]).kernel == "reference"
+    assert choose_linear(mine.name, *args).kernel == "dense"
+    assert choose_linear("auto", *args).kernel == "native"
+    assert choose_linear(mine.name, "cuda", *args[1:]).kernel == "dense"
+    assert choose_linear(mine.name, "cpu", torch.float64, *args[2:]).kernel == "reference"
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
@@ -214,8 +221,9 @@ TRITON = {"triton": 1e-3, "dense": 3e-3}
 @pytest.fixture
 def h200(monkeypatch):
     """What dispatch asks of a machine with an H200 and triton."""
-    monkeypatch.setattr(dispatch, "why_not", lambda device: None)
-    monkeypatch.setattr(dispatch, "gpu_here", lambda: GPUS["NVIDIA H200"])
+    monkeypatch.setattr(triton_kernel, "why_not", lambda device: None)
+    for module in (triton_kernel, dispatch):
+        monkeypatch.setattr(module, "gpu_here", lambda: GPUS["NVIDIA H200"])
     monkeypatch.setattr(in_use, "_process", {})
     dispatch.forget()
     yield monkeypatch
@@ -228,7 +236,7 @@ def gpu_table(problem, seconds, machine=GPU):
 
 def on_gpu(route, dtype=torch.bfloat16, problem=HALF, device="cuda"):
     stored = int(problem.density * 256 * 512)
-    return dispatch.choose_linear(route, device, dtype, problem.batch, problem.shape, stored, problem.block)
+    return choose_linear(route, device, dtype, problem.batch, problem.shape, stored, problem.block)
 
 
 def test_a_table_of_a_gpu_decides_there(h200):
@@ -249,9 +257,9 @@ def test_a_table_of_a_gpu_is_for_its_precision_its_gpu_and_what_can_run(h200):
     mine = here((LINEAR, NATIVE))
     assert on_gpu(use(mine), torch.float32, LINEAR._replace(block=(64, 64))).reason.startswith("predicted")
     assert on_gpu(name, torch.float64).kernel == "reference"
-    h200.setattr(dispatch, "why_not", lambda device: "triton is not installed")
+    h200.setattr(triton_kernel, "why_not", lambda device: "triton is not installed")
     dispatch.forget()
-    assert on_gpu(name).reason == "no sparse kernel on this GPU: triton is not installed"
+    assert on_gpu(name).reason == "no sparse kernel here: triton is not installed"
 
 
 def test_what_can_be_measured(h200):
@@ -313,16 +321,16 @@ def nothing_in_use(monkeypatch):
 def test_a_file_decides_for_the_process_until_another_does(nothing_in_use, tmp_path):
     mine = here((LINEAR, DENSE))
     mine.save(tmp_path / "table.json")
-    assert dispatch.choose_linear("auto", *ARGS).kernel == "native"
-    before = in_use.version()
+    assert choose_linear("auto", *ARGS).kernel == "native"
+    before = dispatch.generation
     spfde.use_table(tmp_path / "table.json")
-    assert in_use.version() > before and in_use.process_tables() == [mine.name]
-    assert dispatch.choose_linear("auto", *ARGS).kernel == "dense"
+    assert dispatch.generation > before and in_use.process_tables() == [mine.name]
+    assert choose_linear("auto", *ARGS).kernel == "dense"
     spfde.use_table(here((LINEAR, NATIVE)))
-    assert dispatch.choose_linear("auto", *ARGS).reason.startswith("measured 3.0x")
+    assert choose_linear("auto", *ARGS).reason.startswith("measured 3.0x")
     spfde.use_table(None)
     assert in_use.process_tables() == []
-    assert dispatch.choose_linear("auto", *ARGS).reason.startswith("predicted")
+    assert choose_linear("auto", *ARGS).reason.startswith("predicted")
 
 
 def test_a_folder_gives_the_tables_of_this_machine(nothing_in_use, tmp_path):
@@ -342,18 +350,18 @@ def test_a_folder_gives_the_tables_of_this_machine(nothing_in_use, tmp_path):
 def test_the_variable_names_a_table_and_a_layers_own_goes_first(nothing_in_use, tmp_path):
     here((LINEAR, DENSE)).save(tmp_path / "table.json")
     nothing_in_use.setenv(in_use.VARIABLE, str(tmp_path / "table.json"))
-    assert dispatch.choose_linear("auto", *ARGS).kernel == "dense"
+    assert choose_linear("auto", *ARGS).kernel == "dense"
     own = use(here((LINEAR, NATIVE)))
-    assert dispatch.choose_linear(own, *ARGS).kernel == "native"
+    assert choose_linear(own, *ARGS).kernel == "native"
     spfde.use_table(here((LINEAR, NATIVE)))
     spfde.use_table(None)
-    assert dispatch.choose_linear(own, *ARGS).reason.startswith("measured")  # the layer's stays
-    assert dispatch.choose_linear("native", *ARGS).reason.startswith("forced")
+    assert choose_linear(own, *ARGS).reason.startswith("measured")  # the layer's stays
+    assert choose_linear("native", *ARGS).reason.startswith("forced")
     nothing_in_use.setenv(in_use.VARIABLE, str(tmp_path / "none"))
     in_use._from_environment.cache_clear()
     dispatch.forget()
     with pytest.raises(ValueError, match=in_use.VARIABLE):
-        dispatch.choose_linear("auto", *ARGS)
+        choose_linear("auto", *ARGS)
 
 
 def test_tables_of_a_cpu_keep_their_files_and_names():

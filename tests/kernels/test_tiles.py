@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels.problems import build
 
-from spfde.kernels.tiled import tiles_of, units_for, unpacked
+from spfde.kernels.registry import index_for, unpacked
+from spfde.kernels.triton.index import tiles_of, triton_index
 from spfde.sparse.tiles import LONG, SHORT, Tiles, build_tiles, stack_of
 
 
@@ -112,14 +113,14 @@ def test_shapes_do_not_depend_on_where_the_weights_are(pattern):
 def test_a_plan_builds_its_tiles_when_triton_is_asked_for_and_keeps_them():
     plan, _ = build((64, 64), None, 0.5, 1, 0, "block:16x16")
     for kernel in ("auto", "native", "dense", "reference"):
-        assert units_for(plan, kernel) is plan.units
-    assert plan.tiles is None
-    units = units_for(plan, "triton")
-    assert units[:6] == plan.units
-    assert all(a is b for a, b in zip(units_for(plan, "triton"), units, strict=True))
+        assert index_for(plan, kernel) is plan.kernel_index
+    assert not plan.derived
+    units = triton_index(plan)
+    assert units[:6] == plan.kernel_index
+    assert all(a is b for a, b in zip(triton_index(plan), units, strict=True))
     assert isinstance(units.tiles, Tiles)
     assert unpacked(list(units)) == units
-    assert unpacked(list(plan.units)) == plan.units
+    assert unpacked(list(plan.kernel_index)) == plan.kernel_index
 
 
 def test_the_transposed_tiles_are_those_of_the_transposed_mask():

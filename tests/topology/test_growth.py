@@ -42,7 +42,7 @@ def test_the_dense_gradient(kind, pattern, slab, monkeypatch):
     else:
         dense, xs = nn.Linear(7, 9), [torch.randn(1, 7) if kind == "one sample" else torch.randn(2, 3, 7)] * 2
     layer = sparsify(dense, 0.6, pattern=pattern)
-    probe = layer._probe = gradients.Probe(layer)
+    probe = layer._grad_probe = gradients.Probe(layer)
     cotangents = []
     for x in xs:
         y = layer(x)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import spfde
 from spfde.kernels.scatter import scatter
-from spfde.kernels.tiled import as_asked, units_for
 from spfde.kernels.triton.config import has_kernel
+from spfde.kernels.triton.index import triton_index
 from spfde.nn import SparseLayer
 from spfde.sparse.plan import Plan, build_plan
 from spfde.topology import METHODS
@@ -58,16 +58,18 @@ def ask(layer: SparseLayer) -> None:
     """Lets every kind of kernel ask the plan for what it reads."""
     layer.plan.dense_buffer()
     if len(layer.shape) == 2 or has_kernel(layer.plan.block):
-        units_for(layer.plan, "triton")
+        triton_index(layer.plan)
 
 
 def check_fresh(layer: SparseLayer) -> None:
     """The plan says what one made anew says."""
     plan = layer.plan
-    new = build_plan(plan.index, layer.shape, layer.window, layer.grid, layer.structure.kind == "channel")
+    new = build_plan(plan.index, layer.shape, layer.window, layer.grid, layer.pattern.kind == "channel")
     new.dense_buffer()
     assert (new.nnz, new.weights, new.block) == (plan.nnz, plan.weights, plan.block)
-    got, want = tensors(plan), tensors(as_asked(new, plan))
+    for name, build in plan._builders.items():
+        new.derive(name, build)
+    got, want = tensors(plan), tensors(new)
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
 
@@ -128,14 +130,14 @@ def test_an_update_changes_every_tensor_in_place(method, name, pattern):
 @pytest.mark.parametrize("kernel", ["native", "dense"])
 def test_a_reader_from_before_a_move_follows_it(kernel, pattern):
     layer, x = sparse("linear", pattern)
-    units, x = list(layer.plan.units), x.requires_grad_()
+    units, x = list(layer.plan.kernel_index), x.requires_grad_()
     layer.move_to(moved(layer))
     y = torch.ops.spfde.spmm(x, layer.plan.arrange(layer.values), layer.bias, units, 96, kernel)
     twin = layer.to_dense()
     torch.testing.assert_close(y, twin(x))
     torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(twin(x).square().sum(), x))
     conv, x = sparse("conv", pattern)
-    units = list(conv.plan.units)
+    units = list(conv.plan.kernel_index)
     conv.move_to(moved(conv))
     window, values = conv.window, conv.plan.arrange(conv.values)
     y = torch.ops.spfde.conv2d(
@@ -148,7 +150,7 @@ def test_a_writer_of_the_dense_weight_from_before_a_move_leaves_nothing_of_it():
     layer, x = sparse("linear", "unstructured")
     layer.kernel = "dense"
     layer(x)
-    buffer, units = layer.plan.dense_buffer(), layer.plan.units
+    buffer, units = layer.plan.dense_buffer(), layer.plan.kernel_index
     layer.move_to(moved(layer)[::2])
     assert not buffer.any()
     scatter(layer.values.detach(), units, layer.shape, buffer)
@@ -184,7 +186,7 @@ def test_a_dense_weight_from_before_a_move_has_no_backward_pass(name):
 
 def test_a_registered_op_refuses_it_too():
     layer, x = sparse("linear", "unstructured")
-    y = torch.ops.spfde.spmm(x, layer.plan.arrange(layer.values), None, list(layer.plan.units), 96, "native")
+    y = torch.ops.spfde.spmm(x, layer.plan.arrange(layer.values), None, list(layer.plan.kernel_index), 96, "native")
     layer.move_to(moved(layer))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
@@ -224,6 +226,6 @@ def test_what_is_first_asked_for_in_inference_mode_can_still_change():
 
 def test_another_precision_leaves_the_plan_alone():
     layer, _ = sparse("linear", "unstructured")
-    plan, version = layer.plan, layer.plan.version
+    plan, version = layer.plan, layer.plan.topology_version
     layer.double()
-    assert layer.plan is plan and plan.version == version
+    assert layer.plan is plan and plan.topology_version == version

@@ -29,7 +29,7 @@ def train_step(model, optimizer, seed):
 
 
 def per_group(layer):
-    group = layer.structure.groups(layer.grid)
+    group = layer.pattern.groups(layer.grid)
     return torch.bincount(group[layer.positions()], minlength=int(group.max()) + 1)
 
 

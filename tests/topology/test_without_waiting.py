@@ -63,7 +63,7 @@ def on_meta(named: str, name: str, pattern: str) -> Topology:
     topology._step = 1
     if topology.armed:
         x = torch.empty(shape, device="meta")
-        layer._probe(nn.Module.__call__(make().to("meta"), x).detach(), x)
+        layer._grad_probe(nn.Module.__call__(make().to("meta"), x).detach(), x)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
         optimizer.state[parameter] = {"exp_avg": torch.empty_like(parameter)}

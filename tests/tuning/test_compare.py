@@ -96,7 +96,7 @@ def test_a_kernel_that_does_not_compile_is_absent_and_the_others_are_timed(monke
     run = SparseLinear.forward
 
     def broken(layer, x):
-        if layer.route == "native":
+        if layer.dispatch_key == "native":
             raise SyntaxError("no such\n instruction")
         return run(layer, x)
 

@@ -23,7 +23,6 @@ VARIABLE = "SPFDE_TABLE"
 
 _known: dict[str, Table] = {}  # by name, the one used last at the end
 _process: dict[str, Table] = {}  # by the GPU's name, "" for the CPU
-_version = 0
 
 
 def use(table: Table) -> str:
@@ -37,17 +36,10 @@ def use(table: Table) -> str:
 def use_everywhere(tables: Iterable[Table]) -> None:
     """Lets tables decide for every layer that has none of its own, each for its device; none: the cost model again.
 
-    Of several for one device the measurements are joined. Whoever keeps choices must make them anew: see `version`.
+    Of several for one device the measurements are joined. Choices that were kept have to be made anew: `rule.forget`.
     """
-    global _version
     _from_environment()  # first, so that it is what these replace
     _use_everywhere(tables)
-    _version += 1
-
-
-def version() -> int:
-    """How often `use_everywhere` was called: what a kept choice depends on beside its problem."""
-    return _version
 
 
 def _use_everywhere(tables: Iterable[Table]) -> None:

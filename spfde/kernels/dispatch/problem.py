@@ -1,15 +1,15 @@
-"""What a kernel is chosen for, the kernels there are, and a choice with its reason."""
+"""What a kernel is chosen for, and a choice with its reason."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2, prod
 from typing import NamedTuple
 
-from spfde.sparse.plan import ONE_TAP, Window
+import torch
 
-KERNELS = ("native", "dense", "reference", "triton")
-SPARSE = ("native", "triton")  # those that leave out what is not stored
+from spfde.sparse.plan import ONE_TAP, Window
 
 STEPS = 8  # density buckets per halving: 9% apart, finer than any measurement of a break-even
 EMPTY = 24 * STEPS  # the bucket of a weight that stores next to nothing
@@ -37,6 +37,11 @@ class Problem(NamedTuple):
         return "linear" if len(self.shape) == 2 else "conv2d"
 
     @property
+    def whole_outputs(self) -> bool:
+        """Whether outputs are stored as a whole (pattern "channel")."""
+        return self.block[0] == 1 < self.block[1]
+
+    @property
     def density(self) -> float:
         """The density in the middle of the bucket: what a choice may depend on."""
         return 2 ** (-self.bucket / STEPS)
@@ -55,6 +60,21 @@ class Problem(NamedTuple):
 def bucket_of(stored: int, size: int) -> int:
     """The density stored / size in eighths of a halving: 0 is dense, 8 is a half, 16 a quarter, `EMPTY` the last."""
     return EMPTY if stored == 0 else min(EMPTY, max(0, round(STEPS * log2(size / stored))))
+
+
+def problem_of(
+    shape: tuple[int, ...],
+    x_shape: Sequence[int],
+    stored: int,
+    block: tuple[int, int],
+    window: Window,
+    device: str,
+    dtype: torch.dtype,
+) -> Problem:
+    """The problem of a weight of dense `shape` with `stored` weights, applied to x of `x_shape` computed in `dtype`."""
+    size = window.output_size(x_shape[2], x_shape[3]) if len(shape) == 4 else (1, 1)
+    bucket, precision = bucket_of(stored, prod(shape)), "float32" if device == "cpu" else str(dtype)[6:]
+    return Problem(x_shape[0], tuple(shape), bucket, tuple(block), window, size, precision)
 
 
 @dataclass(frozen=True)

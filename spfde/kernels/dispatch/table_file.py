@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from spfde._machine import Machine
+from spfde.kernels import registry
 from spfde.kernels.dispatch.measurement import OPS, KernelMeasurement, Launch
-from spfde.kernels.dispatch.problem import EMPTY, KERNELS, Problem
+from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.kernels.triton.config import Config
 from spfde.sparse.plan import Window
 
@@ -74,7 +75,7 @@ def _numbered(index: int, values: Any) -> KernelMeasurement:
 
 def _entry(values: dict[str, Any]) -> KernelMeasurement:
     seconds = values.pop("seconds")
-    if "dense" not in seconds or len(seconds) < 2 or not seconds.keys() <= set(KERNELS):
+    if "dense" not in seconds or len(seconds) < 2 or not seconds.keys() <= {*registry.names()}:
         raise ValueError(f"expected seconds of 'dense' and other kernels, got those of {sorted(seconds)}")
     for kernel, value in seconds.items():
         if not isinstance(value, float) or not isfinite(value) or value <= 0:

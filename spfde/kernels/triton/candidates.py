@@ -9,8 +9,9 @@ from math import log2
 import torch
 
 from spfde.kernels.dispatch.problem import Problem
-from spfde.kernels.tiled import units_for
-from spfde.kernels.triton.config import Config, Gpu, product_config, weight_grad_config
+from spfde.kernels.registry import Programs
+from spfde.kernels.triton.config import Config, Gpu, has_kernel, product_config, weight_grad_config
+from spfde.kernels.triton.index import triton_index
 from spfde.kernels.triton.launch import exact
 from spfde.sparse.plan import Plan
 from spfde.sparse.tiles import STACKED
@@ -19,16 +20,14 @@ MOST = 12
 SUMS = 256  # sums that a thread may hold x bytes of an operand: with more, some leave the registers
 DEPTHS = (16, 32, 64, 128)
 
-Programs = tuple[int, list[Config]]  # outputs of a program, and the launches to time
-
 
 def launches_to_time(plan: Plan, problem: Problem, dtype: torch.dtype, gpu: Gpu) -> dict[str, Programs]:
-    """What the tuner may choose among, by op; nothing for float32 that must not be rounded to TF32."""
+    """What the tuner may choose among, by op; nothing for float32 that must not be rounded to TF32, or a dense walk."""
     op = "linear" if plan.window.linear else "conv2d"
-    if exact(dtype, op):
+    if exact(dtype, op) or not has_kernel(plan.block):
         return {}
-    (height, width), units, positions = plan.block, units_for(plan, "triton"), problem.positions
-    together, together_back = units.tiles.together, units.t_tiles.together
+    (height, width), index, positions = plan.block, triton_index(plan), problem.positions
+    together, together_back = index.tiles.together, index.t_tiles.together
     outputs, back = height * together, width * together_back
     return {
         "forward": (outputs, product_candidates(gpu, outputs, width, together, dtype, positions, op)),

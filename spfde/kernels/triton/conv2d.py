@@ -20,9 +20,9 @@ from torch import Tensor
 
 from spfde.kernels.dispatch.measurement import kind_of
 from spfde.kernels.epilogue import PLAIN, Epilogue
-from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.epilogue import finish
+from spfde.kernels.triton.index import TritonIndex
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
@@ -167,25 +167,25 @@ def conv2d_grad_kernel(
     store_blocks(acc, out, at, part, blocks, m, n, HEIGHT, WIDTH, TOGETHER, False)
 
 
-def forward(x: Tensor, values: Tensor, epilogue: Epilogue, units: TiledUnits, shape: Shape, window: Window) -> Tensor:
+def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TritonIndex, shape: Shape, window: Window) -> Tensor:
     """Y [batch, out, out_h, out_w] = epilogue(conv2d(x)), in channels_last memory.
 
-    x: [batch, channels, height, width]. values: [capacity, R, C]. The epilogue's `kept` is in channels_last memory.
+    x: [batch, channels, height, width]. values: [capacity, R, C]. `pre_act_out` is in channels_last memory.
     """
     if window.linear:
-        rest, kept = (t if t is None else _pixels(t) for t in (epilogue.residual, epilogue.kept))
-        epilogue = epilogue._replace(residual=rest, kept=kept)
-        return _images(spmm.forward(_pixels(x), values, epilogue, units, shape[0], "conv2d"), x)
+        rest, kept = (t if t is None else _pixels(t) for t in (epilogue.residual, epilogue.pre_act_out))
+        epilogue = epilogue._replace(residual=rest, pre_act_out=kept)
+        return _images(spmm.forward(_pixels(x), values, epilogue, index, shape[0], "conv2d"), x)
     size = window.output_size(*x.shape[2:])
-    return _product(x, values, units.tiles, False, (shape[0], *size), size, window, epilogue)
+    return _product(x, values, index.tiles, False, (shape[0], *size), size, window, epilogue)
 
 
-def input_grad(dy: Tensor, values: Tensor, units: TiledUnits, size: Shape, shape: Shape, window: Window) -> Tensor:
+def input_grad(dy: Tensor, values: Tensor, index: TritonIndex, size: Shape, shape: Shape, window: Window) -> Tensor:
     """DX [batch, channels, *size] in channels_last memory."""
     if window.linear:
-        return _images(spmm.input_grad(_pixels(dy), values, units, shape[1], "conv2d"), dy)
+        return _images(spmm.input_grad(_pixels(dy), values, index, shape[1], "conv2d"), dy)
     grid = tuple(triton.cdiv(side, step) for side, step in zip(size, window.stride, strict=True))
-    return _product(dy, values, units.t_tiles, True, (shape[1], *size), grid, window)
+    return _product(dy, values, index.t_tiles, True, (shape[1], *size), grid, window)
 
 
 def _product(
@@ -213,7 +213,7 @@ def _product(
     how = how or config.product_config(gpu, outputs, into, together, dtype, positions, no_tf32, "conv2d")
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
-        epilogue.scale, epilogue.bias, epilogue.residual, epilogue.kept, result, items, positions, *grid,
+        epilogue.scale, epilogue.bias, epilogue.residual, epilogue.pre_act_out, result, items, positions, *grid,
         *source.shape[2:], source.shape[1], *size[1:], size[0], *_places(window), **_taps(window), OUT=out, IN=into,
         TOGETHER=together, TRANSPOSED=transposed, RAGGED=source.shape[1] % into != 0, **epilogue.constants,
         PRECISION=precision(dtype, "conv2d"), UPCAST=upcast(dtype), WIDE=values.numel() >= 2**31, PIXELS=how.tokens,
@@ -223,14 +223,14 @@ def _product(
 
 
 def weight_grad(
-    dy: Tensor, x: Tensor, units: TiledUnits, block: Sequence[int], shape: Shape, window: Window, bias: bool
+    dy: Tensor, x: Tensor, index: TritonIndex, block: Sequence[int], shape: Shape, window: Window, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
     if window.linear:
-        return sddmm.weight_grad(_pixels(dy), _pixels(x), units, block, bias, flags="conv2d")
+        return sddmm.weight_grad(_pixels(dy), _pixels(x), index, block, bias, flags="conv2d")
     dy, x = _channels_last(dy), _channels_last(x)
-    (height, width), tiles = block, units.tiles
-    blocks, positions = units.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
+    (height, width), tiles = block, index.tiles
+    blocks, positions = index.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
     no_tf32, weight = exact(x.dtype, "conv2d"), (shape[0], prod(shape[1:]))
     problem = (kind_of(window), (height, width), outputs, x.dtype, positions, weight)

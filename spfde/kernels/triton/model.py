@@ -9,7 +9,8 @@ from math import prod
 
 import torch
 
-from spfde.kernels.dispatch.problem import KernelChoice, Problem
+from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.registry import Prediction
 from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
 from spfde.sparse.plan import Window
 from spfde.sparse.tiles import STACKED
@@ -88,14 +89,8 @@ def hindrance(block: tuple[int, int], window: Window) -> str | None:
     return "no sparse kernel for groups there" if window.groups > 1 else None
 
 
-def choose(problem: Problem, dtype: torch.dtype, absent: str | None, gpu: Gpu | None) -> KernelChoice:
-    """The kernel for a problem on a GPU; absent: why Triton cannot run there, if it cannot."""
-    reason = absent or hindrance(problem.block, problem.window)
-    if reason is None and gpu is not None and gpu.capability < OLDEST:
-        reason = f"compute capability {OLDEST[0]}.{OLDEST[1]} is the oldest they are tested for"
-    if reason is not None or gpu is None:
-        return KernelChoice("dense", f"no sparse kernel on this GPU: {reason or 'no CUDA device'}", problem)
+def predict(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> Prediction:
+    """What the kernels gain on a GPU, by the model."""
     predicted = gain(problem, dtype, gpu)
-    kernel = "triton" if predicted >= MARGIN else "dense"
     reason = f"predicted {predicted:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
-    return KernelChoice(kernel, reason, problem)
+    return Prediction(predicted, predicted >= MARGIN, reason)

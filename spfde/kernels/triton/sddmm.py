@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
+from spfde.kernels.triton.index import TritonIndex
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import store_blocks, store_sums
@@ -81,7 +81,7 @@ def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.conste
 def weight_grad(
     dy: Tensor,
     x: Tensor,
-    units: TiledUnits,
+    index: TritonIndex,
     block: Sequence[int],
     bias: bool,
     out: Tensor | None = None,
@@ -92,10 +92,10 @@ def weight_grad(
     dy: [batch, rows]. x: [batch, cols]. out: an existing gradient to add to; it is returned. flags: the op whose TF32
     flag holds, see `precision`.
     """
-    (height, width), tiles = block, units.tiles
+    (height, width), tiles = block, index.tiles
     dy, x = (t if t.stride(-1) == 1 else t.contiguous() for t in (dy, x))
     (batch, rows), cols = dy.shape, x.shape[1]
-    blocks = units.places.numel() // (height * width)
+    blocks = index.places.numel() // (height * width)
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
     no_tf32 = exact(x.dtype, flags)
     how = launch_of("weight_grad", gpu, "linear", (height, width), outputs, x.dtype, batch, (rows, cols), no_tf32)

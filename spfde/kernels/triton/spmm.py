@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spfde.kernels.epilogue import PLAIN, Epilogue
-from spfde.kernels.tiled import TiledUnits
 from spfde.kernels.triton import config
 from spfde.kernels.triton.epilogue import finish
+from spfde.kernels.triton.index import TritonIndex
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of
@@ -102,15 +102,15 @@ def join_kernel(scratch, split, scale, bias, residual, kept, y, batch, outer, st
 
 
 def forward(
-    x: Tensor, weights: Tensor, epilogue: Epilogue, units: TiledUnits, rows: int, flags: str = "linear"
+    x: Tensor, weights: Tensor, epilogue: Epilogue, index: TritonIndex, rows: int, flags: str = "linear"
 ) -> Tensor:
     """Y [batch, rows] = epilogue(X W^T); weights: blocks [capacity, R, C], or the dense weight [rows, cols]."""
-    return product(x, weights, units.tiles, rows, False, epilogue, flags)
+    return product(x, weights, index.tiles, rows, False, epilogue, flags)
 
 
-def input_grad(dy: Tensor, weights: Tensor, units: TiledUnits, cols: int, flags: str = "linear") -> Tensor:
+def input_grad(dy: Tensor, weights: Tensor, index: TritonIndex, cols: int, flags: str = "linear") -> Tensor:
     """DX [batch, cols] = dY W."""
-    return product(dy, weights, units.t_tiles, cols, True, flags=flags)
+    return product(dy, weights, index.t_tiles, cols, True, flags=flags)
 
 
 def product(
@@ -146,7 +146,7 @@ def product(
     scratch = x.new_empty(tiles.scratch, batch, outputs, dtype=torch.float32)
     stride = 0 if residual is None else residual.stride(0)
     items, count = tiles.work.shape[0], triton.cdiv(batch, how.tokens)
-    ends = (epilogue.scale, epilogue.bias, residual, epilogue.kept, y)
+    ends = (epilogue.scale, epilogue.bias, residual, epilogue.pre_act_out, y)
     launch(
         spmm_kernel, (items * count,), x, weights, tiles.entry, tiles.work, *ends, scratch, batch, inner, outer,
         x.stride(0), stride, items, weights.stride(0), OUT=out, IN=into, TOGETHER=together, TRANSPOSED=transposed,

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spfde.kernels.conv2d import compute_weight_grad
-from spfde.kernels.dispatch import rule as dispatch
-from spfde.kernels.sddmm import compute
-from spfde.kernels.tiled import units_for
+from spfde.kernels.call import weight_gradient
 from spfde.nn import SparseLayer
 from spfde.sparse.index import index_from_positions
 from spfde.sparse.plan import Plan, build_plan
@@ -31,12 +28,12 @@ class Exploration:
 
     def attach(self) -> None:
         """Follows the layer's backward passes."""
-        self.layer._probe = self
+        self.layer._grad_probe = self
         self._handle = self.layer.values.register_hook(self._add)
 
     def detach(self) -> None:
         """Stops following them."""
-        self.layer._probe = None
+        self.layer._grad_probe = None
         self._handle.remove()
 
     def place(self, positions: Tensor) -> None:
@@ -48,7 +45,7 @@ class Exploration:
         if self.plan is None:
             self.plan = plan
         else:  # whatever reads its tensors, a CUDA graph too, reads the new positions
-            self.plan.become(plan)
+            self.plan.update_(plan)
 
     @property
     def slots(self) -> slice:
@@ -60,25 +57,12 @@ class Exploration:
         with torch.no_grad():
             dtype = self.layer.values.dtype
             dy = dy.detach().to(dtype)
-            grad = self.layer.grid.cut(dy)[self.positions] if x is None else self._product(dy, x.to(dtype))
+            grad = (
+                self.layer.grid.cut(dy)[self.positions]
+                if x is None
+                else weight_gradient(dy, x.to(dtype), self.plan, self.layer.dispatch_key)
+            )
             self.grad = grad if self.grad is None else self.grad + grad
-
-    def _product(self, dy: Tensor, x: Tensor) -> Tensor:
-        plan, layer = self.plan, self.layer
-        leaf = torch.zeros(self.positions.numel(), *layer.grid.block, dtype=x.dtype, device=x.device)
-        with torch.enable_grad():
-            arranged = plan.arrange(leaf.requires_grad_())
-        block = arranged.shape[1:]
-        if len(layer.shape) == 2:
-            dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-            kernel = dispatch.linear("auto", x, layer.shape[0], plan.multiplied, plan.block).kernel
-            grad = compute(dy, x, units_for(plan, kernel), block, False, kernel)[0]
-        else:
-            dy, x = (t.unsqueeze(0) if t.dim() == 3 else t for t in (dy, x))
-            kernel = dispatch.convolution("auto", x, layer.shape, layer.window, plan.multiplied, plan.block).kernel
-            kernel = "dense" if kernel == "reference" else kernel
-            grad = compute_weight_grad(dy, x, plan.units, block, layer.shape, layer.window, False, kernel)[0]
-        return grad if arranged is leaf else torch.autograd.grad(arranged, leaf, grad)[0]
 
     def _add(self, grad: Tensor) -> Tensor:
         """The gradient of all slots of `values`."""

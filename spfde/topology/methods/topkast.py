@@ -92,7 +92,7 @@ class TopKAST(Topology):
     def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
         if name not in self.explorations:
             return None
-        theta, rule = self._everything(name), layer.structure
+        theta, rule = self._everything(name), layer.pattern
         magnitude, group = theta.abs().sum((1, 2)), rule.groups(layer.grid, score.device)
         forward = keep_highest_in_groups(magnitude, group, rule.quota(layer.grid, count, score.device))
         return self._choose(name, theta, magnitude, forward)
@@ -101,8 +101,8 @@ class TopKAST(Topology):
     def _choose(self, name: str, theta: Tensor, magnitude: Tensor, forward: Tensor) -> Shift:
         """Makes `forward` the forward set and the next largest weights the exploration."""
         layer, exploration = self.layers[name], self.explorations[name]
-        group = layer.structure.groups(layer.grid, forward.device)
-        both = layer.structure.quota(layer.grid, self._both(layer), forward.device)
+        group = layer.pattern.groups(layer.grid, forward.device)
+        both = layer.pattern.quota(layer.grid, self._both(layer), forward.device)
         need = (both - count_groups(group, both.numel(), forward)).clamp_(min=0)
         explored = highest([(0, magnitude)], group, forward, need)[0]
         old = torch.cat([layer.positions(), exploration.positions])

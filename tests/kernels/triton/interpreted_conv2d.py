@@ -13,11 +13,11 @@ from kernels.problems import build
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spfde.kernels import conv2d, tiled
+from spfde.kernels import conv2d
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.scatter import to_dense
-from spfde.kernels.tiled import TiledUnits, tiles_of
-from spfde.kernels.triton import config, launch
+from spfde.kernels.triton import config, index, launch
+from spfde.kernels.triton.index import TritonIndex, tiles_of
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import Plan, Window
 
@@ -50,7 +50,7 @@ class Case:
 
         shape, block = self.plan.shape, self.values.shape[1:]
         first, second = tiles_of(self.plan)
-        units = TiledUnits(*self.plan.units, *first, *second)
+        units = TritonIndex(*self.plan.kernel_index, *first, *second)
         return [
             kernels.forward(self.x, self.values, self.epilogue, units, shape, self.window),
             kernels.input_grad(self.dy, self.values, units, self.x.shape[2:], shape, self.window),
@@ -65,7 +65,7 @@ class Case:
         x, values, bias, dy, scale, residual = (t.double().abs() if positive else t.double() for t in parts)
         x, values, bias = (t.contiguous().requires_grad_() for t in (x, values, bias))
         top, bottom, left, right = self.window.padding
-        weight = to_dense(values, self.plan.units, self.plan.shape)
+        weight = to_dense(values, self.plan.kernel_index, self.plan.shape)
         y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, self.window.stride, 0, self.window.dilation)
         grads = torch.autograd.grad(y, (x, values, bias), dy)
         z = (y - bias.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1) + residual
@@ -159,7 +159,7 @@ def test_rows_and_columns_of_blocks_that_store_nothing():
 @pytest.mark.parametrize("together", [1, 2, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_rows_of_blocks_that_share_a_program(monkeypatch, together, stride):
-    monkeypatch.setattr(tiled, "together_of", lambda *_: together)
+    monkeypatch.setattr(index, "together_of", lambda *_: together)
     check(case((80, 48, 3, 2), Window((3, 2), (stride, 1), (1, 0, 1, 0)), "block:16x16", 0.3, 2, (7, 5), act="relu6"))
 
 
@@ -286,4 +286,4 @@ def test_groups_are_refused_with_the_reason():
     window = THREE._replace(groups=2)
     plan, values = build((32, 16, 3, 3), window, 0.5, 0, 0, "block:16x16")
     with pytest.raises(ValueError, match="got: no sparse kernel for groups there, try kernel = 'auto'"):
-        conv2d(torch.randn(1, 32, 4, 4), values, plan, window, None, "triton")
+        conv2d(torch.randn(1, 32, 4, 4), values, plan, None, "triton")

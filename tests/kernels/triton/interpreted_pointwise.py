@@ -8,7 +8,7 @@ from kernels.problems import build
 from kernels.triton.interpreted_conv2d import launched
 
 from spfde.kernels import conv2d
-from spfde.kernels.tiled import tiles_of
+from spfde.kernels.triton.index import tiles_of
 from spfde.sparse.index import index_from_positions
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import Window, build_plan

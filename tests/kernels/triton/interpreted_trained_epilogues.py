@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,15 +15,14 @@ from kernels.triton.fused_models import close, images
 from kernels.triton.interpreted_linear import wide
 from torch import Tensor, nn
 
-from spfde.kernels.conv2d import _Conv2d as Conv2dFunction
-from spfde.kernels.conv2d import fused as fused_conv2d
+from spfde.kernels import call
+from spfde.kernels.conv2d import conv2d_with_epilogue
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.recompute import without_saving
 from spfde.kernels.scatter import to_dense
-from spfde.kernels.spmm import _Spmm as SpmmFunction
-from spfde.kernels.spmm import fused as fused_linear
-from spfde.kernels.tiled import TiledUnits, tiles_of
+from spfde.kernels.spmm import spmm_with_epilogue
 from spfde.kernels.triton import config
+from spfde.kernels.triton.index import TritonIndex, tiles_of
 from spfde.sparse.plan import ONE_TAP, Plan, Window
 
 ACTS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
@@ -37,8 +37,8 @@ LAYERS = {
 
 def fused(x: Tensor, values: Tensor, plan: Plan, window: Window, make: Callable[[], Epilogue]) -> Tensor | None:
     if x.dim() == 4:
-        return fused_conv2d(x, values, plan, window, make, "triton")
-    return fused_linear(x, values, plan, make, "triton")
+        return conv2d_with_epilogue(x, values, plan, make, "triton")
+    return spmm_with_epilogue(x, values, plan, make, "triton")
 
 
 def product(x: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -50,7 +50,7 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Window
     shape, window, size = LAYERS[name]
     plan, values = build(shape, window, 0.6, 2, 0, "block:16x16")
     parts = {"x": 3 * images(*size), "values": values.detach(), "bias": images(shape[0], seed=1)}
-    y = product(parts["x"], to_dense(plan.arrange(parts["values"]), plan.units, plan.shape), window)
+    y = product(parts["x"], to_dense(plan.arrange(parts["values"]), plan.kernel_index, plan.shape), window)
     parts["residual"] = images(*y.shape, seed=2)
     return plan, window, {n: t.to(dtype).requires_grad_() for n, t in parts.items()}
 
@@ -68,7 +68,7 @@ def test_every_end_has_its_gradients(name, act, where):
     rest = None if where == "none" else parts["residual"]
     end = Epilogue(parts["bias"], None, rest, act, where == "after")
     y = fused(parts["x"], parts["values"], plan, window, lambda: end)
-    weight = to_dense(plan.arrange(wide["values"]), plan.units, plan.shape)
+    weight = to_dense(plan.arrange(wide["values"]), plan.kernel_index, plan.shape)
     expected = ended(product(wide["x"], weight, window), wide["bias"], wide["residual"], act, where)
     close(y.detach(), expected.detach())
     dy = images(*y.shape, seed=3)
@@ -133,10 +133,10 @@ def test_the_activation_sees_what_its_gradient_will_see(name, dtype):
         given = (t.detach() for t in parts.values())
     x, values, bias, residual = (t.to(dtype) for t in given)
     forward, tiles = conv2d.forward if x.dim() == 4 else spmm.forward, tiles_of(plan)
-    units = TiledUnits(*plan.units, *tiles[0], *tiles[1])
+    units = TritonIndex(*plan.kernel_index, *tiles[0], *tiles[1])
     where = (plan.shape, window) if x.dim() == 4 else (plan.rows,)
     kept = torch.full_like(residual, float("nan"))
-    y = forward(x, values, Epilogue(bias, None, residual, "gelu", kept=kept), units, *where)
+    y = forward(x, values, Epilogue(bias, None, residual, "gelu", pre_act_out=kept), units, *where)
     near = torch.finfo(dtype).eps  # and in float32 1 + erf cancels far below 0
     torch.testing.assert_close(y.double(), F.gelu(kept.double()), rtol=2 * near, atol=1e-6)
     assert torch.equal(kept, forward(x, values, Epilogue(bias, None, residual), units, *where))
@@ -151,12 +151,12 @@ def test_a_tall_tile_is_finished_part_by_part(monkeypatch, act, where):
     monkeypatch.setattr(config, "product_config", lambda *args: tall)
     plan, values = build((200, 48), ONE_TAP, 0.7, 1, 0, "block:128x16")
     values, tiles = values.detach(), tiles_of(plan)
-    units = TiledUnits(*plan.units, *tiles[0], *tiles[1])
+    units = TritonIndex(*plan.kernel_index, *tiles[0], *tiles[1])
     x, bias, rest = images(300, 48), images(200, seed=1), images(300, 200, seed=2)
     kept = torch.empty_like(rest)
     end = Epilogue(bias, None, None if where == "none" else rest, act, where == "after", kept)
     y = spmm.forward(x, values, end, units, 200)
-    z = F.linear(x.double(), to_dense(plan.arrange(values).double(), plan.units, plan.shape))
+    z = F.linear(x.double(), to_dense(plan.arrange(values).double(), plan.kernel_index, plan.shape))
     close(y, ended(z, bias, rest, act, where))
     close(kept, ended(z, bias, rest, "none", "before" if where == "before" else "none"))
 
@@ -168,10 +168,10 @@ def test_a_float32_residual_makes_a_float32_sum_of_half_products(name, act, wher
     half = {n: t.detach().to(torch.float32 if n == "residual" else torch.float16) for n, t in parts.items()}
     wide = {n: t.double().requires_grad_() for n, t in half.items()}
     x, values, bias, residual = (t.requires_grad_() for t in half.values())
-    shape = (window,) if x.dim() == 4 else ()
-    function = Conv2dFunction if x.dim() == 4 else SpmmFunction
-    y = function.apply(x, plan.arrange(values), bias, residual, plan, *shape, "triton", act, where == "after")
-    weight = to_dense(plan.arrange(wide["values"]), plan.units, plan.shape)
+    found = call.find(x, values, plan, None, "triton")
+    ended_call = replace(found, act=act, residual_after_act=where == "after")
+    y = call._Product.apply(x, plan.arrange(values), bias, residual, ended_call)
+    weight = to_dense(plan.arrange(wide["values"]), plan.kernel_index, plan.shape)
     expected = ended(product(wide["x"], weight, window), wide["bias"], wide["residual"], act, where)
     assert y.dtype == torch.float32
     close(y.detach(), expected.detach())

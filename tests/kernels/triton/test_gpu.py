@@ -60,7 +60,7 @@ def test_every_precision_against_float64(pattern, dtype, tf32, batch):
     dy = randn(batch, ROWS, seed=2).to(kind)
     got = [y.detach(), *torch.autograd.grad(y, (x, values, bias), dy)]
     exact_x, exact_values, exact_bias = (t.detach().double().requires_grad_() for t in (x, values, bias))
-    weight = to_dense(plan.arrange(exact_values), plan.units, plan.shape)
+    weight = to_dense(plan.arrange(exact_values), plan.kernel_index, plan.shape)
     exact = nn.functional.linear(exact_x, weight, exact_bias)
     grads = torch.autograd.grad(exact, (exact_x, exact_values, exact_bias), dy.double())
     bound = ROUNDING["tf32" if tf32 else dtype]
@@ -141,7 +141,7 @@ def test_a_layer_says_which_kernel_ran_and_compiles_to_the_same_bits():
 
 
 def test_a_cpu_plan_and_a_gpu_plan_walk_the_same_tiles():
-    from spfde.kernels.tiled import tiles_of
+    from spfde.kernels.triton.index import tiles_of
 
     for pattern in PATTERNS:
         layer = sparsify(nn.Linear(COLS, ROWS), 0.7, pattern=pattern)

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernels.problems import choose_convolution, choose_on
 
 from spfde.kernels import spmm
 from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.dispatch.measurement import kind_of
 from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.kernels.triton import config, interpreting, launch, model, why_not
+from spfde.kernels.triton import kernel as kernel_module
 from spfde.kernels.triton.config import GPUS
 from spfde.sparse.plan import Window
 
@@ -98,21 +100,21 @@ def test_the_model_knows_what_helps():
 
 
 def test_the_choice_and_its_reason():
-    sparse = model.choose(at(27), BF16, None, H200)
+    sparse = choose_on(at(27), BF16, None, H200)
     assert sparse.kernel == "triton"
     assert "predicted" in sparse.reason and "not measured" in sparse.reason
-    assert model.choose(at(0), BF16, None, H200).kernel == "dense"
+    assert choose_on(at(0), BF16, None, H200).kernel == "dense"
     for problem, reason in (
         (LARGE._replace(block=(1, 1), bucket=27), "only blocks with sides of 16, 32, 64 or 128"),
         (LARGE._replace(block=(64, 8), bucket=27), "only blocks with sides of 16, 32, 64 or 128"),
         (Problem(64, (64, 64, 3, 3), 27, (16, 16), Window((3, 3), groups=2), (8, 8)), "no sparse kernel for groups"),
     ):
-        choice = model.choose(problem, BF16, None, H200)
+        choice = choose_on(problem, BF16, None, H200)
         assert (choice.kernel, reason in choice.reason) == ("dense", True)
-    assert "triton is not installed" in model.choose(at(27), BF16, "triton is not installed", H200).reason
-    assert "no CUDA device" in model.choose(at(27), BF16, None, None).reason
+    assert "triton is not installed" in choose_on(at(27), BF16, "triton is not installed", H200).reason
+    assert "no CUDA device" in choose_on(at(27), BF16, None, None).reason
     turing = replace(H200, name="Turing", capability=(7, 5))
-    choice = model.choose(at(27), BF16, None, turing)
+    choice = choose_on(at(27), BF16, None, turing)
     assert choice.kernel == "dense" and "compute capability 8.0 is the oldest" in choice.reason
 
 
@@ -131,11 +133,9 @@ def test_outside_the_interpreter_triton_is_refused_on_a_cpu():
 
     plan, values = build((64, 64), None, 0.5, 0, 0, "block:16x16")
     for x in (torch.randn(4, 64), torch.randn(4, 64).half()):
-        with pytest.raises(
-            ValueError, match="expected Triton to run for kernel 'triton', got: .*, try kernel = 'auto'"
-        ):
+        with pytest.raises(ValueError, match="kernel 'triton'.*try"):
             spmm(x, values, plan, None, "triton")
-    with pytest.raises(ValueError, match="expected float32 input for kernel 'triton', got float64"):
+    with pytest.raises(ValueError, match="kernel 'triton'.*float64"):
         spmm(torch.randn(4, 64).double(), values.double(), plan, None, "triton")
 
 
@@ -144,19 +144,19 @@ def test_outside_the_interpreter_triton_is_refused_on_a_cpu():
     [(Window((3, 3), groups=2), (16, 16), "no sparse kernel for groups"), (Window((3, 3)), (4, 1), "only blocks with")],
 )
 def test_a_convolution_that_has_no_triton_kernel(monkeypatch, window, block, reason):
-    monkeypatch.setattr(dispatch, "why_not", lambda device: None)
-    dispatch.choose_convolution.cache_clear()
-    args = ("cuda", F32, 4, (8, 8), (64, 64, 3, 3), window, 64, block)
-    with pytest.raises(ValueError, match=f"expected Triton to run for kernel 'triton', got: {reason}"):
-        dispatch.choose_convolution("triton", *args)
-    assert dispatch.choose_convolution("dense", *args).reason == "forced by layer.kernel"
+    monkeypatch.setattr(kernel_module, "why_not", lambda device: None)
+    dispatch.forget()
+    args = ("cuda", F32, (4, 64, 10, 10), (64, 64 // window.groups, 3, 3), window, 64, block)
+    with pytest.raises(ValueError, match=f"kernel 'triton'.*{reason}"):
+        choose_convolution("triton", *args)
+    assert choose_convolution("dense", *args).reason == "forced by layer.kernel"
 
 
 def test_a_convolution_that_multiplies_much_is_sparse_and_a_pointwise_one_counts_as_linear(monkeypatch):
     wide = Problem(64, (512, 512, 3, 3), 19, (128, 128), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
-    assert model.choose(wide, BF16, None, H200).kernel == "triton"
+    assert choose_on(wide, BF16, None, H200).kernel == "triton"
     narrow = Problem(64, (32, 32, 3, 3), 19, (16, 16), Window((3, 3), (1, 1), (1, 1, 1, 1)), (14, 14))
-    assert model.choose(narrow, BF16, None, H200).kernel == "dense"
+    assert choose_on(narrow, BF16, None, H200).kernel == "dense"
     assert kind_of(Window()) == "linear"
     assert kind_of(Window((1, 1), (2, 2))) == "conv2d 1x1/2x2"
 

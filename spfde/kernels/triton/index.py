@@ -1,8 +1,7 @@
-"""What the Triton kernels read beside the units of an index: the tiles of a weight, once in each direction."""
+"""What the Triton kernels read beside the index of a plan: the tiles of a weight, once in each direction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -10,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde.kernels.triton import why_not
 from spfde.kernels.triton.config import TILE, has_kernel
 from spfde.kernels.triton.model import together_of
 from spfde.sparse.pattern import Grid
-from spfde.sparse.plan import Plan, Units, Window
+from spfde.sparse.plan import Plan, Window
 from spfde.sparse.tiles import Tiles, build_tiles, stack_of
 
 
-class TiledUnits(NamedTuple):
-    """`Units`, then the fields of `Tiles` for the forward product and for the input gradient."""
+class TritonIndex(NamedTuple):
+    """`KernelIndex`, then the fields of `Tiles` for the forward product and for the input gradient."""
 
     row_ptr: Tensor
     col: Tensor
@@ -45,29 +43,10 @@ class TiledUnits(NamedTuple):
         return Tiles(self.t_entry, self.t_work, self.t_split)
 
 
-def units_for(plan: Plan, kernel: str) -> Units | TiledUnits:
-    """The index of a plan as a kernel reads it; tiles are built when one that needs them is first asked for.
-
-    kernel: a name, or what settles it later ("auto" or a table's name).
-    """
-    open_ = kernel not in ("native", "dense", "reference") and plan.index.col.is_cuda
-    may = open_ and has_kernel(plan.block) and plan.window.groups == 1 and why_not("cuda") is None
-    if kernel != "triton" and not may:
-        return plan.units
-    plan.tile()
-    return TiledUnits(*plan.units, *plan.tiles[0], *plan.tiles[1])
-
-
-def as_asked(plan: Plan, before: Plan) -> Plan:
-    """A plan with all that kernels have asked of the one `before` it, so that it can take its place unseen."""
-    if before.tiles is not None:
-        plan.tiles = tiles_of(plan)
-    return plan
-
-
-def unpacked(tensors: Sequence[Tensor]) -> Units | TiledUnits:
-    """The index from the list that a registered op is given."""
-    return Units(*tensors) if len(tensors) == len(Units._fields) else TiledUnits(*tensors)
+def triton_index(plan: Plan) -> TritonIndex:
+    """The index of a plan as the Triton kernels read it; its tiles are built when they are first asked for."""
+    first, second = plan.derive("triton", tiles_of)
+    return TritonIndex(*plan.kernel_index, *first, *second)
 
 
 def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:

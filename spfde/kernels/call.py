@@ -1,0 +1,281 @@
+"""What one layer does for inputs of one kind, worked out once and kept in its plan until the topology moves.
+
+Everything that depends only on shapes, precisions, devices, the route and the topology is settled in a `Call`: checks,
+precisions, the kernel and what it reads. The eager route of every op then is one autograd function on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spfde.kernels import clock
+from spfde.kernels.dispatch import rule
+from spfde.kernels.dispatch.problem import KernelChoice, Problem, problem_of
+from spfde.kernels.dtypes import cast, compute_and_result_dtype, packed, refuse_double_backward
+from spfde.kernels.epilogue import Epilogue, act_grad, untracked
+from spfde.kernels.memory_format import check_parameters
+from spfde.kernels.registry import Composite, Kernel, Product, get, names
+from spfde.kernels.scatter import write
+from spfde.sparse.plan import KernelIndex, Plan
+
+MOST = 64  # kinds of input that a plan remembers: sentences of every length must not fill the memory
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One kind of input of one plan.
+
+    device, shape: of the input. compute, result: precisions of the product and of what it returns. composite: what
+    torch differentiates, else None. needs_weight: the kernel multiplies by the dense weight. arranges: values must be
+    put in the kernel's order. as_is: inputs come in the compute precision, which is the result's. act,
+    residual_after_act: of an epilogue with gradient.
+    """
+
+    plan: Plan
+    device: str
+    shape: tuple[int, ...]
+    choice: KernelChoice
+    problem: Problem
+    kernel: Kernel
+    product: Product
+    index: KernelIndex
+    composite: Composite | None
+    compute: torch.dtype
+    result: torch.dtype
+    needs_weight: bool
+    arranges: bool
+    as_is: bool
+    act: str = "none"
+    residual_after_act: bool = False
+
+
+def find(
+    x: Tensor,
+    values: Tensor,
+    plan: Plan,
+    bias: Tensor | None,
+    route: str,
+    check: Callable[[Tensor, Plan], None] | None = None,
+) -> Call:
+    """The call for these tensors, x with its batch: the one that is kept, else a new one.
+
+    check: raises where x does not fit the plan; asked once for each kind of input.
+
+    Raises:
+        ValueError: they do not fit the plan, devices differ, or `route` names no kernel or one that cannot run here.
+        TypeError: x or values is not floating point.
+    """
+    device = x.device
+    if device != values.device:
+        check_device(x, values)
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    key = (
+        x.shape, x.dtype, device, values.shape, values.dtype, values.device, None if bias is None else bias.shape,
+        route, autocast, rule.generation,
+    )  # fmt: skip
+    call = plan.calls.get(key)
+    if call is None:
+        if len(plan.calls) >= MOST:
+            plan.calls.clear()
+        if check is not None:
+            check(x, plan)
+        call = plan.calls[key] = _worked_out(x, values, plan, bias, route)
+    plan.last_call = call
+    return call
+
+
+def _worked_out(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route: str) -> Call:
+    compute, result = compute_and_result_dtype(x, values)
+    check_parameters(values, plan.values_shape, bias, plan.rows)
+    device, stored = x.device.type, plan.multiplied
+    problem = problem_of(plan.shape, x.shape, stored, plan.block, plan.window, device, compute)
+    choice = rule.choose(route, device, compute, problem)
+    kernel = get(choice.kernel)
+    return Call(
+        plan=plan,
+        device=device,
+        shape=tuple(x.shape),
+        choice=choice,
+        problem=problem,
+        kernel=kernel,
+        product=kernel.products[problem.op],
+        index=kernel.index(plan),
+        composite=kernel.composite(plan),
+        compute=compute,
+        result=result,
+        needs_weight=kernel.multiplies_dense(plan.block),
+        arranges=plan.arranges,
+        as_is=x.dtype is values.dtype is compute is result and (bias is None or bias.dtype is compute),
+    )
+
+
+class Seen(NamedTuple):
+    """What a kernel was last chosen for, where that is not kept in a `Call`."""
+
+    device: str
+    compute: torch.dtype
+    shape: tuple[int, ...]
+
+
+def composite_of(plan: Plan, route: str, dtype: torch.dtype) -> Composite | None:
+    """What torch differentiates instead of a registered op, settled without asking `dispatch`: this is traced."""
+    if dtype == torch.float64:
+        return None
+    return (
+        get(route if route in names() else rule.WHOLE_OUTPUTS).composite(plan) if plan.kept_rows is not None else None
+    )
+
+
+def check_device(x: Tensor, values: Tensor) -> None:
+    """Raises ValueError if an input and a layer are on different devices."""
+    if x.device != values.device:
+        raise ValueError(
+            f"expected x on {values.device} like the layer, got {x.device}, try x.to({str(values.device)!r})"
+        )
+
+
+def run(x: Tensor, values: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    """Y by a call, eagerly. x: [batch, features] or [batch, channels, height, width]."""
+    if call.as_is:
+        return _run(x, values, bias, call)
+    with torch.autocast(x.device.type, enabled=False):  # the precisions are settled
+        y = _run(cast(x, call.compute), cast(values, call.compute), cast(bias, call.compute), call)
+        return cast(y, call.result)
+
+
+def _run(x: Tensor, values: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    if not values.is_contiguous():
+        values = values.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    if call.composite is not None:
+        return clock.timed(call.composite)(x, values, bias, call.plan)
+    if call.arranges:
+        values = call.plan.arrange(values)
+    return _Product.apply(x, values, bias, None, call)
+
+
+def run_with_epilogue(
+    x: Tensor, values: Tensor, epilogue: Epilogue, call: Call, shape: tuple[int, ...]
+) -> Tensor | None:
+    """Y = epilogue(product) in the kernel, None where the epilogue misfits or has no gradient that is wanted.
+
+    x: as in `run`. shape: of the layer's output and so of a residual, [..., outputs] of a linear layer.
+    """
+    plan, rows = call.plan, call.plan.rows
+    if not epilogue.fits(shape, rows, call.result, x.device):
+        return None
+    x, values = cast(x, call.compute), packed(values, call.compute)
+    result, epilogue = epilogue.result(call.result), epilogue.in_precision(call.compute)
+    if untracked(x, values, *epilogue.tensors):
+        y = clock.timed(_without_graph)(x, plan.arrange(values), epilogue, call)
+    elif epilogue.has_gradient:
+        bias = packed(epilogue.bias, call.compute)
+        ended = replace(call, act=epilogue.act, residual_after_act=epilogue.residual_after_act)
+        y = _Product.apply(x, plan.arrange(values), bias, epilogue.residual, ended)
+    else:
+        return None
+    return cast(y, result)
+
+
+def _without_graph(x: Tensor, values: Tensor, epilogue: Epilogue, call: Call) -> Tensor:
+    shape, residual = None, epilogue.residual
+    if residual is not None and x.dim() == 2:
+        shape, epilogue = residual.shape, epilogue._replace(residual=residual.reshape(-1, call.plan.rows))
+    weight = write(values, call.plan)[0] if call.needs_weight else None
+    y = call.product.forward(x, values, None, call.index, call.problem, weight, epilogue)
+    return y if shape is None else y.view(shape)
+
+
+def weight_gradient(dy: Tensor, x: Tensor, plan: Plan, route: str = "auto") -> Tensor:
+    """The weight gradient [capacity, R, C] at the places that a plan stores, outside autograd.
+
+    dy: the output's gradient. x: the input, as a layer takes it. route: what settles the kernel for x, as a layer's.
+    """
+    x, dy = x.detach(), dy.detach()
+    if len(plan.shape) == 2:
+        x, dy = x.reshape(-1, plan.cols), dy.reshape(-1, plan.rows)
+    elif x.dim() == 3:
+        x, dy = x.unsqueeze(0), dy.unsqueeze(0)
+    compute, device = compute_and_result_dtype(x, x)[0], x.device.type
+    problem = problem_of(plan.shape, x.shape, plan.multiplied, plan.block, plan.window, device, compute)
+    kernel = get(rule.choose(route, device, compute, problem).kernel)
+    values = torch.zeros(plan.values_shape, dtype=compute, device=x.device)
+    with torch.enable_grad():
+        arranged = plan.arrange(values.requires_grad_())
+    weight_grad, block = kernel.products[problem.op].weight_grad, arranged.shape[1:]
+    grad = weight_grad(cast(dy, compute), cast(x, compute), kernel.index(plan), block, problem, False)[0]
+    grad = grad if arranged is values else torch.autograd.grad(arranged, values, grad)[0]
+    return cast(grad, dy.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """The eager route of every op: what the registered ops compute, without the dispatcher's overhead."""
+
+    @staticmethod
+    def forward(ctx, x, values, bias, residual, call):
+        plan = call.plan
+        ctx.call, ctx.size, ctx.topology_version = call, x.shape, plan.topology_version
+        weight = pre_act = None
+        if call.needs_weight:
+            weight, ctx.dense_version = write(values, plan)
+        forward = clock.timed(call.product.forward) if clock.running else call.product.forward
+        if call.act == "none" and residual is None:
+            y = forward(x, values, bias, call.index, call.problem, weight)
+        else:
+            y, pre_act = _with_epilogue(forward, x, values, bias, residual, call, weight)
+        ctx.save_for_backward(x if values.requires_grad else None, values, pre_act)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        if torch.is_grad_enabled():  # a graph of this backward pass is being built
+            with torch.no_grad():
+                grads = _backward(ctx, dy)
+            return *refuse_double_backward(grads), None
+        return *_backward(ctx, dy), None
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    call = ctx.call
+    plan = call.plan
+    plan.check(ctx.topology_version)
+    x, values, pre_act = ctx.saved_tensors
+    need_x, need_values, need_bias, need_residual = ctx.needs_input_grad[:4]
+    dresidual = None
+    if call.act != "none" or need_residual:
+        given, dy = dy, act_grad(dy, pre_act, call.act)
+        if need_residual:
+            dresidual = given if call.residual_after_act else dy
+    if dy.dim() != len(ctx.size):  # a residual of more dimensions gave y its shape
+        dy = dy.reshape(-1, plan.rows)
+    if dy.dtype is not values.dtype:
+        dy = dy.to(values.dtype)
+    weight = write(values, plan, ctx.dense_version)[0] if call.needs_weight and need_x else None
+    gradients = clock.timed(call.product.gradients) if clock.running else call.product.gradients
+    needs = (need_x, need_values, need_bias)
+    grads = gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight)
+    return *grads, dresidual
+
+
+def _with_epilogue(
+    forward: Any, x: Tensor, values: Tensor, bias: Tensor | None, residual: Tensor | None, call: Call, weight: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Y, and what backward needs to see where the activation bends: what it was given, or y itself."""
+    plan, images = call.plan, x.dim() == 4
+    shape = (len(x), plan.rows, *call.problem.size) if images else (len(x), plan.rows)
+    shape = shape if residual is None or images else residual.shape  # what is added has its gradient's shape
+    flat = residual if residual is None or images else residual.reshape(-1, plan.rows)
+    end = Epilogue(bias, None, flat, call.act, call.residual_after_act)
+    pre_act = None
+    if end.needs_pre_act:
+        memory = torch.channels_last if images else torch.contiguous_format
+        pre_act = torch.empty(shape, dtype=end.result(x.dtype), device=x.device, memory_format=memory)
+        end = end._replace(pre_act_out=pre_act if images else pre_act.view(-1, plan.rows))
+    y = forward(x, values, None, call.index, call.problem, weight, end).view(shape)
+    return y, y if pre_act is None and call.act != "none" else pre_act

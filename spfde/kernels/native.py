@@ -1,0 +1,189 @@
+"""The kernel "native": the C++ core, in float32 on a CPU.
+
+Its convolutions read NCHW and channels_last memory alike; a result has the memory format of its input. Only memory with
+gaps is copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spfde._native import native
+from spfde.kernels import channel
+from spfde.kernels.dispatch import cost
+from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
+from spfde.sparse.plan import KernelIndex, Plan, slots
+
+
+class _Linear(Product):
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        weight: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        x, (rows, cols) = x.contiguous(), problem.shape
+        y = x.new_empty(len(x), rows)
+        _, height, width = values.shape
+        if height == 1:
+            native().spmm(
+                rows, cols, len(x), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
+                0 if bias is None else bias.data_ptr(),
+                x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+            )  # fmt: skip
+        else:
+            native().spmm_blocks(
+                rows, cols, len(x), height, width, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
+                0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+            )  # fmt: skip
+        return y
+
+    def input_grad(
+        self,
+        dy: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        size: Sequence[int],
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        dy, (rows, cols) = dy.contiguous(), problem.shape
+        dx = dy.new_empty(len(dy), cols)
+        _, height, width = values.shape
+        if height == 1:  # W^T is W by the transposed index
+            native().spmm(
+                cols, rows, len(dy), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
+                index.t_perm.data_ptr(), 0, dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+            )  # fmt: skip
+        else:
+            native().spmm_blocks_input_grad(
+                rows, cols, len(dy), height, width, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
+                dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+            )  # fmt: skip
+        return dx
+
+    def weight_grad(
+        self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        dy, x, (rows, cols) = dy.contiguous(), x.contiguous(), problem.shape
+        dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(rows if bias else 0)
+        args = (
+            len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(),
+            dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
+        )  # fmt: skip
+        if block[0] == 1:
+            native().sddmm(rows, cols, len(x), *args)
+        else:
+            native().sddmm_blocks(rows, cols, len(x), *block, *args)
+        return dvalues, dbias
+
+
+class _Conv2d(Product):
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        weight: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        memory = memory_format_of(x)
+        x, last = x.contiguous(memory_format=memory), memory is torch.channels_last
+        y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
+        _, height, width = values.shape
+        run, block = (native().conv2d, ()) if height == 1 else (native().conv2d_blocks, (height, width))
+        run(
+            _shape(x.shape, problem), *block, index.row_ptr.data_ptr(), index.col.data_ptr(),
+            values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def input_grad(
+        self,
+        dy: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        size: Sequence[int],
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        memory = memory_format_of(dy)
+        dy, last = dy.contiguous(memory_format=memory), memory is torch.channels_last
+        dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=memory)
+        if values.shape[1] == 1:
+            native().conv2d_input_grad(
+                _shape(size, problem), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
+                index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
+            )  # fmt: skip
+        else:
+            native().conv2d_blocks_input_grad(
+                _shape(size, problem), *values.shape[1:], index.row_ptr.data_ptr(), index.col.data_ptr(),
+                values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
+            )  # fmt: skip
+        return dx
+
+    def weight_grad(
+        self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        dy_memory, x_memory = memory_format_of(dy), memory_format_of(x)
+        dy, x = dy.contiguous(memory_format=dy_memory), x.contiguous(memory_format=x_memory)
+        dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(problem.shape[0] if bias else 0)
+        run, cut = (native().conv2d_blocks_weight_grad, block) if block[0] > 1 else (native().conv2d_weight_grad, ())
+        run(
+            _shape(x.shape, problem), *cut, len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(),
+            x.data_ptr(), dy.data_ptr(), x_memory is torch.channels_last, dy_memory is torch.channels_last,
+            dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
+        )  # fmt: skip
+        return dvalues, dbias
+
+
+def _shape(size: Sequence[int], problem: Problem) -> tuple[int, ...]:
+    """The fields of `Conv2dShape` in csrc/include/spfde/conv2d.h, in order. size: the input's."""
+    window = problem.window
+    return (
+        *size, problem.shape[0], *problem.size, *window.kernel, *window.stride, window.padding[0], window.padding[2],
+        *window.dilation, window.groups,
+    )  # fmt: skip
+
+
+class Native(Kernel):
+    """C++ kernels that skip zeros, for float32 in a CPU's memory."""
+
+    name, devices = "native", ("cpu",)
+    products: ClassVar = {"linear": _Linear(), "conv2d": _Conv2d()}
+
+    def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
+        """Why it cannot run for this problem on a type of device, or None."""
+        if dtype == torch.float64:
+            return "it computes in float32, the input is float64"
+        return (
+            f"it takes CPU tensors, the input is on {device}" if device != "cpu" and not problem.whole_outputs else None
+        )
+
+    def composite(self, plan: Plan) -> Composite | None:
+        """A smaller dense product where whole outputs are stored."""
+        return None if plan.kept_rows is None else channel.compute
+
+    def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
+        """By the cost model (see `spfde.kernels.dispatch.cost`)."""
+        ratio = cost.ratio(problem, cost.constants(problem.op, native().isa()))
+        masked = cost.masked(problem)
+        reason = f"predicted {1 / ratio:.1f}x the dense product at density {problem.density:.2f}"
+        return Prediction(masked / ratio, ratio < cost.TIE * masked, reason)
+
+
+register(Native())
