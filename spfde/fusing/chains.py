@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from spfde.fusing.ended import hooked
+from spfde.fusing.epilogue import hooked
 from spfde.kernels.recompute import without_saving
 from spfde.nn.norm import FusedNormAct2d
 

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.fusing import residual
 from spfde.fusing.chains import Call, rewrite, trace
-from spfde.fusing.ended import FUNCTIONS, hooked
+from spfde.fusing.epilogue import FUNCTIONS, hooked
 from spfde.fusing.layers import LayerCall, merge
 from spfde.nn.norm import ADDITIONS
 

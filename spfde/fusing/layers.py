@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from spfde.fusing.chains import ACT_FUNCTIONS, addition_to, follows, is_norm, obstacle, only_user
-from spfde.fusing.ended import act_of, ended, hooked
+from spfde.fusing.epilogue import act_of, call_with_epilogue, hooked
 from spfde.kernels.recompute import without_saving
 from spfde.nn import SparseConv2d, SparseLinear
 
@@ -27,7 +27,7 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class _End:
-    """What follows a layer, up to the node `last`, as `ended` takes it."""
+    """What follows a layer, up to the node `last`, as `call_with_epilogue` takes it."""
 
     last: fx.Node
     then: fx.Node | str
@@ -51,7 +51,7 @@ def _merge_at(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Iterator[Lay
         if end is None:
             return
         called = graph.get_attr(name) if again is None else node.args[0]
-        merged = graph.call_function(ended, (called, source, end.then, end.rest, again))
+        merged = graph.call_function(call_with_epilogue, (called, source, end.then, end.rest, again))
     end.last.replace_all_uses_with(merged)
     for dead in dict.fromkeys((end.last, reader, node)):
         graph.erase_node(dead)
@@ -110,7 +110,7 @@ def _activation(reader: fx.Node, value: fx.Node, module: nn.Module) -> str:
 
 
 def _argument(node: fx.Node, graph: fx.Graph) -> fx.Node | str:
-    """What the node calls, as `ended` takes it."""
+    """What the node calls, as `call_with_epilogue` takes it."""
     return graph.get_attr(str(node.target)) if node.op == "call_module" else _function(node)
 
 
@@ -133,7 +133,7 @@ def _may_move(node: fx.Node, source: fx.Node | None, reader: fx.Node, module: nn
         return True
     if source is None or only_user(source) is not node:
         return False
-    return source.target is ended or (is_norm(source, module) and not obstacle(_called(source, module)))
+    return source.target is call_with_epilogue or (is_norm(source, module) and not obstacle(_called(source, module)))
 
 
 def _called(node: fx.Node, module: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from spfde.fusing.chains import addition_to, follows, only_user
-from spfde.fusing.ended import hooked
+from spfde.fusing.epilogue import hooked
 
 
 @dataclass(frozen=True)

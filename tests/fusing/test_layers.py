@@ -201,6 +201,6 @@ def test_a_subclass_of_a_sparse_layer_is_left_alone():
 
 def test_a_dense_gradient_is_still_shown():
     model, shown = spfde.fuse(sparse(Case(lambda m, x: m.act(m.conv(m.first(x)))))), []
-    model.conv._probe = lambda dy, x: shown.append(dy.shape)
+    model.conv._grad_probe = lambda dy, x: shown.append(dy.shape)
     model(images()).sum().backward()
     assert len(shown) == 1

@@ -13,7 +13,7 @@ from kernels.triton.fused_models import close, images, sparse
 from torch import Tensor, nn
 
 import spfde
-from spfde.fusing import ended
+from spfde.fusing import epilogue
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning")
 
@@ -43,7 +43,7 @@ def test_relu_in_training_with_its_gradient(monkeypatch, make, shape, pattern):
     model = spfde.freezing.unfreeze(sparse(Plain(make()), pattern=pattern))
     dense = spfde.densify(spfde.unfuse(copy.deepcopy(model))).double()
     x, wide = (images(*shape).to(dtype).requires_grad_() for dtype in (torch.float32, torch.float64))
-    monkeypatch.setitem(ended.FUNCTIONS, "relu", None)  # is not called
+    monkeypatch.setitem(epilogue.FUNCTIONS, "relu", None)  # is not called
     y, expected = model(x), dense(wide)
     dy = images(*y.shape, seed=1)
     grads = torch.autograd.grad(y, [x, *model.parameters()], dy)
@@ -87,7 +87,7 @@ def test_relu_in_training_runs_alone_where_something_asks_for_its_input(monkeypa
     model = spfde.freezing.unfreeze(sparse(Plain(nn.Linear(16, 32))))
     change(model)
     called = []
-    monkeypatch.setitem(ended.FUNCTIONS, "relu", lambda z: called.append(1) or F.relu(z))
+    monkeypatch.setitem(epilogue.FUNCTIONS, "relu", lambda z: called.append(1) or F.relu(z))
     model(images(3, 16))
     assert called == [1]
 
@@ -121,8 +121,8 @@ AGAIN = {"norm": (Again, (2, 16, 4, 4), 1), "gelu": (AgainLinear, (6, 16), 2), "
 def test_a_layer_that_does_not_save_its_input_has_relu_in_its_kernel_too(monkeypatch, make, shape, layers):
     called, inputs, results = [], [], []
     for name in ("relu", "add"):
-        monkeypatch.setitem(ended.FUNCTIONS, name, lambda *_: called.append(1))
-    for kind in ended.LAYERS:
+        monkeypatch.setitem(epilogue.FUNCTIONS, name, lambda *_: called.append(1))
+    for kind in epilogue.LAYERS:
         see = lambda layer, x, epilogue, run=kind.ended: inputs.append(storage(x)) or run(layer, x, epilogue)  # noqa: E731
         monkeypatch.setattr(kind, "ended", see)
     plain = spfde.freezing.unfreeze(sparse(make(), fused=False))

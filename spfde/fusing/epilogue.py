@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
-def ended(
+def call_with_epilogue(
     layer: Callable[[Tensor], Tensor],
     x: Tensor,
     then: nn.Module | str,
@@ -54,7 +54,7 @@ def ended(
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
     if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
-        end = _end(layer, x, then, *rest)
+        end = _epilogue(layer, x, then, *rest)
         if end is not None:
             z, whole = _run(partial(layer.call_with_epilogue, epilogue=end), x, again)
             return z if whole else follow(z, *rest)
@@ -78,7 +78,7 @@ def hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _end(
+def _epilogue(
     layer: SparseLayer,
     x: Tensor,
     then: nn.Module | str,
@@ -101,7 +101,7 @@ def _end(
         if add == "radd" and memory_format_of(residual) != memory_format_of(x):
             return None  # the sum lies in memory as what is first does
     if type(then) is FusedNormAct2d:
-        return _norm_end(layer, x, then, residual, act) if _plain(then) else None
+        return _norm_epilogue(layer, x, then, residual, act) if _plain(then) else None
     act = act if then in ADDITIONS else then
     act = act.removesuffix("_") if isinstance(act, str) else act_of(act) if _plain(act) else ""
     if not act:
@@ -110,7 +110,7 @@ def _end(
     return lambda: end
 
 
-def _norm_end(
+def _norm_epilogue(
     layer: SparseLayer, x: Tensor, norm: FusedNormAct2d, residual: Tensor | None, act: str
 ) -> Callable[[], Epilogue] | None:
     fits = type(layer) is SparseConv2d and norm.num_features == layer.shape[0]
