@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from spfde import env
+from spfde.kernels import registry
+from spfde.kernels.dispatch.rule import FALLBACK
 from spfde.nn import SparseLayer
 from spfde.tuning import timing
 from spfde.tuning.layer import PARTS, LayerSpec, Timed, parts, precision
 
-KERNELS = {"auto": "auto", "native": "native", "masked dense": "dense", "triton": "triton"}
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 2e-2}  # of the output's norm
 
 Clock = Callable[[Mapping[tuple[str, str], Timed], int, str], Mapping[tuple[str, str], Sequence[float]]]
@@ -25,7 +26,7 @@ Clock = Callable[[Mapping[tuple[str, str], Timed], int, str], Mapping[tuple[str,
 
 @dataclass(frozen=True)
 class Cell:
-    """One sparsity: seconds of every round by variant (a name, see KERNELS) and part, and why a variant has none.
+    """One sparsity: seconds of every round by variant (see `kernels`) and part, and why a variant has none.
 
     Variants whose name begins with "dense" are torch's own layers. kernel, reason: what "auto" runs. density: share of
     the weights that is stored.
@@ -80,6 +81,12 @@ def compare(
     return Comparison(machine(device), device, layer, repeats, cells)
 
 
+def kernels() -> dict[str, str]:
+    """The sparse variants by name: "auto", the kernels that some device is offered, and the masked dense product."""
+    sparse = [name for name in registry.names() if registry.skips_zeros(name) and registry.get(name).devices]
+    return {"auto": "auto", **{name: name for name in sparse}, "masked dense": FALLBACK}
+
+
 def check_device(device: str) -> None:
     """Raises ValueError unless torch can compute there."""
     if device not in ("cpu", "cuda"):
@@ -110,7 +117,7 @@ def _cell(
     sparse, x = layer.sparse(1 - sparsity, device), layer.input(device, last=device == "cuda")
     wanted = _masked(layer, sparse, device)(x).detach()
     variants, absent = dict(dense), {}
-    for name, kernel in KERNELS.items():
+    for name, kernel in kernels().items():
         module = deepcopy(sparse)
         module.kernel = kernel
         problem = _problem(module, x, wanted, layer.dtype)

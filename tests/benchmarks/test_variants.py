@@ -11,8 +11,6 @@ from networks import Network, NetworkCase, Sparse
 from torch import nn
 from variants import PARTS, Absent, check, expected, names, sparse_layer, sparse_variant, variant
 
-from spfde.nn import SparseLayer
-
 LINEAR, CONV = Layer("linear", 6, (20, 16)), conv(2, (8, 12), 5, 3, 2)
 GROUPED = Layer("conv", 2, (8, 12), 5, 3, padding=1, groups=4, bias=False)
 WITHOUT_COMPILING = [Case(layer, pattern, 0.5) for layer in (LINEAR, CONV) for pattern in ("unstructured", "block:4x1")]
@@ -57,13 +55,13 @@ def test_what_is_wrong_fails_and_what_cannot_run_is_absent(monkeypatch, capfd):
     monkeypatch.setattr(measure, "variant", lambda case, name, *rest: (
         wrong(case, name, *rest) if name == "masked" else variant(case, name, *rest)
     ))  # fmt: skip
+    monkeypatch.setattr(measure, "names", lambda case, device: names(case, device, compiled=False))
     some = measure.measure(Case(CONV, sparsity=0.5), 1, wants=lambda name: name in ("native", "masked", "sparseprop"))
     assert {"dense", "dense channels_last", "native"} <= some.seconds.keys() and "wrong step" in some.failed["masked"]
     assert "masked" not in some.seconds and some.auto in ("native", "masked")
     refused = measure.measure(Case(GROUPED, "block:5x1", 0.5), 1)
     assert not refused.seconds and "spfde" in refused.absent["native"]
     made = sparse_variant(Case(CONV, sparsity=0.5), "native", sparse_layer(Case(CONV, sparsity=0.5)))
-    monkeypatch.setattr(SparseLayer, "route", property(lambda layer: "native"))
     nan = variants.Variant(made.module, made.x * float("nan"), made.dy, made.place)
     with pytest.raises(ValueError, match="wrong step"):
         check(nan, "step", expected(Case(CONV, sparsity=0.5)))
