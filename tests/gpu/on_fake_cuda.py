@@ -246,14 +246,15 @@ def test_freezing_and_sieving():
 def test_the_timing_program_writes_a_record(monkeypatch, tmp_path):
     linear = Layer("linear", 2, (64, 64), bias=False)
     small = [
-        Case(linear, "block:16x16", 0.8, "bfloat16"), Case(linear, "block:16x16", 0.8, "tf32"),
-        Case(conv(2, (64, 64), 4, 3, bias=False), "block:16x16", 0.8, "bfloat16"),
+        Case(linear, "block:32x32", 0.8, "tf32"),
+        Case(conv(1, (64, 64), 4, 3, bias=False), "block:32x32", 0.8, "bfloat16"),
         Case(linear, sparsity=0.5, dtype="bfloat16", clustered=True),
     ]  # fmt: skip
     monkeypatch.setattr(layers, "cases_of", lambda *options: small)
+    monkeypatch.setattr(timing, "WARMUP", 0)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     path = tmp_path / "record.json"
-    layers.main(["--device", "cuda", "--rounds", "2", "--seconds", "200", "--json", str(path)])
+    layers.main(["--device", "cuda", "--rounds", "1", "--seconds", "200", "--json", str(path)])
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     record = Record.read(path)
     assert "H200" in record.machine["gpu"] and not record.unfinished
