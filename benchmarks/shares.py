@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from spfde.report.run import NOT_TRAINING, OVERHEAD, Run, read
-from spfde.train.stopwatch import CATEGORIES
+from spfde.train.stats import CATEGORIES
 
 
 def text(run: Run) -> str:

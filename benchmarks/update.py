@@ -1,6 +1,6 @@
 """What an update of the masks costs beside a training step, for every method, in one model of ten million weights.
 
-    python benchmarks/update.py [--rounds 10] [--methods RigL,SET] [--parts RigL]
+    python benchmarks/update.py [--rounds 10] [--methods rigl,set] [--parts rigl]
 
 step       a training step between updates, with topology.step()
 update     what the step before an update takes more (the armed backward, and topology.step() that updates)
@@ -32,7 +32,7 @@ SPARSITY, BATCH, SIZE = 0.9, 64, 32
 STEPS, SHARE = 5.0, 0.03
 # An update every second step, so that one step of each kind is timed in every round; far from the schedules' ends.
 EVERY, TOTAL = 2, 10_000
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"GMP": {"initial_sparsity": 0.8}, "DSR": {"threshold": 0.005}}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"gmp": {"initial_sparsity": 0.8}, "dsr": {"threshold": 0.005}}
 
 
 def network() -> nn.Module:
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{facts['cpu']}, {facts['threads']} threads, {facts['date']}: {command()}")
     print(f"{'':10}{'step ms':>10}{'update ms':>11}{'in steps':>10}{'asked':>7}{'every 100':>11}{'asked':>7}")
     for name, cost in measure(parts(given.methods), given.rounds).items():
-        asked = f"{SHARE:7.0%}" if name == "RigL" else ""
+        asked = f"{SHARE:7.0%}" if name == "rigl" else ""
         milliseconds = f"{cost.step.median * 1e3:10.1f}{cost.update * 1e3:11.1f}"
         print(f"{name:10}{milliseconds}{cost.steps:10.2f}{f'< {STEPS:.0f}':>7}{cost.share():11.2%}{asked}")
 

@@ -192,6 +192,7 @@ def install() -> None:
     cuda._exchange_device = cuda._maybe_exchange_device = lambda index: 0
     cuda.get_rng_state, cuda.set_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8), lambda *_: None
     cuda.default_generators = (torch.Generator(),)
+    cuda.max_memory_allocated, cuda.reset_peak_memory_stats = lambda *_: 2**20, lambda *_: None
     cuda.Event, cuda._sleep = _Event, lambda cycles: None
     cuda.set_sync_debug_mode = lambda mode: setattr(MODE, "waiting", mode != "error")
     cuda.get_device_properties = lambda device=None: H200

@@ -7,7 +7,7 @@ import inspect
 import json
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -15,16 +15,16 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
-from spfde.train import Diverged, Recipe, Result, fit, randomness
+from spfde.cli.display import Display, say
+from spfde.train import Diverged, Recipe, Result, fit
+from spfde.train.build import build
 from spfde.train.checkpoint import require_same_recipe
-from spfde.train.display import Display, say
-from spfde.train.files import METRICS, RUN, check_directory, checkpoints, write_json
-from spfde.train.lock import locked
-from spfde.train.own import default_text
-from spfde.train.progress import Progress, Together
-from spfde.train.recipe_file import read
-from spfde.train.session import build
-from spfde.train.tensorboard import TensorBoard
+from spfde.train.data import isolated
+from spfde.train.progress import MultiProgress, Progress, TensorBoard
+from spfde.train.recipe.defaults import default_text, field_default
+from spfde.train.recipe.toml import read
+from spfde.train.run_dir import METRICS, RUN, check_directory, checkpoints, locked, write_json
+from spfde.train.session import Inputs
 
 Compare = Annotated[
     str | None,
@@ -56,17 +56,19 @@ def _with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flag(item: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    """Make the flag of a recipe's field; a tuple of numbers is one word, 0.5,0.75."""
+    """Make the flag of a recipe's field; a tuple of numbers is one word, 0.5,0.75, a mapping too, end=0.5,c=1."""
     # What is None by default may still have a value that depends on method, optimizer or schedule.
-    own = default_text(item)
-    shown = item.default is not None if own in ("-", str(item.default)) else own
+    text, default = default_text(item), field_default(item)
+    shown = default not in (None, {}) if text in ("-", str(default)) else text
     options: dict[str, Any] = {"help": item.metadata["help"], "show_default": shown}
     if hint == tuple[float, ...] | None:
         hint, options = str | None, {**options, "callback": _numbers, "metavar": "NUMBERS"}
+    elif hint == Mapping[str, Any]:
+        hint, options, default = str | None, {**options, "callback": _options, "metavar": "NAME=VALUE,..."}, None
     return inspect.Parameter(
         item.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=item.default,
+        default=default,
         annotation=Annotated[hint, typer.Option(**options)],
     )
 
@@ -76,6 +78,21 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(map(float, text.split(",")))
     except ValueError as error:
         raise typer.BadParameter(f"expected numbers, got {text!r}, try 0.5,0.75") from error
+
+
+def _options(text: str | None) -> dict[str, Any]:
+    """Read NAME=VALUE,...: numbers, true and false as TOML and JSON have them, all else as text."""
+    parts = [part.split("=", 1) for part in text.split(",")] if text else []
+    if any(len(part) < 2 for part in parts):
+        raise typer.BadParameter(f"expected names and values, got {text!r}, try end=0.5,c=1")
+    return {name.strip(): _plain(value.strip()) for name, value in parts}
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @_with_recipe_flags
@@ -106,7 +123,7 @@ def train(
         # A run holds its own directory; a comparison the one above, too.
         with locked(Path(given["out"])) if len(runs) > 1 else nullcontext():
             if len(runs) > 1:
-                rehearse(runs[-1][1])
+                dry_run(runs[-1][1])
                 write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
             for (name, each, goes_on), progress in zip(runs, watched, strict=True):
                 result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
@@ -132,7 +149,7 @@ def watcher(console: Console, name: str, recipe: Recipe, tensorboard: bool) -> P
         return display
     if recipe.out is None:
         raise ValueError("expected a run directory with --tensorboard, got none, try --out runs/first")
-    return Together(display, TensorBoard(Path(recipe.out) / "tensorboard"))
+    return MultiProgress(display, TensorBoard(Path(recipe.out) / "tensorboard"))
 
 
 def stopped(out: str | None) -> str:
@@ -189,14 +206,14 @@ def require_comparison(out: Path, recipe: Recipe, resume: bool) -> None:
         require_same_recipe(kept, recipe, out / RUN)
 
 
-def rehearse(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe) -> None:
     """Build what a run trains with, on one image, so that what does not fit is told before a baseline trains.
 
     Raises:
         ValueError: an unknown name, or levers that the network or the number of epochs cannot meet.
     """
-    with randomness.isolated():
-        build(dataclasses.replace(recipe, train_images=1, test_images=1))
+    with isolated():
+        build(Inputs(dataclasses.replace(recipe, train_images=1, test_images=1)))
 
 
 def kept_run(out: Path) -> dict[str, Any]:

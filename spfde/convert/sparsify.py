@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spfde.convert import select as candidates
-from spfde.nn import SparseLayer
+from spfde.nn.select import densify, select, store
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import Budget, check_sparsity
-from spfde.topology.init import resolve as inits
+from spfde.topology.init import Init, block_scores, resolve
+
+__all__ = ["densify", "sparsify"]
 
 
 def sparsify(
@@ -20,7 +21,7 @@ def sparsify(
     *,
     pattern: str = "unstructured",
     distribution: str | Mapping[str, float] = "uniform",
-    init: str | inits.Init | Mapping[str, Tensor] = "random",
+    init: str | Init | Mapping[str, Tensor] = "random",
     exclude: Iterable[str | type[nn.Module]] = (),
     seed: int = 0,
     data: tuple[Any, Any] | list[tuple[Any, Any]] | None = None,
@@ -61,19 +62,9 @@ def sparsify(
     """
     rule = Pattern.parse(pattern)
     sparsity = check_sparsity(sparsity, rule, distribution)
-    method = inits.resolve(init, data, loss_fn, example_input)
+    method = resolve(init, data, loss_fn, example_input)
     named = distribution if isinstance(distribution, Mapping) else None
-    layers = candidates.select(model, exclude, named, distribution == "uniform", example_input)
+    layers = select(model, exclude, named, distribution == "uniform", example_input)
     budget = Budget.of(layers, rule, distribution, sparsity)
-    scores = inits.block_scores(method, model, budget, seed, data, loss_fn, example_input)
-    return candidates.store(model, layers, budget.masks(scores), pattern)
-
-
-def densify(model: nn.Module) -> nn.Module:
-    """Swaps sparse layers for nn.Linear / nn.Conv2d in place, zeros exact, same outputs; returns the model.
-
-    A bare sparse layer is returned as a new module.
-    """
-    if isinstance(model, SparseLayer):
-        return model.to_dense()
-    return candidates.swap(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})
+    scores = block_scores(method, model, budget, seed, data, loss_fn, example_input)
+    return store(model, layers, budget.positions(scores), pattern)

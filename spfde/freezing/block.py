@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from spfde.flops import LayerWork, stored_weights
+from spfde.freezing.freeze import check_unshared, fix, freeze, is_frozen, unfreeze
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class TracedLayer:
     """One layer and its work as it was when the model was traced."""
 
     module: nn.Module = field(repr=False)
@@ -23,7 +25,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class FreezeBlock:
     """Modules that are frozen together.
 
     Attributes:
@@ -38,9 +40,9 @@ class Block:
 
     name: str
     modules: tuple[tuple[str, nn.Module], ...] = field(repr=False)
-    layers: tuple[Layer, ...] = field(default=(), repr=False)
+    layers: tuple[TracedLayer, ...] = field(default=(), repr=False)
     parameters: tuple[tuple[str, nn.Parameter], ...] = field(default=(), repr=False)
-    rest: tuple[Layer, ...] = field(default=(), repr=False)
+    rest: tuple[TracedLayer, ...] = field(default=(), repr=False)
 
     @property
     def work(self) -> tuple[LayerWork, ...]:
@@ -56,3 +58,39 @@ class Block:
     def backward(self) -> int:
         """FLOPs of one sample's backward pass, at the present densities: the credit for freezing it."""
         return sum(work.backward for work in self.work)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether all of it is frozen now."""
+        return all(is_frozen(module) for _, module in self.modules)
+
+    def freeze(self) -> None:
+        """Makes the block constant (`spfde.freezing.freeze`)."""
+        for _, module in self.modules:
+            freeze(module)
+        fix(parameter for _, parameter in self.parameters)
+
+    def unfreeze(self) -> None:
+        """Gives the block back to the training."""
+        for _, module in self.modules:
+            unfreeze(module)
+        for _, parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+
+def check_freezable(blocks: Iterable[FreezeBlock], model: nn.Module) -> None:
+    """Checks that `blocks` of a model can be frozen together. Changes nothing.
+
+    Raises:
+        ValueError: they share state with a part that stays active, or nothing would be left to train.
+    """
+    blocks = list(blocks)
+    modules = [module for block in blocks for _, module in block.modules]
+    check_unshared(modules, model)
+    fixed = {id(p) for module in modules for p in module.parameters()}
+    fixed |= {id(p) for block in blocks for _, p in block.parameters}
+    if all(id(p) in fixed for p in model.parameters() if p.requires_grad):
+        raise ValueError(
+            f"expected some parameter to stay trainable, got {len(blocks)} blocks to freeze, all that the model "
+            "still trains; try a smaller fraction, or a model with a head"
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spfde.flops import layer_work
-from spfde.freezing.block import Block, Layer
+from spfde.freezing.block import FreezeBlock, TracedLayer
 from spfde.freezing.freeze import has_mode_or_state
 from spfde.freezing.trace import Call, reached, trace
 from spfde.nn import SparseLinear
@@ -17,7 +17,7 @@ from spfde.nn import SparseLinear
 __all__ = ["blocks"]
 
 
-def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> list[Block]:
+def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> list[FreezeBlock]:
     """The blocks of `model`, front to back by execution order.
 
     A module with two or more weighted layers inside (a residual block, a transformer layer) is one block.
@@ -48,12 +48,12 @@ def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, .
             f"{type(model).__name__} with none that ran as a module; try freeze() on the part itself"
         )
     home = _homes(groups, head)
-    layers = [Layer(model.get_submodule(n), work) for n, work in layer_work(model, example_input).items()]
+    layers = [TracedLayer(model.get_submodule(n), work) for n, work in layer_work(model, example_input).items()]
     credited = [{id(m) for m in group.body.module.modules()} for group in groups]
     rest = tuple(layer for layer in layers if not any(id(layer.module) in ids for ids in credited))
     loose = _loose(model, example_input, groups, head)
     return [
-        Block(
+        FreezeBlock(
             name=group.body.name,
             modules=tuple((u.name, u.module) for u in _once(group.units) if home.get(id(u.module)) == i),
             layers=tuple(layer for layer in layers if id(layer.module) in credited[i]),

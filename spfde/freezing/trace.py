@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from spfde._modules import as_args, eval_mode, random_state_restored, tensors
+
 
 @dataclass(eq=False)
 class Call:
@@ -51,7 +53,7 @@ def reached(
     hit: list[nn.Module] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if any(t.requires_grad for t in _tensors((args, kwargs))):
+        if any(t.requires_grad for t in tensors((args, kwargs))):
             hit.append(module)
 
     with torch.enable_grad(), _only_trainable(model, parameters), _hooks(modules, enter):
@@ -61,17 +63,9 @@ def reached(
 
 def _run(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
     """One forward pass in eval mode; modes and random state are as before afterwards."""
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    modes = [(m, m.training) for m in model.modules()]
-    devices = {t.device.index for t in (*model.parameters(), *args) if t.device.type == "cuda"}
-    try:
-        for m, _ in modes:
-            m.training = False  # not eval(): a frozen module would take note of it
-        with torch.random.fork_rng(devices=sorted(devices)):
-            model(*(x.detach() for x in args))
-    finally:
-        for m, mode in modes:
-            m.training = mode
+    args = as_args(example_input)
+    with eval_mode(model), random_state_restored(model, args):
+        model(*(x.detach() for x in args))
 
 
 @contextmanager
@@ -102,13 +96,3 @@ def _only_trainable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Ite
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
-
-
-def _tensors(thing: object) -> Iterator[torch.Tensor]:
-    if isinstance(thing, torch.Tensor):
-        yield thing
-    elif isinstance(thing, dict):
-        yield from _tensors(tuple(thing.values()))
-    elif isinstance(thing, list | tuple):
-        for item in thing:
-            yield from _tensors(item)

@@ -21,7 +21,7 @@ class SparseConv2d(SparseLayer):
     dilation, groups and padding mode of torch.nn.Conv2d.
     """
 
-    def __init__(self, conv: nn.Conv2d, mask: Tensor | None, pattern: str) -> None:
+    def __init__(self, conv: nn.Conv2d, mask: Tensor | None, pattern: str, positions: Tensor | None = None) -> None:
         self.padding_mode = conv.padding_mode
         self.padding = conv.padding
         sides = _sides(conv)
@@ -30,7 +30,8 @@ class SparseConv2d(SparseLayer):
         self.stride, self.dilation = window.stride, window.dilation
         # With one tap, pixels that a stride skips are read by nothing: without them it is a product over pixels.
         self._thins = window.kernel == (1, 1) and not any(zeros) and window.stride != (1, 1)
-        super().__init__(conv.weight, conv.bias, mask, pattern, Window(groups=conv.groups) if self._thins else window)
+        window = Window(groups=conv.groups) if self._thins else window
+        super().__init__(conv.weight, conv.bias, mask, pattern, window, positions)
         self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
         self._pads_or_thins = self._thins or self._pad_before is not None
 
@@ -46,6 +47,11 @@ class SparseConv2d(SparseLayer):
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"expected a torch.nn.Conv2d, got {type(conv).__name__}")
         return cls(conv, mask, pattern).train(conv.training)
+
+    @classmethod
+    def at(cls, conv: nn.Conv2d, positions: Tensor, pattern: str) -> SparseConv2d:
+        """The layer that holds the blocks of `conv` at `positions`: ascending, as the pattern allows, unchecked."""
+        return cls(conv, None, pattern, positions).train(conv.training)
 
     @property
     def in_channels(self) -> int:

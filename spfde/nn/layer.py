@@ -40,17 +40,19 @@ class SparseLayer(nn.Module, ABC):
         mask: Tensor | None,
         pattern: str,
         window: Window = ONE_TAP,
+        positions: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.pattern = Pattern.parse(pattern)
         self.shape = weight.shape
         self.window = window
         self.grid = self.pattern.grid(tuple(weight.shape), window.groups)
-        mask = weight.detach() != 0 if mask is None else mask
-        if mask.shape != weight.shape or mask.dtype != torch.bool:
-            got = f"{mask.dtype} {list(mask.shape)}"
-            raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
-        positions = self.pattern.positions(mask.to(weight.device), self.grid)
+        if positions is None:
+            mask = weight.detach() != 0 if mask is None else mask
+            if mask.shape != weight.shape or mask.dtype != torch.bool:
+                got = f"{mask.dtype} {list(mask.shape)}"
+                raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
+            positions = self.pattern.positions(mask.to(weight.device), self.grid)
         index = index_from_positions(positions, *self.grid.shape, positions.numel())
         self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
         self.register_parameter("bias", bias)

@@ -31,6 +31,11 @@ class SparseLinear(SparseLayer):
         layer = cls(linear.weight, linear.bias, mask, pattern)
         return layer.train(linear.training)
 
+    @classmethod
+    def at(cls, linear: nn.Linear, positions: Tensor, pattern: str) -> SparseLinear:
+        """The layer that holds the blocks of `linear` at `positions`: ascending, as the pattern allows, unchecked."""
+        return cls(linear.weight, linear.bias, None, pattern, positions=positions).train(linear.training)
+
     @property
     def in_features(self) -> int:
         """Size of an input sample."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spfde._figures import STYLE, matplotlib_for
 from spfde.profiling.kinds import KINDS
 from spfde.profiling.variant import Variant
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, LINE = "#14181f", "#586173", "#dde1e7"
 COLOURS = dict(
     zip(
         KINDS,
@@ -21,22 +21,6 @@ COLOURS = dict(
         strict=True,
     )
 )  # fmt: skip
-STYLE = {
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-}
 LONGEST = 30  # layers drawn
 
 
@@ -46,18 +30,11 @@ def draw(variants: Sequence[Variant], conditions: str) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "expected matplotlib, which draws the profile, got no such module, try pip install spfde[report]"
-        ) from error
+    matplotlib = matplotlib_for("profile")
     names = _longest(variants)
-    # A Figure of its own: pyplot's state and the caller's backend stay as they are.
     with matplotlib.rc_context(STYLE):
         heights = (1.1 + 0.4 * len(variants), 0.6 + 0.2 * len(names))
-        figure = Figure(figsize=(8, sum(heights)), dpi=150)
+        figure = matplotlib.figure.Figure(figsize=(8, sum(heights)), dpi=150)
         kinds, layers = figure.subplots(2, 1, gridspec_kw={"height_ratios": heights})
         _kinds(kinds, variants, conditions)
         _layers(layers, variants, names)

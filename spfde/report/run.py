@@ -13,10 +13,9 @@ from typing import Any
 
 from spfde.report.schema import WRITER, build, checked
 from spfde.summary import LayerSummary
-from spfde.train import files
-from spfde.train.metrics import Epoch
+from spfde.train import run_dir as files
 from spfde.train.recipe import Recipe, all_epochs
-from spfde.train.stopwatch import CATEGORIES
+from spfde.train.stats import CATEGORIES, Epoch
 
 NEEDED = ("dataset", "model", "method", "epochs", "batch_size", "seed")  # of a recipe, whatever its version
 NOT_TRAINING = ("evaluation", "checkpoint")

@@ -8,23 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from spfde.report.run import Run
-from spfde.train.own import fields_of, own_default
-from spfde.train.recipe import WITHOUT_SAY, Recipe
+from spfde.train.recipe import Recipe
+from spfde.train.recipe.defaults import default_of, fields_of
+from spfde.train.recipe.recipe import NON_NUMERIC
 
-# What is compared: the method, its levers, and how it computes the same numbers. All other settings have to agree.
+# What is compared: the method, its levers with their options, and how it computes the same numbers.
+LEVERS = ("topology", "freeze", "sieve")
 COMPARED = {
-    *("method", "pattern", "distribution", "interval", "freeze_fraction", "sieve_by"),
-    *("fuse", "layout", "accumulate", "block_cosine"),
+    *("method", "pattern", "distribution", "interval", "fuse", "layout", "accumulate", "block_cosine", "compile"),
     *fields_of("method"),
     *fields_of("topology"),
 }
-ELSEWHERE = {*WITHOUT_SAY, "data_dir", "bad_images"}
+ELSEWHERE = {*NON_NUMERIC, "data_dir", "bad_images"} - {"device"}  # another device is another machine
 MACHINE = ("cpu", "torch")
 
 
 def alike(kind: type = Recipe) -> tuple[str, ...]:
     """The fields of a recipe that have to agree between two runs whose times and accuracies are compared."""
-    return tuple(item.name for item in dataclasses.fields(kind) if item.name not in COMPARED | ELSEWHERE)
+    names = [item.name for item in dataclasses.fields(kind)]
+    return tuple(n for n in names if n.split("_")[0] not in LEVERS and n not in COMPARED | ELSEWHERE)
 
 
 def differences(run: Run, baseline: Run) -> list[str]:
@@ -40,7 +42,7 @@ def command(recipe: Mapping[str, Any]) -> str:
     """The `spfde train` command line of a recipe: every setting that is not the default."""
     words = ["spfde", "train"]
     for field in dataclasses.fields(Recipe):
-        default = own_default(field, recipe)
+        default = default_of(field, recipe)
         value = recipe.get(field.name, default)
         value = tuple(value) if isinstance(value, list) else value
         flag = field.name.replace("_", "-")

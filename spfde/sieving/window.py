@@ -6,7 +6,7 @@ step.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -32,11 +32,24 @@ class Window:
         self.counts.fill(0)
         self.last.fill(False)
 
-    def add(self, samples: np.ndarray, correct: np.ndarray, loss: np.ndarray) -> None:
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Copies of the counters."""
+        return {"counts": torch.from_numpy(self.counts.copy()), "last": torch.from_numpy(self.last.copy())}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from `state_dict`'s values."""
+        self.counts, self.last = state["counts"].numpy().copy(), state["last"].numpy().copy()
+
+    def add(self, samples: np.ndarray, loss: np.ndarray, correct: np.ndarray | None) -> None:
         """Counts presentations in batch order; all arguments [n], a sample may appear several times.
 
         A forgetting event is a wrong presentation right after a correct one of the same sample.
+
+        Raises:
+            ValueError: nothing says whether the predictions were right.
         """
+        if correct is None:
+            raise ValueError("expected correct with losses, for forgetting events; try observe(..., correct=bool [n])")
         order = samples.argsort(kind="stable")
         samples, correct, loss = samples[order], correct[order], loss[order]
         before = self.last[samples]
@@ -48,18 +61,10 @@ class Window:
         self.last[samples] = correct  # of repeated indices the last assignment stays
 
 
-def outcome(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(correct, loss) [n]: whether the largest logit [n, classes] is the target's, and the cross-entropy.
-
-    Raises:
-        ValueError: a logit is not finite.
-    """
+def outcome(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, correct) [n]: the cross-entropy of logits [n, classes], and whether the largest one is the target's."""
     logits, targets = logits.detach().float(), targets.to(logits.device)
-    loss = F.cross_entropy(logits, targets, reduction="none").cpu().numpy()
-    correct = (logits.argmax(1) == targets).cpu().numpy()
-    if not math.isfinite(loss.sum()):
-        raise ValueError("expected finite logits, got NaN or infinity; try a lower learning rate or look at the loss")
-    return correct, loss
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(1) == targets
 
 
 def easiest(counts: np.ndarray, limit: int) -> np.ndarray:

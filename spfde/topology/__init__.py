@@ -1,13 +1,14 @@
-"""How masks are born and how they move."""
+"""Which weights are stored: how a mask starts (`init`), how it moves in training (`methods`), and what else prunes."""
 
 from spfde.topology.base import Topology
-from spfde.topology.capacity import reserve
-from spfde.topology.history import LayerReport, Report
+from spfde.topology.init import INITS, Init, ScoringContext, register_init
 from spfde.topology.init.force import FORCE
 from spfde.topology.init.grasp import GraSP
 from spfde.topology.init.snip import SNIP
 from spfde.topology.init.synflow import SynFlow
+from spfde.topology.layers import LayerState, reserve
 from spfde.topology.lottery import Lottery, Round
+from spfde.topology.methods import METHODS, create, register
 from spfde.topology.methods.deepr import DeepR
 from spfde.topology.methods.dsr import DSR
 from spfde.topology.methods.dstee import DSTEE
@@ -20,20 +21,19 @@ from spfde.topology.methods.set import SET
 from spfde.topology.methods.snfs import SNFS
 from spfde.topology.methods.srigl import SRigL
 from spfde.topology.methods.topkast import TopKAST
+from spfde.topology.options import Option, option
 from spfde.topology.reparam.freezenet import FreezeNet
 from spfde.topology.reparam.popup import EdgePopup, Piggyback
 from spfde.topology.reparam.powerprop import Powerprop, powerpropagate
 from spfde.topology.reparam.thresholds import SoftThreshold, Thresholds, learn_thresholds
-
-METHODS: dict[str, type[Topology]] = {
-    method.__name__: method for method in (SET, RigL, SNFS, DSR, DeepR, MEST, DSTEE, ITOP, SRigL, TopKAST, GaP, GMP)
-}
+from spfde.topology.report import LayerReport, Report
 
 __all__ = [
     "DSR",
     "DSTEE",
     "FORCE",
     "GMP",
+    "INITS",
     "ITOP",
     "MEST",
     "METHODS",
@@ -45,20 +45,28 @@ __all__ = [
     "FreezeNet",
     "GaP",
     "GraSP",
+    "Init",
     "LayerReport",
+    "LayerState",
     "Lottery",
+    "Option",
     "Piggyback",
     "Powerprop",
     "Report",
     "RigL",
     "Round",
     "SRigL",
+    "ScoringContext",
     "SoftThreshold",
     "SynFlow",
     "Thresholds",
     "TopKAST",
     "Topology",
+    "create",
     "learn_thresholds",
+    "option",
     "powerpropagate",
+    "register",
+    "register_init",
     "reserve",
 ]

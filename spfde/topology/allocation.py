@@ -1,21 +1,64 @@
-"""How much each layer keeps, and the masks that scores then give."""
+"""How many blocks each layer keeps, and the masks that scores then give.
+
+`uniform` and `erk` take the dense shapes by name, the sparsity (fraction of zeros) and how many blocks each layer has
+in all (single weights if None), and return the count of stored blocks by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isclose
+from math import isclose, prod
 
 import torch
 from torch import Tensor, nn
 
 from spfde._names import unknown
 from spfde.sparse.pattern import Grid, Pattern
-from spfde.topology import distribution
-from spfde.topology import topk as birth
+from spfde.topology.topk import keep_globally, keep_highest_in_groups
 
 Scores = dict[str, Tensor]
+Shape = tuple[int, ...]
 SPREADS = ("uniform", "erk", "global")
+
+
+def stored_count(sparsity: float, size: int) -> int:
+    """round((1 - sparsity) * size), at least 1 unless sparsity is 1."""
+    return max(round((1 - sparsity) * size), 0 if sparsity == 1 else min(1, size))
+
+
+def uniform(shapes: Mapping[str, Shape], sparsity: float, blocks: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The same sparsity in every layer."""
+    blocks = blocks or _weights(shapes)
+    return {name: stored_count(sparsity, blocks[name]) for name in shapes}
+
+
+def erk(shapes: Mapping[str, Shape], sparsity: float, blocks: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Density proportional to sum(dimensions) / product(dimensions): small layers stay denser.
+
+    Layers whose density would pass 1 are made dense and the scale is solved again, until none does. Source: RigL
+    (1911.11134), section 3, after SET.
+    """
+    sizes = _weights(shapes)
+    blocks = blocks or sizes
+    raw = {name: sum(shape) / max(1, sizes[name]) for name, shape in shapes.items()}
+    total = (1 - sparsity) * sum(sizes.values())
+    dense: set[str] = set()
+    while True:
+        rest = [name for name in shapes if name not in dense]
+        left = total - sum(sizes[name] for name in dense)
+        weight = sum(raw[name] * sizes[name] for name in rest)
+        scale = left / weight if weight else 0.0
+        over = {name for name in rest if raw[name] * scale > 1}
+        if not over:
+            break
+        dense |= over
+    density = {name: 1.0 if name in dense else max(0.0, raw[name] * scale) for name in shapes}
+    return {name: stored_count(sparsity if sparsity == 1 else 1 - density[name], blocks[name]) for name in shapes}
+
+
+def _weights(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    return {name: prod(shape) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -43,7 +86,7 @@ class Budget:
         """
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
         return cls(
-            weights, {name: _grid(pattern, name, layer) for name, layer in layers.items()}, pattern, spread, sparsity
+            weights, {name: grid_of(pattern, name, layer) for name, layer in layers.items()}, pattern, spread, sparsity
         )
 
     def blocks(self, scores: Mapping[str, Tensor]) -> Scores:
@@ -59,17 +102,32 @@ class Budget:
         sizes = {name: grid.size for name, grid in self.grids.items()}
         if self.spread == "global":
             total = sum(sizes.values())
-            goal = distribution.stored_count(self.sparsity, total)
-            return birth.keep_globally(scores, _on_the_way(total, goal, progress))
+            goal = stored_count(self.sparsity, total)
+            return keep_globally(scores, _on_the_way(total, goal, progress))
         if isinstance(self.spread, Mapping):
-            goals = {name: distribution.stored_count(self.spread[name], size) for name, size in sizes.items()}
+            goals = {name: stored_count(self.spread[name], size) for name, size in sizes.items()}
         else:
-            goals = getattr(distribution, self.spread)(shapes, self.sparsity, sizes)
+            goals = {"uniform": uniform, "erk": erk}[self.spread](shapes, self.sparsity, sizes)
         return {name: _on_the_way(size, goals[name], progress) for name, size in sizes.items()}
 
+    def positions(self, scores: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
+        """Ascending positions of the blocks with the highest scores, as the pattern allows."""
+        counts, out = self.counts(scores, progress), {}
+        for name, grid in self.grids.items():
+            device = scores[name].device
+            quota = self.pattern.quota(grid, counts[name], device)
+            out[name] = keep_highest_in_groups(scores[name], self.pattern.groups(grid, device), quota)
+        return out
+
     def masks(self, scores: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
-        """Bool masks of the dense shapes that keep the blocks with the highest scores."""
-        return birth.masks(self.weights, self.grids, self.pattern, self.counts(scores, progress), scores)
+        """Bool masks of the dense shapes that keep the blocks at `positions`."""
+        out = {}
+        for name, kept in self.positions(scores, progress).items():
+            grid = self.grids[name]
+            mask = torch.zeros(grid.weights + 1, dtype=torch.bool, device=kept.device)
+            mask[grid.places(kept)] = True
+            out[name] = mask[:-1].view(self.weights[name].shape)
+        return out
 
     def refine(
         self, score: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], rounds: int, revive: bool = False
@@ -120,7 +178,8 @@ def _on_the_way(size: int, goal: int, progress: float) -> int:
     return goal if progress == 1 or size == 0 else round(size * (max(goal, 1) / size) ** progress)
 
 
-def _grid(pattern: Pattern, name: str, layer: nn.Module) -> Grid:
+def grid_of(pattern: Pattern, name: str, layer: nn.Module) -> Grid:
+    """How a pattern cuts the weight of an nn.Linear or nn.Conv2d, which errors name."""
     try:
         return pattern.grid(tuple(layer.weight.shape), getattr(layer, "groups", 1))
     except ValueError as error:

@@ -1,20 +1,71 @@
-"""What every method asks of a sparse layer: magnitudes, groups, the best stored blocks; and which layers there are."""
+"""The sparse layers of a model as a topology sees them: found, checked, their state at an update, room for more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.sparse.no_sync import count_each
+from spfde.sparse.pattern import Grid
+from spfde.topology.moves import count_groups
 from spfde.topology.topk import keep_highest_in_groups
 
-if TYPE_CHECKING:
-    from spfde.topology.base import Topology
+
+@dataclass(frozen=True, eq=False)
+class LayerState:
+    """One layer at an update, worked out once.
+
+    name, module: the layer. positions: of the stored blocks [nnz], ascending; a *slot* is an index into them. group: of
+    every position of the grid [grid size], what the pattern counts in (`Pattern.groups`). held: stored blocks of each
+    group [groups].
+    """
+
+    name: str
+    module: SparseLayer
+    positions: Tensor
+    group: Tensor
+    held: Tensor
+
+    @classmethod
+    def of(cls, name: str, layer: SparseLayer) -> LayerState:
+        """The state of a layer now."""
+        pattern, positions = layer.pattern, layer.positions()
+        group = pattern.groups(layer.grid, positions.device)
+        return cls(name, layer, positions, group, count_groups(group, pattern.parts(layer.grid), positions))
+
+    @property
+    def grid(self) -> Grid:
+        """How the pattern cuts the weight into blocks."""
+        return self.module.grid
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored blocks."""
+        return self.positions.numel()
+
+    @property
+    def room(self) -> Tensor:
+        """Blocks of each group that are not stored [groups]."""
+        return count_groups(self.group, self.held.numel()) - self.held
+
+    def quota(self, count: int) -> Tensor:
+        """How many blocks each group holds when the layer holds `count` [groups]."""
+        return self.module.pattern.quota(self.grid, count, self.positions.device)
+
+    def highest(self, score: Tensor, count: int) -> Tensor:
+        """Slots (ascending) of the `count` stored blocks with the highest scores [nnz], as the pattern allows."""
+        return keep_highest_in_groups(score, self.group[self.positions], self.quota(count))
+
+
+def magnitude(layer: SparseLayer) -> Tensor:
+    """Sum of |value| over each stored block [nnz]."""
+    return layer.values.detach()[: layer.nnz].abs().sum((1, 2))
 
 
 def sparse_layers(model: nn.Module, plain: bool = False) -> dict[str, SparseLayer]:
@@ -32,29 +83,8 @@ def sparse_layers(model: nn.Module, plain: bool = False) -> dict[str, SparseLaye
     return layers
 
 
-def check_schedule(method: Topology, total_steps: int, every: int, drop_fraction: float | None) -> float | None:
-    """The drop fraction that is meant: the method's own where none is given.
-
-    Raises:
-        ValueError: an argument is out of range, or the method has no use for a drop fraction.
-    """
-    if total_steps < 1:
-        raise ValueError(f"expected total_steps >= 1, got {total_steps}")
-    if every < 1:
-        raise ValueError(f"expected every >= 1 (optimizer steps between updates), got {every}")
-    if method.default_drop is None and drop_fraction is not None:
-        raise ValueError(
-            f"expected no drop_fraction, which {type(method).__name__} does not have, got {drop_fraction}, try "
-            f"leaving it out"
-        )
-    drop_fraction = method.default_drop if drop_fraction is None else drop_fraction
-    if drop_fraction is not None and not 0 <= drop_fraction <= 1:
-        raise ValueError(f"expected drop_fraction in [0, 1] (share of the stored weights), got {drop_fraction}")
-    return drop_fraction
-
-
-def check(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Topology) -> None:
-    """Whether a method can move these layers.
+def check_layers(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Any) -> None:
+    """Refuses layers that a topology cannot move.
 
     Raises:
         ValueError: the optimizer does not hold the values of one, or the method cannot take its pattern or transform.
@@ -79,20 +109,51 @@ def check(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method: Topol
             )
 
 
-def magnitude(layer: SparseLayer) -> Tensor:
-    """Sum of |value| over each stored block [nnz]."""
-    return layer.values.detach()[: layer.nnz].abs().sum((1, 2))
+@torch.no_grad()
+def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = None) -> None:
+    """Gives `layer` room for `capacity` blocks (never less than it has), in place: new slots are dead and hold 0.
+
+    The Parameter object stays, so an optimizer that holds it goes on; its state, if it has some, grows too. Call it
+    before wrapping a model in DistributedDataParallel, which fixes its buckets to the shapes that it sees.
+
+    Raises:
+        ValueError: the layer has fewer blocks than that.
+    """
+    if capacity > layer.grid.size:
+        raise ValueError(f"expected capacity <= {layer.grid.size}, the blocks of the layer, got {capacity}")
+    values, old = layer.values, layer.values.shape
+    more = capacity - old[0]
+    if more <= 0:
+        return
+    state = {} if optimizer is None else optimizer.state.get(values, {})
+    grad, values.grad = values.grad, None
+    values.data = _longer(values.data, more)
+    values.grad = None if grad is None else _longer(grad, more)
+    for key, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.shape == old:
+            state[key] = _longer(tensor, more)
+    positions, layer.col = layer.positions(), F.pad(layer.col, (0, more))
+    layer._build_plan(positions)
 
 
-def count_groups(group: Tensor, groups: int, positions: Tensor | None = None) -> Tensor:
-    """How many of the positions (all if None) are in each group [groups]; of one group as `Pattern.quota` has it."""
-    if groups == 1:
-        return torch.tensor([(group if positions is None else positions).numel()])
-    return count_each(group if positions is None else group[positions], groups)
+def reserve_all(
+    layers: Mapping[str, SparseLayer], capacity: Mapping[str, int], optimizer: Optimizer, wrapped: bool
+) -> None:
+    """Room for that many blocks in each layer, as far as it has them. wrapped: in DistributedDataParallel.
+
+    Raises:
+        ValueError: a layer is too small, and wrapped already.
+    """
+    wanted = {name: min(capacity[name], layer.grid.size) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        if wrapped and wanted[name] > layer.values.shape[0]:
+            raise ValueError(
+                f"expected room for {wanted[name]} blocks in {name!r} before DistributedDataParallel, got "
+                f"{layer.values.shape[0]}, try spfde.topology.reserve(layer, capacity) before wrapping"
+            )
+    for name, layer in layers.items():
+        reserve(layer, wanted[name], optimizer)
 
 
-def highest(layer: SparseLayer, score: Tensor, count: int) -> Tensor:
-    """Which stored blocks (slots, ascending) are the `count` with the highest scores, as the pattern allows."""
-    rule, positions = layer.pattern, layer.positions()
-    group, quota = rule.groups(layer.grid, score.device)[positions], rule.quota(layer.grid, count, score.device)
-    return keep_highest_in_groups(score, group, quota)
+def _longer(tensor: Tensor, more: int) -> Tensor:
+    return F.pad(tensor, (0, 0, 0, 0, 0, more))

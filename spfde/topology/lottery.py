@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from spfde._names import unknown
-from spfde.convert import sparsify as convert  # which imports this package in its turn: used by name, later
 from spfde.nn import SparseLayer
+from spfde.nn.select import densify, select, store
+from spfde.sparse.pattern import Pattern
+from spfde.topology.allocation import Budget, check_sparsity
 
 Train = Callable[[nn.Module, int, int], Any]
 REWINDS = ("weights", "learning-rate")
@@ -91,10 +93,10 @@ class Lottery:
             "distribution": distribution,
             "pattern": pattern,
         }
-        self._rest = {"exclude": tuple(exclude), "example_input": example_input}
+        self._exclude, self._example = tuple(exclude), example_input
         self._early: dict[str, Tensor] = {}
         # On a copy: what cannot be pruned is refused before hours of training.
-        self._names = {name for name, _ in _layers(self._sparse(copy.deepcopy(model), 1, "random"))}
+        self._names = {name for name, _ in _layers(self._sparse(copy.deepcopy(model), 1))}
 
     @property
     def done(self) -> bool:
@@ -133,19 +135,24 @@ class Lottery:
     def _prune(self, number: int) -> None:
         """Drops the smallest trained weights of what is stored, then rewinds."""
         kept = {name: m.dense_weight().abs().masked_fill(~m.mask(), -torch.inf) for name, m in _layers(self.model)}
-        self.model = self._sparse(convert.densify(self.model), number, kept or "magnitude")
+        self.model = self._sparse(densify(self.model), number, kept)
         if self._plan["rewind"] == "weights":
             self._restore(self._early, {name: m.mask() for name, m in _layers(self.model)}, number)
 
     def _restore(self, dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], number: int) -> None:
         """The model with dense weights from a state, of which the masks, those of a round, are stored."""
-        model = convert.densify(self.model)
+        model = densify(self.model)
         model.load_state_dict(dense)
         self.model = self._sparse(model, number, {n: mask.float() for n, mask in masks.items()}) if masks else model
 
-    def _sparse(self, model: nn.Module, number: int, init: Any) -> nn.Module:
-        spread = {name: self._plan[name] for name in ("distribution", "pattern")}
-        return convert.sparsify(model, self.target(number), init=init, **spread, **self._rest)
+    def _sparse(self, model: nn.Module, number: int, scores: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The dense model with a round's count of weights stored: those of the highest scores, or magnitudes."""
+        spread, pattern = self._plan["distribution"], Pattern.parse(self._plan["pattern"])
+        sparsity = check_sparsity(self.target(number), pattern, spread)
+        layers = select(model, self._exclude, ends_dense=spread == "uniform", example_input=self._example)
+        budget = Budget.of(layers, pattern, spread, sparsity)
+        blocks = budget.blocks(scores or {name: weight.abs() for name, weight in budget.weights.items()})
+        return store(model, layers, budget.positions(blocks), self._plan["pattern"])
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on after the last finished round, in tensors and plain values (and what `train` returned)."""

@@ -11,9 +11,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spfde.sparse import no_sync as counting
-from spfde.sparse.no_sync import find
+from spfde.sparse import no_sync
+from spfde.sparse.no_sync import count_each, nonzero
 from spfde.topology.topk import descending, edge, first_in_groups, keep_highest, keep_highest_in_groups
+
+
+def count_groups(group: Tensor, groups: int, positions: Tensor | None = None) -> Tensor:
+    """How many of the positions (all if None) are in each group [groups]; of one group as `Pattern.quota` has it."""
+    if groups == 1:
+        return torch.tensor([(group if positions is None else positions).numel()])
+    return count_each(group if positions is None else group[positions], groups)
 
 
 def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Tensor:
@@ -27,7 +34,7 @@ def without_lowest(score: Tensor, group: Tensor, room: Tensor, count: int) -> Te
     droppable = order[first_in_groups(group[order], room)]
     stays = torch.ones_like(score, dtype=torch.bool)
     stays[droppable[:count]] = False
-    return find(stays)
+    return nonzero(stays)
 
 
 def drawn(group: Tensor, kept: Tensor, need: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,10 +69,10 @@ def highest(slabs: Iterable[tuple[int, Tensor]], group: Tensor, kept: Tensor, ne
             inside = group[first : first + score.numel()]
             place = _promising(score, inside, group.numel() // need.numel(), int(need.max()))
             place = place[keep_highest_in_groups(score[place], inside[place], need)]
-        elif best.numel() < int(need) or counting.waits(score):
+        elif best.numel() < int(need) or no_sync.is_async(score):
             place = keep_highest(score, int(need))
         else:  # only what is above the worst so far
-            place = find(score > scores.min())
+            place = nonzero(score > scores.min())
         best, scores = torch.cat([best, first + place]), torch.cat([scores.to(score), score[place]])
         if whole and best.numel() > int(need):
             chosen = keep_highest(scores, int(need))
@@ -106,7 +113,7 @@ def ascending(size: int, *parts: Tensor) -> Tensor:
     there = torch.zeros(size, dtype=torch.bool, device=parts[0].device)
     for part in parts:
         there[part] = True
-    return find(there, sum(part.numel() for part in parts))
+    return nonzero(there, sum(part.numel() for part in parts))
 
 
 def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
@@ -114,7 +121,7 @@ def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
     if 2 * count > size:
         there = torch.ones(size, dtype=torch.bool)
         there[_subset(size, size - count, generator)] = False
-        return find(there)
+        return nonzero(there)
     chosen = torch.empty(0, dtype=torch.int64)
     while chosen.numel() < count:  # what was drawn twice is drawn again: no number is preferred, so no set is
         more = torch.randint(size, (count - chosen.numel(),), generator=generator)
@@ -129,4 +136,4 @@ def _promising(score: Tensor, group: Tensor, length: int, most: int) -> Tensor:
         rows, of_rows = score.view(-1, length), group.view(-1, length)
         if bool((of_rows == of_rows[:, :1]).all()):
             free &= (rows >= edge(rows, most).unsqueeze(1)).view(-1)
-    return find(free)
+    return nonzero(free)

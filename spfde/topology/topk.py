@@ -1,4 +1,4 @@
-"""Birth of a mask: which blocks (single weights, unless the pattern says otherwise) a new sparse layer keeps."""
+"""The highest scores: over all, in groups, over layers. Ties go to the lower position, counts are exact."""
 
 from __future__ import annotations
 
@@ -8,24 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spfde.sparse import no_sync as counting
-from spfde.sparse.no_sync import count_each, find
-from spfde.sparse.pattern import Grid, Pattern
-
-INITS = ("random", "magnitude")
-
-
-def scores(weights: Mapping[str, Tensor], grids: Mapping[str, Grid], init: str, seed: int) -> dict[str, Tensor]:
-    """A score per block (flat, by layer); the highest are kept.
-
-    "random": seeded noise. "magnitude": the sum of the absolute values.
-    """
-    if init == "magnitude":
-        return {name: grids[name].cut(weight.detach().abs()).sum((1, 2)) for name, weight in weights.items()}
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(grids[name].size, generator=generator).to(weight.device) for name, weight in weights.items()
-    }
+from spfde.sparse import no_sync
+from spfde.sparse.no_sync import count_each, nonzero
 
 
 def among_highest(score: Tensor, count: int) -> Tensor:
@@ -38,7 +22,7 @@ def among_highest(score: Tensor, count: int) -> Tensor:
     score = torch.nan_to_num(score, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     least = edge(score, count)
     chosen = score >= least
-    if not counting.waits(score) and int(chosen.count_nonzero()) == count:
+    if not no_sync.is_async(score) and int(chosen.count_nonzero()) == count:
         return chosen
     above, tied = score > least, score == least
     return above | (tied & (tied.cumsum(0) <= count - above.count_nonzero()))
@@ -46,7 +30,7 @@ def among_highest(score: Tensor, count: int) -> Tensor:
 
 def edge(score: Tensor, count: int) -> Tensor:
     """The lowest of the `count` highest scores [..., n], over the last dimension."""
-    if counting.waits(score):
+    if no_sync.is_async(score):
         return score.topk(count, sorted=False).values.amin(-1)
     # A partition: numpy's takes a tenth of the time of torch's selection, a hundredth of a sort's.
     score = score.detach() if score.dtype != torch.bfloat16 else score.detach().float()
@@ -56,7 +40,7 @@ def edge(score: Tensor, count: int) -> Tensor:
 
 def keep_highest(score: Tensor, count: int) -> Tensor:
     """Ascending positions (int64) of the `count` highest scores, as `among_highest` has them."""
-    return find(among_highest(score, count), min(max(0, count), score.numel()))
+    return nonzero(among_highest(score, count), min(max(0, count), score.numel()))
 
 
 def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
@@ -105,22 +89,3 @@ def keep_globally(layer_scores: Mapping[str, Tensor], count: int) -> dict[str, i
             counts[counts.index(max(counts))] -= 1
         counts[i] = max(counts[i], least)
     return dict(zip(names, counts, strict=True))
-
-
-def masks(
-    weights: Mapping[str, Tensor],
-    grids: Mapping[str, Grid],
-    pattern: Pattern,
-    counts: Mapping[str, int],
-    layer_scores: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Bool masks of the dense shapes that keep `counts[name]` blocks of each layer, as the pattern allows."""
-    out = {}
-    for name, weight in weights.items():
-        grid, device = grids[name], weight.device
-        quota = pattern.quota(grid, counts[name], device)
-        kept = keep_highest_in_groups(layer_scores[name], pattern.groups(grid, device), quota)
-        mask = torch.zeros(grid.weights + 1, dtype=torch.bool, device=device)
-        mask[grid.places(kept)] = True
-        out[name] = mask[:-1].view(weight.shape)
-    return out

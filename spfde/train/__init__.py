@@ -1,12 +1,11 @@
 """Training: `fit(Recipe(...))` composes the three levers, and `spfde train` is the same from a shell."""
 
 from spfde.train.checkpoint import CheckpointError
-from spfde.train.files import WriteError
-from spfde.train.guard import Diverged
-from spfde.train.interrupts import Interrupted
-from spfde.train.loop import fit
-from spfde.train.metrics import Epoch, Event
+from spfde.train.fit import fit
 from spfde.train.recipe import Recipe
 from spfde.train.record import Result
+from spfde.train.run_dir import WriteError
+from spfde.train.stats import Epoch
+from spfde.train.stops import Diverged, Interrupted
 
-__all__ = ["CheckpointError", "Diverged", "Epoch", "Event", "Interrupted", "Recipe", "Result", "WriteError", "fit"]
+__all__ = ["CheckpointError", "Diverged", "Epoch", "Interrupted", "Recipe", "Result", "WriteError", "fit"]

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from spfde.train import files
-from spfde.train.layout import Layout
-from spfde.train.metrics import Epoch, Underway
+from spfde.train import run_dir
+from spfde.train.device import Layout
 from spfde.train.recipe import Recipe, differences
+from spfde.train.stats import Epoch, EpochProgress
 
-FORMAT, VERSION = "spfde.train", 2
+FORMAT, VERSION = "spfde.train", 3
 KEPT_WITHIN = 2  # checkpoints within an epoch: one to go on from should the newest be damaged
 
 
@@ -34,7 +34,7 @@ class Kept:
     layout: Layout
     machine: Mapping[str, Any]
     history: tuple[Epoch, ...]
-    underway: Underway | None
+    underway: EpochProgress | None
     session: Mapping[str, Any]
 
 
@@ -45,15 +45,15 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         WriteError: it cannot be written (a full disk); those before stand.
     """
     whole = {"format": FORMAT, "version": VERSION, **state}
-    files.write_atomically(path, lambda file: torch.save(whole, file))
+    run_dir.write_atomically(path, lambda file: torch.save(whole, file))
 
 
 def prune(out: Path, keep: int | None = None) -> None:
     """Drop all but the `keep` newest epochs (None: keep all), and within epochs all but the last of one under way."""
-    found = files.checkpoints(out)
-    epochs = [path for path in found if files.is_epoch(path)]
-    within = [path for path in found if not files.is_epoch(path)]
-    if within and not files.is_epoch(found[-1]):
+    found = run_dir.checkpoints(out)
+    epochs = [path for path in found if run_dir.is_epoch(path)]
+    within = [path for path in found if not run_dir.is_epoch(path)]
+    if within and not run_dir.is_epoch(found[-1]):
         del within[-KEPT_WITHIN:]
     for old in (*epochs[: -keep if keep else 0], *within):
         old.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def read(path: Path) -> Kept:
     state = load(path)
     try:
         history = tuple(map(Epoch.from_dict, state["history"]))
-        underway = None if state["underway"] is None else Underway.from_dict(state["underway"])
+        underway = None if state["underway"] is None else EpochProgress.from_dict(state["underway"])
         kept = Kept(
             path,
             dict(state["recipe"]),
@@ -135,7 +135,7 @@ def newest(out: Path) -> tuple[Kept, dict[Path, CheckpointError]]:
         CheckpointError: none can be used.
     """
     refused: dict[Path, CheckpointError] = {}
-    for path in reversed(files.checkpoints(out)):
+    for path in reversed(run_dir.checkpoints(out)):
         try:
             return read(path), refused
         except CheckpointError as error:
@@ -148,7 +148,7 @@ def newest(out: Path) -> tuple[Kept, dict[Path, CheckpointError]]:
 def set_aside(refused: Mapping[Path, CheckpointError], used: Path) -> list[str]:
     """Rename what cannot be used, so that it is neither read nor counted again; return what there is to tell."""
     return [
-        f"{error}; set aside as {path.replace(path.with_name(path.name + files.REFUSED)).name}, going on from {used}"
+        f"{error}; set aside as {path.replace(path.with_name(path.name + run_dir.REFUSED)).name}, going on from {used}"
         for path, error in refused.items()
     ]
 

@@ -1,14 +1,16 @@
-"""The optimizer of a run: a recipe's own, or any of torch's."""
+"""The optimizer of a run, a recipe's own or any of torch's, and its learning rate and step counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from spfde.freezing import FreezeBlock
 from spfde.train.recipe import Recipe
 
 Groups = list[dict[str, Any]]
@@ -21,6 +23,11 @@ def recipe_optimizer(recipe: Recipe) -> Factory:
     if recipe.optimizer == "adamw":
         return lambda groups: torch.optim.AdamW(groups, betas=(recipe.momentum, recipe.beta2), **common)
     return lambda groups: torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)
+
+
+def moments(optimizer: Optimizer) -> int:
+    """Count the tensors that an optimizer keeps of each parameter's size: two or three if it is of Adam's kin."""
+    return 2 + bool(optimizer.defaults.get("amsgrad")) if "betas" in optimizer.defaults else 1
 
 
 def make(factory: Factory, groups: Groups) -> Optimizer:
@@ -48,17 +55,77 @@ def make(factory: Factory, groups: Groups) -> Optimizer:
     return optimizer
 
 
-def parameter_groups(model: nn.Module, freezer: Any, horizons: Mapping[str, float]) -> Groups:
+def parameter_groups(model: nn.Module, blocks: Iterable[FreezeBlock], horizons: Mapping[str, float]) -> Groups:
     """Group parameters by the fraction of the training at which their learning rate ends: `horizon`.
 
-    One group per block that will freeze, and one, with horizon 1, for all else.
+    One group per block that has one, with its name as `block`, and one, with horizon 1, for all else.
+
+    Raises:
+        ValueError: a horizon is not in (0, 1], or not of one of the blocks.
     """
+    names = {block.name: block for block in blocks}
+    for name, horizon in horizons.items():
+        if name not in names or not 0 < horizon <= 1:
+            raise ValueError(
+                f"expected horizons in (0, 1] of the blocks {sorted(names)}, got {name!r}: {horizon}, try run.blocks"
+            )
     left = {id(p): p for p in model.parameters()}
     groups = []
-    for block in freezer.blocks if horizons else ():
-        if block.name in horizons:
-            loose = [p for _, p in block.parameters]
-            own = [*loose, *(p for _, module in block.modules for p in module.parameters())]
-            params = [p for p in (left.pop(key, None) for key in map(id, own)) if p is not None]
-            groups.append({"params": params, "horizon": horizons[block.name]})
+    for block in (block for name, block in names.items() if name in horizons):
+        loose = [p for _, p in block.parameters]
+        own = [*loose, *(p for _, module in block.modules for p in module.parameters())]
+        params = [p for p in (left.pop(key, None) for key in map(id, own)) if p is not None]
+        groups.append({"params": params, "horizon": horizons[block.name], "block": block.name})
     return [*groups, {"params": list(left.values()), "horizon": 1.0}]
+
+
+def set_learning_rate(optimizer: Optimizer, recipe: Recipe, progress: float) -> float:
+    """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""
+    for group in optimizer.param_groups:
+        group["lr"] = _rate(recipe, progress, group["horizon"])
+    return _rate(recipe, progress, 1.0)
+
+
+def _rate(recipe: Recipe, progress: float, horizon: float) -> float:
+    if recipe.schedule == "step":
+        return step_rate(progress, recipe.lr, recipe.warmup, recipe.milestones, recipe.gamma)
+    return learning_rate(progress, recipe.lr, recipe.warmup, horizon)
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """ceil(samples / batch_size), a last batch of one sample joining the one before it."""
+    steps = math.ceil(samples / batch_size)
+    return steps - 1 if steps > 1 and samples % batch_size == 1 else steps
+
+
+def step_rate(progress: float, peak: float, warmup: float, milestones: Sequence[float], gamma: float) -> float:
+    """Peak * min(1, progress / warmup) * gamma ** (number of milestones <= progress).
+
+    Args:
+        progress: fraction of the whole planned training that is behind, in [0, 1].
+        peak: learning rate after the warm-up.
+        warmup: fraction of the training with a linear warm-up.
+        milestones: fractions of the training at which the rate drops.
+        gamma: factor on the rate at each.
+    """
+    return peak * _ramp(progress, warmup) * gamma ** sum(milestone <= progress for milestone in milestones)
+
+
+def learning_rate(progress: float, peak: float, warmup: float, horizon: float = 1.0) -> float:
+    """Peak * min(1, progress / warmup) * (1 + cos(pi * progress / horizon)) / 2, and 0 from the horizon on.
+
+    Args:
+        progress: fraction of the whole planned training that is behind, in [0, 1]. Counting in fractions
+            keeps the schedule whole when sieving shortens the epochs.
+        peak: learning rate after the warm-up.
+        warmup: fraction of the training with a linear warm-up.
+        horizon: fraction of the training at which the rate reaches 0: 1, or where a block freezes. Each block
+            then anneals over its own active epochs (SpFDE, NeurIPS 2022, "Layer Freezing Algorithm").
+    """
+    if progress >= horizon:
+        return 0.0
+    return peak * _ramp(progress, warmup) * (1 + math.cos(math.pi * progress / horizon)) / 2
+
+
+def _ramp(progress: float, warmup: float) -> float:
+    return min(1.0, progress / warmup) if warmup > 0 else 1.0

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spfde.train import checkpoint, files, metrics, recipe_file
-from spfde.train.layout import Layout
-from spfde.train.metrics import Epoch
-from spfde.train.recipe import Recipe
+from spfde.train import checkpoint, run_dir, stats
+from spfde.train.device import Layout
+from spfde.train.recipe import Recipe, toml
 from spfde.train.session import Session
+from spfde.train.stats import Epoch
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Result:
             "flops": self.flops,
             "sparsity": self.epochs[-1].sparsity,
             "threads": self.recipe.threads,
+            "device": self.recipe.device,
             "layout": dataclasses.asdict(self.layout),
         }
 
@@ -103,10 +104,8 @@ def write_run(out: Path, session: Session) -> None:
     """Write recipe.toml and run.json: the recipe as it runs, the machine, what was settled before the first step."""
     from spfde import __version__, env
 
-    freezer = session.levers.freezer
-    plan = None
-    if freezer is not None:
-        plan = {"plan": [list(entry) for entry in freezer.plan], "reason": freezer.reason}
+    plans = [lever for lever in session.levers if hasattr(lever, "plan")]
+    plan = {"plan": [list(entry) for entry in plans[0].plan], "reason": plans[0].reason} if plans else None
     values = {
         "recipe": session.recipe.to_dict(),
         "environment": env.report(),
@@ -116,10 +115,11 @@ def write_run(out: Path, session: Session) -> None:
         "parameters": sum(p.numel() for p in session.model.parameters()),
         "layout": dataclasses.asdict(session.layout),
         "optimizer": type(session.optimizer).__name__,
+        "levers": [type(lever).__name__ for lever in session.levers],
         "freezing": plan,
     }
-    files.write_json(out / files.RUN, values)
-    files.write_text(out / files.RECIPE, recipe_file.text(session.recipe))
+    run_dir.write_json(out / run_dir.RUN, values)
+    run_dir.write_text(out / run_dir.RECIPE, toml.text(session.recipe))
 
 
 def require_begun(out: Path, recipe: Recipe) -> None:
@@ -128,7 +128,7 @@ def require_begun(out: Path, recipe: Recipe) -> None:
     Raises:
         CheckpointError: it has another one, or run.json is not readable.
     """
-    path = out / files.RUN
+    path = out / run_dir.RUN
     try:
         kept = dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -143,11 +143,11 @@ def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, 
 
     From the first line that is no whole record on, the checkpoint's own take the lines' place.
     """
-    path = out / files.METRICS
+    path = out / run_dir.METRICS
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    lines = takewhile(metrics.is_whole, metrics.parse_lines(text))
-    records = metrics.reconcile(list(lines), history)
-    files.write_lines(path, records)
+    lines = takewhile(stats.is_whole, stats.parse_lines(text))
+    records = stats.reconcile(list(lines), history)
+    run_dir.write_lines(path, records)
     return records
 
 
@@ -157,8 +157,8 @@ def write_result(out: Path, result: Result, session: Session) -> None:
 
     # A layer tells the kernel of the batch it saw last: let that be one of training, not of evaluation.
     batch = session.example.expand(session.recipe.batch_size, *session.example.shape[1:])
-    with torch.no_grad(), session.autocast():
-        session.model.eval()(session.layout.images(batch))
-    rows = summary(session.model).rows
-    files.write_json(out / files.LAYERS, [dataclasses.asdict(row) for row in rows])
-    files.write_json(out / files.RESULT, result.to_dict())
+    with torch.no_grad(), session.device.autocast():
+        result.model.eval()(session.layout.images(batch))
+    rows = summary(result.model).rows
+    run_dir.write_json(out / run_dir.LAYERS, [dataclasses.asdict(row) for row in rows])
+    run_dir.write_json(out / run_dir.RESULT, result.to_dict())

@@ -1,62 +1,235 @@
-"""Everything a run trains with, built from its recipe, and the state that a checkpoint keeps."""
+"""One training: what it is given, what it is made of, how far it is, and the state that a checkpoint keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torch.utils.hooks import RemovableHandle
 
+from spfde._modules import tensors
 from spfde.data import CropFlip
-from spfde.train import layout as layouts
-from spfde.train import levers as wiring
-from spfde.train import randomness
-from spfde.train.batches import Source, source
+from spfde.freezing import Compiled, FreezeBlock, blocks
+from spfde.freezing.block import check_freezable
+from spfde.levers import Forward, Lever, LeverFactory, Levers
+from spfde.sieving.shuffle import shuffled
 from spfde.train.checkpoint import CheckpointError
-from spfde.train.layout import Layout
-from spfde.train.levers import Levers
-from spfde.train.optimizer import Factory, make, parameter_groups, recipe_optimizer
+from spfde.train.data import Source, epoch_seed, random_state, restore_random
+from spfde.train.device import Device, Layout
+from spfde.train.optimizer import Factory, moments, set_learning_rate, steps_per_epoch
 from spfde.train.recipe import Recipe
-from spfde.train.schedule import learning_rate, step_rate, steps_per_epoch
 
 
 @dataclass(frozen=True)
-class Session:
-    """The parts of one run; `example` [1, ...] is an input of the network."""
+class Inputs:
+    """What `fit` is given: a recipe, and what takes the place of the recipe's own model, data sets and optimizer."""
 
     recipe: Recipe
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    levers: Levers
-    train: Source
-    test: Source
-    layout: Layout
-    example: Tensor
+    model: nn.Module | None = None
+    train_set: Dataset | None = None
+    test_set: Dataset | None = None
+    optimizer: Factory | None = None
+    levers: Sequence[Lever | LeverFactory] = ()
 
-    def set_learning_rate(self, progress: float) -> float:
-        """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(progress, group["horizon"])
-        return self._rate(progress, 1.0)
+    @property
+    def out(self) -> Path | None:
+        """Return the run directory."""
+        return None if self.recipe.out is None else Path(self.recipe.out)
 
-    def _rate(self, progress: float, horizon: float) -> float:
-        recipe = self.recipe
-        if recipe.schedule == "step":
-            return step_rate(progress, recipe.lr, recipe.warmup, recipe.milestones, recipe.gamma)
-        return learning_rate(progress, recipe.lr, recipe.warmup, horizon)
 
-    def autocast(self) -> AbstractContextManager:
-        """Return the precision that forward passes run in."""
-        return autocast(self.recipe)
+class Session:
+    """The parts of one training and how far it is; what levers see as their `spfde.levers.Run`.
+
+    `example` [1, ...] is an input of the network, where the network is. `forward` calls the network as training does.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train: Source,
+        test: Source,
+        *,
+        layout: Layout,
+        device: Device,
+        example: Tensor,
+        blocks: tuple[FreezeBlock, ...] | None = None,
+    ) -> None:
+        self.recipe, self.model, self.optimizer = recipe, model, optimizer
+        self.train, self.test = train, test
+        self.layout, self.device, self.example = layout, device, example
+        self.levers = Levers()
+        self.scaler = device.scaler()
+        self.epoch = self.step = self.samples = 0
+        self._active = len(train)  # samples of the present epoch
+        self._blocks = blocks
+        self._frozen: list[str] = []
+        self._compiled = Compiled(model) if recipe.compile else None
+        self._outputs: dict[str, Tensor] = {}
+        self._recording = False
+        self._hooks: list[RemovableHandle] = []
+
+    def use(self, levers: Iterable[Lever]) -> None:
+        """Take the levers that are told of this training, in this order."""
+        self.close()
+        self.levers = Levers(levers)
+        if self.levers.needing(Forward):
+            for block in self.blocks:
+                module = self.model.get_submodule(block.name)
+                self._hooks.append(module.register_forward_hook(partial(self._record, block.name)))
+
+    def close(self) -> None:
+        """Leave the model without what the session hung into it."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    # ---- what levers see -------------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> int:
+        """Return the planned epochs."""
+        return self.recipe.epochs
+
+    @property
+    def blocks(self) -> tuple[FreezeBlock, ...]:
+        """Return the freezable blocks, front to back; ValueError where `spfde.freezing.blocks` finds none."""
+        if self._blocks is None:
+            self._blocks = tuple(blocks(self.model, self.example))
+        return self._blocks
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Return the blocks that are frozen now, in freezing order."""
+        return tuple(self._frozen)
+
+    @property
+    def total_steps(self) -> int:
+        """Return the optimizer steps planned, as the epochs are long now."""
+        sampler = self.levers.sampler
+        active = self._active if sampler is None else len(sampler.order())
+        return steps_per_epoch(active, self.recipe.batch_size) * self.epochs
+
+    @property
+    def total_samples(self) -> int:
+        """Return the presentations planned: those of the epochs behind, then epochs as long as the present one."""
+        return self.samples + self._active * (self.epochs - self.epoch)
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Freeze blocks by name: levers settle what they move in them first; compiled code is dropped.
+
+        Raises:
+            ValueError: a name is no block's, a block shares state with what stays active, or nothing would train.
+        """
+        fresh = [block for block in self._named(names) if block.name not in self._frozen]
+        if not fresh:
+            return
+        check_freezable([*self._named(self._frozen), *fresh], self.model)
+        self.levers.settle(module for block in fresh for _, module in block.modules)
+        for block in fresh:
+            block.freeze()
+            self._frozen.append(block.name)
+        self._drop_compiled()
+
+    def unfreeze(self, names: Iterable[str]) -> None:
+        """Give blocks back to the training, under the learning rate of what never freezes.
+
+        Raises:
+            ValueError: a name is no block's.
+        """
+        back = [block for block in self._named(names) if block.name in self._frozen]
+        for block in back:
+            block.unfreeze()
+            for _, module in block.modules:
+                module.train(self.model.training)  # it may have frozen between epochs, in eval mode
+            self._frozen.remove(block.name)
+            for group in self.optimizer.param_groups:
+                if group.get("block") == block.name:
+                    group["horizon"] = 1.0
+        if back:
+            self._drop_compiled()
+
+    def _named(self, names: Iterable[str]) -> list[FreezeBlock]:
+        known = {block.name: block for block in self.blocks} if names else {}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"expected a block of {sorted(known)}, got {name!r}, try a name of run.blocks")
+        return [known[name] for name in names]
+
+    def _drop_compiled(self) -> None:
+        if self._compiled is not None:
+            self._compiled.drop()
+
+    # ---- what the loop does with it --------------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the network in training; its output, and those of the blocks by name if a lever needs them."""
+        self._outputs, self._recording = {}, True
+        network = self.model if self._compiled is None or self.levers.armed else self._compiled
+        try:
+            with self.device.autocast():
+                return network(inputs), self._outputs
+        finally:
+            self._recording = False
+
+    def _record(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._recording:
+            self._outputs[name] = next(tensors(output)).detach()
+
+    def start_epoch(self, epoch: int) -> Tensor:
+        """Take note of the epoch that begins, or goes on; the indices [n] of its samples, in order."""
+        self.epoch = epoch
+        if self.levers.sampler is not None:
+            order = self.levers.sampler.order()
+        else:
+            order = shuffled(torch.arange(len(self.train)), epoch_seed(self.recipe.seed, epoch))
+        self._active = len(order)
+        return order
 
     def inputs(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Return a training batch as the network gets it: augmented, a pure function of epoch and index."""
         augment = CropFlip(self.recipe.crop, self.recipe.flip, self.recipe.seed)
-        return self.layout.images(augment(images, indices, epoch))
+        return self.device.put(self.layout.images(augment(images, indices, epoch)))
+
+    def set_learning_rate(self, progress: float) -> float:
+        """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""
+        return set_learning_rate(self.optimizer, self.recipe, progress)
+
+    # ---- what a checkpoint keeps -----------------------------------------------------------------------------------
+
+    def description(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the run that it belongs to, in plain values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "samples": len(self.train),
+            "layout": dataclasses.asdict(self.layout),
+            "machine": self.machine,
+        }
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Return what else the numbers depend on to the bit: versions, device, kernels that were forced or tuned."""
+        from spfde import __version__
+        from spfde._native import native
+        from spfde.nn import SparseLayer
+
+        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, SparseLayer)}
+        return {
+            "spfde": __version__,
+            "torch": str(torch.__version__),
+            "device": self.device.name,
+            "compile": self.recipe.compile,
+            "isa": native().isa() if layers and self.device.is_cpu else None,
+            "kernels": {name: layer.dispatch_key for name, layer in layers.items() if layer.dispatch_key != "auto"},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: tensors and plain values."""
@@ -64,45 +237,18 @@ class Session:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_name": type(self.optimizer).__name__,
+            "scaler": self.scaler.state_dict(),
             "levers": self.levers.state_dict(),
-            "random": randomness.state(),
+            "frozen": list(self._frozen),
+            "place": {"epoch": self.epoch, "step": self.step, "samples": self.samples, "active": self._active},
+            "random": random_state(self.device.where),
         }
 
-    @property
-    def checkpoint_size(self) -> int:
-        """At least the bytes of a checkpoint: weights, optimizer, levers, the file's own, some room for the history."""
-        state = self.state_dict()
-        held = [*tensors(state)]
-        if next(tensors(state["optimizer"]), None) is None:  # before its first step
-            held += [*self.model.parameters()] * moments(self.optimizer)
-        return sum(tensor.nbytes + 512 for tensor in held) + 2**18
-
-    @property
-    def machine(self) -> dict[str, Any]:
-        """What else the numbers depend on to the bit: versions, instruction set, kernels that were forced or tuned."""
-        from spfde import __version__
-        from spfde._native import native
-        from spfde.nn import SparseLayer
-
-        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, SparseLayer)}
-        kernels = {name: layer.dispatch_key for name, layer in layers.items() if layer.dispatch_key != "auto"}
-        isa = native().isa() if layers else None
-        return {"spfde": __version__, "torch": str(torch.__version__), "isa": isa, "kernels": kernels}
-
-    def doubts(self, machine: Mapping[str, Any]) -> list[str]:
-        """Say for what reasons a run kept on `machine` may not go on to the same bits here."""
-        return [
-            f"expected {name} {machine.get(name)!r}, as the checkpoint was made with, got {here!r}:"
-            " the numbers may differ in their last bits from here on"
-            for name, here in self.machine.items()
-            if machine.get(name) != here
-        ]
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s values.
+        """Continue from `state_dict`'s values; what was frozen is frozen again.
 
         Raises:
-            CheckpointError: they are those of another network or optimizer.
+            CheckpointError: they are those of another network, optimizer or levers.
         """
         name = type(self.optimizer).__name__
         if state["optimizer_name"] != name:
@@ -112,125 +258,32 @@ class Session:
             )
         try:
             self.model.load_state_dict(state["model"])
+            self._frozen = list(state["frozen"])
+            before = {block.name for block in self._blocks or () if block.is_frozen}
             self.levers.load_state_dict(state["levers"])
+            for block in self._named(self._frozen):
+                block.freeze()
+            for block in self._blocks or ():  # that a freezer had frozen and another lever had given back
+                if block.is_frozen and block.name not in (*before, *self._frozen):
+                    block.unfreeze()
             self.optimizer.load_state_dict(state["optimizer"])
-            randomness.restore(state["random"])
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            place = state["place"]
+            self.epoch, self.step, self.samples = place["epoch"], place["step"], place["samples"]
+            self._active = place["active"]
+            restore_random(state["random"], self.device.where)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"expected the checkpoint of this network, got another one ({error}), try the model it was made with"
             ) from error
+        self._drop_compiled()
 
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """List the tensors in a nest of mappings, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors(each)
-
-
-def moments(optimizer: torch.optim.Optimizer) -> int:
-    """Count the tensors that an optimizer keeps of each parameter's size: two or three if it is of Adam's kin."""
-    return 2 + bool(optimizer.defaults.get("amsgrad")) if "betas" in optimizer.defaults else 1
-
-
-def datasets(recipe: Recipe) -> Any:
-    """Load the recipe's data set: an object with train, test, num_classes and shape."""
-    from spfde.data import load
-
-    options = {
-        "train": recipe.train_images,
-        "test": recipe.test_images,
-        "data_dir": recipe.data_dir,
-        "image_size": recipe.image_size,
-        "bad_images": recipe.bad_images,
-    }
-    return load(recipe.dataset, **{name: value for name, value in options.items() if value is not None})
-
-
-def autocast(recipe: Recipe) -> AbstractContextManager:
-    """Return the context that forward passes of a recipe run in."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16")
-
-
-def network(recipe: Recipe, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """Create the recipe's network for images of `shape` (c, h, w).
-
-    Raises:
-        ValueError: an unknown name, a network that does not take images, or a width that it does not have.
-    """
-    from spfde.models import create, options
-
-    known = options(recipe.model)
-    if "num_classes" not in known:
-        raise ValueError(f"expected a network for images, got {recipe.model!r}, try 'resnet20'")
-    given = {"num_classes": num_classes, "in_channels": shape[0]}
-    if "image_size" in known:
-        given["image_size"] = shape[1]
-    return create(recipe.model, **given, **({"width": recipe.width} if recipe.width != 1 else {}))
-
-
-def build(
-    recipe: Recipe,
-    model: nn.Module | None = None,
-    train_set: Dataset | None = None,
-    test_set: Dataset | None = None,
-    layout: Layout | None = None,
-    optimizer: Factory | None = None,
-) -> Session:
-    """Build a run from its recipe; a model or data sets that are given take the place of the recipe's.
-
-    Seeds every generator. A `layout` that is given (a resumed run's) is not measured again; a given `optimizer`
-    makes one from the parameter groups, whose learning rates stay the recipe's.
-
-    Raises:
-        ValueError: only one data set is given, data sets without a model, or what the recipe asks does not fit them.
-    """
-    if (train_set is None) != (test_set is None):
-        raise ValueError("expected both train_set and test_set, got one of them, try passing both or none")
-    if train_set is not None and model is None:
-        raise ValueError("expected a model for your data set, got none, try model=spfde.models.create(...)")
-    torch.manual_seed(recipe.seed)
-    if train_set is None:
-        data = datasets(recipe)
-        train_set, test_set = data.train, data.test
-        if model is None:
-            model = network(recipe, data.num_classes, data.shape)
-    train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
-    first, _, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
-    if (recipe.crop or recipe.flip) and first.ndim != 4:
-        raise ValueError(
-            f"expected images [n, c, h, w] for crop and flip, got inputs of shape {list(first.shape)}, try crop=0"
-        )
-    model = fused(wiring.sparsified(model, recipe, train), recipe)
-    if layout is None:
-        shape = (min(recipe.batch_size, len(train)), *first.shape[1:])
-        with autocast(recipe):
-            layout = layouts.choose(recipe.layout, model, shape, measure=recipe.method == "dense")
-    model, example = layout.model(model), layout.images(first)
-    freezer, sieve = wiring.freezer(model, recipe, example), wiring.sieve(len(train), recipe)
-    groups = parameter_groups(model, freezer, wiring.horizons(freezer, recipe))
-    optimizer = make(optimizer or recipe_optimizer(recipe), groups)
-    active = len(train) if sieve is None else len(sieve.active)
-    topology = wiring.topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
-    levers = Levers(recipe, len(train), topology, freezer, sieve)
-    randomness.seed(recipe.seed)  # only now: imports on the way here draw from Python's generator, once a process
-    return Session(recipe, model, optimizer, levers, train, test, layout, example)
-
-
-def fused(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Return the model, its norms fused with what follows them if the recipe says so.
-
-    Raises:
-        ValueError: it has no norm that can be fused.
-    """
-    if not recipe.fuse:
-        return model
-    from spfde import fuse
-
-    rows = fuse.report(model).rows
-    if not any(row.chain for row in rows):
-        why = rows[0].reason if rows else "no normalisation layer"
-        raise ValueError(f"expected a network with norms to fuse, got {type(model).__name__} ({why}), try fuse=False")
-    return fuse(model)
+    @property
+    def checkpoint_size(self) -> int:
+        """Return at least the bytes of a checkpoint: weights, optimizer, levers, the file's own, some of history."""
+        state = self.state_dict()
+        held = [*tensors(state)]
+        if next(tensors(state["optimizer"]), None) is None:  # before its first step
+            held += [*self.model.parameters()] * moments(self.optimizer)
+        return sum(tensor.nbytes + 512 for tensor in held) + 2**18

@@ -1,38 +1,82 @@
-"""One step of a run: forward and backward in parts, then the optimizer."""
+"""One step of a run: forward and backward in parts, then the optimizer, with the levers told of each."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
+from spfde.levers import Backward, Forward, Loss
 from spfde.train.session import Session
+from spfde.train.stats import Stopwatch
 
 
-def forward_backward(session: Session, images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """Compute the gradient of the batch's mean loss; return detached logits [b, classes] and the loss.
+def forward_backward(
+    session: Session, images: Tensor, targets: Tensor, indices: Tensor, watch: Stopwatch
+) -> tuple[Tensor, float]:
+    """Compute the gradient of the batch's mean loss; return detached logits [b, classes] and the unweighted loss.
 
     The batch goes through in the recipe's `accumulate` parts, whose gradients add up. No part has one sample
-    alone: BatchNorm has no statistics for it.
+    alone: BatchNorm has no statistics for it. A loss that is not finite ends it, before any lever hears of it.
     """
-    recipe, total = session.recipe, 0.0
+    recipe, levers, total = session.recipe, session.levers, 0.0
     parts = max(1, min(recipe.accumulate, len(targets) // 2))
+    cut = (tensor.tensor_split(parts) for tensor in (images, targets, indices))
     logits = []
-    for part, classes in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
-        with session.autocast():
-            output = session.model(part)
-        loss = functional.cross_entropy(output.float(), classes, label_smoothing=recipe.label_smoothing)
-        loss = loss * (len(classes) / len(targets))
-        loss.backward()
+    for part, classes, samples in zip(*cut, strict=True):
+        share = len(classes) / len(targets)
+        output, blocks = session.forward(part)
         logits.append(output.detach())
-        total += loss.item()
+        log_p = functional.log_softmax(output.float(), 1)  # once: for the mean and for each sample
+        mean = loss = mean_loss(log_p, classes, recipe.label_smoothing) * share
+        if levers.needing(Forward):
+            with watch("levers"):
+                levers.tell(Forward(blocks, samples), session)
+        if levers.needing(Loss):
+            if not math.isfinite(mean.item()):
+                return torch.cat(logits), mean.item()
+            losses = sample_losses(log_p, classes, recipe.label_smoothing)
+            with watch("levers"):
+                weights = levers.weigh(Loss(samples, output.detach(), classes, losses.detach()), session)
+            if weights is not None:
+                loss = (losses * weights).mean() * share
+        session.scaler.scale(loss).backward()
+        total += mean.item()
     return torch.cat(logits), total
 
 
-def update(session: Session) -> None:
-    """Step the optimizer, with the gradient's norm clipped if the recipe says so."""
-    optimizer = session.optimizer
-    if session.recipe.clip:
-        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], session.recipe.clip)
-    optimizer.step()
+def mean_loss(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of log-probabilities [n, classes], to the bits of `functional.cross_entropy`.
+
+    The mean of `sample_losses` is the same number but for its last bits, which would move every training.
+    """
+    loss = functional.nll_loss(log_p, targets)
+    if smoothing:
+        loss = loss * (1 - smoothing) + (-log_p.sum(1)).mean() * (smoothing / log_p.shape[1])
+    return loss
+
+
+def sample_losses(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Return the cross-entropy [n] of each sample, smoothing included."""
+    losses = functional.nll_loss(log_p, targets, reduction="none")
+    if smoothing:
+        losses = losses * (1 - smoothing) - log_p.sum(1) * (smoothing / log_p.shape[1])
+    return losses
+
+
+def update(session: Session) -> bool:
+    """Step the optimizer, the gradient's norm clipped if the recipe says so; whether the weights moved."""
+    optimizer, scaler, clip = session.optimizer, session.scaler, session.recipe.clip
+    scaled = scaler.is_enabled()
+    if scaled and (clip or session.levers.needing(Backward)):
+        scaler.unscale_(optimizer)
+    session.levers.tell(Backward(), session)
+    if clip:
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+    before = scaler.get_scale() if scaled else 1.0
+    scaler.step(optimizer)
+    scaler.update()
+    return not scaled or scaler.get_scale() >= before  # it lowers the scale after a step that it has skipped

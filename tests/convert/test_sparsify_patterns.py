@@ -1,4 +1,4 @@
-"""sparsify with every pattern: exact counts, which blocks are born, and what contradicts a pattern."""
+"""sparsify with every pattern: exact counts, which blocks are stored, and what contradicts a pattern."""
 
 import copy
 

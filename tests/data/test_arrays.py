@@ -6,7 +6,7 @@ import torch
 
 from spfde import data
 from spfde.data import Images, Pixels
-from spfde.train.batches import source
+from spfde.train.data import source
 
 
 def write(root, dtype=np.uint8, shape=(3, 6, 5), train=12, test=8, label=np.uint8):

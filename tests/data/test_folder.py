@@ -8,7 +8,7 @@ import torch
 
 from spfde import data
 from spfde.data import UnreadableImage
-from spfde.train.batches import source
+from spfde.train.data import source
 
 Image = pytest.importorskip("PIL.Image")
 

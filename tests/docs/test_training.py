@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from spfde import data
-from spfde.train import Recipe, recipe_file
+from spfde.train import Recipe
+from spfde.train.recipe import toml
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -16,7 +17,7 @@ def test_the_recipe_file_is_one(tmp_path):
     (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / "training.md").read_text(encoding="utf-8"), re.S)
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    values = recipe_file.read(path)
+    values = toml.read(path)
     assert len(values) == 10
     recipe = Recipe(**values)
     assert (recipe.dataset, recipe.milestones, recipe.sparsity) == ("cifar10", (0.5, 0.75), 0.8)

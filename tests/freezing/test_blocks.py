@@ -9,7 +9,7 @@ from torch import nn
 
 from spfde.convert.sparsify import sparsify
 from spfde.flops import layer_work
-from spfde.freezing import Block, blocks, freeze
+from spfde.freezing import FreezeBlock, blocks, freeze
 from spfde.nn import SparseConv2d, SparseLayer
 
 NAMES = {
@@ -38,7 +38,7 @@ REST = {
 }
 
 
-def modules_of(block: Block) -> list[str]:
+def modules_of(block: FreezeBlock) -> list[str]:
     return [name for name, _ in block.modules]
 
 

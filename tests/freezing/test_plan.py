@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from spfde.freezing.plan import exact_first_epoch, saved, single_shot
+from spfde.freezing.schedule import exact_first_epoch, saved, single_shot
 
 
 def plan(backward, total, **options):
@@ -24,7 +24,7 @@ def test_fifteen_equal_blocks_start_where_the_closed_form_says(reduction, exact)
     assert math.ceil(closed) == exact
     times = {"epochs": 160, "interval": 5}
     assert exact_first_epoch([2.0] * 10, reduction * 45 * 160, **times) == pytest.approx(closed, rel=1e-12)
-    steps = plan([2.0] * 15, 45, flops_reduction=reduction).steps
+    steps = plan([2.0] * 15, 45, flops_reduction=reduction).freezes
     assert steps[0][0] == 5 * math.floor(closed / 5)
     assert [epoch for epoch, _ in steps] == [steps[0][0] + 5 * i for i in range(10)]
     assert [name for _, name in steps] == [f"b{i}" for i in range(10)]
@@ -39,10 +39,10 @@ def test_saved_by_hand():
 def test_a_target_met_exactly_at_a_boundary_starts_there():
     # one block of backward 2 in a model of 3, frozen for 6 of 10 epochs: 12 of 30 FLOPs
     found = plan([2], 3, epochs=10, interval=2, flops_reduction=0.4, fraction=1)
-    assert found.steps == ((4, "b0"),) and found.saving == pytest.approx(0.4)
-    assert plan([2], 3, epochs=10, interval=2, flops_reduction=0.4001, fraction=1).steps == ((2, "b0"),)
+    assert found.freezes == ((4, "b0"),) and found.saving == pytest.approx(0.4)
+    assert plan([2], 3, epochs=10, interval=2, flops_reduction=0.4001, fraction=1).freezes == ((2, "b0"),)
     assert 0.14 * (5 * 10) > 7  # rounding must not cost an interval
-    assert plan([1], 5, epochs=10, interval=3, flops_reduction=0.14, fraction=1).steps == ((3, "b0"),)
+    assert plan([1], 5, epochs=10, interval=3, flops_reduction=0.14, fraction=1).freezes == ((3, "b0"),)
 
 
 @given(
@@ -69,10 +69,10 @@ def test_the_start_is_the_latest_boundary_that_meets_the_target(backward, other,
             plan(backward, total, flops_reduction=reduction, **options)
         return
     found = plan(backward, total, flops_reduction=reduction, **options)
-    first = found.steps[0][0]
+    first = found.freezes[0][0]
     assert first == max(starts) and 0 < first < epochs
     assert found.saving == pytest.approx(share(first))
-    assert all(epoch < epochs for epoch, _ in found.steps) and len(found.steps) <= count
+    assert all(epoch < epochs for epoch, _ in found.freezes) and len(found.freezes) <= count
     exact = exact_first_epoch(credit, reduction * whole, epochs=epochs, interval=interval)
     assert saved(credit, exact, epochs=epochs, interval=interval) == pytest.approx(reduction * whole, rel=1e-6)
     assert f"{exact:.1f}" in found.reason
@@ -83,7 +83,7 @@ def test_an_unreachable_target_names_the_largest_reachable_one_which_works():
         plan([2.0] * 15, 45, flops_reduction=0.9)
     largest = float(str(error.value).split("<= ")[1].split(",")[0])
     assert largest == pytest.approx(20 * (160 - 5 - 22.5) / (45 * 160), abs=1e-4)
-    assert plan([2.0] * 15, 45, flops_reduction=largest).steps[0][0] == 5
+    assert plan([2.0] * 15, 45, flops_reduction=largest).freezes[0][0] == 5
     with pytest.raises(ValueError, match="try that, a larger fraction or more epochs"):
         plan([2.0] * 15, 45, flops_reduction=largest + 1e-3)
 

@@ -23,6 +23,7 @@ def python(*arguments: str, interpret: bool) -> None:
 FILES = {
     "tests/gpu/on_fake_cuda.py": "",
     "tests/gpu/test_layers.py": "",
+    "tests/train/on_fake_cuda.py": "",
     "tests/kernels/triton/test_gpu.py": "",
     "tests/kernels/triton/test_gpu_fusing.py": "frozen_chain or trained_transformer_block and not 900",  # small
 }

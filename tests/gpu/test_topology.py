@@ -14,12 +14,12 @@ from spfde.topology import METHODS, Topology
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 FIXED = {
-    "SET": {},
-    "RigL": {},
-    "MEST": {"lam": 0.1},
-    "DSTEE": {"c": 0.1},
-    "ITOP": {"growth": "gradient"},
-    "TopKAST": {},
+    "set": {},
+    "rigl": {},
+    "mest": {"lam": 0.1},
+    "dst-ee": {"c": 0.1},
+    "itop": {"growth": "gradient"},
+    "top-kast": {},
 }
 LAYERS = {
     "linear": (lambda: nn.Linear(256, 384), (64, 256)),
@@ -82,7 +82,7 @@ def test_an_update_waits_for_one_answer(method, name, pattern):
 def test_a_captured_step_follows_an_update(name, pattern, kernel):
     model, x = network(name, pattern, kernel)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    topology = topology_of("SET", model, optimizer)
+    topology = topology_of("set", model, optimizer)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -50,8 +50,8 @@ def good() -> dict[str, torch.Tensor]:
         ("logits", torch.ones(2), ValueError, r"logits \[n, classes\].*got \[2\], \[2\]"),
         ("logits", torch.ones(3, 2), ValueError, r"logits \[n, classes\]"),
         ("logits", torch.ones(2, 2, dtype=torch.int64), TypeError, "logits as a floating point"),
-        ("logits", torch.tensor([[1.0, 0.0], [float("nan"), 0.0]]), ValueError, "finite logits"),
-        ("logits", torch.tensor([[1.0, 0.0], [float("-inf"), float("-inf")]]), ValueError, "finite logits"),
+        ("logits", torch.tensor([[1.0, 0.0], [float("nan"), 0.0]]), ValueError, "finite losses"),
+        ("logits", torch.tensor([[1.0, 0.0], [float("-inf"), float("-inf")]]), ValueError, "finite losses"),
     ],
 )
 def test_observations_that_do_not_fit_change_nothing(name, value, error, words):
@@ -105,3 +105,35 @@ def test_a_damaged_state_is_refused_and_changes_nothing(name, value):
         sieve.load_state_dict({**before, "epoch": 7, name: value})
     after = sieve.state_dict()
     assert all(torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({}, TypeError, "logits and targets, or losses"),
+        ({"losses": torch.ones(2), "logits": torch.ones(2, 2), "targets": torch.tensor([0, 1])}, TypeError, "mixture"),
+        ({"losses": torch.ones(2), "targets": torch.tensor([0, 1])}, TypeError, "mixture"),
+        ({"logits": torch.ones(2, 2), "correct": torch.ones(2, dtype=torch.bool)}, TypeError, "mixture"),
+        ({"losses": torch.ones(2)}, ValueError, "correct"),
+        ({"losses": torch.ones(3), "correct": torch.ones(2, dtype=torch.bool)}, ValueError, "losses"),
+        ({"losses": torch.ones(2), "correct": torch.ones(2)}, TypeError, "correct"),
+        ({"losses": [1.0, 1.0], "correct": torch.ones(2, dtype=torch.bool)}, TypeError, "losses"),
+        ({"losses": torch.tensor([1, torch.inf]), "correct": torch.ones(2, dtype=torch.bool)}, ValueError, "finite"),
+    ],
+)
+def test_losses_that_do_not_fit_change_nothing(given, error, words):
+    sieve = Circular(10, fraction=0)
+    with pytest.raises(error, match=words):
+        sieve.observe(torch.tensor([0, 1]), **given)
+    assert not sieve.presentations.any() and not sieve.window.counts.any()
+
+
+def test_losses_that_are_there_count_as_those_of_logits():
+    logits, targets, indices = torch.randn(10, 3), torch.arange(10) % 3, torch.arange(10)
+    first, second, control = (kind(10, fraction=0, interval=1) for kind in (Circular, Circular, Random))
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert first.observe(indices, logits, targets) is None
+    assert second.observe(indices, losses=losses, correct=logits.argmax(1) == targets) is None
+    assert (first.window.counts == second.window.counts).all() and first.presentations.equal(second.presentations)
+    control.observe(indices, losses=losses)  # a task without classes
+    assert control.presentations.eq(1).all()

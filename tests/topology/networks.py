@@ -9,7 +9,7 @@ from spfde import sparsify
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
 }
 PATTERNS = ["unstructured", "block:4x1", "block:2x3", "2:4", "fan-in", "channel"]
 

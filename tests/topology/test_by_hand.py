@@ -1,4 +1,4 @@
-"""Masks that a birth, a ticket or a trained mask gives, by hand: the arithmetic is in each test's words."""
+"""Masks that an init, a ticket or a trained mask gives, by hand: the arithmetic is in each test's words."""
 
 import pytest
 import torch

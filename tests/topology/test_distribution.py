@@ -1,13 +1,13 @@
-"""Counts per layer and births of masks: literal values and exact totals."""
+"""Counts per layer and selection by scores: literal values and exact totals."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spfde.sparse.pattern import Grid, Pattern
-from spfde.topology import topk as birth
-from spfde.topology.distribution import erk, stored_count, uniform
+from spfde import sparsify
+from spfde.topology.allocation import erk, stored_count, uniform
+from spfde.topology.topk import keep_globally, keep_highest, keep_highest_in_groups
 
 SHAPES = {"a": (16, 3, 3, 3), "b": (64, 32, 3, 3), "c": (10, 64)}
 
@@ -42,19 +42,19 @@ def test_counts_are_possible_and_close_to_the_sparsity(sparsity, shapes):
 
 
 def test_highest_scores_win_and_ties_go_to_the_lower_position():
-    assert birth.keep_highest(torch.tensor([1.0, 3, 2, 3, 1]), 3).tolist() == [1, 2, 3]
-    assert birth.keep_highest(torch.tensor([1.0, 1, 1, 1]), 2).tolist() == [0, 1]
-    assert birth.keep_highest(torch.tensor([1.0]), 0).tolist() == []
-    assert birth.keep_highest(torch.tensor([0.0, 1]), 5).tolist() == [0, 1]
+    assert keep_highest(torch.tensor([1.0, 3, 2, 3, 1]), 3).tolist() == [1, 2, 3]
+    assert keep_highest(torch.tensor([1.0, 1, 1, 1]), 2).tolist() == [0, 1]
+    assert keep_highest(torch.tensor([1.0]), 0).tolist() == []
+    assert keep_highest(torch.tensor([0.0, 1]), 5).tolist() == [0, 1]
     special = torch.tensor([-torch.inf, 1, torch.nan, torch.inf, -torch.inf])
-    assert [birth.keep_highest(special, n).tolist() for n in (1, 2, 3, 4)] == [[2], [2, 3], [1, 2, 3], [0, 1, 2, 3]]
+    assert [keep_highest(special, n).tolist() for n in (1, 2, 3, 4)] == [[2], [2, 3], [1, 2, 3], [0, 1, 2, 3]]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45),
        st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64]))  # fmt: skip
 def test_keeping_the_highest_is_a_stable_sort(entries, count, dtype):
     wanted = sorted(sorted(range(len(entries)), key=lambda i: (-entries[i], i))[:count])
-    assert birth.keep_highest(torch.tensor(entries, dtype=dtype), count).tolist() == wanted
+    assert keep_highest(torch.tensor(entries, dtype=dtype), count).tolist() == wanted
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30), st.lists(
@@ -65,7 +65,7 @@ def test_every_group_keeps_its_own_highest(entries, quota):
     for g, count in enumerate(quota):
         members = [i for i in range(len(entries)) if int(group[i]) == g]
         expected += sorted(members, key=lambda i: (-int(score[i]), i))[:count]
-    assert birth.keep_highest_in_groups(score, group, torch.tensor(quota)).tolist() == sorted(expected)
+    assert keep_highest_in_groups(score, group, torch.tensor(quota)).tolist() == sorted(expected)
 
 
 def test_counts_in_blocks():
@@ -78,17 +78,13 @@ def test_counts_in_blocks():
 
 def test_global_counts_are_exact_and_leave_no_layer_empty():
     scores = {"big": torch.arange(100.0) + 10, "small": torch.zeros(5)}
-    assert birth.keep_globally(scores, 20) == {"big": 19, "small": 1}
-    assert birth.keep_globally(scores, 0) == {"big": 0, "small": 0}
-    assert birth.keep_globally(scores, 105) == {"big": 100, "small": 5}
+    assert keep_globally(scores, 20) == {"big": 19, "small": 1}
+    assert keep_globally(scores, 0) == {"big": 0, "small": 0}
+    assert keep_globally(scores, 105) == {"big": 100, "small": 5}
 
 
 def test_random_masks_follow_the_seed():
-    weights, grids, rule = {"w": torch.randn(30, 30)}, {"w": Grid(30, 30)}, Pattern()
-    masks = [
-        birth.masks(weights, grids, rule, {"w": 90}, birth.scores(weights, grids, "random", seed))["w"]
-        for seed in (0, 0, 1)
-    ]
+    masks = [sparsify(torch.nn.Linear(30, 30), 0.9, seed=seed).mask() for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert all(int(mask.sum()) == 90 for mask in masks)

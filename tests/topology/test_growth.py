@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spfde import sparsify
-from spfde.topology import DSTEE, RigL, reserve
-from spfde.topology import gradient as gradients
+from spfde.topology import DSTEE, RigL, probes, reserve
 
 CONVOLUTIONS = {
     "plain": dict(kernel_size=3, padding=1),
@@ -33,7 +32,7 @@ def reference(dense, xs, cotangents):
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x2", "channel"])
 @pytest.mark.parametrize("kind", ["linear", "one sample", *CONVOLUTIONS])
 def test_the_dense_gradient(kind, pattern, slab, monkeypatch):
-    monkeypatch.setattr(gradients, "SLAB", slab)
+    monkeypatch.setattr(probes, "SLAB", slab)
     torch.manual_seed(0)
     if kind in CONVOLUTIONS:
         if pattern == "block:4x2" and CONVOLUTIONS[kind].get("groups") == 4:
@@ -42,7 +41,7 @@ def test_the_dense_gradient(kind, pattern, slab, monkeypatch):
     else:
         dense, xs = nn.Linear(7, 9), [torch.randn(1, 7) if kind == "one sample" else torch.randn(2, 3, 7)] * 2
     layer = sparsify(dense, 0.6, pattern=pattern)
-    probe = layer._grad_probe = gradients.Probe(layer)
+    probe = layer._grad_probe = probes.GradientProbe(layer)
     cotangents = []
     for x in xs:
         y = layer(x)
@@ -65,7 +64,7 @@ def test_a_weight_that_is_read_is_watched_too():
     topology = RigL(attention, torch.optim.SGD(attention.parameters(), lr=0.1), total_steps=99, every=1)
     x = torch.randn(2, 3, 8)
     attention(x, x, x)[0].square().sum().backward()
-    assert topology._watch.probes["out_proj"].seen
+    assert topology._probes.of["out_proj"].seen
     assert topology.step()
 
 
@@ -97,7 +96,7 @@ def test_dstee_reads_its_bonus_in_unscaled_units():
             layer.move_to(torch.tensor([0, 1]))
         topology = DSTEE(layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=10**6, every=1,
                          drop_fraction=0.51, c=2.0)  # fmt: skip
-        topology._step, topology.rounds[""][2] = 3, 1
+        topology.steps_done, topology.rounds[""][2] = 3, 1
         (layer(torch.tensor([[1.0, 0, 3, 2]])) * scale).sum().backward()
         layer.values.grad /= scale
         topology.step()

@@ -105,12 +105,12 @@ def test_fewer_blocks_keep_every_tensor_too(pattern):
 @pytest.mark.parametrize("name", ["linear", "conv"])
 @pytest.mark.parametrize("method", METHODS)
 def test_an_update_changes_every_tensor_in_place(method, name, pattern):
-    if method == "DeepR" and pattern != "unstructured":
+    if method == "deepr" and pattern != "unstructured":
         pytest.skip("single weights only")
     layer, x = sparse(name, pattern)
     model = nn.Sequential(layer)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    options = {"GMP": {"initial_sparsity": 0.25}, "DSR": {"threshold": 0.05}}.get(method, {})
+    options = {"gmp": {"initial_sparsity": 0.25}, "dsr": {"threshold": 0.05}}.get(method, {})
     topology = METHODS[method](model, optimizer, total_steps=9, every=1, **options)
     ask(layer)
     before, updated, state = where(layer), False, {}
@@ -195,7 +195,7 @@ def test_a_registered_op_refuses_it_too():
 def test_a_refused_backward_pass_leaves_no_exploration_behind():
     layer, x = sparse("linear", "unstructured")
     model = nn.Sequential(layer)
-    topology = METHODS["TopKAST"](model, torch.optim.SGD(model.parameters()), total_steps=9)
+    topology = METHODS["top-kast"](model, torch.optim.SGD(model.parameters()), total_steps=9)
     y = model(x)
     layer.move_to(moved(layer))
     with pytest.raises(ValueError, match="expected backward before the topology moved"):

@@ -13,7 +13,7 @@ from spfde.nn import SparseLayer
 from spfde.sparse.pattern import Pattern
 from spfde.topology import FORCE, SNIP, GraSP, SynFlow
 from spfde.topology.allocation import Budget
-from spfde.topology.init.functional_scores import Trial
+from spfde.topology.init.functional_scores import ScoringContext
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -24,7 +24,7 @@ def scored(init, model, data, loss_fn=mse_loss, pattern="unstructured", spread="
     layers = layers_of(model)
     budget = Budget.of(layers, Pattern.parse(pattern), spread, sparsity)
     batches = data if isinstance(data, list) else [data]
-    return init.scores(Trial(model, budget.weights, batches, loss_fn, batches[0][0], 0), budget)
+    return init.scores(ScoringContext(model, budget.weights, batches, loss_fn, batches[0][0], 0), budget)
 
 
 def two_layers() -> nn.Module:

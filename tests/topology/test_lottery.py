@@ -1,7 +1,6 @@
 """Iterative magnitude pruning: which epochs are trained, what is kept, what is rewound, and resuming."""
 
 import copy
-import re
 from itertools import pairwise
 
 import pytest
@@ -190,7 +189,7 @@ def test_foreign_states_are_refused_and_change_nothing():
     run.step()
     state = run.state_dict()
     other = lottery(Trainer(), rounds=4)
-    with pytest.raises(ValueError, match=re.escape("expected the state of rounds=4, got 3, try a new run")):
+    with pytest.raises(ValueError, match="rounds=4.*got 3"):
         other.load_state_dict(state)
     small = Lottery(nn.Sequential(nn.Linear(4, 3)), Trainer(), sparsity=0.9, rounds=3, epochs=4)
     kept = copy.deepcopy(small.model.state_dict())
@@ -206,23 +205,20 @@ def test_foreign_states_are_refused_and_change_nothing():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("name", "value"),
     [
-        (dict(sparsity=1.0), r"expected sparsity in \(0, 1\), got 1.0, try 0.9"),
-        (dict(sparsity=0), r"expected sparsity in \(0, 1\), got 0"),
-        (dict(rounds=0), "expected rounds >= 1, got 0, try 10"),
-        (dict(rewind_epoch=4), r"expected rewind_epoch in \[0, 4\) \(epochs\), got 4, try 0"),
-        (dict(rewind_epoch=-1), r"expected rewind_epoch in \[0, 4\)"),
-        (dict(epochs=0), r"expected rewind_epoch in \[0, 0\)"),
-        (dict(rewind="weight"), "expected rewind to be one of learning-rate, weights, got 'weight', try 'weights'"),
-        (dict(distribution={"0": 0.5}), "expected distribution 'uniform', 'erk' or 'global', got {'0': 0.5}"),
-        (dict(pattern="2:4"), "expected sparsity 0.5, which pattern '2:4' fixes"),
-        (dict(exclude=["7"]), "expected exclude to be one of"),
+        ("sparsity", 1.0), ("sparsity", 0), ("rounds", 0), ("rewind_epoch", 4), ("rewind_epoch", -1),
+        ("rewind", "weight"), ("distribution", {"0": 0.5}), ("exclude", ["7"]),
     ],
-)
-def test_bad_arguments(options, words):
-    with pytest.raises(ValueError, match=words):
-        lottery(Trainer(), **options)
+)  # fmt: skip
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"expected {name}"):
+        lottery(Trainer(), **{name: value})
+
+
+def test_a_pattern_that_fixes_the_sparsity_is_refused():
+    with pytest.raises(ValueError, match="sparsity 0.5.*'2:4'"):
+        lottery(Trainer(), pattern="2:4")
 
 
 def test_bad_models():

@@ -14,15 +14,15 @@ from spfde.topology import METHODS
 # DeepR's noise moves live weights, so the table runs without it; test_rules has it.
 VARIANTS = {
     **{name: (method, {}) for name, method in METHODS.items()},
-    "DeepR": (METHODS["DeepR"], {"l1": 0.0, "temperature": 0.0}),
-    "DSR": (METHODS["DSR"], {"threshold": 0.02}),  # the default takes more updates than these to reach a channel's mean
-    "MEST, lam": (METHODS["MEST"], {"lam": 1.0}),
-    "MEST, soft": (METHODS["MEST"], {"soft": True}),
-    "ITOP, gradient": (METHODS["ITOP"], {"growth": "gradient"}),
-    "SNFS, every 2": (METHODS["SNFS"], {"accumulate_every": 2}),
-    "DSTEE, c": (METHODS["DSTEE"], {"c": 0.1}),
+    "deepr": (METHODS["deepr"], {"l1": 0.0, "temperature": 0.0}),
+    "dsr": (METHODS["dsr"], {"threshold": 0.02}),  # the default takes more updates than these to reach a channel's mean
+    "mest, lam": (METHODS["mest"], {"lam": 1.0}),
+    "mest, soft": (METHODS["mest"], {"soft": True}),
+    "itop, gradient": (METHODS["itop"], {"growth": "gradient"}),
+    "snfs, every 2": (METHODS["snfs"], {"accumulate_every": 2}),
+    "dst-ee, c": (METHODS["dst-ee"], {"c": 0.1}),
 }
-EXCHANGING, SCHEDULED = ("SNFS", "DSR", "DeepR"), ("GaP", "GMP", "MEST, soft")
+REDISTRIBUTING, SCHEDULED = ("snfs", "dsr", "deepr"), ("gap", "gmp", "mest, soft")
 
 
 def takes(name, pattern):
@@ -47,7 +47,7 @@ def test_an_update_is_a_permutation(name, pattern, kind):
     method, options = VARIANTS[name]
     model = net(pattern)
     optimizer = OPTIMIZERS[kind](model.parameters())
-    target = {n: layer.nnz for n, layer in METHODS["SET"](model, optimizer, total_steps=1).layers.items()}
+    target = {n: layer.nnz for n, layer in METHODS["set"](model, optimizer, total_steps=1).layers.items()}
     topology = method(model, optimizer, total_steps=16, every=2, seed=1, **options)
     identities, shapes = [id(p) for p in model.parameters()], [p.shape for p in model.parameters()]
     moved = 0
@@ -62,19 +62,19 @@ def test_an_update_is_a_permutation(name, pattern, kind):
             check_layer(before[n], n, layer, topology, optimizer)
             assert type(layer).from_dense(layer.to_dense(), layer.mask(), pattern).nnz == layer.nnz  # of the pattern
         counts = {n: layer.nnz for n, layer in topology.layers.items()}
-        if name.startswith(EXCHANGING):
+        if name.startswith(REDISTRIBUTING):
             assert sum(counts.values()) == sum(target.values())
         elif name not in SCHEDULED:
             assert counts == target
     assert moved >= (1 if pattern == "channel" else 2)
-    assert name.startswith(EXCHANGING) or {n: layer.nnz for n, layer in topology.layers.items()} == target
+    assert name.startswith(REDISTRIBUTING) or {n: layer.nnz for n, layer in topology.layers.items()} == target
     assert [id(p) for p in model.parameters()] == identities
     assert [p.shape for p in model.parameters()] == shapes
 
 
 def snapshot(name, layer, topology, optimizer):
     trained = layer.mask()
-    if isinstance(topology, METHODS["TopKAST"]):
+    if isinstance(topology, METHODS["top-kast"]):
         trained = topology.backward_mask(name)
     return {
         "positions": layer.positions().tolist(), "values": dense(layer, layer.values), "trained": trained,
@@ -89,13 +89,13 @@ def check_layer(before, name, layer, topology, optimizer):
     stored = torch.zeros_like(old)
     stored[layer.positions()] = True
     kept = old & stored
-    if topology.forgets:  # a weight that was dropped and drawn again is new
+    if topology.reset_regrown:  # a weight that was dropped and drawn again is new
         kept &= values.flatten(1).any(1)
     assert torch.equal(values[kept], before["values"][kept])
     assert torch.equal(dense(layer, layer.values.grad)[kept], before["grad"][kept])
-    ever_trained = layer.grid.cut(before["trained"]).flatten(1).any(1) if not topology.forgets else kept
+    ever_trained = layer.grid.cut(before["trained"]).flatten(1).any(1) if not topology.reset_regrown else kept
     new = stored & ~kept & ~ever_trained
-    if not isinstance(topology, METHODS["TopKAST"]):
+    if not isinstance(topology, METHODS["top-kast"]):
         assert not values[new].any()
         assert not layer.values[layer.nnz :].any()
     for key, state in after.items():
@@ -197,76 +197,23 @@ def test_odd_layers_side_by_side(name, kind):
     assert moved
     assert model.empty.nnz == 0
     stored = {name: layer.nnz for name, layer in topology.layers.items()}
-    if name.startswith(EXCHANGING):
+    if name.startswith(REDISTRIBUTING):
         assert sum(stored.values()) == 9 + 96 + 3
     else:
         assert stored == {"conv": 9, "empty": 0, "full": 96, "one": 3}
     assert all(torch.isfinite(layer.values).all() for layer in topology.layers.values())
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_frozen_and_settled_layers_stay(name):
-    method, options = VARIANTS[name]
-    model = net()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    topology = method(model, optimizer, total_steps=20, every=1, **options)
-    for step in range(3):
-        train_step(model, optimizer, step)
-        topology.step()
-    assert topology.settle(model[2]) == ["2"]
-    assert topology.settle(model[2]) == []
-    model[4].requires_grad_(False)
-    model[4].values.grad = None
-    masks = {n: topology.layers[n].mask() for n in ("2", "4")}
-    for step in range(3, 20):
-        train_step(model, optimizer, step)
-        topology.step()
-    assert all(torch.equal(topology.layers[n].mask(), mask) for n, mask in masks.items())
-    assert model[2].nnz == topology.target["2"]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_options_out_of_range(name):
-    method, model = METHODS[name], net()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    wrong = [({"every": 0}, "expected every >= 1"), ({"total_steps": 0}, "expected total_steps >= 1")]
-    share = "drop_fraction in .0, 1." if method.default_drop is not None else "no drop_fraction, which"
-    wrong += [({"drop_fraction": 1.5}, f"expected {share}"), *OWN.get(name, [])]
-    for options, words in wrong:
-        with pytest.raises(ValueError, match=words):
-            method(model, optimizer, **{"total_steps": 9, **options})
-
-
-HEADROOM = ({"headroom": 0.5}, "expected headroom >= 1")
-END = ({"end": 0.0}, r"expected end in \(0, 1\]")
-OWN = {
-    "MEST": [({"lam": -1.0}, "expected lam >= 0")],
-    "RigL": [END],
-    "ITOP": [({"growth": "greedy"}, "expected growth 'random' or 'gradient', got 'greedy'")],
-    "DSTEE": [({"c": -1.0}, "expected c >= 0"), ({"eps": 0.0}, "expected eps > 0"), END],
-    "SRigL": [({"gamma": 2.0}, "expected gamma in"), END],
-    "SNFS": [HEADROOM, ({"beta": 1.0}, "expected beta in"), ({"accumulate_every": 0}, "expected accumulate_every")],
-    "DSR": [HEADROOM, ({"threshold": 0.0}, "expected threshold > 0"), ({"tolerance": 1.0}, "expected tolerance in")],
-    "DeepR": [HEADROOM, ({"l1": -1.0}, "expected l1 >= 0"), ({"temperature": -1.0}, "expected temperature >= 0")],
-    "TopKAST": [({"extra": 0.0}, "expected extra > 0"), ({"penalty": -1.0}, "expected penalty >= 0")],
-    "GaP": [({"partitions": 0}, "expected partitions >= 1"), END],
-    "GMP": [
-        ({"sparsity": 2.0}, "expected sparsity in"), ({"initial_sparsity": -1.0}, "expected initial_sparsity in"),
-        ({"begin": 0.5, "end": 0.5}, "expected 0 <= begin < end <= 1"),
-    ],
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "n:m" in method.refused])
 def test_a_pattern_without_meaning_is_refused(name):
     model = net("2:4")
-    with pytest.raises(ValueError, match=f"expected a pattern that {name} has a meaning for, got '2:4' in '2', try"):
+    with pytest.raises(ValueError, match=f"pattern that {METHODS[name].__name__} .*got '2:4' in '2'"):
         METHODS[name](model, OPTIMIZERS["sgd"](model.parameters()), total_steps=9)
 
 
 def test_the_state_of_another_method_is_refused():
     model = net()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    state = METHODS["SET"](model, optimizer, total_steps=9).state_dict()
+    state = METHODS["set"](model, optimizer, total_steps=9).state_dict()
     with pytest.raises(ValueError, match="expected the state of DSTEE"):
-        METHODS["DSTEE"](model, optimizer, total_steps=9).load_state_dict(state)
+        METHODS["dst-ee"](model, optimizer, total_steps=9).load_state_dict(state)

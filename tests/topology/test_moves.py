@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spfde.topology.moves import drawn, highest, share
-from spfde.topology.schedule import Cosine, Cubic
+from spfde.topology.schedule import cosine, cubic
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 5])
@@ -24,9 +24,9 @@ def test_random_growth_draws_every_set_alike(count):
 
 
 def test_schedules():
-    assert [round(Cosine(0.4, 8)(s), 6) for s in (0, 4, 8, 9)] == [0.4, 0.2, 0.0, 0.0]
-    assert Cosine(0.5, 10, 0.005)(10) == 0.005
-    assert [Cubic(2, 6)(s) for s in (0, 2, 4, 6, 7)] == [1, 1, 0.125, 0, 0]
+    assert [round(cosine(s, 0.4, 8), 6) for s in (0, 4, 8, 9)] == [0.4, 0.2, 0.0, 0.0]
+    assert cosine(10, 0.5, 10, 0.005) == 0.005
+    assert [cubic(s, 2, 6) for s in (0, 2, 4, 6, 7)] == [1, 1, 0.125, 0, 0]
 
 
 def test_highest_in_slabs_is_highest_at_once():

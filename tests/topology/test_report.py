@@ -10,7 +10,7 @@ from torch import nn
 
 from spfde import sparsify
 from spfde.topology import GMP, SET
-from spfde.topology.history import CELLS, map_of
+from spfde.topology.report import CELLS, map_of
 
 
 def pruned():

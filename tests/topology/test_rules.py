@@ -90,7 +90,7 @@ def test_rigl_regrows_at_its_value():
 def test_rigl_stops_at_its_end():
     layer = layer_of([[4.0, 1, 0, 0, 0]])
     topology = RigL(layer, still(layer), total_steps=8, every=1, end=0.5)
-    assert [topology._due(step) for step in range(1, 8)] == [True, True, True, False, False, False, False]
+    assert [topology.due(step) for step in range(1, 8)] == [True, True, True, False, False, False, False]
 
 
 def test_ties_go_to_the_lower_position():
@@ -120,8 +120,8 @@ def test_itop_reports_what_was_explored():
     step(layer, optimizer, topology, [0.0, 0, 0, 0, 0, 0, 0, 9])
     assert layer.positions().tolist() == [0, 7]
     assert topology.explored == 4 / 8
-    assert ITOP(layer, optimizer, total_steps=9).every == 1500
-    assert ITOP(layer, optimizer, total_steps=9, growth="gradient").every == 4000
+    assert ITOP(layer, optimizer, total_steps=9).schedule.every == 1500
+    assert ITOP(layer, optimizer, total_steps=9, growth="gradient").schedule.every == 4000
 
 
 @pytest.mark.parametrize(("c", "second"), [(0.0, 2), (2.0, 3), (None, 3)])
@@ -262,7 +262,7 @@ def test_topkast_sets_and_gradients():
     assert torch.allclose(layer.values.grad.view(-1), expected)
     optimizer.step()  # 4.5 2.6 and 7.1 0.4
     assert not topology.step()
-    topology._step = 1
+    topology.steps_done = 1
     assert topology.step()
     assert layer.positions().tolist() == [0, 2]
     assert torch.allclose(layer.values.view(-1), torch.tensor([4.5, 7.1, 2.6, 1.0]))
@@ -286,7 +286,7 @@ def test_the_report_by_hand():
     step(layer, optimizer, topology, [0.0, 0, 0, 5], [1.0, 0.0])
     report, row = topology.report(), topology.report().layers[""]
     assert layer.positions().tolist() == [0, 3, 4]
-    assert (row.size, row.nnz, row.updates, row.survived, row.born) == (8, 3, 1, 2, 1)
+    assert (row.size, row.nnz, row.updates, row.survived, row.grown) == (8, 3, 1, 2, 1)
     assert (row.explored, row.overlap_last, row.overlap_first) == (4 / 8, 2 / 3, 2 / 3)
     assert (row.fan_in, row.fan_out) == ((1, 1.5, 2), (0, 0.75, 2))
     assert (row.empty_outputs, row.empty_inputs) == (0, 2)

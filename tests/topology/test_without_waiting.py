@@ -10,21 +10,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import spfde
-from spfde.sparse import no_sync as counting
+from spfde.sparse import no_sync
 from spfde.topology import METHODS, Topology
-from spfde.topology.gradient import Probe
+from spfde.topology.probes import GradientProbe
 
 FIXED = {
-    "SET": ("SET", {}),
-    "SET by sign": ("SET", {"split_signs": True}),
-    "RigL": ("RigL", {}),
-    "MEST": ("MEST", {"lam": 0.1}),
-    "MEST soft": ("MEST", {"soft": True}),
-    "DSTEE": ("DSTEE", {}),
-    "DSTEE with c": ("DSTEE", {"c": 0.1}),
-    "ITOP": ("ITOP", {}),
-    "ITOP by gradient": ("ITOP", {"growth": "gradient"}),
-    "TopKAST": ("TopKAST", {}),
+    "SET": ("set", {}),
+    "SET by sign": ("set", {"split_signs": True}),
+    "RigL": ("rigl", {}),
+    "MEST": ("mest", {"lam": 0.1}),
+    "MEST soft": ("mest", {"soft": True}),
+    "DSTEE": ("dst-ee", {}),
+    "DSTEE with c": ("dst-ee", {"c": 0.1}),
+    "ITOP": ("itop", {}),
+    "ITOP by gradient": ("itop", {"growth": "gradient"}),
+    "TopKAST": ("top-kast", {}),
 }
 LAYERS = {
     "linear": (lambda: nn.Linear(64, 96), (4, 64)),
@@ -60,7 +60,7 @@ def on_meta(named: str, name: str, pattern: str) -> Topology:
     model = nn.Sequential(layer)
     optimizer = torch.optim.Adam(model.parameters())
     topology = METHODS[method](model, optimizer, total_steps=100, every=1, seed=0, **options)
-    topology._step = 1
+    topology.steps_done = 1
     if topology.armed:
         x = torch.empty(shape, device="meta")
         layer._grad_probe(nn.Module.__call__(make().to("meta"), x).detach(), x)
@@ -80,8 +80,8 @@ def test_an_update_waits_for_one_answer(named, name, pattern):
     nnz = topology.layers["0"].nnz
     with torch.no_grad(), Uploads():
         shifts = topology._rearrange()
-    born = shifts["0"].born
-    assert born.is_meta and born.dim() == 0
+    new = shifts["0"].new
+    assert new.is_meta and new.dim() == 0
     assert shifts["0"].before == nnz
     with no_answer("no data"):
         topology._count_moved(shifts)
@@ -91,7 +91,7 @@ def test_the_guard_sees_what_waits():
     with pytest.raises(AssertionError, match="waits"), Uploads():
         torch.ones(3).to("meta")
     with no_answer("nonzero"):
-        counting.find(torch.ones(3, dtype=torch.bool, device="meta"))
+        no_sync.nonzero(torch.ones(3, dtype=torch.bool, device="meta"))
 
 
 def trained(method: str, pattern: str, options: dict) -> list:
@@ -127,8 +127,8 @@ def test_what_runs_without_waiting_gives_the_same_bits(named, pattern, monkeypat
     if (pattern == "2:4" and ("n:m" in refused or "soft" in options)) or kind in refused:
         pytest.skip("the method has no meaning for it")
     asked = trained(method, pattern, options)
-    monkeypatch.setattr(counting, "waits", lambda tensor: True)
-    monkeypatch.setattr("spfde.topology.gradient.SLAB", 1000)  # several slabs
+    monkeypatch.setattr(no_sync, "is_async", lambda tensor: True)
+    monkeypatch.setattr("spfde.topology.probes.SLAB", 1000)  # several slabs
     for want, got in zip(asked, trained(method, pattern, options), strict=True):
         assert torch.equal(want, got) if isinstance(want, torch.Tensor) else want == got
 
@@ -142,7 +142,7 @@ def test_ties_go_to_the_lower_position(monkeypatch):
         for count in (0, 1, 7, 49, 50, 51):
             order = sorted(range(50), key=lambda i: (-score.nan_to_num(torch.inf)[i], i))[:count]
             for waits in (False, True):
-                monkeypatch.setattr(counting, "waits", lambda tensor, waits=waits: waits)
+                monkeypatch.setattr(no_sync, "is_async", lambda tensor, waits=waits: waits)
                 assert keep_highest(score, count).tolist() == sorted(order)
                 assert among_highest(score, count).nonzero().view(-1).tolist() == sorted(order)
 
@@ -151,15 +151,15 @@ def test_counting_with_and_without_waiting(monkeypatch):
     mask, group = torch.tensor([0, 1, 1, 0, 1]).bool(), torch.tensor([2, 0, 2, 2], dtype=torch.int32)
     masks = {"a": mask, "b": ~mask, "none": mask[:0]}
     for waits in (False, True):
-        monkeypatch.setattr(counting, "waits", lambda tensor, waits=waits: waits)
-        assert counting.find(mask).tolist() == counting.find(mask, 3).tolist() == [1, 2, 4]
-        assert counting.count_each(group, 4).tolist() == [1, 0, 3, 0]
-        assert {name: at.tolist() for name, at in counting.find_all(masks).items()} == {
+        monkeypatch.setattr(no_sync, "is_async", lambda tensor, waits=waits: waits)
+        assert no_sync.nonzero(mask).tolist() == no_sync.nonzero(mask, 3).tolist() == [1, 2, 4]
+        assert no_sync.count_each(group, 4).tolist() == [1, 0, 3, 0]
+        assert {name: at.tolist() for name, at in no_sync.nonzero_all(masks).items()} == {
             "a": [1, 2, 4],
             "b": [0, 3],
             "none": [],
         }
-    assert counting.read([]) == [] and counting.read([torch.tensor(2), torch.tensor(3)]) == [2, 3]
+    assert no_sync.to_host([]) == [] and no_sync.to_host([torch.tensor(2), torch.tensor(3)]) == [2, 3]
 
 
 def test_history_follows_a_layer_to_another_device():
@@ -173,12 +173,12 @@ def test_history_follows_a_layer_to_another_device():
 @pytest.mark.parametrize("waits", [False, True])
 def test_the_scale_of_the_watched_gradient(waits, monkeypatch):
     """Twice the gradient arrived at the optimizer; also where slabs hold no stored block."""
-    monkeypatch.setattr(counting, "waits", lambda tensor: waits)
-    monkeypatch.setattr("spfde.topology.gradient.SLAB", 8)
+    monkeypatch.setattr(no_sync, "is_async", lambda tensor: waits)
+    monkeypatch.setattr("spfde.topology.probes.SLAB", 8)
     mask = torch.zeros(6, 5, dtype=torch.bool)
     mask[1:3, 2:] = True
     layer = spfde.nn.SparseLinear.from_dense(nn.Linear(5, 6), mask)
-    probe, x, dy = Probe(layer), torch.randn(3, 5), torch.randn(3, 6)
+    probe, x, dy = GradientProbe(layer), torch.randn(3, 5), torch.randn(3, 6)
     assert float(probe.scale()) == 1  # nothing was seen
     probe(dy, x)
     assert float(probe.scale()) == 1  # nothing arrived

@@ -17,13 +17,13 @@ from train.runs import recipe
 
 from spfde import data, models
 from spfde.train import fit
-from spfde.train.files import CHECKPOINTS, begun, checkpoints
-from spfde.train.progress import Silent
+from spfde.train.progress import NullProgress
+from spfde.train.run_dir import CHECKPOINTS, begun, checkpoints
 
 MOMENTS = ("set-up", "any", "any", "write")  # before the first step, any time after it, while a file is written
 
 
-class Ready(Silent):
+class Ready(NullProgress):
     """Tells the parent that training starts."""
 
     def __init__(self, pipe: int) -> None:

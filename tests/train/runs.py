@@ -8,8 +8,8 @@ import torch
 
 from spfde.train import Epoch, Interrupted, Recipe, fit
 from spfde.train.checkpoint import load
-from spfde.train.files import checkpoints
-from spfde.train.progress import Silent
+from spfde.train.progress import NullProgress
+from spfde.train.run_dir import checkpoints
 
 OPTIONS: dict[str, Any] = {
     "train_images": 128,
@@ -63,7 +63,7 @@ def last_state(out: Path) -> dict:
 def stop_within(epoch: int, step: int, out: Path, fit=fit, **options) -> None:
     """Runs up to and with a step (from 1) of an epoch, then sends this process what Ctrl-C sends."""
 
-    class Press(Silent):
+    class Press(NullProgress):
         def step(self, at: int, done: int, *_) -> None:
             if (at, done + 1) == (epoch, step):
                 signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What happens between two epochs, and in which order: prune and grow, settle, freeze, sieve, reset."""
+"""What happens between two epochs, and in which order: prune and grow, sieve, reset, settle, freeze."""
 
 import pytest
 from train.runs import OPTIONS, recipe
@@ -27,8 +27,8 @@ def log(monkeypatch):
 
     record(MEST, "step", lambda lever, moved: "prune and grow" if moved else "step")
     record(MEST, "settle", lambda lever, names, module: ("settle", *names))
-    record(Progressive, "begin_epoch", lambda lever, names, epoch: ("freeze", *names))
-    record(Circular, "end_epoch", lambda lever, event: ("sieve", event is not None, lever._window.counts.sum()))
+    record(Progressive, "on", lambda lever, made, event, run: ("freeze", *(d.text for d in made)))
+    record(Circular, "end_epoch", lambda lever, event: ("sieve", event is not None, lever.window.counts.sum()))
     return calls
 
 
@@ -37,15 +37,15 @@ def test_order_at_a_boundary(log):
     steps = log.count("step") + log.count("prune and grow")
     assert steps == OPTIONS["epochs"] * 3  # 96 of 128 samples in batches of 32
     for name in result.epochs[-1].frozen[:2]:
-        freeze = log.index(("freeze", name))
+        freeze = log.index(("freeze", f"froze {name}"))
         settled = freeze
         while log[settled - 1][0] == "settle":
             settled -= 1
         layers = [layer for entry in log[settled:freeze] for layer in entry[1:]]
         assert f"{name}.conv1" in layers and f"{name}.conv2" in layers
-        assert log[settled - 1] == "prune and grow"  # on the last step of the epoch before
-        assert log[freeze + 1] == ("sieve", True, 0)  # swapped, and the counters are at zero
-        assert log[freeze + 2] == "step"
+        assert log[settled - 1] == ("sieve", True, 0)  # swapped, and the counters are at zero
+        assert log[settled - 2] == "prune and grow"  # on the last step of the epoch before
+        assert log[freeze + 1] == "step"
 
 
 def test_without_an_interval_in_between_nothing_moves(log):

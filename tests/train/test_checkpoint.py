@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from spfde.train import CheckpointError, Recipe, WriteError, checkpoint, files
+from spfde.train import CheckpointError, Recipe, WriteError, checkpoint, run_dir
 
 STATE = {"weights": torch.arange(1000.0), "name": "a", "numbers": [1, 2.5, None]}
 
 
 @pytest.fixture
 def saved(tmp_path):
-    files.check_directory(tmp_path, resume=False, overwrite=False)
-    path = files.checkpoint_path(tmp_path, 0)
+    run_dir.check_directory(tmp_path, resume=False, overwrite=False)
+    path = run_dir.checkpoint_path(tmp_path, 0)
     checkpoint.save(path, STATE)
     return path
 
@@ -65,7 +65,7 @@ def test_a_file_that_would_run_code_is_refused(saved):
 
 def test_another_version_is_refused(saved):
     torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION + 1}, saved)
-    with pytest.raises(CheckpointError, match="expected a version 2 checkpoint at .*, got version 3, try the spfde"):
+    with pytest.raises(CheckpointError, match="expected a version 3 checkpoint at .*, got version 4, try the spfde"):
         checkpoint.load(saved)
 
 
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved, monkeypatch):
     with pytest.raises(
         WriteError, match=r"expected to write .*epoch-001.*No space left.*what was kept before stands, try freeing"
     ):
-        checkpoint.save(files.checkpoint_path(saved.parents[1], 1), STATE)
+        checkpoint.save(run_dir.checkpoint_path(saved.parents[1], 1), STATE)
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
     assert torch.equal(checkpoint.load(saved)["weights"], STATE["weights"])
 
@@ -91,23 +91,23 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved, monkeypatch):
 def test_only_the_newest_are_kept_where_asked(saved):
     out = saved.parents[1]
     for epoch in range(1, 4):
-        checkpoint.save(files.checkpoint_path(out, epoch), STATE)
+        checkpoint.save(run_dir.checkpoint_path(out, epoch), STATE)
         checkpoint.prune(out, keep=2)
-    assert [p.name for p in files.checkpoints(out)] == ["epoch-002.pt", "epoch-003.pt"]
+    assert [p.name for p in run_dir.checkpoints(out)] == ["epoch-002.pt", "epoch-003.pt"]
 
 
 def test_within_an_epoch_two_are_kept_and_none_once_it_is_done(saved):
     out = saved.parents[1]
     for step in (5, 10, 100):
-        checkpoint.save(files.checkpoint_path(out, 1, step), STATE)
+        checkpoint.save(run_dir.checkpoint_path(out, 1, step), STATE)
         checkpoint.prune(out)
-    names = [p.name for p in files.checkpoints(out)]
+    names = [p.name for p in run_dir.checkpoints(out)]
     assert names == ["epoch-000.pt", "epoch-001-step-000010.pt", "epoch-001-step-000100.pt"]
     checkpoint.prune(out, keep=1)
-    assert [p.name for p in files.checkpoints(out)] == names
-    checkpoint.save(files.checkpoint_path(out, 1), STATE)
+    assert [p.name for p in run_dir.checkpoints(out)] == names
+    checkpoint.save(run_dir.checkpoint_path(out, 1), STATE)
     checkpoint.prune(out)
-    assert [p.name for p in files.checkpoints(out)] == ["epoch-000.pt", "epoch-001.pt"]
+    assert [p.name for p in run_dir.checkpoints(out)] == ["epoch-000.pt", "epoch-001.pt"]
 
 
 def test_another_recipe_is_refused_by_its_fields(tmp_path):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from spfde import cli
 from spfde.cli import train as cli_train
-from spfde.train import Recipe, files
+from spfde.train import Recipe, run_dir
 
 SMALL = "--train-images 64 --test-images 32 --width 0.25 --threads 1 --layout contiguous --interval 1"
 
@@ -43,14 +43,14 @@ def test_a_run_prints_its_epochs_and_what_it_came_to(tmp_path):
     assert lines[0].startswith('recipe: dataset="digits", train_images=64, ')
     assert lines[-4] == "dense: starts at epoch 0, memory format contiguous: as the recipe says"
     assert [line.split()[:2] for line in lines[-3:-1]] == [["epoch", "0"], ["epoch", "1"]]
-    kept = json.loads((tmp_path / files.RESULT).read_text())
+    kept = json.loads((tmp_path / run_dir.RESULT).read_text())
     assert lines[-1].startswith(f"dense: test accuracy {kept['test_accuracy']:.2%}, ")
 
 
 def test_imp_ends_with_a_line_per_round(tmp_path):
     result = spfde(f"{SMALL} --method imp --epochs 2 --rounds 1 --sparsity 0.5 --out {tmp_path}")
     assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / files.ROUNDS).read_text())
+    rows = json.loads((tmp_path / run_dir.ROUNDS).read_text())
     *_, said, first, last = result.output.splitlines()
     assert said.startswith(f"imp: test accuracy {rows[1]['test_accuracy']:.2%}, ")
     assert first.startswith(f"  round 0: 0.0% sparsity, test accuracy {rows[0]['test_accuracy']:.2%}, ")
@@ -61,7 +61,7 @@ def test_imp_ends_with_a_line_per_round(tmp_path):
 def test_a_comparison_ends_with_table_and_page(tmp_path):
     result = spfde(f"{SMALL} --compare dense --epochs 3 --freeze 0.05 --sparsity 0.5 --seed 1 --out {tmp_path}")
     assert result.exit_code == 0, result.output
-    kept = {name: json.loads((tmp_path / name / files.RUN).read_text())["recipe"] for name in ("dense", "spfde")}
+    kept = {name: json.loads((tmp_path / name / run_dir.RUN).read_text())["recipe"] for name in ("dense", "spfde")}
     differ = {key for key in kept["dense"] if kept["dense"][key] != kept["spfde"][key]}
     own = {"topology", "init", "drop_fraction", "soft"}
     assert differ == {"method", "sparsity", "freeze", "sieve", "out"} | own
@@ -75,25 +75,25 @@ def test_a_comparison_ends_with_table_and_page(tmp_path):
 def test_a_comparison_and_a_run_do_not_share_a_directory(tmp_path):
     for name in ("run", "both"):
         (tmp_path / name).mkdir()
-    files.write_lines(tmp_path / "run" / files.METRICS, [])
+    run_dir.write_lines(tmp_path / "run" / run_dir.METRICS, [])
     result = spfde(f"{SMALL} --compare dense --out {tmp_path / 'run'}")
     assert "expected a directory for two runs" in str(result.exception)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [files.METRICS]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [run_dir.METRICS]
     kept = {"compare": "dense", "recipe": Recipe(lr=0.3).to_dict()}
-    files.write_json(tmp_path / "both" / files.RUN, kept)
+    run_dir.write_json(tmp_path / "both" / run_dir.RUN, kept)
     for flags in ("", "--overwrite"):
         result = spfde(f"{SMALL} {flags} --out {tmp_path / 'both'}")
         assert "expected a run directory, got" in str(result.exception)
         assert "holds a comparison of runs, try one in it, or another out" in str(result.exception)
-    assert json.loads((tmp_path / "both" / files.RUN).read_text()) == kept
+    assert json.loads((tmp_path / "both" / run_dir.RUN).read_text()) == kept
 
 
 def test_a_comparison_resumed_with_other_flags_keeps_its_own(tmp_path):
     kept = {"compare": "dense", "recipe": Recipe(lr=0.3, train_images=64).to_dict()}
-    files.write_json(tmp_path / files.RUN, kept)
+    run_dir.write_json(tmp_path / run_dir.RUN, kept)
     result = spfde(f"--resume --lr 0.2 --out {tmp_path}")
     assert re.search(r"expected the recipe of .*run\.json, got another one \(lr: 0\.3, got 0\.2", str(result.exception))
-    assert json.loads((tmp_path / files.RUN).read_text()) == kept
+    assert json.loads((tmp_path / run_dir.RUN).read_text()) == kept
 
 
 def test_what_does_not_fit_is_told_before_the_baseline_trains(tmp_path):
@@ -104,15 +104,15 @@ def test_what_does_not_fit_is_told_before_the_baseline_trains(tmp_path):
     ):
         result = spfde(f"{SMALL} --compare dense {flags} --out {tmp_path}")
         assert isinstance(result.exception, ValueError) and said in str(result.exception)
-        assert not files.checkpoints(tmp_path / "dense")
+        assert not run_dir.checkpoints(tmp_path / "dense")
 
 
 def test_both_directories_are_checked_before_the_baseline_trains(tmp_path):
     (tmp_path / "spfde").mkdir()
-    (tmp_path / "spfde" / files.RESULT).write_text("{}")
+    (tmp_path / "spfde" / run_dir.RESULT).write_text("{}")
     result = spfde(f"{SMALL} --compare dense --epochs 3 --freeze 0.05 --out {tmp_path}")
     assert "expected a run directory without a run" in str(result.exception)
-    assert not files.checkpoints(tmp_path / "dense")
+    assert not run_dir.checkpoints(tmp_path / "dense")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_flags_that_do_not_go_together_are_refused(arguments, said, tmp_path, mo
 
 
 def test_flags_left_out_are_those_of_the_run_to_resume(tmp_path):
-    files.write_json(tmp_path / files.RUN, {"recipe": Recipe(lr=0.3, epochs=5).to_dict()})
+    run_dir.write_json(tmp_path / run_dir.RUN, {"recipe": Recipe(lr=0.3, epochs=5).to_dict()})
     ((name, recipe, resume),) = cli_train.plan({"out": str(tmp_path), "seed": 4}, None, True)
     assert (name, resume) == ("spfde", True)
     assert recipe == Recipe(lr=0.3, epochs=5, seed=4, out=str(tmp_path))
@@ -144,7 +144,7 @@ def test_flags_left_out_are_those_of_the_run_to_resume(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"recipe": {"lr": -1}}', '{"recipe": {"speed": 1}}'])
 def test_a_directory_of_something_else_is_not_resumed(text, tmp_path):
-    (tmp_path / files.RUN).write_text(text)
+    (tmp_path / run_dir.RUN).write_text(text)
     with pytest.raises(ValueError, match="expected a run's recipe in .*, got .*, try without --resume"):
         cli_train.kept_run(tmp_path)
 

@@ -2,12 +2,13 @@ import io
 
 from rich.console import Console
 
-from spfde.train import Epoch, Event, Recipe
-from spfde.train.display import Display, epoch_line, event_line, recipe_lines
-from spfde.train.stopwatch import CATEGORIES
+from spfde.cli.display import Display, epoch_line, event_line, recipe_lines
+from spfde.levers import Decision
+from spfde.train import Epoch, Recipe
+from spfde.train.stats import CATEGORIES
 
 RECIPE = Recipe(epochs=4, threads=2)
-EVENT = Event("freeze", "froze [layer1.0]", "planned [so]")
+EVENT = Decision("freeze", "froze [layer1.0]", "planned [so]")
 
 
 def record(epoch):
@@ -54,8 +55,8 @@ def test_a_reason_is_told_when_it_is_new():
     console = Console(file=io.StringIO(), width=120)
     display = Display(console, "spfde")
     display.start(RECIPE, 0, "")
-    events = [Event(*e) for e in (("freeze", "a", "plan"), ("sieve", "b", "plan"), ("freeze", "c", "plan"))]
-    for event in (*events, Event("freeze", "d", "another plan")):
+    events = [Decision(*e) for e in (("freeze", "a", "plan"), ("sieve", "b", "plan"), ("freeze", "c", "plan"))]
+    for event in (*events, Decision("freeze", "d", "another plan")):
         display.event(0, event)
     assert console.file.getvalue().splitlines()[-4:] == [
         "  freeze: a, because: plan",

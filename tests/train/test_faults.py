@@ -15,8 +15,8 @@ from train.runs import bits, figures, last_state, recipe, same
 from typer.testing import CliRunner
 
 from spfde import cli
-from spfde.train import CheckpointError, WriteError, files, fit
-from spfde.train.lock import locked
+from spfde.train import CheckpointError, WriteError, fit, run_dir
+from spfde.train.run_dir import locked
 
 SHORT = {"epochs": 2, "freeze": 0, "checkpoint_every_steps": 2}
 
@@ -29,7 +29,7 @@ def content(out):
 def held(out):
     """A directory that another process holds."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom spfde.train.lock import locked\n"
+        "import sys\nfrom pathlib import Path\nfrom spfde.train.run_dir import locked\n"
         f"with locked(Path({str(out)!r})):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -59,14 +59,14 @@ def test_a_comparison_holds_the_directory_above_its_runs(tmp_path):
     with held(tmp_path):
         result = CliRunner().invoke(cli.build("train"), ["train", *flags.split()])
         assert "expected a run directory that no other run uses" in str(result.exception)
-        assert not (tmp_path / files.RUN).exists()
+        assert not (tmp_path / run_dir.RUN).exists()
 
 
 def test_where_a_file_system_has_no_locks_a_run_goes_without(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("spfde.train.lock.fcntl.lockf", refuse)
+    monkeypatch.setattr("spfde.train.run_dir.fcntl.lockf", refuse)
     with locked(tmp_path):
         pass
 
@@ -84,9 +84,9 @@ def largest_file(size):
 
 def test_a_directory_without_room_is_refused_before_training_and_before_anything_is_replaced(tmp_path):
     fit(recipe(out=tmp_path, **SHORT))
-    files.checkpoints(tmp_path)[-1].unlink()
+    run_dir.checkpoints(tmp_path)[-1].unlink()
     before = content(tmp_path)
-    size = files.checkpoints(tmp_path)[-1].stat().st_size
+    size = run_dir.checkpoints(tmp_path)[-1].stat().st_size
     room = r"expected room for a checkpoint of .* MiB in .*, got File too large, try freeing space"
     with largest_file(size), pytest.raises(ValueError, match=room):
         fit(recipe(out=tmp_path, **SHORT), overwrite=True)
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(whole, tmp_path):
     told = r"expected to write .*epoch-001-step-000002\.pt, got File too large; what was kept before stands"
     with largest_file(2**30), pytest.raises(WriteError, match=told):
         fit(recipe(out=tmp_path, **SHORT), on_epoch=fill)
-    assert [path.name for path in (tmp_path / files.CHECKPOINTS).iterdir()] == ["epoch-000.pt"]
+    assert [path.name for path in (tmp_path / run_dir.CHECKPOINTS).iterdir()] == ["epoch-000.pt"]
     assert_same_run(tmp_path, fit(recipe(out=tmp_path, **SHORT), resume=True), whole)
 
 
@@ -116,8 +116,8 @@ def assert_same_run(out, result, whole):
     assert same(bits(result.model), bits(whole[1].model))
     assert same(last_state(out), last_state(whole[0]))
     assert [figures(e) for e in result.epochs] == [figures(e) for e in whole[1].epochs]
-    assert len((out / files.METRICS).read_text().splitlines()) == len(result.epochs)
-    assert not list(out.rglob("*.partial")) and (out / files.RESULT).exists()
+    assert len((out / run_dir.METRICS).read_text().splitlines()) == len(result.epochs)
+    assert not list(out.rglob("*.partial")) and (out / run_dir.RESULT).exists()
 
 
 def is_file(handle):
@@ -141,37 +141,37 @@ def test_any_write_may_fail_and_the_run_is_resumed(write, whole, tmp_path, monke
         fit(recipe(out=tmp_path, **SHORT))
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.partial"))
-    resume = files.begun(tmp_path) or bool(files.checkpoints(tmp_path))
+    resume = run_dir.begun(tmp_path) or bool(run_dir.checkpoints(tmp_path))
     assert resume == (write > 1)
     assert_same_run(tmp_path, fit(recipe(out=tmp_path, **SHORT), resume=resume), whole)
 
 
 def test_a_metrics_line_that_does_not_fit_is_told_and_mended(whole, tmp_path, monkeypatch):
-    append = files.append_line
+    append = run_dir.append_line
 
     def half(path, record):
         with largest_file(100):
             append(path, record)
 
-    monkeypatch.setattr(files, "append_line", half)
+    monkeypatch.setattr(run_dir, "append_line", half)
     with pytest.raises(WriteError, match=r"expected to write .*metrics\.jsonl, got File too large"):
         fit(recipe(out=tmp_path, **SHORT))
     monkeypatch.undo()
-    assert len((tmp_path / files.METRICS).read_bytes()) == 100
+    assert len((tmp_path / run_dir.METRICS).read_bytes()) == 100
     assert_same_run(tmp_path, fit(recipe(out=tmp_path, **SHORT), resume=True), whole)
 
 
 def test_metrics_that_turned_to_noise_come_back_from_the_checkpoint(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-    (tmp_path / files.METRICS).write_bytes(b"\xff\x00" * 300)
+    (tmp_path / run_dir.METRICS).write_bytes(b"\xff\x00" * 300)
     assert_same_run(tmp_path, fit(recipe(out=tmp_path, **SHORT), resume=True), whole)
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(whole, tmp_path):
     def begin():
-        for path in files.checkpoints(tmp_path):
+        for path in run_dir.checkpoints(tmp_path):
             path.unlink()
-        (tmp_path / files.RUN).write_bytes((whole[0] / files.RUN).read_bytes())
+        (tmp_path / run_dir.RUN).write_bytes((whole[0] / run_dir.RUN).read_bytes())
 
     begin()
     with pytest.raises(CheckpointError, match=r"expected the recipe of .*run\.json, got another one \(lr: 0.05, got"):
@@ -181,12 +181,12 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(whole, tmp_pa
 
 def test_the_recipe_in_a_json_file_is_the_same_with_milestones(tmp_path):
     options = {**SHORT, "schedule": "step", "milestones": (0.5, 0.75)}
-    (tmp_path / files.RUN).write_text(json.dumps({"recipe": recipe(**options).to_dict()}))
+    (tmp_path / run_dir.RUN).write_text(json.dumps({"recipe": recipe(**options).to_dict()}))
     assert len(fit(recipe(out=tmp_path, threads=1, **options), resume=True).epochs) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}'])
 def test_a_run_that_began_with_no_readable_recipe_is_refused(text, tmp_path):
-    (tmp_path / files.RUN).write_text(text)
+    (tmp_path / run_dir.RUN).write_text(text)
     with pytest.raises(CheckpointError, match=r"expected a run's recipe in .*run\.json, got .*, try without resume"):
         fit(recipe(out=tmp_path, **SHORT), resume=True)

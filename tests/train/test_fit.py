@@ -9,11 +9,10 @@ from torch.utils.data import TensorDataset
 import spfde
 from spfde.freezing import is_frozen
 from spfde.nn import SparseLayer
-from spfde.train import Recipe, files, fit
-from spfde.train import layout as layouts
-from spfde.train.levers import Levers
-from spfde.train.progress import Silent
-from spfde.train.stopwatch import CATEGORIES
+from spfde.train import Recipe, fit, run_dir
+from spfde.train import device as devices
+from spfde.train.progress import NullProgress
+from spfde.train.stats import CATEGORIES
 
 
 def weights(model):
@@ -26,7 +25,7 @@ def equal(a, b):
 
 @pytest.fixture(scope="module")
 def runs(task, tmp_path_factory):
-    """One run of each method, with files."""
+    """One run of each method, with run_dir."""
     recipes = (task.recipe(), task.recipe(method="dense"))
     outs = [tmp_path_factory.mktemp(recipe.method) for recipe in recipes]
     return {
@@ -68,14 +67,14 @@ def test_a_dense_run_goes_on_to_the_same_bits(task, tmp_path, layout, stop):
 
 def test_a_measured_layout_is_kept_on_resume(task, tmp_path, monkeypatch):
     recipe = task.recipe(method="dense", layout="auto", epochs=2, out=tmp_path)
-    monkeypatch.setattr(layouts, "step_seconds", lambda model, shape: {"contiguous": 2.0, "channels_last": 1.0})
+    monkeypatch.setattr(devices, "step_seconds", lambda *_: {"contiguous": 2.0, "channels_last": 1.0})
 
     def interrupt(record):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         task.fit(recipe, on_epoch=interrupt)
-    monkeypatch.setattr(layouts, "step_seconds", lambda model, shape: {"contiguous": 1.0, "channels_last": 2.0})
+    monkeypatch.setattr(devices, "step_seconds", lambda *_: {"contiguous": 1.0, "channels_last": 2.0})
     assert task.fit(recipe, resume=True).layout.name == "channels_last"
 
 
@@ -132,19 +131,19 @@ def test_all_time_is_attributed(runs, method):
 @pytest.mark.parametrize("method", ["dense", "spfde"])
 def test_the_run_directory_says_what_happened(runs, method):
     result = runs[method]
-    out = files.Path(result.recipe.out)
-    read = {name: json.loads((out / name).read_text()) for name in (files.RUN, files.RESULT, files.LAYERS)}
-    run = read[files.RUN]
+    out = run_dir.Path(result.recipe.out)
+    read = {name: json.loads((out / name).read_text()) for name in (run_dir.RUN, run_dir.RESULT, run_dir.LAYERS)}
+    run = read[run_dir.RUN]
     assert Recipe.from_dict(run["recipe"]) == result.recipe
     assert run["samples"] == {"train": 90, "test": 64}
     assert run["version"] == spfde.__version__
     assert (run["freezing"] is None) == (method == "dense")
-    lines = [json.loads(line) for line in (out / files.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / run_dir.METRICS).read_text().splitlines()]
     assert lines == [e.to_dict() for e in result.epochs]
-    assert read[files.RESULT] == json.loads(json.dumps(result.to_dict()))
-    assert read[files.RESULT]["total_seconds"] == pytest.approx(sum(line["total_seconds"] for line in lines))
-    assert [row["name"] for row in read[files.LAYERS]] == [row.name for row in spfde.summary(result.model).rows]
-    assert len(files.checkpoints(out)) == 4
+    assert read[run_dir.RESULT] == json.loads(json.dumps(result.to_dict()))
+    assert read[run_dir.RESULT]["total_seconds"] == pytest.approx(sum(line["total_seconds"] for line in lines))
+    assert [row["name"] for row in read[run_dir.LAYERS]] == [row.name for row in spfde.summary(result.model).rows]
+    assert len(run_dir.checkpoints(out)) == 4
 
 
 @pytest.mark.parametrize("method", ["dense", "spfde"])
@@ -160,13 +159,6 @@ def test_an_epoch_knows_each_layers_sparsity_and_the_memory(runs, method):
 def test_layers_tell_the_kernel_of_a_training_batch(runs):
     layers = [m for m in runs["spfde"].model.modules() if isinstance(m, SparseLayer)]
     assert {layer._seen[2][0] for layer in layers} == {16}
-
-
-def test_without_levers_there_is_nothing_to_keep(task):
-    levers = Levers(task.recipe(method="dense"), 10, None, None, None)
-    assert levers.begin_epoch(1) == levers.step() == []
-    assert (levers.state_dict(), levers.frozen, levers.sieved) == ({}, (), 0)
-    assert levers.order(0).sort().values.tolist() == list(range(10))
 
 
 def test_any_lever_may_be_off(task):
@@ -193,7 +185,7 @@ def test_the_callers_random_state_and_threads_come_back(task):
 def test_the_library_is_silent_and_the_watcher_is_told(task, capfd):
     calls = []
 
-    class Watcher(Silent):
+    class Watcher(NullProgress):
         def start(self, recipe, first_epoch, note):
             calls.append(("start", first_epoch, note))
 
@@ -255,11 +247,11 @@ def test_an_unusable_directory_fails_before_anything_is_loaded(task, tmp_path):
 def test_a_run_is_replaced_only_when_asked_and_only_by_one_that_starts(task, tmp_path):
     recipe = task.recipe(epochs=2, freeze=0, out=tmp_path)
     task.fit(recipe)
-    before = (tmp_path / files.RESULT).read_bytes()
+    before = (tmp_path / run_dir.RESULT).read_bytes()
     with pytest.raises(ValueError, match="expected a run directory without a run"):
         task.fit(recipe)
     with pytest.raises(ValueError, match="expected flops_reduction"):
         task.fit(task.recipe(epochs=2, freeze=0.9, out=tmp_path), overwrite=True)
-    assert (tmp_path / files.RESULT).read_bytes() == before
+    assert (tmp_path / run_dir.RESULT).read_bytes() == before
     task.fit(task.recipe(epochs=1, freeze=0, out=tmp_path), overwrite=True)
-    assert json.loads((tmp_path / files.RESULT).read_text())["epochs"] == len(files.checkpoints(tmp_path)) == 1
+    assert json.loads((tmp_path / run_dir.RESULT).read_text())["epochs"] == len(run_dir.checkpoints(tmp_path)) == 1

@@ -1,5 +1,6 @@
 """Ctrl-C at the command line: one line says how to go on, and going on ends where the run would have."""
 
+import importlib
 import shlex
 import signal
 
@@ -8,14 +9,17 @@ from train.runs import OPTIONS, last_state, same
 from typer.testing import CliRunner
 
 from spfde import cli
-from spfde.train import loop, opening
-from spfde.train.files import RESULT, checkpoints
+from spfde.train import loop
+from spfde.train.run_dir import RESULT, checkpoints
 
 FLAGS = [
     part
     for name, value in {**OPTIONS, "epochs": 4, "freeze": 0.05}.items()
     for part in (f"--{name.replace('_', '-')}", str(value))
 ]
+
+
+fit_module = importlib.import_module("spfde.train.fit")
 
 
 def spfde(*arguments):
@@ -83,7 +87,7 @@ def test_before_the_first_step_there_is_nothing_to_resume(monkeypatch, tmp_path)
     def press(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opening, "build", press)
+    monkeypatch.setattr(fit_module, "build", press)
     stopped = spfde(*FLAGS, "--out", tmp_path / "run")
     monkeypatch.undo()
     assert stopped.exit_code == 130

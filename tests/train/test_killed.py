@@ -12,7 +12,7 @@ import pytest
 import torch
 from train.runs import figures, last_state, recipe, same
 
-from spfde.train import CheckpointError, Epoch, checkpoint, files, fit
+from spfde.train import CheckpointError, Epoch, checkpoint, fit, run_dir
 
 LONG = pytest.mark.full
 
@@ -34,11 +34,11 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(kills, epochs, t
     assert told["kills"] == kills and told["halves"] > 0  # some hit a checkpoint while it was written
     assert same(last_state(killed), last_state(whole))
     lines = [
-        [figures(Epoch.from_dict(json.loads(line))) for line in (out / files.METRICS).read_text().splitlines()]
+        [figures(Epoch.from_dict(json.loads(line))) for line in (out / run_dir.METRICS).read_text().splitlines()]
         for out in (whole, killed)
     ]
     assert lines[0] == lines[1] and len(lines[0]) == epochs
-    assert not list(killed.rglob("*.partial")) and (killed / files.RESULT).exists()
+    assert not list(killed.rglob("*.partial")) and (killed / run_dir.RESULT).exists()
 
 
 class Trap:
@@ -81,7 +81,7 @@ def kept(tmp_path_factory):
 def test_damaged_checkpoints_give_one_clear_error_each_and_the_good_one_stays(count, kept, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(kept, out)
-    good, newest = files.checkpoints(out)
+    good, newest = run_dir.checkpoints(out)
     content, before = newest.read_bytes(), good.read_bytes()
     state = checkpoint.load(newest)
     draw, refused = random.Random(count), 0
@@ -103,7 +103,7 @@ def test_damaged_checkpoints_give_one_clear_error_each_and_the_good_one_stays(co
 
 def test_nothing_that_a_stranger_made_is_run(kept, tmp_path):
     path, trace = tmp_path / "epoch-000.pt", tmp_path / "trace"
-    whole = checkpoint.load(files.checkpoints(kept)[-1])
+    whole = checkpoint.load(run_dir.checkpoints(kept)[-1])
     torch.save({**whole, "session": Trap(trace)}, path)
     with pytest.raises(CheckpointError, match="expected a complete .*more than tensors and plain values"):
         checkpoint.read(path)
@@ -127,7 +127,7 @@ def test_nothing_that_a_stranger_made_is_run(kept, tmp_path):
 )
 def test_a_state_with_a_fault_is_refused(name, value, kept, tmp_path):
     path = tmp_path / "epoch-001.pt"
-    whole = checkpoint.load(files.checkpoints(kept)[-1])
+    whole = checkpoint.load(run_dir.checkpoints(kept)[-1])
     checkpoint.save(path, {**whole, name: value})
     with pytest.raises(CheckpointError, match=r"expected a whole run's state at .*epoch-001\.pt, got one with a fault"):
         checkpoint.read(path)
@@ -142,7 +142,7 @@ def test_a_state_with_a_fault_is_refused(name, value, kept, tmp_path):
 def test_a_session_that_does_not_fit_is_refused(part, value, kept, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(kept, out)
-    newest = files.checkpoints(out)[-1]
+    newest = run_dir.checkpoints(out)[-1]
     whole = checkpoint.load(newest)
     checkpoint.save(newest, {**whole, "session": {**whole["session"], part: value}})
     with pytest.raises(CheckpointError, match="expected the checkpoint of this network, got another one"):

@@ -8,7 +8,8 @@ import torch
 from spfde.models import MODELS, options
 from spfde.nn import SparseConv2d
 from spfde.train import Recipe
-from spfde.train.session import build, network
+from spfde.train.build import build, network
+from spfde.train.session import Inputs
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "num_classes" in options(name)])
@@ -33,10 +34,10 @@ def test_another_family_than_the_residual_one_trains():
     recipe = Recipe(
         model="mobilenet_v2_cifar", width=0.35, train_images=4, test_images=4, batch_size=4, freeze=0.1, epochs=20
     )
-    session = build(recipe)
+    session = build(Inputs(recipe))
     assert isinstance(session.model.blocks[1].project[0], SparseConv2d)
     loss = session.model(session.example.repeat(4, 1, 1, 1)).square().mean()
     loss.backward()
     session.optimizer.step()
     assert loss.isfinite()
-    assert session.levers.freezer.blocks[0].name == "blocks.0"
+    assert session.blocks[0].name == "blocks.0"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from spfde.train import Recipe
-from spfde.train.own import OFF, default_text
 from spfde.train.recipe import differences
+from spfde.train.recipe.defaults import DISABLED, default_text
 
 FIELDS = [item.name for item in dataclasses.fields(Recipe)]
 
@@ -52,14 +52,20 @@ WRONG = [
     ("soft", 1),
     ("growth", "momentum"),
     ("exploration", -1.0),
+    ("topology_options", {"end": None}),
     ("rounds", 0),
     ("rewind", "rate"),
     ("rewind_epoch", -1),
     ("freeze", -0.1),
     ("freeze_fraction", 0.0),
+    ("freeze_by", "progress"),
+    ("freeze_options", 3),
     ("sieve", 1.5),
     ("sieve_by", "loss"),
+    ("sieve_options", {1: 2}),
     ("layout", "nhwc"),
+    ("device", "gpu"),
+    ("compile", 1),
     ("threads", 0),
     ("workers", -1),
     ("out", 3),
@@ -146,7 +152,7 @@ def test_dense_refuses_a_lever(lever):
 def test_the_baseline_changes_only_the_levers():
     recipe = Recipe(seed=3, lr=0.05, epochs=7)
     changed = {name for name in FIELDS if getattr(recipe, name) != getattr(recipe.baseline(), name)}
-    assert changed == {"method", "topology", "init", "drop_fraction", "soft", *OFF}
+    assert changed == {"method", "topology", "init", "drop_fraction", "soft", *DISABLED}
     assert recipe.baseline() == Recipe(seed=3, lr=0.05, epochs=7, method="dense")
 
 

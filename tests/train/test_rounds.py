@@ -9,7 +9,7 @@ from train.runs import Stop, bits, figures, same
 
 from spfde.nn import SparseLayer
 from spfde.report.run import read
-from spfde.train import CheckpointError, Recipe, files
+from spfde.train import CheckpointError, Recipe, run_dir
 from spfde.train.checkpoint import load
 
 IMP = {
@@ -61,7 +61,7 @@ def test_rounds_get_sparser_and_the_rate_goes_back_to_where_they_start(whole):
         assert row["test_accuracy"] == part[-1].test_accuracy
         assert row["flops"] == pytest.approx(sum(record.flops for record in part))
         assert row["training_seconds"] == pytest.approx(sum(record.training_seconds for record in part))
-    assert json.loads((out / files.ROUNDS).read_text()) == list(result.rounds)
+    assert json.loads((out / run_dir.ROUNDS).read_text()) == list(result.rounds)
 
 
 def test_weights_go_back_to_the_epoch_or_stay(task):
@@ -78,14 +78,14 @@ def test_the_dense_round_is_the_dense_run(task, whole):
 def test_stopped_in_any_round_and_resumed(epoch, rounds, task, whole, tmp_path):
     with pytest.raises(Stop):
         task.fit(imp(out=tmp_path), on_epoch=stop_after(epoch))
-    kept = files.checkpoints(tmp_path)
+    kept = run_dir.checkpoints(tmp_path)
     resumed = task.fit(imp(out=tmp_path), resume=bool(kept))
     assert len(kept) == rounds
     assert same(bits(resumed.model), bits(whole[1].model)) and same(masks(resumed.model), masks(whole[1].model))
     assert [figures(e) for e in resumed.epochs] == [figures(e) for e in whole[1].epochs]
-    lines = [json.loads(line) for line in (tmp_path / files.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / run_dir.METRICS).read_text().splitlines()]
     assert lines == [e.to_dict() for e in resumed.epochs]
-    theirs, ours = (load(files.checkpoints(out)[-1])["session"] for out in (tmp_path, whole[0]))
+    theirs, ours = (load(run_dir.checkpoints(out)[-1])["session"] for out in (tmp_path, whole[0]))
     assert same({**theirs, "table": 0}, {**ours, "table": 0})  # whose rounds name seconds
 
 
@@ -98,7 +98,7 @@ def test_resuming_a_finished_run_trains_nothing(task, whole):
 
 def test_only_the_newest_rounds_are_kept_if_the_recipe_says_so(task, tmp_path):
     task.fit(imp(out=tmp_path, keep_checkpoints=1, epochs=1, rewind_epoch=0))
-    assert [path.name for path in files.checkpoints(tmp_path)] == ["epoch-002.pt"]
+    assert [path.name for path in run_dir.checkpoints(tmp_path)] == ["epoch-002.pt"]
 
 
 def test_another_recipe_or_network_is_refused(task, whole):
@@ -114,7 +114,7 @@ def test_another_recipe_or_network_is_refused(task, whole):
 def test_a_damaged_round_is_set_aside_and_the_one_before_goes_on(task, whole, tmp_path):
     with pytest.raises(Stop):
         task.fit(imp(out=tmp_path), on_epoch=stop_after(5))
-    newest = files.checkpoints(tmp_path)[-1]
+    newest = run_dir.checkpoints(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.warns(RuntimeWarning, match="epoch-004.pt.refused"):
         resumed = task.fit(imp(out=tmp_path), resume=True)
@@ -154,4 +154,4 @@ def test_a_recipe_knows_how_long_it_is_and_where_a_round_starts():
 def test_files_of_rounds_go_with_the_run(task, tmp_path: Path):
     task.fit(imp(out=tmp_path, epochs=1, rewind_epoch=0))
     task.fit(Recipe(method="dense", epochs=1, batch_size=16, layout="contiguous", out=tmp_path), overwrite=True)
-    assert not (tmp_path / files.ROUNDS).exists()
+    assert not (tmp_path / run_dir.ROUNDS).exists()

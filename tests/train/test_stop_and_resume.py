@@ -16,8 +16,8 @@ from train.runs import OPTIONS, Stop, bits, figures, last_state, recipe, same, s
 
 from spfde import data, models, sparsify
 from spfde.train import CheckpointError, Recipe, checkpoint, fit
-from spfde.train import files as run_files
-from spfde.train.files import checkpoint_path, checkpoints
+from spfde.train import run_dir as run_files
+from spfde.train.run_dir import checkpoint_path, checkpoints
 
 EPOCHS = OPTIONS["epochs"]
 
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(damage, stop
     [
         ([1], "got another kind of file"),
         ({"model": {}}, "got another kind of file"),
-        ({"format": "spfde.train", "version": 1}, "version 2 checkpoint .*, got version 1"),
+        ({"format": "spfde.train", "version": 1}, "version 3 checkpoint .*, got version 1"),
     ],
 )
 def test_where_no_checkpoint_can_be_used_nothing_is_touched(state, words, stopped):

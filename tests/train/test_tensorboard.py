@@ -8,10 +8,10 @@ from train.runs import OPTIONS, recipe, stop_within
 from typer.testing import CliRunner
 
 from spfde.cli import build
-from spfde.train import Epoch, Event, Recipe, fit
-from spfde.train.progress import Silent, Together
-from spfde.train.stopwatch import CATEGORIES
-from spfde.train.tensorboard import TensorBoard, scalars
+from spfde.levers import Decision
+from spfde.train import Epoch, Recipe, fit
+from spfde.train.progress import MultiProgress, NullProgress, TensorBoard, scalars
+from spfde.train.stats import CATEGORIES
 
 RECORD = Epoch(
     epoch=0,
@@ -117,7 +117,7 @@ def test_the_flag_needs_a_directory():
 def test_all_watchers_are_told_in_order():
     heard = []
 
-    class Ear(Silent):
+    class Ear(NullProgress):
         def __init__(self, name):
             self.name = name
 
@@ -125,8 +125,8 @@ def test_all_watchers_are_told_in_order():
             name = object.__getattribute__(self, "name")
             return lambda *arguments: heard.append((name, call, *arguments))
 
-    both = Together(Ear("a"), Ear("b"))
-    event = Event("freeze", "froze layer1.0", "planned")
+    both = MultiProgress(Ear("a"), Ear("b"))
+    event = Decision("freeze", "froze layer1.0", "planned")
     both.start(Recipe(), 2, "note")
     both.step(2, 0, 5, 64, 0.5)
     both.event(2, event)

@@ -9,15 +9,15 @@ from train.runs import bits, figures, last_state, recipe, same, stop_within
 
 from spfde import models, sparsify
 from spfde.nn import SparseLayer
-from spfde.topology import METHODS
-from spfde.topology.init.resolve import METHODS as INITS
-from spfde.train import Recipe, fit, levers
-from spfde.train.batches import shuffled, source
-from spfde.train.levers import sparsified
-from spfde.train.own import OWN, TOPOLOGIES
+from spfde.sieving.shuffle import shuffled
+from spfde.topology import INITS, METHODS, option
+from spfde.train import Recipe, build, fit
+from spfde.train.build import sparsified
+from spfde.train.data import epoch_seed, source
+from spfde.train.recipe.defaults import choices
 
 OPTIONS = {"mest": {"soft": True}, "itop": {"growth": "gradient"}, "dst-ee": {"exploration": 0.1}}
-CASES = [(name, {}) for name in (*TOPOLOGIES, "static")] + list(OPTIONS.items())
+CASES = [(name, {}) for name in (*METHODS, "static")] + list(OPTIONS.items())
 FIELDS = {"epochs": 4, "batch_size": 16, "freeze": 0.1}
 
 
@@ -26,8 +26,7 @@ def identity(case) -> str:
 
 
 def test_every_method_has_a_name_and_its_own_share():
-    assert set(TOPOLOGIES.values()) == set(METHODS.values())
-    for name, kind in TOPOLOGIES.items():
+    for name, kind in METHODS.items():
         assert kind.__name__.lower() == name.replace("-", "")
         expected = 0.2 if name == "mest" else kind.default_drop
         assert Recipe(topology=name).drop_fraction == expected
@@ -46,7 +45,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_to_the_same_bits(name, options, t
     assert [figures(e) for e in parts.epochs] == [figures(e) for e in whole.epochs]
     told = [event.text for record in whole.epochs for event in record.events if event.kind == "topology"]
     assert bool(told) == (name != "static")
-    assert all(text.startswith(f"{TOPOLOGIES[name].__name__} moved ") for text in told)
+    assert all(text.startswith(f"{METHODS[name].__name__} moved ") for text in told)
     assert whole.epochs[-1].sparsity == pytest.approx(0.7, abs=0.01)
 
 
@@ -109,10 +108,30 @@ def test_a_pattern_that_a_method_has_no_meaning_for_is_refused_by_name(task):
         task.fit(recipe(topology="deepr", pattern="block:4x1"))
 
 
+def test_a_registered_method_and_its_options_have_names_in_a_recipe(task, monkeypatch):
+    class Mine(METHODS["set"]):
+        keep: float = option(0.5, "(0, 1]", "share that is never dropped")
+
+        def drop_share(self, step):
+            return self.drop_fraction * (1 - self.keep)
+
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    with pytest.raises(ValueError, match="keep"):
+        Recipe(topology="mine", topology_options={"keep": 2.0})
+    with pytest.raises(ValueError, match="keep"):
+        Recipe(topology="rigl", topology_options={"keep": 0.5})
+    moved = [
+        task.fit(recipe(**FIELDS, topology="mine", topology_options={"keep": keep})).epochs[0].events[-1].text
+        for keep in (0.5, 0.9)
+    ]
+    few, many = (int(text.split()[2]) for text in reversed(moved))
+    assert Recipe(topology="mine").drop_fraction == Mine.default_drop and 0 < few < many
+
+
 def test_the_baseline_of_any_method_is_the_same_dense_run():
     for name, options in CASES:
         assert Recipe(topology=name, **options).baseline() == Recipe(method="dense")
-    assert all(getattr(Recipe(method="dense"), name) is None for own in OWN["topology"].values() for name in own)
+    assert all(getattr(Recipe(method="dense"), name) is None for own in choices("topology").values() for name in own)
 
 
 def test_a_settled_recipe_can_be_replaced_field_by_field():
@@ -135,15 +154,15 @@ def test_a_pattern_fixes_the_sparsity_that_is_left_out():
     assert Recipe(pattern="2:4", sparsity=0).sparsity == 0 and Recipe(pattern="2:4", method="dense").sparsity == 0
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("init", [name for name, init in INITS.items() if init.needs != "weights"])
 def test_an_init_sees_batches_that_the_seed_decides(init, task, monkeypatch):
     def mask(seed, **options):
         chosen = Recipe(init=init, sparsity=0.8, seed=seed, batch_size=16, label_smoothing=0.1, **options)
         model = sparsified(task.model(), chosen, source(task.train))
         return {name: layer.mask() for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
 
-    monkeypatch.setattr(levers, "SHOWN", 32)
-    first = shuffled(torch.arange(90), 3, 0)[:32].view(2, 16)
+    monkeypatch.setattr(build, "SHOWN", 32)
+    first = shuffled(torch.arange(90), epoch_seed(3, 0))[:32].view(2, 16)
     data = [(task.train.images[batch], task.train.targets[batch]) for batch in first]
 
     def loss(logits, targets):

@@ -15,10 +15,11 @@ from train.runs import OPTIONS, Stop, bits, figures, last_state, recipe, same, s
 
 from spfde import data
 from spfde.train import Interrupted, Recipe, fit
-from spfde.train.files import checkpoint_path, checkpoints
-from spfde.train.interrupts import Interrupts
-from spfde.train.progress import Silent
-from spfde.train.session import build
+from spfde.train.build import build
+from spfde.train.progress import NullProgress
+from spfde.train.run_dir import checkpoint_path, checkpoints
+from spfde.train.session import Inputs
+from spfde.train.stops import Interrupts
 
 EPOCHS, STEPS = 3, 3
 SHORT = {"epochs": EPOCHS, "freeze": 0.05}
@@ -67,7 +68,7 @@ def test_an_optimizer_with_two_moments_and_parts_of_a_batch_goes_on_too(tmp_path
 
 def test_a_checkpoint_is_no_larger_than_the_room_that_is_asked_for(tmp_path):
     options = {**OPTIONS, "width": 1, "epochs": 1, "freeze": 0, "optimizer": "adamw", "lr": 1e-3}
-    before = build(Recipe(**options)).checkpoint_size
+    before = build(Inputs(Recipe(**options))).checkpoint_size
     fit(Recipe(out=tmp_path, **options))
     size = checkpoints(tmp_path)[-1].stat().st_size
     assert size <= before <= 1.5 * size
@@ -81,7 +82,7 @@ def test_seconds_go_on_from_where_they_were(tmp_path):
 
 
 def test_a_crash_costs_the_steps_since_the_last_periodic_checkpoint(whole, tmp_path):
-    class Crash(Silent):
+    class Crash(NullProgress):
         def step(self, epoch, step, *_):
             if (epoch, step) == (1, 2):
                 raise Stop
@@ -147,7 +148,7 @@ def test_every_generator_goes_on_with_any_number_of_workers(tmp_path):
 
 
 def test_the_second_signal_acts_at_once(tmp_path):
-    class Press(Silent):
+    class Press(NullProgress):
         def step(self, *_):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
@@ -167,7 +168,7 @@ def test_a_signal_after_an_epoch_stops_there(whole, tmp_path):
 def test_a_signal_to_the_whole_group_finds_the_workers_alive(tmp_path):
     digits = data.load("digits", train=128, test=32)
 
-    class Press(Silent):
+    class Press(NullProgress):
         def step(self, *_):
             children = multiprocessing.active_children()
             assert children
@@ -209,7 +210,7 @@ def test_outside_of_the_main_thread_handlers_stay():
 
 
 def test_without_a_directory_signals_act_as_ever():
-    class Press(Silent):
+    class Press(NullProgress):
         def step(self, *_):
             signal.raise_signal(signal.SIGINT)
 

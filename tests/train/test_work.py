@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spfde
 from spfde.freezing import freeze
-from spfde.train.work import gradients, training_flops
+from spfde.train.flops import gradients, training_flops
 
 EXAMPLE = torch.randn(1, 1, 12, 12)
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from spfde._names import unknown
-from spfde.freezing.block import Block
-from spfde.freezing.freeze import check_unshared, fix, freeze, unfreeze
-from spfde.freezing.plan import Plan, single_shot
-
-SCHEMES = {"single-shot": single_shot}
+from spfde.freezing.block import FreezeBlock, check_freezable
+from spfde.freezing.schedule import SCHEMES, Change, FreezeSchedule
+from spfde.levers import Answer, Decision, EpochStart, Event, Run
 
 
 class Progressive:
@@ -36,7 +32,7 @@ class Progressive:
         scheme: "single-shot", each block is frozen once and stays frozen.
 
     Raises:
-        TypeError: `blocks` are not Blocks.
+        TypeError: `blocks` are not FreezeBlocks.
         ValueError: an argument is out of its range, the target cannot be reached, the blocks are not those of
             `model` as it is now, a planned block shares state with an active part, or nothing would be left
             to train.
@@ -44,10 +40,12 @@ class Progressive:
     Source: SpFDE (NeurIPS 2022), "Layer Freezing Algorithm".
     """
 
+    needs: Collection[type[Event]] = frozenset({EpochStart})
+
     def __init__(
         self,
         model: nn.Module,
-        blocks: Sequence[Block],
+        blocks: Sequence[FreezeBlock],
         epochs: int = 160,
         interval: int = 5,
         flops_reduction: float = 0.20,
@@ -61,7 +59,7 @@ class Progressive:
         self.blocks = tuple(blocks)
         self._scheme = scheme
         self._epochs = epochs
-        self._plan: Plan = SCHEMES[scheme](
+        self._schedule: FreezeSchedule = SCHEMES[scheme](
             [block.name for block in blocks],
             [block.backward for block in blocks],
             _training_flops(blocks),
@@ -70,72 +68,103 @@ class Progressive:
             flops_reduction=flops_reduction,
             fraction=fraction,
         )
-        _check_freezable(blocks[: len(self._plan.steps)], model)
+        for count in range(len(self.plan)):  # each stage: what is frozen by then may share nothing with the rest
+            check_freezable(blocks[: count + 1], model)
         self._frozen: list[str] = []
 
     @property
     def plan(self) -> tuple[tuple[int, str], ...]:
         """(epoch, block name) of every freeze, in order; `print(freezer)` shows it."""
-        return self._plan.steps
+        return self._schedule.freezes
 
     @property
     def first_epoch(self) -> int:
         """Epoch before which the first block freezes."""
-        return self._plan.steps[0][0]
+        return self.plan[0][0]
 
     @property
     def reason(self) -> str:
         """Why the plan starts when it starts, with its saving."""
-        return self._plan.reason
+        return self._schedule.reason
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the blocks frozen so far, in freezing order."""
+        """Names of the blocks that are frozen now, in freezing order."""
         return tuple(self._frozen)
 
-    def due(self, epoch: int) -> list[Block]:
+    @property
+    def horizons(self) -> dict[str, float]:
+        """The fraction of the training at which each block that will freeze for good does."""
+        final = self._schedule.frozen(self._epochs - 1)
+        return {name: epoch / self._epochs for epoch, name in self.plan if name in final}
+
+    def due(self, epoch: int) -> list[FreezeBlock]:
         """Blocks that `begin_epoch(epoch)` would freeze, front to back. Changes nothing."""
         _check_whole("epoch", epoch, 0, self._epochs - 1)
-        start = {name: first for first, name in self.plan if first <= epoch and name not in self._frozen}
-        return [block for block in self.blocks if block.name in start]
+        wanted = self._schedule.frozen(epoch)
+        return [block for block in self.blocks if block.name in wanted and block.name not in self._frozen]
 
     def begin_epoch(self, epoch: int) -> list[str]:
-        """Freezes what is due before `epoch` begins; names of the blocks frozen now."""
-        due = self.due(epoch)
+        """Freezes what is due before `epoch` begins, and gives back what is; names of the blocks frozen now."""
+        due, back = self.due(epoch), self._back(epoch)
         for block in due:
-            _freeze(block)
-            self._frozen.append(block.name)
-        if due:
-            _forget_compiled()
-        return [block.name for block in due]
+            block.freeze()
+        for block in self.blocks:
+            if block.name in back:
+                block.unfreeze()
+        return self._note(due, back)
 
     def end_epoch(self) -> None:
         """Nothing to note: the schedule was fixed at the start."""
 
+    def on(self, event: Event, run: Run) -> Answer:
+        """Freezes and gives back through the run what is due at the start of an epoch."""
+        if not isinstance(event, EpochStart):
+            return None
+        due, back, decisions = self.due(event.epoch), self._back(event.epoch), []
+        if back:
+            run.unfreeze(back)
+            decisions.append(Decision("unfreeze", f"gave back {', '.join(back)}", self.reason))
+        if due:
+            names = [block.name for block in due]
+            run.freeze(names)
+            decisions.append(Decision("freeze", f"froze {', '.join(names)}", self.reason))
+        self._note(due, back)
+        return decisions
+
+    def _back(self, epoch: int) -> list[str]:
+        """Names of the blocks that the schedule gives back by `epoch`."""
+        wanted = self._schedule.frozen(epoch)
+        return [name for name in self._frozen if name not in wanted]
+
+    def _note(self, due: Sequence[FreezeBlock], back: Sequence[str]) -> list[str]:
+        names = [block.name for block in due]
+        self._frozen = [*(name for name in self._frozen if name not in back), *names]
+        return names
+
     def state_dict(self) -> dict[str, Any]:
-        """The plan and how far it went, in plain values."""
+        """The schedule and how far it went, in plain values."""
         return {
             **self._identity(),
-            "plan": [[epoch, name] for epoch, name in self.plan],
-            "saving": self._plan.saving,
+            "changes": [[change.epoch, change.block, change.frozen] for change in self._schedule.changes],
+            "saving": self._schedule.saving,
             "reason": self.reason,
             "frozen": list(self._frozen),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over plan and progress of `state`: exactly the blocks frozen then are frozen afterwards.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over schedule and progress of `state`: exactly the blocks frozen then are frozen afterwards.
 
         Raises:
             ValueError: `state` is not that of a freezer with the same scheme, epochs and blocks.
         """
-        plan, frozen = self._read(state)
+        schedule, frozen = self._read(state)
         for block in self.blocks:
             if block.name in frozen:
-                _freeze(block)
+                block.freeze()
             elif block.name in self._frozen:
-                _unfreeze(block)
-        self._plan, self._frozen = plan, frozen
-        _forget_compiled()
+                block.unfreeze()
+        self._schedule, self._frozen = schedule, frozen
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -144,60 +173,41 @@ class Progressive:
             "blocks": [block.name for block in self.blocks],
         }
 
-    def _read(self, state: dict[str, Any]) -> tuple[Plan, list[str]]:
+    def _read(self, state: Mapping[str, Any]) -> tuple[FreezeSchedule, list[str]]:
         expected = self._identity()
         for key, mine in expected.items():
             if state.get(key) != mine:
                 raise ValueError(
                     f"expected a state with {key} {mine!r}, got {state.get(key)!r}; try the recipe it was saved with"
                 )
-        order = [name for _, name in state["plan"]]
-        if not order or order != expected["blocks"][: len(order)]:
+        changes = tuple(Change(*each) for each in state["changes"])
+        named = list(dict.fromkeys(change.block for change in changes))
+        if not named or named != expected["blocks"][: len(named)]:
             raise ValueError(
-                f"expected a plan of the first of {expected['blocks']}, got one of {order}; try another checkpoint"
+                f"expected changes of the first of {expected['blocks']}, got some of {named}; try another checkpoint"
             )
-        if state["frozen"] not in [order[:count] for count in range(len(order) + 1)]:
-            raise ValueError(
-                f"expected frozen blocks to be the first of {order}, got {state['frozen']}; try another checkpoint"
-            )
-        steps = tuple((epoch, name) for epoch, name in state["plan"])
-        return Plan(steps, state["saving"], state["reason"]), list(state["frozen"])
+        schedule = FreezeSchedule(changes, state["saving"], state["reason"])
+        possible = [list(schedule.frozen(epoch)) for epoch in range(self._epochs)]
+        if state["frozen"] not in possible:
+            raise ValueError(f"expected frozen blocks as of an epoch, got {state['frozen']}; try another checkpoint")
+        return schedule, list(state["frozen"])
 
     def __str__(self) -> str:
-        return str(self._plan)
+        return str(self._schedule)
 
 
-def _freeze(block: Block) -> None:
-    for _, module in block.modules:
-        freeze(module)
-    fix(parameter for _, parameter in block.parameters)
-
-
-def _unfreeze(block: Block) -> None:
-    for _, module in block.modules:
-        unfreeze(module)
-    for _, parameter in block.parameters:
-        parameter.requires_grad_(True)
-
-
-def _forget_compiled() -> None:
-    """Drops compiled code: every freeze would recompile it, and torch.compile gives up after eight times."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
-
-
-def _training_flops(blocks: Sequence[Block]) -> int:
+def _training_flops(blocks: Sequence[FreezeBlock]) -> int:
     """Forward + backward FLOPs per sample of the whole model, stem and head included."""
     work = [*(w for block in blocks for w in block.work), *(layer.work for layer in blocks[0].rest)]
     return sum(w.forward + w.backward for w in work)
 
 
-def _check_blocks(blocks: Sequence[Block], model: nn.Module) -> None:
+def _check_blocks(blocks: Sequence[FreezeBlock], model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try Progressive(model, blocks)")
-    if not all(isinstance(block, Block) for block in blocks):
+    if not all(isinstance(block, FreezeBlock) for block in blocks):
         kinds = ", ".join(sorted({type(block).__name__ for block in blocks}))
-        raise TypeError(f"expected a list of Block, got {kinds}; try spfde.freezing.blocks(model, example_input)")
+        raise TypeError(f"expected a list of FreezeBlock, got {kinds}; try spfde.freezing.blocks(model, example_input)")
     names = [block.name for block in blocks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected blocks with different names, got {names}; try blocks(model, example_input)")
@@ -209,20 +219,6 @@ def _check_blocks(blocks: Sequence[Block], model: nn.Module) -> None:
                     f"expected blocks of this model as it is now, got {name!r} of block {block.name!r}, "
                     "which is not in it; try calling blocks(model, example_input) again, after sparsify"
                 )
-
-
-def _check_freezable(planned: Sequence[Block], model: nn.Module) -> None:
-    modules: list[nn.Module] = []
-    for block in planned:
-        modules += [module for _, module in block.modules]
-        check_unshared(modules, model)
-    fixed = {id(p) for module in modules for p in module.parameters()}
-    fixed |= {id(p) for block in planned for _, p in block.parameters}
-    if all(id(p) in fixed for p in model.parameters() if p.requires_grad):
-        raise ValueError(
-            f"expected some parameter to stay trainable, got a plan that freezes all {len(planned)} blocks "
-            "of a model without a head; try a smaller fraction"
-        )
 
 
 def _check_arguments(epochs: int, interval: int, flops_reduction: float, fraction: float) -> None:

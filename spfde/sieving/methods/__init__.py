@@ -1,1 +1,25 @@
-"""Ways to choose the samples of an epoch, one file each."""
+"""The sieves by name: what recipes and the command line call them.
+
+One is called as `(num_samples, *, fraction, interval, seed, **options)` with as many of the named ones as it takes; its
+other parameters are its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spfde.sieving.methods.circular import Circular
+from spfde.sieving.methods.random import Random
+
+METHODS: dict[str, Callable[..., Any]] = {"forgetting": Circular, "random": Random}
+
+
+def register(name: str, method: Callable[..., Any]) -> None:
+    """Makes a sieve available by name, to recipes and the command line too. Doing so twice is doing it once.
+
+    Raises:
+        ValueError: the name is another one's.
+    """
+    if METHODS.setdefault(name, method) is not method:
+        raise ValueError(f"expected a new name, got {name!r}, which is taken, try another")

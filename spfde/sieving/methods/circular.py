@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from spfde.sieving.sieve import Sieve
+from spfde.sieving.queue import QueueSieve
 from spfde.sieving.window import CORRECT, FORGOTTEN, easiest
 
 __all__ = ["Circular"]
 
 
-class Circular(Sieve):
+class Circular(QueueSieve):
     """Sends the easiest active samples to the tail of the queue and takes as many back from its head.
 
     Easy is a sample with few forgetting events (a wrong presentation after a correct one) within this
@@ -23,7 +23,7 @@ class Circular(Sieve):
     """
 
     def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
-        counts = self._window.counts[self._active.numpy()]
+        counts = self.window.counts[self._active.numpy()]
         rows = easiest(counts, limit)
         if not len(rows):
             return rows, "no sample is out" if limit == 0 else "no sample was observed: none moved"

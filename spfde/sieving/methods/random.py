@@ -5,19 +5,22 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from spfde.sieving.queue import shuffled
-from spfde.sieving.sieve import Sieve
+from spfde.sieving.queue import QueueSieve
+from spfde.sieving.shuffle import derived, shuffled
 
 __all__ = ["Random"]
 
 
-class Random(Sieve):
+class Random(QueueSieve):
     """Sends active samples drawn at random to the tail of the queue and takes as many back from its head.
 
     Differs from Circular only in which samples leave: what a score gains over this is what the score is
     worth. `observe` counts presentations and has no influence.
     """
 
+    def _note(self, samples: np.ndarray, losses: np.ndarray, correct: np.ndarray | None) -> None:
+        """Nothing: no score."""
+
     def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
-        rows = shuffled(torch.arange(len(self._active)), self.seed, "leaving", self.epoch)[:limit]
+        rows = shuffled(torch.arange(len(self._active)), derived(self.seed, "leaving", self.epoch))[:limit]
         return rows.numpy(), f"{len(rows)} of {len(self._active)} drawn at random, the control"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from spfde.topology.allocation import Budget, Scores
-from spfde.topology.init.functional_scores import Trial
+from spfde.topology.init.functional_scores import ScoringContext
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FORCE:
     (FORCE) or not (iterative SNIP). training: whether the model is scored in train mode, as in the authors' code.
     """
 
-    needs_loss: ClassVar[bool] = True
+    needs: ClassVar[str] = "loss"
     rounds: int = 10
     revive: bool = True
     training: bool = True
@@ -28,12 +28,12 @@ class FORCE:
         if not self.rounds >= 1:
             raise ValueError(f"expected rounds >= 1, got {self.rounds}, try 10 (the authors')")
 
-    def scores(self, trial: Trial, budget: Budget) -> Scores:
+    def scores(self, context: ScoringContext, budget: Budget) -> Scores:
         """A score per block (flat, by layer)."""
 
         def saliency(masks: dict[str, Tensor]) -> Scores:
-            pruned = {name: weight * masks[name] for name, weight in trial.weights.items()}
-            gradients = trial.gradients(pruned, training=self.training)
-            return {name: (weight * gradients[name]).abs() for name, weight in trial.weights.items()}
+            pruned = {name: weight * masks[name] for name, weight in context.weights.items()}
+            gradients = context.gradients(pruned, training=self.training)
+            return {name: (weight * gradients[name]).abs() for name, weight in context.weights.items()}
 
         return budget.refine(saliency, self.rounds, self.revive)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spfde.freezing import is_frozen
+from spfde._modules import as_args, modes_restored
 
 Derivative = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class Trial:
+class ScoringContext:
     """A model and the data that scores are taken on.
 
     weights: the scored weights, by layer. batches: pairs (x, y), in memory one after the other; x may be a tuple of
@@ -85,25 +85,19 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 def call(model: nn.Module, tensors: dict[str, Tensor], x: Any) -> Any:
     """The model's output for x (a tuple: several inputs), with `tensors` (see `state`) as parameters and buffers."""
     # tie_weights would swap a module used twice two times, and leave the second copy behind.
-    return functional_call(model, tensors, x if isinstance(x, tuple) else (x,), tie_weights=False)
+    return functional_call(model, tensors, as_args(x), tie_weights=False)
 
 
 @contextmanager
 def undisturbed(model: nn.Module, training: bool, seed: int) -> Iterator[None]:
     """Gradients on, the model in one mode (what is frozen in eval), random numbers from the seed; then as before."""
-    modes = {module: module.training for module in model.modules()}
     cards = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(cards), torch.enable_grad():
+    with torch.random.fork_rng(cards), torch.enable_grad(), modes_restored(model):
         # Not torch.manual_seed, which would reseed every other device as well.
         for generator in (torch.default_generator, *(torch.cuda.default_generators[card] for card in cards)):
             generator.manual_seed(seed)
-        try:
-            for module in modes:
-                module.training = training and not is_frozen(module)
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        model.train(training)  # frozen modules stay in eval mode
+        yield
 
 
 def finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spfde.topology.allocation import Budget, Scores
-from spfde.topology.init.functional_scores import Trial, gradient
+from spfde.topology.init.functional_scores import ScoringContext, gradient
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class GraSP:
     as in the authors' code.
     """
 
-    needs_loss: ClassVar[bool] = True
+    needs: ClassVar[str] = "loss"
     temperature: float = 200.0
     training: bool = True
 
@@ -30,10 +30,10 @@ class GraSP:
         if not self.temperature > 0:
             raise ValueError(f"expected a temperature > 0, got {self.temperature}, try 1 (off) or 200 (the paper's)")
 
-    def scores(self, trial: Trial, budget: Budget) -> Scores:
+    def scores(self, context: ScoringContext, budget: Budget) -> Scores:
         """A score per block (flat, by layer)."""
         options = {"training": self.training, "scale": 1 / self.temperature}
-        flow = list(trial.gradients(trial.weights, **options).values())
+        flow = list(context.gradients(context.weights, **options).values())
 
         def times_flow(loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
             first = gradient(loss, leaves, create_graph=True)
@@ -41,5 +41,5 @@ class GraSP:
 
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            product = trial.gradients(trial.weights, derivative=times_flow, **options)
-        return budget.blocks({name: weight * product[name] for name, weight in trial.weights.items()})
+            product = context.gradients(context.weights, derivative=times_flow, **options)
+        return budget.blocks({name: weight * product[name] for name, weight in context.weights.items()})

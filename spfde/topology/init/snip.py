@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spfde.topology.allocation import Budget, Scores
-from spfde.topology.init.functional_scores import Trial
+from spfde.topology.init.functional_scores import ScoringContext
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class SNIP:
     Source: arXiv 1810.02340. training: whether the model is scored in train mode; the authors' code uses eval mode.
     """
 
-    needs_loss: ClassVar[bool] = True
+    needs: ClassVar[str] = "loss"
     training: bool = False
 
-    def scores(self, trial: Trial, budget: Budget) -> Scores:
+    def scores(self, context: ScoringContext, budget: Budget) -> Scores:
         """A score per block (flat, by layer)."""
-        gradients = trial.gradients(trial.weights, training=self.training)
-        return budget.blocks({name: (weight * gradients[name]).abs() for name, weight in trial.weights.items()})
+        gradients = context.gradients(context.weights, training=self.training)
+        return budget.blocks({name: (weight * gradients[name]).abs() for name, weight in context.weights.items()})

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from spfde.topology.allocation import Budget, Scores
-from spfde.topology.init.functional_scores import Trial, call, check_tensor, finite, gradient, state, undisturbed
+from spfde.topology.init.functional_scores import (
+    ScoringContext,
+    call,
+    check_tensor,
+    finite,
+    gradient,
+    state,
+    undisturbed,
+)
 
 
 @dataclass(frozen=True)
@@ -20,24 +28,24 @@ class SynFlow:
     input only the shape counts (integer inputs, such as tokens, are used as they are).
     """
 
-    needs_loss: ClassVar[bool] = False
+    needs: ClassVar[str] = "input"
     rounds: int = 100
 
     def __post_init__(self) -> None:
         if not self.rounds >= 1:
             raise ValueError(f"expected rounds >= 1, got {self.rounds}, try 100 (the paper's)")
 
-    def scores(self, trial: Trial, budget: Budget) -> Scores:
+    def scores(self, context: ScoringContext, budget: Budget) -> Scores:
         """A score per block (flat, by layer)."""
-        tensors = {name: _positive(tensor) for name, tensor in state(trial.model).items()}
-        weights = {name: _positive(weight) for name, weight in trial.weights.items()}
-        ones = _ones(trial.example)
+        tensors = {name: _positive(tensor) for name, tensor in state(context.model).items()}
+        weights = {name: _positive(weight) for name, weight in context.weights.items()}
+        ones = _ones(context.example)
 
         def flow(masks: dict[str, Tensor]) -> Scores:
             leaves = {name: (weight * masks[name]).requires_grad_() for name, weight in weights.items()}
-            with undisturbed(trial.model, False, trial.seed):
+            with undisturbed(context.model, False, context.seed):
                 output = check_tensor(
-                    call(trial.model, {**tensors, **trial.named(leaves)}, ones), "synflow", "init='snip'"
+                    call(context.model, {**tensors, **context.named(leaves)}, ones), "synflow", "init='snip'"
                 )
                 parts = gradient(output.sum(), list(leaves.values()))
             return finite({name: (leaves[name].detach() * g).abs() for name, g in zip(leaves, parts, strict=True)})

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from spfde.nn import SparseLayer
-from spfde.sparse.no_sync import read
-from spfde.topology.methods.exchanging import Exchanging
+from spfde.sparse.no_sync import to_host
+from spfde.topology.layers import LayerState
+from spfde.topology.methods.redistribution import Redistribution
 from spfde.topology.moves import highest
-from spfde.topology.schedule import Cosine
-from spfde.topology.watch import finite_gradients
+from spfde.topology.options import option
+from spfde.topology.probes import finite_gradients
+from spfde.topology.schedule import cosine
 
 
-class SNFS(Exchanging):
+class SNFS(Redistribution):
     """Drops the smallest |w|, shares what was freed out over the layers and grows by momentum magnitude.
 
     m <- beta m + (1 - beta) dL/dw of the dense weight, every step. A layer's share is proportional to the mean |m| of
@@ -26,68 +26,46 @@ class SNFS(Exchanging):
 
     Cost: its definition needs the dense gradient of every step, about what a dense weight gradient costs, and a float32
     buffer as large as the dense weights. `accumulate_every` = k takes only every k-th step into m, a k-th of that time.
-
-    beta: in [0, 1). accumulate_every: optimizer steps. The rest: see Exchanging and Topology.
-
-    Raises:
-        ValueError: see Exchanging; or beta or accumulate_every is out of range.
     """
 
     default_drop = 0.5
+    beta: float = option(0.9, "[0, 1)", "how much of the momentum a step keeps")
+    accumulate_every: int = option(1, "[1, inf)", "optimizer steps between those whose gradient the momentum takes")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        total_steps: int,
-        every: int = 100,
-        drop_fraction: float | None = None,
-        seed: int = 0,
-        headroom: float = 2.0,
-        beta: float = 0.9,
-        accumulate_every: int = 1,
-    ) -> None:
-        if not 0 <= beta < 1:
-            raise ValueError(f"expected beta in [0, 1), got {beta}")
-        if accumulate_every < 1:
-            raise ValueError(f"expected accumulate_every >= 1 (optimizer steps), got {accumulate_every}")
-        self.beta, self.accumulate_every = beta, accumulate_every
-        super().__init__(
-            model, optimizer, total_steps=total_steps, every=every, drop_fraction=drop_fraction, seed=seed,
-            headroom=headroom,
-        )  # fmt: skip
-        self.schedule = Cosine(self.schedule(0), total_steps)
+    def setup(self) -> None:
+        super().setup()
         self.momentum = {
             name: layer.values.new_zeros(layer.grid.size, *layer.grid.block) for name, layer in self.layers.items()
         }
 
-    def _prepare(self) -> None:
-        if (self._step + 1) % self.accumulate_every == 0:
-            self.arm()
+    def watches(self, step: int) -> bool:
+        return step % self.accumulate_every == 0
+
+    def drop_share(self, step: int) -> float:
+        return cosine(step, self.drop_fraction, self.total_steps)
 
     @torch.no_grad()
-    def _every_step(self) -> None:
+    def after_step(self) -> None:
         if not self.armed or not finite_gradients(self.optimizer):
             return
-        for name in self._watch.seen(self._live()):
-            probe, momentum = self._watch.probes[name], self.momentum[name]
+        for name in self._probes.seen(self.live()):
+            probe, momentum = self._probes.of[name], self.momentum[name]
             probe.multiply()
             scale = probe.scale()
             for first, blocks in probe.slabs():
                 momentum[first : first + len(blocks)].lerp_(scale * blocks.to(momentum.dtype), 1 - self.beta)
 
-    def _pull(self, live: Mapping[str, SparseLayer], kept: Mapping[str, int]) -> dict[str, float]:
-        some = {name: layer for name, layer in live.items() if layer.nnz}
-        means = read([self.momentum[name][layer.positions()].abs().mean() for name, layer in some.items()])
-        return dict.fromkeys(live, 0.0) | dict(zip(some, means, strict=True))
+    def layer_weight(self, layers: Mapping[str, LayerState], held: Mapping[str, int]) -> dict[str, float]:
+        some = {name: layer for name, layer in layers.items() if layer.nnz}
+        means = to_host([self.momentum[name][layer.positions].abs().mean() for name, layer in some.items()])
+        return dict.fromkeys(layers, 0.0) | dict(zip(some, means, strict=True))
 
-    def _grow(self, name: str, layer: SparseLayer, kept: Tensor, need: Tensor, group: Tensor) -> Tensor:
-        return highest([(0, self.momentum[name].abs().sum((1, 2)))], group, kept, need)[0]
+    def grow(self, layer: LayerState, kept: Tensor, need: Tensor) -> Tensor:
+        return highest([(0, self.momentum[layer.name].abs().sum((1, 2)))], layer.group, kept, need)[0]
 
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {"momentum": {name: momentum.clone() for name, momentum in self.momentum.items()}}
 
-    def _load_own(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         for name, momentum in state["momentum"].items():
             self.momentum[name].copy_(momentum)

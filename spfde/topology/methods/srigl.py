@@ -5,14 +5,13 @@ from __future__ import annotations
 from math import ceil
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from spfde.nn import SparseLayer
 from spfde.topology.history import Shift
-from spfde.topology.layers import count_groups
+from spfde.topology.layers import LayerState
 from spfde.topology.methods.rigl import RigL
-from spfde.topology.moves import ascending, highest, without_lowest
+from spfde.topology.moves import ascending, count_groups, highest, without_lowest
+from spfde.topology.options import option
 from spfde.topology.topk import keep_highest_in_groups
 
 
@@ -22,56 +21,34 @@ class SRigL(RigL):
     A weight is salient if the layer's drop by |w| keeps it or the layer's growth by |dL/dw| would take it. An output
     with fewer than gamma times the fan-in of them is ablated (and comes back when it has more), except in the last
     sparse layer. The fan-in then is the layer's count divided by the outputs left, the remainder on the first of them,
-    so the count stays exact; each output keeps its largest weights and grows by gradient. Source: SRigL (2305.02299):
-    gamma 0.3 for convolutional networks, 0.95 for transformers.
-
-    gamma: in [0, 1]; 0 ablates nothing. On blocks fan-in is counted in blocks per block row. The rest: see RigL.
-
-    Raises:
-        ValueError: see RigL; or gamma is out of range.
+    so the count stays exact; each output keeps its largest weights and grows by gradient. On blocks fan-in is counted
+    in blocks per block row. Source: SRigL (2305.02299): gamma 0.3 for convolutional networks, 0.95 for transformers.
     """
 
     refused = ("n:m", "channel")
+    gamma: float = option(0.3, "[0, 1]", "share of the fan-in that must be salient; 0 ablates nothing")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        total_steps: int,
-        every: int = 100,
-        drop_fraction: float | None = None,
-        seed: int = 0,
-        end: float = 0.75,
-        gamma: float = 0.3,
-    ) -> None:
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"expected gamma in [0, 1], got {gamma}")
-        super().__init__(
-            model, optimizer, total_steps=total_steps, every=every, drop_fraction=drop_fraction, seed=seed, end=end
-        )
-        self.gamma = gamma
+    def setup(self) -> None:
         self._last = next(reversed(self.layers))
 
-    def _stays(self, name: str, layer: SparseLayer, score: Tensor) -> Tensor:
+    def keep_slots(self, layer: LayerState, score: Tensor) -> Tensor:
         room = torch.tensor([layer.grid.size - layer.nnz])
-        return without_lowest(score, layer.positions(), room, int(self.schedule(self._step) * layer.nnz))
+        return without_lowest(score, layer.positions, room, int(self.drop_share(self.steps_done) * layer.nnz))
 
-    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
+    def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
         if not layer.nnz:
             return None
-        old, (rows, cols) = layer.positions(), layer.grid.shape
-        slabs = list(self._watch.probes[name].magnitudes())  # held, as growth is asked for twice
+        old, stays, (rows, cols) = layer.positions, layer.positions[kept], layer.grid.shape
+        slabs = list(self.gradient_magnitudes(layer))  # held, as growth is asked for twice
         row = layer.grid.rows(old.device)
-        dropped = torch.tensor([layer.nnz - stays.numel()])
-        likely = highest(slabs, row, old[stays], dropped)[0]
-        salient = count_groups(row, rows, torch.cat([old[stays], likely]))
-        want = fan_in(salient, layer.nnz, cols, 0.0 if name == self._last else self.gamma, count_groups(row, rows, old))
-        kept = old[stays]
-        kept = kept[keep_highest_in_groups(score[stays], row[kept], want)]
-        grown = highest(slabs, row, kept, want - count_groups(row, rows, kept))[0]
-        positions = ascending(layer.grid.size, kept, grown)
-        return None if torch.equal(positions, old) else self._move(name, layer, positions)
+        dropped = torch.tensor([layer.nnz - kept.numel()])
+        salient = count_groups(row, rows, torch.cat([stays, highest(slabs, row, stays, dropped)[0]]))
+        gamma = 0.0 if layer.name == self._last else self.gamma
+        want = fan_in(salient, layer.nnz, cols, gamma, count_groups(row, rows, old))
+        stays = stays[keep_highest_in_groups(score[kept], row[stays], want)]
+        grown = highest(slabs, row, stays, want - count_groups(row, rows, stays))[0]
+        positions = ascending(layer.grid.size, stays, grown)
+        return None if torch.equal(positions, old) else self.move(layer, positions)
 
 
 def fan_in(salient: Tensor, count: int, cols: int, gamma: float, held: Tensor) -> Tensor:

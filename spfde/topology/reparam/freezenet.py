@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spfde.convert import select as candidates
+from spfde.nn.select import select
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import Budget, check_sparsity
-from spfde.topology.init import resolve as inits
+from spfde.topology.init import Init, block_scores, resolve
 
 
 class Partly(nn.Module):
@@ -54,7 +54,7 @@ class FreezeNet:
         model: nn.Module,
         sparsity: float = 0.9,
         *,
-        init: str | inits.Init = "snip",
+        init: str | Init = "snip",
         data: Any = None,
         loss_fn: Callable[..., Tensor] | None = None,
         distribution: str = "global",
@@ -66,10 +66,10 @@ class FreezeNet:
         if not isinstance(distribution, str):
             raise ValueError(f"expected distribution 'uniform', 'erk' or 'global', got {distribution!r}, try 'global'")
         sparsity = check_sparsity(sparsity, rule, distribution)
-        method = inits.resolve(init, data, loss_fn, None)
-        self._layers = candidates.select(model, exclude)
+        method = resolve(init, data, loss_fn, None)
+        self._layers = select(model, exclude)
         budget = Budget.of(self._layers, rule, distribution, sparsity)
-        self._masks = budget.masks(inits.block_scores(method, model, budget, seed, data, loss_fn, None))
+        self._masks = budget.masks(block_scores(method, model, budget, seed, data, loss_fn, None))
         self.model = model
         for name, layer in self._layers.items():
             layer.weight.grad = None  # it has the old shape

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spfde.convert import select as candidates
-from spfde.freezing.freeze import fix
+from spfde.nn.select import excluded, select, store
 from spfde.sparse.pattern import Grid, Pattern
-from spfde.topology.allocation import Budget, check_sparsity
+from spfde.topology.allocation import Budget, check_sparsity, grid_of
 
 
 class Choice(nn.Module, ABC):
@@ -82,7 +81,9 @@ class FrozenWeights:
         self._pattern = pattern
         own = {id(p) for m in trainable for p in m.parameters()}
         self._fixed = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-        fix(self._fixed)
+        for parameter in self._fixed:
+            parameter.requires_grad_(False)
+            parameter.grad = None
         for name, layer in self._layers.items():
             parametrize.register_parametrization(layer, "weight", choices[name])
 
@@ -104,12 +105,14 @@ class FrozenWeights:
         """
         if not all(map(parametrize.is_parametrized, self._layers.values())):
             raise ValueError("expected masks in training, got a finished model, try a new start")
-        masks = self.masks()
+        pattern, masks = Pattern.parse(self._pattern), self.masks()
+        grids = {name: grid_of(pattern, name, layer) for name, layer in self._layers.items()}
+        positions = {name: pattern.positions(mask, grids[name]) for name, mask in masks.items()}
         for layer in self._layers.values():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
         for parameter in self._fixed:
             parameter.requires_grad_(True)
-        self.model = candidates.store(self.model, self._layers, masks, self._pattern)
+        self.model = store(self.model, self._layers, positions, self._pattern)
         return self.model
 
 
@@ -144,7 +147,7 @@ class EdgePopup(FrozenWeights):
     ) -> None:
         rule, exclude = Pattern.parse(pattern), tuple(exclude)
         sparsity = check_sparsity(sparsity, rule, "uniform")
-        layers = candidates.select(model, exclude)
+        layers = select(model, exclude)
         grids = Budget.of(layers, rule, "uniform", sparsity).grids
         generator = torch.Generator().manual_seed(seed)
         choices = {
@@ -155,7 +158,7 @@ class EdgePopup(FrozenWeights):
             with torch.no_grad():
                 for layer in layers.values():
                     layer.weight.copy_(layer.weight.sign() * (2 / _fan_in(layer.weight)) ** 0.5)
-        super().__init__(model, choices, candidates.excluded(model, exclude), pattern)
+        super().__init__(model, choices, excluded(model, exclude), pattern)
 
 
 class Piggyback(FrozenWeights):
@@ -186,12 +189,12 @@ class Piggyback(FrozenWeights):
         if not start > threshold:
             raise ValueError(f"expected start > threshold, got {start} and {threshold}, try 1e-2 and 5e-3")
         exclude = tuple(exclude)
-        layers = candidates.select(model, exclude)
+        layers = select(model, exclude)
         choices = {
             name: AboveThreshold(torch.full_like(layer.weight, start, requires_grad=False), threshold)
             for name, layer in layers.items()
         }
-        super().__init__(model, choices, candidates.excluded(model, exclude), "unstructured")
+        super().__init__(model, choices, excluded(model, exclude), "unstructured")
 
 
 def _choice(layer: nn.Module) -> Choice:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from spfde.nn import SparseLayer
-from spfde.sparse.no_sync import find_all
+from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.base import Topology
 from spfde.topology.history import Shift
-from spfde.topology.layers import sparse_layers
+from spfde.topology.layers import LayerState, sparse_layers
+from spfde.topology.options import option
 
 
 class _Shrink(torch.autograd.Function):
@@ -77,63 +76,46 @@ class Thresholds(Topology):
     gradient falls as a cosine to 0 at `end` of the training; from then on every update drops the blocks that are 0
     altogether, for good. That is what makes the training faster; it departs from STR only where a threshold falls
     again. The sparsity is what comes out.
-
-    end: share of the training, in [0, 1]; 0 drops from the first update on. drop_fraction: has no meaning here.
-    The rest: see Topology.
-
-    Raises:
-        ValueError: see Topology; or end is out of range, or a layer has no learned threshold.
     """
 
     default_drop = None
     refused = ("fan-in",)
     transforms = (SoftThreshold,)
+    end: float = option(0.75, "[0, 1]", "share of the training after which updates drop what is 0")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        total_steps: int,
-        every: int = 100,
-        drop_fraction: float | None = None,
-        seed: int = 0,
-        end: float = 0.75,
-    ) -> None:
-        if not 0 <= end <= 1:
-            raise ValueError(f"expected end in [0, 1] (share of the training), got {end}")
-        super().__init__(model, optimizer, total_steps=total_steps, every=every, drop_fraction=drop_fraction, seed=seed)
+    def setup(self) -> None:
         for name, layer in self.layers.items():
             if not isinstance(layer._modules.get("transform"), SoftThreshold):
                 raise ValueError(
                     f"expected a learned threshold in {name!r}, got none, try spfde.topology.learn_thresholds(model) "
                     f"before building the optimizer"
                 )
-        self.end = end * total_steps
         self.annealing = {name: layer.transform.below for name, layer in self.layers.items()}
-        self._every_step()
+        self.after_step()
 
-    def _every_step(self) -> None:
-        share = 0.0 if self._step >= self.end else (1 + cos(pi * self._step / self.end)) / 2
+    def after_step(self) -> None:
+        end = self.end * self.total_steps
+        share = 0.0 if self.steps_done >= end else (1 + cos(pi * self.steps_done / end)) / 2
         for name, layer in self.layers.items():
             layer.transform.below = share * self.annealing[name]
 
-    def _due(self, step: int) -> bool:
-        return super()._due(step) and step >= self.end
+    def due(self, step: int) -> bool:
+        return super().due(step) and step >= self.end * self.total_steps
 
-    def _all_stay(self, live: Mapping[str, SparseLayer], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return find_all({n: (at._effective()[: at.nnz] != 0).flatten(1).any(1) for n, at in live.items()})
+    def keep_all(self, layers: Mapping[str, LayerState], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weights = {name: layer.module._effective()[: layer.nnz] for name, layer in layers.items()}
+        return nonzero_all({name: (weight != 0).flatten(1).any(1) for name, weight in weights.items()})
 
-    def _exchange(self, name: str, layer: SparseLayer, score: Tensor, stays: Tensor, count: int) -> Shift | None:
-        if stays.numel() == layer.nnz:
+    def exchange(self, layer: LayerState, score: Tensor, kept: Tensor, count: int) -> Shift | None:
+        if kept.numel() == layer.nnz:
             return None
-        shift = self._move(name, layer, layer.positions()[stays])
-        self.target[name] = layer.nnz
+        shift = self.move(layer, layer.positions[kept])
+        self.target[layer.name] = shift.after
         return shift
 
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {"annealing": dict(self.annealing)}
 
-    def _load_own(self, state: dict[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.annealing = dict(state["annealing"])
-        self._every_step()
+        self.after_step()

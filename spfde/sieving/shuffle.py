@@ -1,0 +1,18 @@
+"""Orders that are a pure function of a seed: nothing to keep for a resumed run, the same on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derived(seed: int, purpose: str, counter: int) -> int:
+    """A seed for one of several draws that must not be alike."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{counter}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def shuffled(samples: torch.Tensor, seed: int) -> torch.Tensor:
+    """`samples` [n] in an order that is a pure function of their number and the seed."""
+    return samples[torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))]

@@ -1,0 +1,184 @@
+"""The dense weight gradient of one step, for growth: in slabs of rows, from what its backward passes leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spfde.nn import SparseLayer
+from spfde.sparse import no_sync
+from spfde.topology.gradients import dense_gradient, factors, wide
+
+# Weights in a slab: large enough for a matrix product to run well, small beside any model.
+SLAB = 1 << 20
+
+
+class GradientProbe:
+    """Collects what the dense weight gradient of one layer is made of, over all backward passes of a step.
+
+    It keeps the factors dY and X while they are smaller than the dense weight, else their product, so an armed step
+    needs at most one dense gradient per layer and mostly far less.
+    """
+
+    def __init__(self, layer: SparseLayer) -> None:
+        self.layer = layer
+        self._factors: list[tuple[Tensor, Tensor]] = []
+        self._sum: Tensor | None = None
+
+    def __call__(self, dy: Tensor, x: Tensor | None = None) -> None:
+        """One more backward pass. dy: gradient of the output for input x, or that of the dense weight itself."""
+        dy = dy.detach()
+        if x is None:
+            self._sum = wide(dy) if self._sum is None else self._sum + wide(dy)
+            return
+        self._factors.append(factors(self.layer, dy, x))
+        if sum(dy.numel() + x.numel() for dy, x in self._factors) > prod(self.layer.shape):
+            self.multiply()
+
+    @property
+    def seen(self) -> bool:
+        """Whether a backward pass came by."""
+        return bool(self._factors) or self._sum is not None
+
+    def multiply(self) -> None:
+        """Replaces the factors by their product, the dense gradient of this rank."""
+        if self._factors:
+            slabs = [self._slab(start, stop) for start, stop in self._spans()]
+            self._factors, self._sum = [], torch.cat(slabs)
+
+    def slabs(self) -> Iterator[tuple[int, Tensor]]:
+        """(position of its first block, blocks [n, R, C] of the gradient), in order, averaged over ranks.
+
+        Every rank must walk through it: each slab is one all-reduce.
+        """
+        grid = self.layer.grid
+        for start, stop in self._spans():
+            slab = self._slab(start, stop)
+            if ranks() > 1:
+                slab = slab.clone(memory_format=torch.contiguous_format)  # it may be a view of the sum
+                dist.all_reduce(slab)
+                slab /= ranks()
+            yield start // grid.block[0] * grid.shape[1], replace(grid, outputs=stop - start).cut(slab)
+
+    def magnitudes(self) -> Iterator[tuple[int, Tensor]]:
+        """(position of its first block, sum of |gradient| over each block), as `slabs`."""
+        for first, blocks in self.slabs():
+            yield first, blocks.abs().sum((1, 2))
+
+    def scale(self) -> Tensor:
+        """What the gradient that was seen must be multiplied by to be what the optimizer step sees: [] float64.
+
+        It differs under GradScaler, averaging over ranks and clipping; 1 where the stored weights do not tell.
+        """
+        layer = self.layer
+        positions, grad = layer.positions(), layer.values.grad
+        used, found = layer.values.new_zeros(2, dtype=torch.float64)
+        for first, blocks in self.slabs():
+            found = found + _stored(blocks, positions - first).abs().sum()
+        if grad is not None:
+            used = used + grad[: layer.nnz].abs().sum()
+        return torch.where((used != 0) & (found != 0), used / found, 1.0)
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Rows [start, stop) of the slabs: whole blocks, whole groups of a grouped convolution."""
+        rows, groups = self.layer.shape[0], self.layer.window.groups
+        unit = self.layer.grid.block[0] if groups == 1 else rows // groups
+        step = max(1, SLAB // max(1, unit * prod(self.layer.shape[1:]))) * unit
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
+
+    def _slab(self, start: int, stop: int) -> Tensor:
+        parts = [] if self._sum is None else [self._sum[start:stop]]
+        parts += [dense_gradient(self.layer, dy, x, start, stop) for dy, x in self._factors]
+        if not parts:
+            values = self.layer.values
+            return values.new_zeros(stop - start, *self.layer.shape[1:], dtype=wide(values).dtype)
+        return sum(parts[1:], parts[0])
+
+
+class GradientProbes:
+    """Probes on the layers of an armed step; none on any other, so that other steps pay nothing.
+
+    A copy of a topology is armed as its original was, with nothing seen yet; a copy of a model has no probes.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, GradientProbe] = {}
+
+    def arm(self, layers: Mapping[str, SparseLayer]) -> None:
+        """Puts a probe on each of these layers; what was seen before is forgotten."""
+        self.disarm()
+        self.of = {name: GradientProbe(layer) for name, layer in layers.items()}
+        for probe in self.of.values():
+            probe.layer._grad_probe = probe
+
+    def disarm(self) -> None:
+        """Takes all probes away."""
+        for probe in self.of.values():
+            probe.layer._grad_probe = None
+        self.of = {}
+
+    def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:
+        """Those layers whose dense gradient was seen, on any rank.
+
+        Raises:
+            ValueError: nothing is armed, or a layer has a gradient that came about unseen.
+        """
+        if layers and not self.of:
+            raise ValueError(
+                "expected an update to follow backward passes that were watched, got none, try step() in its place, or "
+                "arm() before the backward pass"
+            )
+        armed = {name: layer for name, layer in layers.items() if name in self.of}
+        for name, layer in armed.items():
+            if not self.of[name].seen and layer.values.grad is not None and bool(layer.values.grad.any()):
+                raise ValueError(
+                    f"expected the backward pass of {name!r} to be watched, got a gradient from elsewhere (a compiled "
+                    f"model?), try the model itself, uncompiled, while topology.armed is true"
+                )
+        seen = agree([self.of[name].seen for name in armed], any_rank=True)
+        return {name: layer for (name, layer), there in zip(armed.items(), seen, strict=True) if there}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layers": {name: probe.layer for name, probe in self.of.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.of = {}
+        self.arm(state["layers"])
+
+
+def finite_gradients(optimizer: Optimizer) -> bool:
+    """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def agree(flags: list[bool], any_rank: bool) -> list[bool]:
+    """Each flag over all ranks: set on any of them, or on every one."""
+    if ranks() == 1 or not flags:
+        return flags
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(votes, dist.ReduceOp.MAX if any_rank else dist.ReduceOp.MIN)
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def _stored(blocks: Tensor, here: Tensor) -> Tensor:
+    """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
+    if not no_sync.is_async(here):
+        start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
+        return blocks[here[start:stop]]
+    inside = (here >= 0) & (here < len(blocks))
+    return blocks[here.clamp(0, len(blocks) - 1)] * inside.view(-1, 1, 1)

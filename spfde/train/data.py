@@ -1,0 +1,214 @@
+"""Mini-batches of (images, targets, indices) in a given order, and the generators that a run may draw from."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from spfde.data import Images, Pixels, UnreadableImage
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Source(Protocol):
+    """Where the batches of one data set come from."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+        """Yield images, targets [b] and indices [b] of the samples in `order` [n].
+
+        What is random about a batch is a function of `key` (integers >= 0) and the batch alone.
+        """
+
+
+def split(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order [n] into batches; a last batch of one sample joins the one before it.
+
+    BatchNorm has no statistics for one sample.
+    """
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's order: a pure function, so nothing is kept for a resumed run."""
+    return seed * 1_000_003 + epoch
+
+
+class TensorSource:
+    """Whole batches by one indexing of the tensors that hold the data set."""
+
+    def __init__(self, images: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.images, self.targets, self.finish = images, targets, finish
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.images)
+
+    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+        """Yield images, targets and indices."""
+        for indices in split(order, batch_size):
+            images = self.images[indices]
+            yield images if self.finish is None else self.finish(images), self.targets[indices], indices
+
+
+class _Indexed(Dataset):
+    """A data set whose items carry their index, and whose batches draw from generators seeded for each of them.
+
+    So a run that is resumed in the middle of an epoch has no generator of any worker to bring back, and the
+    numbers are the same with any number of workers.
+    """
+
+    def __init__(self, dataset: Dataset, key: tuple[int, ...]) -> None:
+        self.dataset, self.key = dataset, key
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any, int] | UnreadableImage]:
+        with isolated():
+            seed(*self.key, indices[0])
+            return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> tuple[Any, Any, int] | UnreadableImage:
+        try:
+            image, target = self.dataset[index]
+        except UnreadableImage as error:
+            return error  # raised from a worker, it would carry the worker's traceback as its message
+        return image, target, index
+
+
+def _collated(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UnreadableImage)), None) or default_collate(items)
+
+
+class LoaderSource:
+    """A torch DataLoader over any map-style data set of (image, target)."""
+
+    def __init__(self, dataset: Dataset, workers: int = 0) -> None:
+        self.dataset, self.workers = dataset, workers
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+        """Yield images, targets and indices.
+
+        Raises:
+            UnreadableImage: an image file cannot be decoded.
+        """
+        loader = DataLoader(
+            _Indexed(self.dataset, key),
+            batch_sampler=[indices.tolist() for indices in split(order, batch_size)],
+            num_workers=self.workers,
+            collate_fn=_collated,
+            worker_init_fn=_leave_signals_to_the_run,
+            generator=torch.Generator(),  # torch's own would move by the seeds that it draws for its workers
+        )
+        for batch in loader:
+            if isinstance(batch, UnreadableImage):
+                raise batch
+            yield batch
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    # Terminals and service managers signal the whole group; a worker that died of it would end the step it feeds.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def source(dataset: Dataset, workers: int = 0) -> Source:
+    """Return the fastest source for a data set.
+
+    spfde's Images and Pixels and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other
+    one, a subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
+
+    Raises:
+        TypeError: it has no length, is empty, or its items are not (image tensor, class index).
+    """
+    if not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise TypeError(f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one")
+    if type(dataset) is Images:
+        return TensorSource(dataset.images, dataset.targets)
+    if type(dataset) is Pixels:
+        return TensorSource(dataset.images, dataset.targets, dataset.normalise)
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[1].ndim == 1:
+        _require_classes(dataset.tensors[1])
+        return TensorSource(dataset.tensors[0], dataset.tensors[1].long())
+    item = dataset[0]
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    if not (pair and isinstance(item[0], Tensor) and isinstance(item[1], Tensor | Integral)):
+        raise TypeError(
+            f"expected items (image tensor, class index), got {_describe(item)}, try a transform that makes them so"
+        )
+    _require_classes(torch.as_tensor(item[1]))
+    return LoaderSource(dataset, workers)
+
+
+def _require_classes(targets: Tensor) -> None:
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"expected class indices as integers, got {targets.dtype}, try targets.long()")
+
+
+def _describe(item: object) -> str:
+    if isinstance(item, tuple | list):
+        return f"({', '.join(type(part).__name__ for part in item)})"
+    return type(item).__name__
+
+
+# ---- every generator that a run may draw from: torch's, NumPy's and Python's -----------------------------------------
+
+
+def random_state(device: torch.device | None = None) -> dict[str, Any]:
+    """Return where the generators are, as tensors and plain values; that of a GPU too, if `device` is one."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+    }
+    return state if _is_cpu(device) else {**state, "cuda": torch.cuda.get_rng_state(device)}
+
+
+def restore_random(kept: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Put the generators where `random_state` found them; a GPU's only if it was kept."""
+    kind, keys, *rest = kept["numpy"]
+    torch.set_rng_state(kept["torch"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(kept["python"])
+    if not _is_cpu(device) and "cuda" in kept:
+        torch.cuda.set_rng_state(kept["cuda"], device)
+
+
+def seed(*key: int) -> None:
+    """Start every generator at a pure function of `key`: integers >= 0."""
+    # With its length: to NumPy a key that ends in zeros is the same as one without them.
+    drawn = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
+    torch.manual_seed(int(drawn[0]) << 32 | int(drawn[1]))
+    np.random.seed(drawn)
+    random.seed(drawn.tobytes())
+
+
+@contextmanager
+def isolated(device: torch.device | None = None) -> Iterator[None]:
+    """Leave the generators afterwards as they were before."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        restore_random(before, device)
+
+
+def _is_cpu(device: torch.device | None) -> bool:
+    return device is None or device.type == "cpu"

@@ -1,0 +1,46 @@
+"""Recipes as TOML: the same fields, the same names, one per line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from spfde.train.recipe.recipe import Recipe, require_fields
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the fields that a TOML file sets; their values are for `Recipe` to check.
+
+    Raises:
+        ValueError: the file cannot be read, is no TOML, or sets what is no field of a recipe.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"expected a recipe in {path}, got {error.strerror}, try the path of a TOML file") from error
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"expected TOML in {path}, got an error ({reason}), try lines like: epochs = 10") from error
+    require_fields(values, str(path))
+    return values
+
+
+def text(recipe: Recipe) -> str:
+    """Write a recipe as TOML that `read` takes back; a field without a value is left out, TOML has no word for None."""
+    return "".join(f"{name} = {_value(v)}\n" for name, v in recipe.to_dict().items() if v not in (None, {}))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(name)} = {_value(v)}' for name, v in value.items())} }}"
+    # JSON's strings and booleans are TOML's, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
