@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -53,4 +54,11 @@ def command(recipe: Mapping[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_plain(each)}" for name, each in value.items())
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _plain(value: Any) -> str:
+    """As the command line reads it: true, false and null as JSON has them."""
+    return value if isinstance(value, str) else json.dumps(value)

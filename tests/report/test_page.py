@@ -159,6 +159,8 @@ def test_the_command_trains_the_recipe_again():
     ]
     own = Recipe(sparsity=0.8, freeze=0.1, sieve=0.1)
     assert command(own.to_dict()) == "spfde train --sparsity 0.8"
+    asked = Recipe(topology="set", topology_options={"split_signs": True}).to_dict()
+    assert command(asked) == "spfde train --topology set --topology-options split_signs=true"
     step = json.loads(json.dumps(Recipe(schedule="step", milestones=(0.3, 0.6), optimizer="adamw").to_dict()))
     assert command(step) == "spfde train --optimizer adamw --schedule step --milestones 0.3,0.6"
 
