@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu.record import Record
-from gpu.targets import HEAD, table, verdicts
+from record import Record
+from targets import HEAD, table, verdicts
 
 from spfde.kernels.dispatch.problem import STEPS, Problem
 from spfde.kernels.triton.config import GPUS, SIZES
@@ -19,7 +19,7 @@ PREDICTED = re.findall(r"^\| ([\w ]+?) \| (0\.\d+) \| (0\.\d+) \| (0\.\d+) \| (0
 
 def test_the_targets_are_those_of_the_benchmark():
     section = PAGE.split("## Targets")[1].split("\n## ")[0]
-    assert table(HEAD, [verdict.row for verdict in verdicts(Record({}, []))]) in section
+    assert table(HEAD, [verdict.row for verdict in verdicts(Record({}, "", 0, []))]) in section
 
 
 def test_the_examples_run(capsys):

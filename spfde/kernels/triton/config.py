@@ -1,4 +1,4 @@
-"""What is known of GPUs, and how a kernel is launched on them where nothing was measured (else `table` says).
+"""What is known of GPUs, and how a kernel is launched on them where nothing was measured (see `tuned`).
 
 Pure functions and constants; neither triton nor a GPU is needed.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 from spfde.kernels.triton import config
 from spfde.kernels.triton.index import TritonIndex
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
-from spfde.kernels.triton.table import launch_of
+from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import store_blocks, store_sums
 from spfde.sparse.tiles import stack_of
 

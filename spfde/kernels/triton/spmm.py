@@ -15,7 +15,7 @@ from spfde.kernels.triton import config
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.index import TritonIndex
 from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
-from spfde.kernels.triton.table import launch_of
+from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of
 from spfde.sparse.tiles import Tiles
 
