@@ -37,7 +37,7 @@ def require_compiler():
     wanted = os.environ.get("CXX")
     names = shlex.split(wanted)[:1] if wanted else ["c++", "g++", "clang++"]
     if not any(shutil.which(name) for name in names):
-        stop(f"expected a C++17 compiler, found none of {', '.join(names)}, try: apt install g++, or set CXX")
+        stop(f"expected a C++20 compiler, found none of {', '.join(names)}, try: apt install g++, or set CXX")
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         stop(f"expected Python's headers, found no {header}, try: apt install python3-dev")

@@ -102,9 +102,9 @@ def _core_calls() -> Iterator[list[float]]:
     originals = {name: call for name, call in vars(core).items() if callable(call) and not name.startswith("_")}
 
     def timed(call: Callable) -> Callable:
-        def run(*args):
+        def run(*args, **named):
             start = time.perf_counter()
-            result = call(*args)
+            result = call(*args, **named)
             seconds.append(time.perf_counter() - start)
             return result
 

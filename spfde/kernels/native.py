@@ -7,7 +7,8 @@ gaps is copied first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
-from spfde.sparse.plan import KernelIndex, Plan, slots
+from spfde.sparse.plan import KernelIndex, Plan, Window, slots
 
 
 class _Linear(Product):
@@ -105,8 +106,9 @@ class _Conv2d(Product):
         y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
         _, height, width = values.shape
         run, block = (native().conv2d, ()) if height == 1 else (native().conv2d_blocks, (height, width))
+        plan = _plan(x.shape, problem.shape, problem.window)
         run(
-            _shape(x.shape, problem), *block, index.row_ptr.data_ptr(), index.col.data_ptr(),
+            plan, *block, index.row_ptr.data_ptr(), index.col.data_ptr(),
             values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -124,14 +126,15 @@ class _Conv2d(Product):
         memory = memory_format_of(dy)
         dy, last = dy.contiguous(memory_format=memory), memory is torch.channels_last
         dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=memory)
+        plan = _plan(tuple(size), problem.shape, problem.window)
         if values.shape[1] == 1:
             native().conv2d_input_grad(
-                _shape(size, problem), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
+                plan, index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
                 index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
             )  # fmt: skip
         else:
             native().conv2d_blocks_input_grad(
-                _shape(size, problem), *values.shape[1:], index.row_ptr.data_ptr(), index.col.data_ptr(),
+                plan, *values.shape[1:], index.row_ptr.data_ptr(), index.col.data_ptr(),
                 values.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, torch.get_num_threads(),
             )  # fmt: skip
         return dx
@@ -143,20 +146,25 @@ class _Conv2d(Product):
         dy, x = dy.contiguous(memory_format=dy_memory), x.contiguous(memory_format=x_memory)
         dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(problem.shape[0] if bias else 0)
         run, cut = (native().conv2d_blocks_weight_grad, block) if block[0] > 1 else (native().conv2d_weight_grad, ())
+        plan = _plan(x.shape, problem.shape, problem.window)
         run(
-            _shape(x.shape, problem), *cut, len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(),
-            x.data_ptr(), dy.data_ptr(), x_memory is torch.channels_last, dy_memory is torch.channels_last,
+            plan, *cut, len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(),
+            dy.data_ptr(), x.data_ptr(), dy_memory is torch.channels_last, x_memory is torch.channels_last,
             dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
         )  # fmt: skip
         return dvalues, dbias
 
 
-def _shape(size: Sequence[int], problem: Problem) -> tuple[int, ...]:
-    """The fields of `Conv2dShape` in csrc/include/spfde/conv2d.h, in order. size: the input's."""
-    window = problem.window
-    return (
-        *size, problem.shape[0], *problem.size, *window.kernel, *window.stride, window.padding[0], window.padding[2],
-        *window.dilation, window.groups,
+@lru_cache(maxsize=1024)
+def _plan(size: tuple[int, ...], shape: tuple[int, ...], window: Window) -> Any:
+    """What the native convolutions of one shape share, see `Conv2dPlan` in csrc/cpu/geometry.h. size: the input's."""
+    batch, channels, height, width = size
+    (out_h, out_w), padding = window.output_size(height, width), window.padding
+    return native().Conv2dPlan(
+        batch=batch, in_channels=channels, in_h=height, in_w=width, out_channels=shape[0], out_h=out_h, out_w=out_w,
+        kernel_h=window.kernel[0], kernel_w=window.kernel[1], stride_h=window.stride[0], stride_w=window.stride[1],
+        pad_top=padding[0], pad_left=padding[2], dilation_h=window.dilation[0], dilation_w=window.dilation[1],
+        groups=window.groups,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from spfde.kernels.clock import timed
 from spfde.kernels.dtypes import refuse_double_backward, through_dispatcher
 from spfde.kernels.memory_format import address, memory_format_of
 
-# In the order of Activation in csrc/include/spfde/norm.h.
+# In the order of Activation in csrc/include/spfde/norm_act.h.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
@@ -134,7 +134,7 @@ def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) ->
 
 
 def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
-    """The fields of NormShape in csrc/include/spfde/norm.h; single pixels have one layout, read as channels_last."""
+    """The fields of NormShape in csrc/include/spfde/norm_act.h; single pixels are read as channels_last."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     return batch, channels, pixels, pixels == 1 or memory_format_of(x) == torch.channels_last
@@ -160,9 +160,9 @@ def compute(
         mean, var, running_mean, running_var = running_mean, running_var, None, None
     y = torch.empty_like(x)
     native().norm_act(
-        _native_shape(x), _CODES[act], training, eps, address(weight), address(bias), x.data_ptr(),
-        address(residual), mean.data_ptr(), var.data_ptr(), address(running_mean), address(running_var), momentum,
-        y.data_ptr(), torch.get_num_threads(),
+        *_native_shape(x), _CODES[act], training, eps, momentum, address(weight), address(bias), x.data_ptr(),
+        address(residual), mean.data_ptr(), var.data_ptr(), address(running_mean), address(running_var), y.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     for moved in (running_mean, running_var):
         if moved is not None and not moved.is_inference():
@@ -188,8 +188,8 @@ def compute_grad(
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
     dresidual = None if y is None else torch.empty_like(x)
     native().norm_act_grad(
-        _native_shape(x), _CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(), var.data_ptr(),
-        x.data_ptr(), address(y), dy.data_ptr(), dx.data_ptr(), address(dresidual), dweight.data_ptr(),
+        *_native_shape(x), _CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(),
+        var.data_ptr(), x.data_ptr(), address(y), dy.data_ptr(), dx.data_ptr(), address(dresidual), dweight.data_ptr(),
         dbias.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx, dresidual, dweight, dbias

@@ -47,7 +47,7 @@ def scatter(values: Tensor, index: KernelIndex, shape: tuple[int, ...], buffer: 
     fits = buffer is not None and buffer.dtype == values.dtype
     dense = buffer if fits else values.new_zeros(prod(shape) + 1)
     if _runs_native(values, values.shape[1:]):
-        native().scatter_values(
+        native().scatter(
             shape[0], prod(shape[1:]), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
             dense.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
@@ -63,7 +63,7 @@ def gather(dense: Tensor, index: KernelIndex, block: tuple[int, ...]) -> Tensor:
         return F.pad(dense.reshape(-1), (0, 1)).index_select(0, places_of(index, dense.shape)).view(-1, *block)
     dense = dense.contiguous()
     values = dense.new_empty(index.col.numel(), 1, 1)
-    native().gather_values(
+    native().gather(
         rows, cols, index.col.numel(), index.row_ptr.data_ptr(), index.col.data_ptr(), dense.data_ptr(),
         values.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip

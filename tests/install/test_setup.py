@@ -41,7 +41,7 @@ def refusal(root, tmp_path, python):
 
 def test_a_missing_compiler_is_named(refusal):
     line = refusal()
-    assert line.startswith("spfde: expected a C++17 compiler, found none of c++, g++, clang++, try: apt install")
+    assert line.startswith("spfde: expected a C++20 compiler, found none of c++, g++, clang++, try: apt install")
 
 
 def test_a_compiler_that_cxx_names_and_nobody_has_is_named(refusal):

@@ -1,13 +1,13 @@
 // conv2d, its input and weight gradients, single weights and blocks, both memory formats.
-#include "spfde/conv2d.h"
-
 #include <algorithm>
 #include <array>
 
+#include "cases.h"
 #include "check.h"
-#include "spfde/blocks.h"
+#include "cpu/ops.h"
 
 using namespace test;
+namespace cpu = spfde::cpu;
 
 namespace {
 
@@ -128,20 +128,60 @@ struct Conv {
     });
     Floats got_y = unwritten(y.size()), got_dx = unwritten(dx.size());
     Floats got_dvalues = unwritten(dvalues.size()), got_dbias = unwritten(c.out);
+    const cpu::Conv2dPlan plan(shape);
+    const spfde::Exec exec{.threads = c.threads};
     if (c.height * c.width == 1) {
-      spfde::conv2d({shape, blocks.ptr.data(), blocks.col.data(), values.data(), bias.data(), x.data(), got_y.data(),
-                     x_last, y_last, c.threads});
-      input_grad(got_dx, x_last, y_last);
-      spfde::conv2d_weight_grad({shape, blocks.ptr.data(), blocks.col.data(), x.data(), dy.data(), x_last, y_last,
-                                 capacity, got_dvalues.data(), got_dbias.data(), c.threads});
+      cpu::conv2d({.shape = shape,
+                   .row_ptr = blocks.ptr.data(),
+                   .col = blocks.col.data(),
+                   .values = values.data(),
+                   .bias = bias.data(),
+                   .x = x.data(),
+                   .y = got_y.data(),
+                   .x_channels_last = x_last,
+                   .y_channels_last = y_last},
+                  plan, exec);
+      input_grad(plan, got_dx, x_last, y_last);
+      cpu::conv2d_weight_grad({.shape = shape,
+                               .capacity = capacity,
+                               .row_ptr = blocks.ptr.data(),
+                               .col = blocks.col.data(),
+                               .dy = dy.data(),
+                               .x = x.data(),
+                               .dy_channels_last = y_last,
+                               .x_channels_last = x_last,
+                               .dvalues = got_dvalues.data(),
+                               .dbias = got_dbias.data()},
+                              plan, exec);
     } else {
       const spfde::BlockIndex index{c.height, c.width, unit_ptr.data(), unit_col.data()};
-      spfde::conv2d_blocks(
-          {shape, index, values.data(), bias.data(), x.data(), got_y.data(), x_last, y_last, c.threads});
-      spfde::conv2d_blocks_input_grad(
-          {shape, index, values.data(), dy.data(), got_dx.data(), y_last, x_last, c.threads});
-      spfde::conv2d_blocks_weight_grad({shape, index, x.data(), dy.data(), x_last, y_last, capacity, got_dvalues.data(),
-                                        got_dbias.data(), c.threads});
+      cpu::conv2d_blocks({.shape = shape,
+                          .index = index,
+                          .values = values.data(),
+                          .bias = bias.data(),
+                          .x = x.data(),
+                          .y = got_y.data(),
+                          .x_channels_last = x_last,
+                          .y_channels_last = y_last},
+                         plan, exec);
+      cpu::conv2d_blocks_input_grad({.shape = shape,
+                                     .index = index,
+                                     .values = values.data(),
+                                     .dy = dy.data(),
+                                     .dx = got_dx.data(),
+                                     .dy_channels_last = y_last,
+                                     .dx_channels_last = x_last},
+                                    plan, exec);
+      cpu::conv2d_blocks_weight_grad({.shape = shape,
+                                      .capacity = capacity,
+                                      .index = index,
+                                      .dy = dy.data(),
+                                      .x = x.data(),
+                                      .dy_channels_last = y_last,
+                                      .x_channels_last = x_last,
+                                      .dvalues = got_dvalues.data(),
+                                      .dbias = got_dbias.data()},
+                                     plan, exec);
     }
     const std::string format = std::string(x_last ? ", x" : "") + (y_last ? ", y" : "") + ": ";
     expect_close(name + format + "y", got_y, y);
@@ -151,7 +191,7 @@ struct Conv {
   }
 
   // The transposed index of conv2d.h: rows are (input channel, residue of the tap modulo the stride).
-  void input_grad(Floats& dx, bool x_last, bool y_last) const {
+  void input_grad(const cpu::Conv2dPlan& plan, Floats& dx, bool x_last, bool y_last) const {
     const int64_t group_out = c.out / c.groups, rows = c.in * c.stride_h * c.stride_w;
     std::vector<std::array<int64_t, 3>> order;  // row, column, place in values
     for (const Weight& w : weights) {
@@ -169,17 +209,27 @@ struct Conv {
       perm.push_back(static_cast<int32_t>(from));
     }
     for (int64_t r = 0; r < rows; ++r) ptr[r + 1] += ptr[r];
-    spfde::conv2d_input_grad(
-        {shape, ptr.data(), col.data(), values.data(), perm.data(), dy.data(), dx.data(), y_last, x_last, c.threads});
+    cpu::conv2d_input_grad({.shape = shape,
+                            .row_ptr = ptr.data(),
+                            .col = col.data(),
+                            .perm = perm.data(),
+                            .values = values.data(),
+                            .dy = dy.data(),
+                            .dx = dx.data(),
+                            .dy_channels_last = y_last,
+                            .dx_channels_last = x_last},
+                           plan, {.threads = c.threads});
   }
 };
 
 }  // namespace
 
-void test_conv2d() {
+std::vector<Run> conv2d_cases() {
+  std::vector<Run> runs;
   int number = 0;
   for (const Case& size : kCases) {
     const Conv conv(size, ++number);
-    for (int format = 0; format < 4; ++format) conv.run(format & 1, format & 2);
+    for (int format = 0; format < 4; ++format) runs.push_back([=] { conv.run(format & 1, format & 2); });
   }
+  return runs;
 }

@@ -2,13 +2,12 @@
 #include <algorithm>
 #include <array>
 
+#include "cases.h"
 #include "check.h"
-#include "spfde/blocks.h"
-#include "spfde/masked.h"
-#include "spfde/sddmm.h"
-#include "spfde/spmm.h"
+#include "cpu/ops.h"
 
 using namespace test;
+namespace cpu = spfde::cpu;
 
 namespace {
 
@@ -81,21 +80,66 @@ struct Linear {
     }
     Floats got_y = unwritten(y.size()), got_dx = unwritten(dx.size());
     Floats got_dvalues = unwritten(dvalues.size()), got_dbias = unwritten(c.rows);
+    const spfde::Exec exec{.threads = c.threads};
     if (c.height * c.width == 1) {
-      spfde::spmm({c.rows, c.cols, batch, c.positions, blocks.ptr.data(), blocks.col.data(), values.data(), nullptr,
-                   bias.data(), x.data(), got_y.data(), c.threads});
+      cpu::spmm({.rows = c.rows,
+                 .cols = c.cols,
+                 .batch = batch,
+                 .positions = c.positions,
+                 .row_ptr = blocks.ptr.data(),
+                 .col = blocks.col.data(),
+                 .perm = nullptr,
+                 .values = values.data(),
+                 .bias = bias.data(),
+                 .x = x.data(),
+                 .y = got_y.data()},
+                exec);
       input_grad(got_dx);
-      spfde::sddmm({c.rows, c.cols, batch, c.positions, capacity, blocks.ptr.data(), blocks.col.data(), dy.data(),
-                    x.data(), got_dvalues.data(), got_dbias.data(), c.threads});
+      cpu::sddmm({.rows = c.rows,
+                  .cols = c.cols,
+                  .batch = batch,
+                  .positions = c.positions,
+                  .capacity = capacity,
+                  .row_ptr = blocks.ptr.data(),
+                  .col = blocks.col.data(),
+                  .dy = dy.data(),
+                  .x = x.data(),
+                  .dvalues = got_dvalues.data(),
+                  .dbias = got_dbias.data()},
+                 exec);
       masked();
     } else {
       const spfde::BlockIndex index{c.height, c.width, unit_ptr.data(), unit_col.data()};
-      spfde::spmm_blocks(
-          {c.rows, c.cols, batch, c.positions, index, values.data(), bias.data(), x.data(), got_y.data(), c.threads});
-      spfde::spmm_blocks_input_grad(
-          {c.rows, c.cols, batch, c.positions, index, values.data(), dy.data(), got_dx.data(), c.threads});
-      spfde::sddmm_blocks({c.rows, c.cols, batch, c.positions, index, capacity, dy.data(), x.data(), got_dvalues.data(),
-                           got_dbias.data(), c.threads});
+      cpu::spmm_blocks({.rows = c.rows,
+                        .cols = c.cols,
+                        .batch = batch,
+                        .positions = c.positions,
+                        .index = index,
+                        .values = values.data(),
+                        .bias = bias.data(),
+                        .x = x.data(),
+                        .y = got_y.data()},
+                       exec);
+      cpu::spmm_blocks_input_grad({.rows = c.rows,
+                                   .cols = c.cols,
+                                   .batch = batch,
+                                   .positions = c.positions,
+                                   .index = index,
+                                   .values = values.data(),
+                                   .dy = dy.data(),
+                                   .dx = got_dx.data()},
+                                  exec);
+      cpu::sddmm_blocks({.rows = c.rows,
+                         .cols = c.cols,
+                         .batch = batch,
+                         .positions = c.positions,
+                         .capacity = capacity,
+                         .index = index,
+                         .dy = dy.data(),
+                         .x = x.data(),
+                         .dvalues = got_dvalues.data(),
+                         .dbias = got_dbias.data()},
+                        exec);
     }
     expect_close(name + ": y", got_y, y);
     expect_close(name + ": dx", got_dx, dx);
@@ -115,27 +159,49 @@ struct Linear {
       perm.push_back(static_cast<int32_t>(from));
     }
     for (int64_t c = 0; c < size.cols; ++c) ptr[c + 1] += ptr[c];
-    spfde::spmm({size.cols, size.rows, batch, size.positions, ptr.data(), col.data(), values.data(), perm.data(),
-                 nullptr, dy.data(), dx.data(), size.threads});
+    cpu::spmm({.rows = size.cols,
+               .cols = size.rows,
+               .batch = batch,
+               .positions = size.positions,
+               .row_ptr = ptr.data(),
+               .col = col.data(),
+               .perm = perm.data(),
+               .values = values.data(),
+               .bias = nullptr,
+               .x = dy.data(),
+               .y = dx.data()},
+              {.threads = size.threads});
   }
 
   void masked() const {
     Floats dense(size.rows * size.cols, 0), back = unwritten(capacity), wanted = values;
     wanted.resize(capacity, 0);
-    spfde::scatter_values(size.rows, size.cols, blocks.ptr.data(), blocks.col.data(), values.data(), dense.data(),
-                          size.threads);
+    cpu::scatter({.rows = size.rows,
+                  .cols = size.cols,
+                  .row_ptr = blocks.ptr.data(),
+                  .col = blocks.col.data(),
+                  .values = values.data(),
+                  .dense = dense.data()},
+                 {.threads = size.threads});
     bool right = true;
     each_weight([&](int64_t row, int64_t col, int64_t k) { right &= dense[row * size.cols + col] == values[k]; });
-    expect(right, name + ": scatter_values");
-    spfde::gather_values(size.rows, size.cols, capacity, blocks.ptr.data(), blocks.col.data(), dense.data(),
-                         back.data(), size.threads);
-    expect(back == wanted, name + ": gather_values");
+    expect(right, name + ": scatter");
+    cpu::gather({.rows = size.rows,
+                 .cols = size.cols,
+                 .capacity = capacity,
+                 .row_ptr = blocks.ptr.data(),
+                 .col = blocks.col.data(),
+                 .dense = dense.data(),
+                 .values = back.data()},
+                {.threads = size.threads});
+    expect(back == wanted, name + ": gather");
   }
 };
 
 }  // namespace
 
-void test_linear() {
-  int number = 0;
-  for (const Case& size : kCases) Linear(size, ++number).run();
+std::vector<Run> linear_cases() {
+  std::vector<Run> runs;
+  for (const Case& size : kCases) runs.push_back([linear = Linear(size, runs.size() + 1)] { linear.run(); });
+  return runs;
 }

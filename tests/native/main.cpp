@@ -1,31 +1,21 @@
 // The native core by itself, without Python or torch: every op against sums in double. SPFDE_ISA chooses the copy.
 #include <cstdlib>
 
+#include "cases.h"
 #include "check.h"
-#include "spfde/isa.h"
+#include "cpu/isa.h"
 
-void test_linear();
-void test_conv2d();
-void test_norm();
-
-namespace {
-
-void test_isas() {
-  const std::vector<spfde::Isa> runnable = spfde::runnable_isas();
-  test::expect(!runnable.empty(), "an instruction set that runs here");
-#if defined(__aarch64__)
-  test::expect(runnable == std::vector<spfde::Isa>{spfde::Isa::neon}, "aarch64 runs NEON");
-#endif
-}
-
-}  // namespace
+void test_isas();
+void test_types();
+void test_out_of_memory();
 
 int main() {
-  std::printf("instruction set %s\n", spfde::isa_name(spfde::isa()));
+  std::printf("instruction set %s\n", spfde::cpu::isa().name);
   test_isas();
-  test_linear();
-  test_conv2d();
-  test_norm();
+  test_types();
+  for (const auto& cases : {linear_cases(), conv2d_cases(), norm_act_cases()})
+    for (const test::Run& run : cases) run();
+  test_out_of_memory();
   std::printf(test::failures ? "%d failures\n" : "all passed\n", test::failures);
   return test::failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

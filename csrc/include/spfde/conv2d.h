@@ -1,11 +1,14 @@
 // Two-dimensional cross-correlation with a sparse weight: forward, input gradient, weight gradient.
 //
-// Activations are float32 [batch, channels, height, width], contiguous or (by their flag) channels_last. A stored
-// weight of output channel o in group g has col = (c * kernel_h + i) * kernel_w + j with c the input channel counted
-// inside the group.
+// Activations are [batch, channels, height, width], contiguous or (by their flag) channels_last. A stored weight of
+// output channel o in group g has col = (c * kernel_h + i) * kernel_w + j with c the input channel counted inside the
+// group.
 #pragma once
 
 #include <cstdint>
+
+#include "spfde/block_index.h"
+#include "spfde/dtype.h"
 
 namespace spfde {
 
@@ -24,12 +27,12 @@ struct Conv2dArgs {
   Conv2dShape shape;
   const int32_t* row_ptr;  // [out_channels + 1]
   const int32_t* col;      // [nnz] ascending within a row
-  const float* values;     // [nnz]
-  const float* bias;       // [out_channels] or nullptr
-  const float* x;          // [batch, in_channels, in_h, in_w]
-  float* y;                // [batch, out_channels, out_h, out_w] written
+  const void* values;      // [nnz]
+  const void* bias;        // [out_channels] or nullptr
+  const void* x;           // [batch, in_channels, in_h, in_w]
+  void* y;                 // [batch, out_channels, out_h, out_w] written
   bool x_channels_last, y_channels_last;
-  int threads;
+  DType dtype = DType::float32;  // of values, bias, x and y
 };
 
 // The transposed index groups the weights of one input channel by the residue of their tap modulo the stride,
@@ -40,29 +43,59 @@ struct Conv2dInputGradArgs {
   Conv2dShape shape;
   const int32_t* row_ptr;  // [in_channels * stride_h * stride_w + 1]
   const int32_t* col;      // [nnz] ascending within a row
-  const float* values;     // [nnz]
   const int32_t* perm;     // [nnz]: stored weight k of the transposed index is values[perm[k]]
-  const float* dy;         // [batch, out_channels, out_h, out_w]
-  float* dx;               // [batch, in_channels, in_h, in_w] written
+  const void* values;      // [nnz]
+  const void* dy;          // [batch, out_channels, out_h, out_w]
+  void* dx;                // [batch, in_channels, in_h, in_w] written
   bool dy_channels_last, dx_channels_last;
-  int threads;
+  DType dtype = DType::float32;  // of values, dy and dx
 };
 
 struct Conv2dWeightGradArgs {
   Conv2dShape shape;
+  int64_t capacity;        // slots of dvalues, >= nnz
   const int32_t* row_ptr;  // [out_channels + 1]
   const int32_t* col;      // [nnz] ascending within a row
-  const float* x;          // [batch, in_channels, in_h, in_w]
-  const float* dy;         // [batch, out_channels, out_h, out_w]
-  bool x_channels_last, dy_channels_last;
-  int64_t capacity;  // slots of dvalues, >= nnz
-  float* dvalues;    // [capacity] written, 0 past nnz
-  float* dbias;      // [out_channels] written, or nullptr
-  int threads;
+  const void* dy;          // [batch, out_channels, out_h, out_w]
+  const void* x;           // [batch, in_channels, in_h, in_w]
+  bool dy_channels_last, x_channels_last;
+  void* dvalues;                 // [capacity] written, 0 past nnz
+  void* dbias;                   // [out_channels] written, or nullptr
+  DType dtype = DType::float32;  // of dy, x, dvalues and dbias
 };
 
-void conv2d(const Conv2dArgs& args);
-void conv2d_input_grad(const Conv2dInputGradArgs& args);
-void conv2d_weight_grad(const Conv2dWeightGradArgs& args);
+// The same for blocks. Rows are output channels; out_channels / groups is a multiple of height.
+struct Conv2dBlocksArgs {
+  Conv2dShape shape;
+  BlockIndex index;
+  const void* values;  // [blocks, height, width]
+  const void* bias;    // [out_channels] or nullptr
+  const void* x;       // [batch, in_channels, in_h, in_w]
+  void* y;             // [batch, out_channels, out_h, out_w] written
+  bool x_channels_last, y_channels_last;
+  DType dtype = DType::float32;  // of values, bias, x and y
+};
+
+struct Conv2dBlocksInputGradArgs {
+  Conv2dShape shape;
+  BlockIndex index;
+  const void* values;  // [blocks, height, width]
+  const void* dy;      // [batch, out_channels, out_h, out_w]
+  void* dx;            // [batch, in_channels, in_h, in_w] written
+  bool dy_channels_last, dx_channels_last;
+  DType dtype = DType::float32;  // of values, dy and dx
+};
+
+struct Conv2dBlocksWeightGradArgs {
+  Conv2dShape shape;
+  int64_t capacity;  // blocks in dvalues, >= those stored
+  BlockIndex index;
+  const void* dy;  // [batch, out_channels, out_h, out_w]
+  const void* x;   // [batch, in_channels, in_h, in_w]
+  bool dy_channels_last, x_channels_last;
+  void* dvalues;                 // [capacity, height, width] written, 0 past the stored blocks
+  void* dbias;                   // [out_channels] written, or nullptr
+  DType dtype = DType::float32;  // of dy, x, dvalues and dbias
+};
 
 }  // namespace spfde

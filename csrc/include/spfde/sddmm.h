@@ -1,27 +1,39 @@
 // dW = dY^T X at the stored positions of W only, with the bias gradient in the same pass.
+//
+// batch and positions: as in spmm.h, dY lying like Y.
 #pragma once
 
 #include <cstdint>
 
-#include "spfde/isa.h"
+#include "spfde/block_index.h"
+#include "spfde/dtype.h"
 
 namespace spfde {
 
 struct SddmmArgs {
-  int64_t rows;            // rows of W = columns of dY
-  int64_t cols;            // columns of W = columns of X
-  int64_t batch;           // rows of X and dY, or images x positions
-  int64_t positions;       // 1: X [batch, cols] and dY [batch, rows]; P: X [images, cols, P] and dY [images, rows, P]
+  int64_t rows;  // of W = columns of dY
+  int64_t cols;  // of W = columns of X
+  int64_t batch, positions;
   int64_t capacity;        // slots of dvalues, >= nnz
   const int32_t* row_ptr;  // [rows + 1]
   const int32_t* col;      // [nnz] ascending within a row
-  const float* dy;         // see positions
-  const float* x;          // see positions
-  float* dvalues;          // [capacity] written, 0 past nnz
-  float* dbias;            // [rows] written, or nullptr
-  int threads;             // >= 1
+  const void* dy;
+  const void* x;
+  void* dvalues;                 // [capacity] written, 0 past nnz
+  void* dbias;                   // [rows] written, or nullptr
+  DType dtype = DType::float32;  // of dy, x, dvalues and dbias
 };
 
-SPFDE_PER_ISA(sddmm, SddmmArgs)
+// The same for blocks.
+struct SddmmBlocksArgs {
+  int64_t rows, cols, batch, positions;
+  int64_t capacity;  // blocks in dvalues, >= those stored
+  BlockIndex index;
+  const void* dy;
+  const void* x;
+  void* dvalues;                 // [capacity, height, width] written, 0 past the stored blocks
+  void* dbias;                   // [rows] written, or nullptr
+  DType dtype = DType::float32;  // of dy, x, dvalues and dbias
+};
 
 }  // namespace spfde

@@ -1,30 +1,49 @@
 // Y = X W^T + bias for a sparse W: forward of a linear layer, and its input gradient through the transposed index.
+//
+// batch counts rows of X and Y, or images x positions. With positions == 1, X is [batch, cols] and Y [batch, rows];
+// with P positions, X is [images, cols, P] and Y [images, rows, P] (a pointwise convolution).
 #pragma once
 
 #include <cstdint>
 
-#include "spfde/isa.h"
+#include "spfde/block_index.h"
+#include "spfde/dtype.h"
 
 namespace spfde {
 
 struct SpmmArgs {
-  int64_t rows;            // rows of W
-  int64_t cols;            // columns of W
-  int64_t batch;           // rows of X and Y, or images x positions
-  int64_t positions;       // 1: X [batch, cols] and Y [batch, rows]; P: X [images, cols, P] and Y [images, rows, P]
+  int64_t rows;  // of W
+  int64_t cols;  // of W
+  int64_t batch, positions;
   const int32_t* row_ptr;  // [rows + 1] ascending, row_ptr[0] == 0
   const int32_t* col;      // [nnz] column of each stored weight, ascending within a row
-  const float* values;     // [nnz]
   const int32_t* perm;     // [nnz]: stored weight k is values[perm[k]]; or nullptr
-  const float* bias;       // [rows] or nullptr
-  const float* x;          // see positions
-  float* y;                // see positions, every element written
-  int threads;             // >= 1
+  const void* values;      // [nnz]
+  const void* bias;        // [rows] or nullptr
+  const void* x;
+  void* y;                       // every element written
+  DType dtype = DType::float32;  // of values, bias, x and y
 };
 
-SPFDE_PER_ISA(spmm, SpmmArgs)
+// The same for blocks.
+struct SpmmBlocksArgs {
+  int64_t rows, cols, batch, positions;
+  BlockIndex index;
+  const void* values;  // [blocks, height, width]
+  const void* bias;    // [rows] or nullptr
+  const void* x;
+  void* y;                       // every element written
+  DType dtype = DType::float32;  // of values, bias, x and y
+};
 
-// values[perm[k]] for k < n in scratch memory of the calling thread; `values` itself if perm is nullptr.
-const float* permuted(const float* values, const int32_t* perm, int64_t n, int threads);
+// DX = DY W for blocks; DY lies like Y, DX like X.
+struct SpmmBlocksInputGradArgs {
+  int64_t rows, cols, batch, positions;
+  BlockIndex index;
+  const void* values;  // [blocks, height, width]
+  const void* dy;
+  void* dx;                      // every element written
+  DType dtype = DType::float32;  // of values, dy and dx
+};
 
 }  // namespace spfde

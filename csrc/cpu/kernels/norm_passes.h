@@ -1,0 +1,237 @@
+// Two passes over the values of every channel, sums and then the result, in either memory layout.
+//
+// An operation says what to sum and what to write, for a vector of values or a single one (T), at position `at` of
+// the image tensors: before(c, numbers), term(T, numbers, at, lane), after(c, sums, numbers), write(T, numbers, at,
+// lane); sums() says whether the first pass is wanted.
+#pragma once
+
+#include "cpu/workspace.h"
+#include "simd.h"
+#include "spfde/norm_act.h"
+
+namespace spfde::cpu::SPFDE_ISA {
+namespace {
+
+template <class T>
+T read(const float* p);
+template <>
+inline Vec read<Vec>(const float* p) {
+  return load(p);
+}
+template <>
+inline float read<float>(const float* p) {
+  return *p;
+}
+inline void put(float* p, Vec v) { store(p, v); }
+inline void put(float* p, float v) { *p = v; }
+
+template <class T>
+struct Pair {
+  T first, second;
+};
+
+// A channel's numbers: before the sums kMean (for Forward a guess of it), and for Backward kScale and kBias; then all.
+enum { kMean, kScale, kBias, kSlope, kOffset, kNumbers };
+
+struct Shared {  // in a plane all values have the same
+  float numbers[kNumbers];
+  template <class T>
+  T get(int k, int64_t) const {
+    return T{} + numbers[k];
+  }
+};
+
+struct PerLane {  // in channels_last neighbours differ
+  const float* numbers;
+  int64_t lanes;
+  template <class T>
+  T get(int k, int64_t lane) const {
+    return read<T>(numbers + k * lanes + lane);
+  }
+};
+
+// Operations and numbers travel by value into every inner loop: a store may alias what a reference points to.
+template <class Op, class Numbers>
+inline void write_span(Op op, Numbers m, int64_t at, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) op.write(Vec{}, m, at + i, i);
+  for (; i < n; ++i) op.write(float{}, m, at + i, i);
+}
+
+inline double sum_of_lanes(Vec v) {
+  double sum = 0.;
+  for (int i = 0; i < kWidth; ++i) sum += v[i];
+  return sum;
+}
+
+constexpr int kUnroll = 4;  // independent sums in flight
+
+// ---- planes: neighbouring channels are taken together, so that memory is read in long runs --------------------------
+
+// Lanes of float, emptied into double before they have taken many terms.
+struct Sums {
+  Vec first = {}, second = {};
+  Pair<double> total = {0., 0.};
+  int64_t held = 0;
+
+  void empty() {
+    total.first += sum_of_lanes(first);
+    total.second += sum_of_lanes(second);
+    first = second = Vec{};
+    held = 0;
+  }
+  template <class Op>
+  void add(Op op, Shared m, int64_t at, int64_t n) {
+    constexpr int64_t kStep = kUnroll * kWidth, kMost = 64 * kStep;
+    int64_t i = 0;
+    while (i + kWidth <= n) {
+      const int64_t begin = i, end = min(n, i + kMost);
+      Vec a[kUnroll] = {}, b[kUnroll] = {};
+      const auto take = [&](int k, Pair<Vec> t) {
+        a[k] += t.first;
+        b[k] += t.second;
+      };
+      for (; i + kStep <= end; i += kStep)
+        for (int k = 0; k < kUnroll; ++k) take(k, op.term(Vec{}, m, at + i + k * kWidth, 0));
+      for (; i + kWidth <= end; i += kWidth) take(0, op.term(Vec{}, m, at + i, 0));
+      for (int k = 0; k < kUnroll; ++k) {
+        first += a[k];
+        second += b[k];
+      }
+      held += i - begin;
+      if (held >= kMost) empty();
+    }
+    for (; i < n; ++i) {
+      const Pair<float> t = op.term(float{}, m, at + i, 0);
+      total.first += t.first;
+      total.second += t.second;
+    }
+  }
+};
+
+template <class Op>
+void over_planes(const NormShape& s, int threads, Op op) {
+  constexpr int64_t kMost = 32, kFloats = 16384;  // channels taken together: at most, or floats of an image enough
+  const int64_t together = min(min(kMost, ceil_div(kFloats, s.pixels)), ceil_div(s.channels, threads));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t begin = 0; begin < s.channels; begin += together) {
+    const int64_t count = min(together, s.channels - begin);
+    Shared m[kMost] = {};
+    Sums sums[kMost];
+    for (int64_t k = 0; k < count; ++k) op.before(begin + k, m[k].numbers);
+    if (op.sums())
+      for (int64_t b = 0; b < s.batch; ++b)
+        for (int64_t k = 0; k < count; ++k) sums[k].add(op, m[k], (b * s.channels + begin + k) * s.pixels, s.pixels);
+    for (int64_t k = 0; k < count; ++k) {
+      sums[k].empty();
+      op.after(begin + k, sums[k].total, m[k].numbers);
+    }
+    for (int64_t b = 0; b < s.batch; ++b)
+      for (int64_t k = 0; k < count; ++k) write_span(op, m[k], (b * s.channels + begin + k) * s.pixels, s.pixels);
+  }
+}
+
+// ---- channels_last: several pixels make a row of whole vectors, rows are split into shares -------
+
+typedef double Doubles __attribute__((vector_size(kWidth * 8)));
+typedef double DoublesUnaligned __attribute__((vector_size(kWidth * 8), aligned(8), may_alias));
+
+inline void add_in_double(double* sums, Vec v) {
+  *reinterpret_cast<DoublesUnaligned*>(sums) += __builtin_convertvector(v, Doubles);
+}
+inline void add_in_double(double* sums, const double* others) {
+  *reinterpret_cast<DoublesUnaligned*>(sums) += *reinterpret_cast<const DoublesUnaligned*>(others);
+}
+
+// Adds rows begin to end of kVectors vectors at `lane` to sums [2, lanes].
+template <int kVectors, class Op>
+void add_rows(Op op, PerLane m, int64_t begin, int64_t end, int64_t lanes, int64_t lane, double* sums) {
+  Vec a[kVectors] = {}, b[kVectors] = {};
+  for (int64_t r = begin; r < end; ++r)
+    for (int k = 0; k < kVectors; ++k) {
+      const Pair<Vec> t = op.term(Vec{}, m, r * lanes + lane + k * kWidth, lane + k * kWidth);
+      a[k] += t.first;
+      b[k] += t.second;
+    }
+  for (int k = 0; k < kVectors; ++k) {
+    add_in_double(sums + lane + k * kWidth, a[k]);
+    add_in_double(sums + lanes + lane + k * kWidth, b[k]);
+  }
+}
+
+template <class Op>
+void sum_share(const Op& op, const PerLane& m, int64_t begin, int64_t end, int64_t lanes, double* sums) {
+  for (int64_t i = 0; i < 2 * lanes; ++i) sums[i] = 0.;
+  const int64_t step = max(8, min(64, 8192 / lanes));  // rows that stay in the first cache, and float sums short
+  for (int64_t r = begin; r < end; r += step) {
+    const int64_t stop = min(end, r + step);
+    int64_t lane = 0;
+    for (; lane + kUnroll * kWidth <= lanes; lane += kUnroll * kWidth)
+      add_rows<kUnroll>(op, m, r, stop, lanes, lane, sums);
+    for (; lane < lanes; lane += kWidth) add_rows<1>(op, m, r, stop, lanes, lane, sums);
+  }
+}
+
+template <class Op>
+void over_channels_last(const NormShape& s, int threads, Op op) {
+  int64_t repeats = 1;
+  while (repeats * s.channels % kWidth != 0 || repeats * s.channels < kUnroll * kWidth) repeats *= 2;
+  const int64_t values = s.batch * s.pixels * s.channels;
+  const int64_t lanes = repeats * s.channels, rows = values / lanes, rest = values % lanes;
+  const int64_t wide = lanes * ceil_div(256, lanes);  // a row when writing: less to do per row
+  // The number of shares does not depend on the threads, so neither do the bits.
+  const int64_t share = max(64, ceil_div(rows, 64)), shares = max(1, ceil_div(rows, share));
+  Scratch scratch;
+  float* table = take<float>(scratch, kNumbers * wide);
+  double* sums = take<double>(scratch, 2 * shares * lanes);
+  const PerLane m = {table, wide};
+
+  const auto spread = [&](int64_t c, const float* numbers) {
+    for (int k = 0; k < kNumbers; ++k)
+      for (int64_t i = c; i < wide; i += s.channels) table[k * wide + i] = numbers[k];
+  };
+  const auto total = [&](int64_t c) {
+    Pair<double> sum = {0., 0.};
+    for (int64_t i = c; i < lanes; i += s.channels) {
+      sum.first += sums[i];
+      sum.second += sums[lanes + i];
+    }
+    for (int64_t i = c; i < rest; i += s.channels) {
+      const Pair<float> t = op.term(float{}, m, rows * lanes + i, i);
+      sum.first += t.first;
+      sum.second += t.second;
+    }
+    return sum;
+  };
+
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < s.channels; ++c) {
+      float numbers[kNumbers] = {};
+      op.before(c, numbers);
+      spread(c, numbers);
+    }
+    if (op.sums()) {
+#pragma omp for schedule(static)
+      for (int64_t s = 0; s < shares; ++s)
+        sum_share(op, m, s * share, min(rows, (s + 1) * share), lanes, sums + 2 * s * lanes);
+      // The first share's sums become those of all.
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < 2 * lanes; i += kWidth)
+        for (int64_t s = 1; s < shares; ++s) add_in_double(sums + i, sums + 2 * s * lanes + i);
+    }
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < s.channels; ++c) {
+      float numbers[kNumbers];
+      for (int k = 0; k < kNumbers; ++k) numbers[k] = table[k * wide + c];
+      op.after(c, op.sums() ? total(c) : Pair<double>{0., 0.}, numbers);
+      spread(c, numbers);
+    }
+#pragma omp for schedule(static)
+    for (int64_t at = 0; at < values; at += wide) write_span(op, m, at, min(wide, values - at));
+  }
+}
+
+}  // namespace
+}  // namespace spfde::cpu::SPFDE_ISA

@@ -1,0 +1,215 @@
+// The two inner loops every op is made of, over all rows of one panel.
+//
+// A *stream* is a run of consecutive floats (batch lanes of one input feature, or of a run of output positions of one
+// input plane); a stored weight selects the stream at source + offset * pitch. A *panel* is a range of streams small
+// enough to stay close to the core while every row uses it.
+#pragma once
+
+#include "simd.h"
+
+namespace spfde::cpu::SPFDE_ISA {
+
+constexpr int kStreamVectors = 8;  // accumulators of a full strip; enough chains to hide the latency of an FMA
+constexpr int kStrip = kStreamVectors * kWidth;
+
+// Which stored weights of each row lie in a panel.
+struct Segments {
+  const int32_t* begin;  // [rows]
+  const int32_t* end;    // [rows]
+};
+
+// Rows of sums on their way through the panels.
+struct Sum {
+  const float* from;  // rows from_pitch floats apart; nullptr: this panel starts the sum, from the bias
+  int64_t from_pitch;
+  float* to;  // rows to_pitch floats apart
+  int64_t to_pitch;
+  const float* bias;  // [rows] or nullptr
+  int64_t rows;       // rows that exist
+};
+
+struct AxpyPanel {
+  int64_t rows;
+  Segments weights;
+  const float* values;
+  const int32_t* offset;
+  int64_t pitch;
+  const float* source;
+  Sum sum;
+};
+
+// sum.to[r, 0 : V * kWidth] = sum.from[r] (or bias[r]) + sum over the row's weights of value * stream.
+template <int V>
+void axpy_panel(const AxpyPanel& panel) {
+  constexpr int kChains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // weights in flight, so that short strips have chains enough
+  const AxpyPanel a = panel;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    int64_t k = a.weights.begin[r];
+    const int64_t end = a.weights.end[r];
+    if (k == end && a.sum.from == a.sum.to) continue;
+    Vec acc[kChains][V];
+    for (int i = 0; i < V; ++i)
+      acc[0][i] = a.sum.from   ? load(a.sum.from + r * a.sum.from_pitch + i * kWidth)
+                  : a.sum.bias ? broadcast(a.sum.bias[r])
+                               : Vec{};
+    for (int c = 1; c < kChains; ++c)
+      for (int i = 0; i < V; ++i) acc[c][i] = Vec{};
+    for (; k + kChains <= end; k += kChains)
+      for (int c = 0; c < kChains; ++c) {
+        const Vec w = broadcast(a.values[k + c]);
+        const float* s = a.source + a.offset[k + c] * a.pitch;
+        for (int i = 0; i < V; ++i) acc[c][i] += w * load(s + i * kWidth);
+      }
+    for (; k < end; ++k) {
+      const Vec w = broadcast(a.values[k]);
+      const float* s = a.source + a.offset[k] * a.pitch;
+      for (int i = 0; i < V; ++i) acc[0][i] += w * load(s + i * kWidth);
+    }
+    for (int c = 1; c < kChains; ++c)
+      for (int i = 0; i < V; ++i) acc[0][i] += acc[c][i];
+    float* to = a.sum.to + r * a.sum.to_pitch;
+    for (int i = 0; i < V; ++i) store(to + i * kWidth, acc[0][i]);
+  }
+}
+
+// The loop above for strips of `vectors` vectors, 1 <= vectors <= kStreamVectors.
+inline void axpy_panel(int64_t vectors, const AxpyPanel& panel) {
+  switch (vectors) {
+    case 1:
+      return axpy_panel<1>(panel);
+    case 2:
+      return axpy_panel<2>(panel);
+    case 3:
+      return axpy_panel<3>(panel);
+    case 4:
+      return axpy_panel<4>(panel);
+    case 5:
+      return axpy_panel<5>(panel);
+    case 6:
+      return axpy_panel<6>(panel);
+    case 7:
+      return axpy_panel<7>(panel);
+    default:
+      return axpy_panel<8>(panel);
+  }
+}
+
+struct DotPanel {
+  int64_t rows;
+  Segments weights;
+  const int32_t* offset;
+  int64_t pitch;
+  const float* source;
+  const float* target;  // rows target_pitch floats apart
+  int64_t target_pitch;
+  int64_t length;  // floats of a run, a multiple of kWidth
+  int64_t runs;    // consecutive runs are source_run and target_run floats apart
+  int64_t source_run, target_run;
+  float* result;  // one per stored weight
+};
+
+// result[g] += the dot products of `target` with eight streams, which share every load of it; `count` of them are
+// real, the others repeat the first.
+inline void dot_eight(const DotPanel& d, const float* target, const int32_t* offset, int64_t count, float* result) {
+  const float* s[8];
+  for (int g = 0; g < 8; ++g) s[g] = d.source + offset[g < count ? g : 0] * d.pitch;
+  Vec a0{}, a1{}, a2{}, a3{}, a4{}, a5{}, a6{}, a7{};
+  for (int64_t run = 0; run < d.runs; ++run, target += d.target_run) {
+    const int64_t first = run * d.source_run;
+    for (int64_t p = 0; p < d.length; p += kWidth) {
+      const Vec t = load(target + p);
+      a0 += t * load(s[0] + first + p);
+      a1 += t * load(s[1] + first + p);
+      a2 += t * load(s[2] + first + p);
+      a3 += t * load(s[3] + first + p);
+      a4 += t * load(s[4] + first + p);
+      a5 += t * load(s[5] + first + p);
+      a6 += t * load(s[6] + first + p);
+      a7 += t * load(s[7] + first + p);
+    }
+  }
+  const Quad low = sum_each(a0, a1, a2, a3), high = sum_each(a4, a5, a6, a7);
+  if (count == 8) {
+    *reinterpret_cast<QuadUnaligned*>(result) += low;
+    *reinterpret_cast<QuadUnaligned*>(result + 4) += high;
+  } else {
+    for (int64_t g = 0; g < 4; ++g) result[g] += low[g];
+    for (int64_t g = 4; g < count; ++g) result[g] += high[g - 4];
+  }
+}
+
+// The same for at most four streams, two vectors at a time.
+inline void dot_four(const DotPanel& d, const float* target, const int32_t* offset, int64_t count, float* result) {
+  const float* s[4];
+  for (int g = 0; g < 4; ++g) s[g] = d.source + offset[g < count ? g : 0] * d.pitch;
+  Vec a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};
+  for (int64_t run = 0; run < d.runs; ++run, target += d.target_run) {
+    const int64_t first = run * d.source_run;
+    int64_t p = 0;
+    for (; p + 2 * kWidth <= d.length; p += 2 * kWidth) {
+      const Vec t = load(target + p), u = load(target + p + kWidth);
+      a0 += t * load(s[0] + first + p);
+      a1 += t * load(s[1] + first + p);
+      a2 += t * load(s[2] + first + p);
+      a3 += t * load(s[3] + first + p);
+      b0 += u * load(s[0] + first + p + kWidth);
+      b1 += u * load(s[1] + first + p + kWidth);
+      b2 += u * load(s[2] + first + p + kWidth);
+      b3 += u * load(s[3] + first + p + kWidth);
+    }
+    if (p < d.length) {
+      const Vec t = load(target + p);
+      a0 += t * load(s[0] + first + p);
+      a1 += t * load(s[1] + first + p);
+      a2 += t * load(s[2] + first + p);
+      a3 += t * load(s[3] + first + p);
+    }
+  }
+  const Quad sums = sum_each(a0 + b0, a1 + b1, a2 + b2, a3 + b3);
+  for (int64_t g = 0; g < count; ++g) result[g] += sums[g];
+}
+
+// result[k] += dot(target[r], stream k) for the weights k of every row r.
+inline void dot_panel(const DotPanel& panel) {
+  const DotPanel d = panel;
+  for (int64_t r = 0; r < d.rows; ++r) {
+    int64_t k = d.weights.begin[r];
+    const int64_t end = d.weights.end[r];
+    const float* target = d.target + r * d.target_pitch;
+    for (; k + 8 <= end; k += 8) dot_eight(d, target, d.offset + k, 8, d.result + k);
+    if (end - k > 4)
+      dot_eight(d, target, d.offset + k, end - k, d.result + k);
+    else if (end > k)
+      dot_four(d, target, d.offset + k, end - k, d.result + k);
+  }
+}
+
+// Streams in a panel, each occupying `bytes`: an L1 cache, or up to four times as much (so L2) where a row has so few
+// weights that a visit to it would cost more than the weights it finds there.
+inline int64_t panel_streams(int64_t bytes, double density) {
+  constexpr int64_t kNear = 32 * 1024, kFar = 128 * 1024;
+  constexpr double kWorthVisiting = 15;
+  int64_t panel = kNear;
+  while (panel < kFar && panel / bytes * density < kWorthVisiting) panel *= 2;
+  return max(1, panel / bytes);
+}
+
+// segment[p * rows + r] = first stored weight of row r with col >= p * width - shift, for p in [0, panels]: where each
+// panel of `width` columns begins in every row. Looked for where evenly spread weights of a row of `cols` would put it.
+inline void split_row(const int32_t* row_ptr, const int32_t* col, int64_t rows, int64_t r, int64_t cols, int64_t panels,
+                      int64_t width, int64_t shift, int32_t* segment) {
+  const int32_t begin = row_ptr[r], end = row_ptr[r + 1];
+  const double spread = static_cast<double>(end - begin) / max(1, cols);
+  segment[r] = begin;
+  for (int64_t p = 1; p < panels; ++p) {
+    const int64_t limit = p * width - shift;
+    const int32_t least = segment[(p - 1) * rows + r];
+    int32_t k = static_cast<int32_t>(max(least, min(end, begin + static_cast<int64_t>(limit * spread))));
+    while (k > least && col[k - 1] >= limit) --k;
+    while (k < end && col[k] < limit) ++k;
+    segment[p * rows + r] = k;
+  }
+  segment[panels * rows + r] = end;
+}
+
+}  // namespace spfde::cpu::SPFDE_ISA
