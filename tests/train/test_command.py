@@ -36,28 +36,6 @@ def test_flags_are_the_fields_of_the_recipe(monkeypatch):
     assert recipes == [Recipe(**fields)]
 
 
-def test_a_run_prints_its_epochs_and_what_it_came_to(tmp_path):
-    result = spfde(f"{SMALL} --method dense --epochs 2 --out {tmp_path}")
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert lines[0].startswith('recipe: dataset="digits", train_images=64, ')
-    assert lines[-4] == "dense: starts at epoch 0, memory format contiguous: as the recipe says"
-    assert [line.split()[:2] for line in lines[-3:-1]] == [["epoch", "0"], ["epoch", "1"]]
-    kept = json.loads((tmp_path / run_dir.RESULT).read_text())
-    assert lines[-1].startswith(f"dense: test accuracy {kept['test_accuracy']:.2%}, ")
-
-
-def test_imp_ends_with_a_line_per_round(tmp_path):
-    result = spfde(f"{SMALL} --method imp --epochs 2 --rounds 1 --sparsity 0.5 --out {tmp_path}")
-    assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / run_dir.ROUNDS).read_text())
-    *_, said, first, last = result.output.splitlines()
-    assert said.startswith(f"imp: test accuracy {rows[1]['test_accuracy']:.2%}, ")
-    assert first.startswith(f"  round 0: 0.0% sparsity, test accuracy {rows[0]['test_accuracy']:.2%}, ")
-    assert last.startswith(f"  round 1: 50.0% sparsity, test accuracy {rows[1]['test_accuracy']:.2%}, ")
-    assert "epoch 3 (4/4)" in result.output
-
-
 def test_a_comparison_ends_with_table_and_page(tmp_path):
     result = spfde(f"{SMALL} --compare dense --epochs 3 --freeze 0.05 --sparsity 0.5 --seed 1 --out {tmp_path}")
     assert result.exit_code == 0, result.output

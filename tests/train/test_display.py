@@ -40,17 +40,6 @@ def watched(terminal: bool) -> str:
     return console.file.getvalue()
 
 
-def test_an_epochs_line_has_its_figures():
-    line = epoch_line(record(4), 20)
-    assert " ".join(line.split()) == "epoch 4 ( 5/20) loss 0.250 train 50.0% test 100.0% 7.0 s"
-    assert epoch_line(record(9), 20).index("loss") == line.index("loss")
-
-
-def test_a_levers_line_says_what_and_why():
-    assert event_line(EVENT) == "  freeze: froze [layer1.0], because: planned [so]"
-    assert event_line(EVENT, told=True) == "  freeze: froze [layer1.0]"
-
-
 def test_a_reason_is_told_when_it_is_new():
     console = Console(file=io.StringIO(), width=120)
     display = Display(console, "spfde")

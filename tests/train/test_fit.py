@@ -158,7 +158,7 @@ def test_an_epoch_knows_each_layers_sparsity_and_the_memory(runs, method):
 
 def test_layers_tell_the_kernel_of_a_training_batch(runs):
     layers = [m for m in runs["spfde"].model.modules() if isinstance(m, SparseLayer)]
-    assert {layer._seen[2][0] for layer in layers} == {16}
+    assert {layer._last()[2][0] for layer in layers} == {16}
 
 
 def test_any_lever_may_be_off(task):

@@ -76,30 +76,24 @@ def test_no_drop_fraction_means_fixed_masks(task):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "refused"),
     [
-        ({"topology": "gmp", "drop_fraction": 0.1}, "drop_fraction to be left out with topology='gmp', got 0.1, try"),
-        ({"topology": "static", "drop_fraction": 0.1}, "drop_fraction to be left out with topology='static', got 0.1"),
-        ({"topology": "rigl", "soft": True}, "soft to be left out with topology='rigl', got True, try topology='mest'"),
-        ({"growth": "gradient"}, "growth to be left out with topology='mest', got 'gradient', try topology='itop'"),
-        ({"exploration": 0.1}, "exploration to be left out with topology='mest', got 0.1, try topology='dst-ee'"),
-        (
-            {"method": "dense", "topology": "rigl"},
-            "topology to be left out with method='dense', got 'rigl', try method",
-        ),
-        ({"method": "dense", "init": "snip"}, "init to be left out with method='dense', got 'snip'"),
-        ({"topology": "gmp", "init": "snip"}, "init 'random' with topology='gmp', which starts dense .*, got 'snip'"),
-        ({"topology": "gmp", "distribution": "erk"}, "distribution 'uniform' with topology='gmp', .*, got 'erk'"),
-        ({"topology": "dstee"}, "got 'dstee', try 'dst-ee'$"),
-        ({"init": "iter_snip"}, "got 'iter_snip', try 'iter-snip'$"),
-        (
-            {"pattern": "block"},
-            "expected pattern to be 'unstructured', .*, got 'block', try the default, 'unstructured'",
-        ),
+        ({"topology": "gmp", "drop_fraction": 0.1}, "drop_fraction"),
+        ({"topology": "static", "drop_fraction": 0.1}, "drop_fraction"),
+        ({"topology": "rigl", "soft": True}, "soft"),
+        ({"growth": "gradient"}, "growth"),
+        ({"exploration": 0.1}, "exploration"),
+        ({"method": "dense", "topology": "rigl"}, "topology"),
+        ({"method": "dense", "init": "snip"}, "init"),
+        ({"topology": "gmp", "init": "snip"}, "init"),
+        ({"topology": "gmp", "distribution": "erk"}, "distribution"),
+        ({"topology": "dstee"}, "topology .*, try 'dst-ee'$"),
+        ({"init": "iter_snip"}, "init .*, try 'iter-snip'$"),
+        ({"pattern": "block"}, "pattern"),
     ],
 )
-def test_what_a_choice_does_not_have_is_refused(fields, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_a_choice_does_not_have_is_refused(fields, refused):
+    with pytest.raises(ValueError, match=f"expected {refused}"):
         Recipe(**fields)
 
 

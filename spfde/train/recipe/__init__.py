@@ -1,5 +1,5 @@
 """What to train and how: a recipe, its fields' rules, the values it takes when it does not say, and its TOML file."""
 
-from spfde.train.recipe.recipe import Recipe, all_epochs, differences
+from spfde.train.recipe.recipe import NON_NUMERIC, Recipe, all_epochs, differences
 
-__all__ = ["Recipe", "all_epochs", "differences"]
+__all__ = ["NON_NUMERIC", "Recipe", "all_epochs", "differences"]

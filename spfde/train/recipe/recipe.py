@@ -178,7 +178,7 @@ class Recipe:
         if isinstance(self.milestones, list):  # as TOML and JSON have it
             object.__setattr__(self, "milestones", tuple(self.milestones))
         for item in dataclasses.fields(self):
-            _check(item, getattr(self, item.name))
+            rules.check(item.name, item.metadata["rule"], getattr(self, item.name), defaults.field_default(item))
         for name in OPTIONS:
             object.__setattr__(self, name, dict(getattr(self, name)))
         if self.sparsity is None and self.method != "dense":
@@ -283,16 +283,6 @@ def require_fields(names: Iterable[str], where: str) -> None:
             near = get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = repr(near[0]) if near else "one that spfde train --help lists"
             raise ValueError(f"expected only a recipe's fields in {where}, got {reprlib.repr(name)}, try {hint}")
-
-
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    rule: Rule = item.metadata["rule"]
-    if rule.accepts(value):
-        return
-    near = rule.nearest(value)
-    usual = defaults.field_default(item)
-    hint = repr(near) if near else f"the default, {usual!r}" if usual not in (None, {}) else "leaving it out"
-    raise ValueError(f"expected {item.name} to be {rule.expected}, got {reprlib.repr(value)}, try {hint}")
 
 
 def differences(kept: Mapping[str, Any], given: Recipe) -> list[str]:

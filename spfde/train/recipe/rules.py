@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -99,3 +100,16 @@ NOT_NEGATIVE = real("a number in [0, 1e6]", lambda v: 0 <= v <= 1e6)
 BELOW_ONE = real("a fraction in [0, 1)", lambda v: 0 <= v < 1)
 FRACTION = real("a fraction in (0, 1]", lambda v: 0 < v <= 1)
 INSIDE = real("a fraction in (0, 1)", lambda v: 0 < v < 1)
+
+
+def check(name: str, rule: Rule, value: Any, default: Any) -> None:
+    """Check the value of a field.
+
+    Raises:
+        ValueError: the rule does not accept it.
+    """
+    if rule.accepts(value):
+        return
+    near = rule.nearest(value)
+    hint = repr(near) if near else "leaving it out" if default in (None, {}) else f"the default, {default!r}"
+    raise ValueError(f"expected {name} to be {rule.expected}, got {reprlib.repr(value)}, try {hint}")
