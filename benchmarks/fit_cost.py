@@ -27,7 +27,7 @@ from sweep import NATIVE as AUTO_NATIVE
 
 import spfde
 from spfde.kernels.dispatch.cost import MASKED, Cost, Masked, masked, ratio
-from spfde.kernels.dispatch.problem import Problem, bucket_of
+from spfde.kernels.problem import Problem, bucket_of
 from spfde.nn import SparseConv2d
 
 START, LOWEST, HIGHEST = Cost(2, 0.9, 10, 0.05, 1.25), Cost(0, 0, 0, 0, 0), Cost(100, 1, 1000, 1, 100)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from spfde._names import unknown
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.triton.config import Config, Gpu
+from spfde.kernels.gpu import Config, Gpu
+from spfde.kernels.problem import Problem
 from spfde.sparse.plan import KernelIndex, Plan
 
 Programs = tuple[int, list[Config]]  # outputs of a program, and the launches that are worth timing for it

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spfde.convert.sparsify import sparsify
-from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.problem import Problem
 from spfde.nn import SparseLayer
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import ONE_TAP, Window

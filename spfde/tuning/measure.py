@@ -15,9 +15,9 @@ from torch import Tensor
 
 from spfde.kernels import conv2d, registry, spmm
 from spfde.kernels.dispatch.measurement import KernelMeasurement, Launch, family_of
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.triton.config import Config, Gpu
+from spfde.kernels.gpu import Config, Gpu
+from spfde.kernels.problem import Problem
 from spfde.kernels.triton.tuned import trying
 from spfde.nn import SparseConv2d, SparseLayer
 from spfde.sparse.plan import Plan

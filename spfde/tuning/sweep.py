@@ -13,11 +13,11 @@ import torch
 
 from spfde._machine import Machine
 from spfde.kernels.dispatch.measurement import KernelMeasurement
-from spfde.kernels.dispatch.problem import STEPS, bucket_of
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import Gpu, gpu_here
+from spfde.kernels.problem import STEPS, bucket_of
 from spfde.kernels.triton import why_not
-from spfde.kernels.triton.config import SIZES, Gpu
-from spfde.kernels.triton.launch import gpu_here
+from spfde.kernels.triton.config import SIZES
 from spfde.sparse.pattern import Pattern
 from spfde.tuning.layer import LayerSpec, precision
 from spfde.tuning.measure import Case, Clock, Refused, checking_clock, measure

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from spfde._machine import Machine
 from spfde._modules import as_args, eval_mode, random_state_restored
 from spfde.kernels.dispatch import in_use
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.dispatch.rule import candidates, forget
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import gpu_at
 from spfde.kernels.memory_format import memory_format_of
-from spfde.kernels.triton.launch import gpu_at
+from spfde.kernels.problem import Problem
 from spfde.nn import SparseLayer
 from spfde.tuning.measure import Case, checking_clock, measure, plain_clock
 

@@ -8,8 +8,9 @@ import torch
 from record import Record
 from targets import HEAD, table, verdicts
 
-from spfde.kernels.dispatch.problem import STEPS, Problem
-from spfde.kernels.triton.config import GPUS, SIZES
+from spfde.kernels.gpu import GPUS
+from spfde.kernels.problem import STEPS, Problem
+from spfde.kernels.triton.config import SIZES
 from spfde.kernels.triton.model import MARGIN, gain
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")

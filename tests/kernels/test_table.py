@@ -13,10 +13,10 @@ from spfde.kernels.dispatch import in_use, table_file
 from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.dispatch.in_use import use
 from spfde.kernels.dispatch.measurement import KernelMeasurement, Launch
-from spfde.kernels.dispatch.problem import EMPTY, Problem
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import GPUS, Config
+from spfde.kernels.problem import EMPTY, Problem
 from spfde.kernels.triton import kernel as triton_kernel
-from spfde.kernels.triton.config import GPUS, Config
 from spfde.sparse.plan import Window
 
 LINEAR = Problem(128, (256, 512), 16)

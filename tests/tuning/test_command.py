@@ -12,7 +12,7 @@ from spfde import cli
 from spfde._machine import Machine
 from spfde.cli import bench as cli_bench
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.triton.config import GPUS
+from spfde.kernels.gpu import GPUS
 from spfde.tuning import sweep
 from spfde.tuning.layer import LayerSpec
 from spfde.tuning.sweep import Outcome, check_layers

@@ -7,10 +7,10 @@ import torch
 
 from spfde._machine import Machine
 from spfde.kernels.dispatch.measurement import OPS, family_of
-from spfde.kernels.dispatch.problem import STEPS
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import GPUS
+from spfde.kernels.problem import STEPS
 from spfde.kernels.triton import candidates
-from spfde.kernels.triton.config import GPUS
 from spfde.kernels.triton.model import together_of
 from spfde.tuning import measure as tuner
 from spfde.tuning.layer import LayerSpec

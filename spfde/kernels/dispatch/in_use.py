@@ -17,7 +17,7 @@ import torch
 from spfde._machine import Machine
 from spfde.kernels.dispatch.measurement import Family
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.triton.config import Config
+from spfde.kernels.gpu import Config
 
 VARIABLE = "SPFDE_TABLE"
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from spfde.kernels.dispatch.problem import Problem
-from spfde.kernels.triton.config import Config
+from spfde.kernels.gpu import Config
+from spfde.kernels.problem import Problem
 from spfde.sparse.plan import Window
 
 OPS = ("forward", "input_grad", "weight_grad")

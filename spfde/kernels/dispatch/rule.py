@@ -12,9 +12,9 @@ import torch
 
 from spfde.kernels import registry
 from spfde.kernels.dispatch import in_use
-from spfde.kernels.dispatch.problem import KernelChoice, Problem
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.triton.launch import gpu_here
+from spfde.kernels.gpu import gpu_here
+from spfde.kernels.problem import KernelChoice, Problem
 
 FALLBACK = "dense"  # runs everywhere
 EXACT = "reference"  # the one for float64

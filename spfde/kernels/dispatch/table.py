@@ -12,8 +12,8 @@ import torch
 from spfde._machine import Machine
 from spfde.kernels.dispatch import table_file
 from spfde.kernels.dispatch.measurement import Family, KernelMeasurement, family_of
-from spfde.kernels.dispatch.problem import Problem
-from spfde.kernels.triton.config import Config
+from spfde.kernels.gpu import Config
+from spfde.kernels.problem import Problem
 
 
 @dataclass(frozen=True)

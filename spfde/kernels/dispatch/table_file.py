@@ -13,8 +13,8 @@ from typing import Any
 from spfde._machine import Machine
 from spfde.kernels import registry
 from spfde.kernels.dispatch.measurement import OPS, KernelMeasurement, Launch
-from spfde.kernels.dispatch.problem import EMPTY, Problem
-from spfde.kernels.triton.config import Config
+from spfde.kernels.gpu import Config
+from spfde.kernels.problem import EMPTY, Problem
 from spfde.sparse.plan import Window
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -8,9 +8,10 @@ from math import log2
 
 import torch
 
-from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.gpu import Config, Gpu
+from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Programs
-from spfde.kernels.triton.config import Config, Gpu, has_kernel, product_config, weight_grad_config
+from spfde.kernels.triton.config import has_kernel, product_config, weight_grad_config
 from spfde.kernels.triton.index import triton_index
 from spfde.kernels.triton.launch import exact
 from spfde.sparse.plan import Plan

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from spfde.kernels import dense
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.gpu import Gpu, gpu_here
 from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Kernel, Prediction, Product, Programs, register
 from spfde.kernels.scatter import scatter
 from spfde.kernels.triton import model, why_not
 from spfde.kernels.triton.candidates import launches_to_time
-from spfde.kernels.triton.config import Gpu, has_kernel
+from spfde.kernels.triton.config import has_kernel
 from spfde.kernels.triton.index import TritonIndex, triton_index
-from spfde.kernels.triton.launch import gpu_here
 from spfde.sparse.plan import KernelIndex, Plan
 
 

@@ -9,9 +9,10 @@ from math import prod
 
 import torch
 
-from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.gpu import GPUS, Gpu
+from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Prediction
-from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
+from spfde.kernels.triton.config import has_kernel, token_tile
 from spfde.sparse.plan import Window
 from spfde.sparse.tiles import STACKED
 

@@ -9,7 +9,7 @@ import torch
 
 from spfde.kernels.dispatch import in_use
 from spfde.kernels.dispatch.measurement import family
-from spfde.kernels.triton.config import Config, Gpu
+from spfde.kernels.gpu import Config, Gpu
 
 # Not of a thread: autograd runs backward passes in its own.
 _ON_TRIAL: dict[str, Config] = {}

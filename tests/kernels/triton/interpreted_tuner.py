@@ -8,11 +8,11 @@ import spfde
 from spfde._machine import Machine
 from spfde.kernels.dispatch import in_use
 from spfde.kernels.dispatch.measurement import KernelMeasurement, Launch
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import GPUS, Config
+from spfde.kernels.problem import Problem
 from spfde.kernels.triton import candidates, conv2d, launch, sddmm, spmm
 from spfde.kernels.triton.candidates import product_candidates
-from spfde.kernels.triton.config import GPUS, Config
 from spfde.kernels.triton.tuned import trying
 from spfde.sparse.pattern import Pattern
 from spfde.tuning import measure as tuner

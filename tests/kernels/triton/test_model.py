@@ -6,13 +6,14 @@ import pytest
 import torch
 from kernels.problems import choose_convolution, choose_on
 
+from spfde.kernels import gpu as gpus
 from spfde.kernels import spmm
 from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.dispatch.measurement import kind_of
-from spfde.kernels.dispatch.problem import EMPTY, Problem
+from spfde.kernels.gpu import GPUS
+from spfde.kernels.problem import EMPTY, Problem
 from spfde.kernels.triton import config, interpreting, launch, model, why_not
 from spfde.kernels.triton import kernel as kernel_module
-from spfde.kernels.triton.config import GPUS
 from spfde.sparse.plan import Window
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -64,11 +65,11 @@ def test_tokens_are_cut_only_where_programs_are_few_and_tokens_many(programs, po
 
 
 def test_an_unlisted_gpu_takes_the_nearest_older_architectures_rates():
-    assert config.gpu_of("NVIDIA H200", (9, 0), 1, 1) is H200
-    h20 = config.gpu_of("NVIDIA H20", (9, 0), 66, 1000)
+    assert gpus.gpu_of("NVIDIA H200", (9, 0), 1, 1) is H200
+    h20 = gpus.gpu_of("NVIDIA H20", (9, 0), 66, 1000)
     assert (h20.half, h20.l2, h20.shared) == (H200.half / 2, H200.l2 / 2, 1000)
-    assert config.gpu_of("next", (12, 0), 132, 1000).half == H200.half
-    assert config.gpu_of("T4", (7, 5), 108, 1000).half == GPUS["NVIDIA A100-SXM4-80GB"].half
+    assert gpus.gpu_of("next", (12, 0), 132, 1000).half == H200.half
+    assert gpus.gpu_of("T4", (7, 5), 108, 1000).half == GPUS["NVIDIA A100-SXM4-80GB"].half
 
 
 def test_the_union_of_rows():

@@ -6,9 +6,9 @@ import torch
 from spfde._machine import Machine
 from spfde.kernels.dispatch import in_use
 from spfde.kernels.dispatch.measurement import KernelMeasurement, Launch
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.dispatch.table import Table
-from spfde.kernels.triton.config import GPUS, Config
+from spfde.kernels.gpu import GPUS, Config
+from spfde.kernels.problem import Problem
 from spfde.kernels.triton.tuned import launch_of, trying
 
 H200 = GPUS["NVIDIA H200"]
