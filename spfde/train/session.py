@@ -158,6 +158,7 @@ class Session:
             self._drop_compiled()
 
     def _named(self, names: Iterable[str]) -> list[FreezeBlock]:
+        names = list(dict.fromkeys(names))
         known = {block.name: block for block in self.blocks} if names else {}
         for name in names:
             if name not in known:

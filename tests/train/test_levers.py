@@ -323,7 +323,7 @@ def test_what_froze_in_eval_mode_trains_again_in_the_models_own(task):
     run = build(Inputs(task.recipe(), task.model(), task.train, task.test))
     block = run.model.layer1[0]
     run.model.eval()
-    run.freeze(["layer1.0"])
+    run.freeze(name for name in ("layer1.0", "layer1.0"))
     run.model.train()
     assert not block.training and run.frozen == ("layer1.0",)
     run.unfreeze(["layer1.0", "layer2.0"])
