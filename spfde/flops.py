@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spfde._modules import as_args, eval_mode
 from spfde.nn import SparseLayer
+from spfde.nn.kinds import has_kind
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LayerWork:
 
 def weighted(module: nn.Module) -> bool:
     """Whether a module is a layer whose FLOPs are counted."""
-    return isinstance(module, nn.Linear | nn.Conv2d | SparseLayer)
+    return isinstance(module, SparseLayer) or has_kind(module)
 
 
 def stored_weights(module: nn.Module) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 
 from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer
+from spfde.nn.kinds import has_kind
 from spfde.profiling.memory import size_of
 
 
@@ -120,7 +121,7 @@ def summary(model: nn.Module) -> Summary:
                     table=None if module.table is None else module.table.name,
                 )
             )
-        elif isinstance(module, nn.Linear | nn.Conv2d):
+        elif has_kind(module):
             size = module.weight.numel()
             rows.append(
                 LayerSummary(

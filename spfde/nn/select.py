@@ -8,21 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from spfde._modules import as_args, eval_mode
 from spfde._names import unknown
-from spfde.nn.conv2d import SparseConv2d
+from spfde.nn.kinds import has_kind, sparse_form
 from spfde.nn.layer import SparseLayer
-from spfde.nn.linear import SparseLinear
-
-# NonDynamicallyQuantizableLinear is nn.MultiheadAttention's out_proj: a Linear under another name.
-CONVERTERS: dict[type, type[SparseLayer]] = {
-    nn.Linear: SparseLinear,
-    NonDynamicallyQuantizableLinear: SparseLinear,
-    nn.Conv2d: SparseConv2d,
-}
 
 
 def select(
@@ -43,7 +34,7 @@ def select(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    bare = type(model) in CONVERTERS
+    bare = sparse_form(model) is not None
     layers = {"": model} if bare else _convertible(model, excluded(model, exclude))
     if named is not None:
         for name in named:
@@ -71,7 +62,7 @@ def store(
 
     Returns the model (a bare layer's successor).
     """
-    converted = {layer: CONVERTERS[type(layer)].at(layer, positions[name], pattern) for name, layer in layers.items()}
+    converted = {layer: sparse_form(layer).at(layer, positions[name], pattern) for name, layer in layers.items()}
     return converted[model] if model in converted else swap(model, converted)
 
 
@@ -101,7 +92,7 @@ def _convertible(model: nn.Module, skipped: set[nn.Module]) -> dict[str, nn.Modu
         raise ValueError(
             f"expected a dense model, got {sparse[0]!r} already sparse, try spfde.densify(model) first or exclude it"
         )
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and m not in skipped}
+    return {name: m for name, m in model.named_modules() if has_kind(m) and m not in skipped}
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:
@@ -111,7 +102,7 @@ def _check_layer(name: str, layer: nn.Module) -> None:
             f"expected a plain weight, got {name!r} parametrized, try torch.nn.utils.parametrize."
             f"remove_parametrizations first, or exclude=({name!r},)"
         )
-    if type(layer) not in CONVERTERS:
+    if sparse_form(layer) is None:
         raise ValueError(
             f"expected nn.Linear or nn.Conv2d itself, got {name!r} of subclass {type(layer).__name__}, whose behaviour "
             f"a sparse layer would not keep, {advice}"
@@ -145,7 +136,7 @@ def _check_tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
 
 def _ends(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any) -> set[str]:
     """The first weighted layer and the last nn.Linear."""
-    weighted = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    weighted = [m for m in model.modules() if has_kind(m)]
     if example_input is not None:
         weighted = _execution_order(model, weighted, example_input)
     linears = [m for m in weighted if isinstance(m, nn.Linear)]

@@ -1,0 +1,50 @@
+"""The kinds of layer that have a sparse form: what is converted, counted, summed up and frozen asks here."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from spfde.nn.conv2d import SparseConv2d
+from spfde.nn.layer import SparseLayer
+from spfde.nn.linear import SparseLinear
+
+# NonDynamicallyQuantizableLinear is nn.MultiheadAttention's out_proj: a Linear under another name.
+_SPARSE: dict[type[nn.Module], type[SparseLayer]] = {
+    nn.Linear: SparseLinear,
+    NonDynamicallyQuantizableLinear: SparseLinear,
+    nn.Conv2d: SparseConv2d,
+}
+
+
+def register(dense: type[nn.Module], sparse: type[SparseLayer]) -> None:
+    """Lets `spfde.sparsify` make layers of type `dense` sparse ones of type `sparse`.
+
+    dense: has a Parameter `weight` [outputs, ...]; a subclass of it is another kind. sparse: offers `at(layer,
+    positions, pattern)` and `to_dense()`, as SparseLinear does.
+
+    Raises:
+        TypeError: an argument is not such a class.
+        ValueError: another class is registered for `dense`.
+    """
+    if not (isinstance(dense, type) and issubclass(dense, nn.Module)):
+        raise TypeError(f"expected a subclass of nn.Module as dense, got {dense!r}, try the class of the layer")
+    if not (isinstance(sparse, type) and issubclass(sparse, SparseLayer) and callable(getattr(sparse, "at", None))):
+        raise TypeError(f"expected a subclass of SparseLayer with at() as sparse, got {sparse!r}, try one of SparseConv2d")
+    if _SPARSE.setdefault(dense, sparse) is not sparse:
+        raise ValueError(f"expected a kind that is free, got {dense.__name__}, which {_SPARSE[dense].__name__} has")
+
+
+def unregister(dense: type[nn.Module]) -> None:
+    """Forgets a kind that `register` made known."""
+    del _SPARSE[dense]
+
+
+def sparse_form(layer: nn.Module) -> type[SparseLayer] | None:
+    """The sparse class for a layer of this very type, None if there is none."""
+    return _SPARSE.get(type(layer))
+
+
+def has_kind(module: nn.Module) -> bool:
+    """Whether a module is a dense layer of a kind that is registered, or of a subclass of one."""
+    return isinstance(module, tuple(_SPARSE))
