@@ -1,24 +1,21 @@
-"""Layers to time, the speed-ups they are held to, and every way there is to compute them.
-
-All cases of a layer do the same work on the same random data: forward, input gradient, weight gradient at the stored
-positions, bias gradient. Each has the memory layout that it likes best, so that no copy is charged to it.
-"""
+"""What is timed: layers and networks, on a CPU and on a GPU, most telling first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
-import spfde
+from spfde.sparse.pattern import Pattern
+from spfde.tuning.layer import DTYPES
 
 SPARSITIES = (0.6, 0.8, 0.9, 0.95, 0.98)
 PATTERNS = ("unstructured", "block:4x1")
-KERNELS = {"native": "native", "masked": "dense", "auto": "auto"}
-TOLERANCE = 1e-3  # float32 against float32: a wrong index or a missing term is far above it
+TILE, FILLED = 64, 0.2  # of a clustered mask: side of a tile, share of its weights that is stored
 
 
 @dataclass(frozen=True)
@@ -54,25 +51,62 @@ class Layer:
         side = (self.size + 2 * self.padding - self.kernel) // self.stride + 1
         return self.batch * (1 if self.kind == "linear" else side * side)
 
-    def dense(self) -> nn.Module:
+    def dense(self, dtype: str = "float32", device: str = "cpu") -> nn.Module:
         """The dense layer, always with the same weights."""
         torch.manual_seed(0)
         if self.kind == "linear":
-            return nn.Linear(*self.channels, bias=self.bias)
-        return nn.Conv2d(
-            *self.channels, self.kernel, self.stride, self.padding, groups=self.groups, bias=self.bias
-        )  # fmt: skip
+            layer: nn.Module = nn.Linear(*self.channels, bias=self.bias)
+        else:
+            layer = nn.Conv2d(
+                *self.channels, self.kernel, self.stride, self.padding, groups=self.groups, bias=self.bias
+            )  # fmt: skip
+        return layer.to(device, DTYPES[dtype])
 
-    def input(self) -> Tensor:
+    def input(self, dtype: str = "float32", device: str = "cpu") -> Tensor:
         """Random input, always the same."""
         image = (self.size, self.size) if self.kind == "conv" else ()
-        return torch.randn(self.batch, self.channels[0], *image, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(self.batch, self.channels[0], *image, generator=torch.Generator().manual_seed(1))
+        return x.to(device, DTYPES[dtype])
 
 
-def conv(batch: int, channels: tuple[int, int], size: int, kernel: int) -> Layer:
-    """A convolution that keeps the image's size."""
-    return Layer("conv", batch, channels, size, kernel, padding=kernel // 2)
+@dataclass(frozen=True)
+class Case:
+    """A layer with a share of its weights stored in a pattern, in a precision of `spfde.tuning.layer.DTYPES`.
 
+    clustered: single weights, which lie in 1 - sparsity of the tiles of 64x64 and fill a fifth of each.
+    """
+
+    layer: Layer
+    pattern: str = "unstructured"
+    sparsity: float = 0.9
+    dtype: str = "float32"
+    clustered: bool = False
+
+    def __str__(self) -> str:
+        stored = f"{self.pattern} {self.sparsity:.0%}"
+        if self.clustered:
+            stored = f"unstructured, {1 - self.sparsity:.0%} of the tiles {FILLED:.0%} full"
+        return f"{self.layer} {self.dtype} {stored}"
+
+    def mask(self, weight: Tensor) -> Tensor | None:
+        """What is stored, always the same; None: as spfde.sparsify chooses."""
+        if not self.clustered:
+            return None
+        grid = Pattern.parse(f"block:{TILE}x{TILE}").grid(tuple(weight.shape))
+        generator = torch.Generator().manual_seed(3)
+        kept = torch.randperm(grid.size, generator=generator)[: max(1, round((1 - self.sparsity) * grid.size))]
+        mask = torch.zeros(grid.weights + 1, dtype=torch.bool)
+        mask[grid.places(kept.sort().values).view(-1)] = True
+        filled = torch.rand(weight.shape, generator=generator) < FILLED
+        return (mask[:-1].view(weight.shape) & filled).to(weight.device)
+
+
+def conv(batch: int, channels: tuple[int, int], size: int, kernel: int, stride: int = 1, bias: bool = True) -> Layer:
+    """A convolution padded by half its kernel."""
+    return Layer("conv", batch, channels, size, kernel, stride, kernel // 2, bias=bias)
+
+
+# ---- on a CPU --------------------------------------------------------------------------------------------------------
 
 LINEAR = [Layer("linear", batch, shape) for shape in ((1024, 1024), (2048, 2048), (4096, 1024)) for batch in (128, 512)]
 CONV = [
@@ -82,138 +116,46 @@ CONV = [
 ]
 LAYERS = [*LINEAR, *CONV]
 
-# Speed-up over the best dense layer, forward + backward, at each of SPARSITIES.
-TARGETS = {
-    ("unstructured", "linear"): (1.0, 2.0, 4.0, 7.0, 12.0),
-    ("unstructured", "conv"): (1.0, 2.0, 3.5, 6.0, 9.0),
-    ("block:4x1", "linear"): (1.3, 2.8, 5.5, 9.0, 14.0),
-    ("block:4x1", "conv"): (1.3, 2.8, 5.5, 9.0, 14.0),
-}
-PEER_TARGET = 3.0  # times faster than SparseProp
-PEER_SPARSITY = 0.9
+
+def cpu_cases(layers: Sequence[Layer], patterns: Sequence[str], sparsities: Sequence[float]) -> list[Case]:
+    """Every combination, those of a layer and pattern together."""
+    return [Case(*each) for each in product(layers, patterns, sparsities)]
 
 
-def target(pattern: str, kind: str, sparsity: float) -> float | None:
-    """The speed-up aimed at, or None where there is no aim."""
-    aims = TARGETS.get((pattern, kind))
-    return None if aims is None or sparsity not in SPARSITIES else aims[SPARSITIES.index(sparsity)]
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+BLOCKS, DENSITIES = (64, 128, 32, 16), (0.1, 0.2, 0.4, 0.05, 0.25, 1.0)
+OCCUPIED = (0.2, 0.1, 0.4)  # share of the tiles that store any
+BIG, WIDE = (Layer("linear", 16384, shape, bias=False) for shape in ((4096, 4096), (1024, 4096)))
+# ResNet-50 on 224-pixel images: its 3x3 convolutions with at least 256 channels.
+RESNET = [
+    conv(64, (channels, channels), size, 3, stride, bias=False)
+    for channels, size, stride in ((256, 14, 1), (512, 7, 1), (256, 28, 2), (512, 14, 2))
+]
 
 
-class Absent(Exception):
-    """This way of computing the layer cannot be timed here; the message says why."""
+def in_blocks(layer: Layer, block: int, density: float, dtype: str = "bfloat16") -> Case:
+    """A layer in square blocks."""
+    return Case(layer, f"block:{block}x{block}", round(1 - density, 10), dtype)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A way to compute a layer: its module, input, output gradient, and `dense`, which places stored weights."""
-
-    module: nn.Module
-    x: Tensor
-    dy: Tensor
-    dense: Callable[[Tensor], Tensor]
-
-    def step(self) -> tuple[Tensor, ...]:
-        """One training step of the layer alone; returns the output and the gradients of input, weight (and bias)."""
-        x = self.x.detach().requires_grad_()
-        y = self.module(x)
-        return y, *torch.autograd.grad(y, [x, *self.module.parameters()], self.dy)
+def gpu_layers(first: Sequence[Case] = ()) -> list[Case]:
+    """The layers timed on a GPU; `first` leads: a run that ends early has lost the least."""
+    clustered = Case(BIG, dtype="bfloat16", clustered=True)
+    some = partial(_blocks, densities=DENSITIES[:2])
+    return list(dict.fromkeys([
+        *first,
+        *(replace(clustered, sparsity=round(1 - share, 10)) for share in OCCUPIED),
+        *_blocks(BIG, "bfloat16", BLOCKS[:1]), *some(BIG, "bfloat16", BLOCKS), *some(BIG, "tf32", BLOCKS[:1]),
+        *_blocks(WIDE, "bfloat16", BLOCKS[:1]), *_resnet("tf32", BLOCKS[:1]), *_resnet("bfloat16", BLOCKS),
+        *(case for each in product((BIG, WIDE), ("bfloat16", "tf32")) for case in _blocks(*each, BLOCKS)),
+        *_resnet("tf32", BLOCKS),
+    ]))  # fmt: skip
 
 
-def dense_names(layer: Layer, compiled: bool = True) -> list[str]:
-    """The dense baselines of a layer: memory formats, eager and compiled."""
-    eager = ["dense", "dense channels_last"] if layer.kind == "conv" else ["dense"]
-    return eager + [f"{name} compiled" for name in eager if compiled]
+def _blocks(layer: Layer, dtype: str, blocks: Sequence[int], densities: Sequence[float] = DENSITIES) -> list[Case]:
+    return [in_blocks(layer, block, density, dtype) for block, density in product(blocks, densities)]
 
 
-def sparse_names(layer: Layer, pattern: str) -> list[str]:
-    """The sparse ways of a layer: ours, then the peers that have such a layer; they know no patterns."""
-    peers = ["torch csr", "sparseprop"] if layer.kind == "linear" else ["sparseprop"]
-    return [*KERNELS, *(peers if pattern == "unstructured" else ())]
-
-
-def dense_case(layer: Layer, name: str) -> Case:
-    """A dense baseline of `dense_names`."""
-    module, x = layer.dense(), layer.input()
-    dy = _output_gradient(module, x)
-    if "channels_last" in name:
-        last = torch.channels_last
-        module, x, dy = (
-            module.to(memory_format=last),
-            x.contiguous(memory_format=last),
-            dy.contiguous(memory_format=last),
-        )
-    if "compiled" in name:
-        module = torch.compile(module, fullgraph=True, dynamic=False)
-    return Case(module, x, dy, lambda weight: weight)
-
-
-def sparse_case(layer: Layer, name: str, sparse: spfde.nn.SparseLayer) -> Case:
-    """A sparse way of `sparse_names`, with the weights of `sparse`.
-
-    Raises:
-        Absent: the peer is not installed or has no such layer.
-    """
-    x = layer.input()
-    dy = _output_gradient(layer.dense(), x)
-    if name in KERNELS:
-        module = deepcopy(sparse)
-        module.kernel = KERNELS[name]
-        return Case(module, x, dy, lambda values: _with_values(sparse, values))
-    import peers
-
-    return peers.case(name, _masked(layer, sparse), x, dy)
-
-
-def sparsified(layer: Layer, sparsity: float, pattern: str = "unstructured") -> spfde.nn.SparseLayer:
-    """The layer with the weights that spfde.sparsify keeps.
-
-    Raises:
-        Absent: this spfde refuses the pattern for this layer.
-    """
-    try:
-        return spfde.sparsify(layer.dense(), sparsity, pattern=pattern)
-    except ValueError as error:
-        raise Absent(f"spfde: {error}") from error
-
-
-def expected(layer: Layer, sparse: spfde.nn.SparseLayer | None = None) -> tuple[Tensor, ...]:
-    """One step of the dense layer, with the weights of `sparse` if given: what every way has to give."""
-    dense, x = layer.dense() if sparse is None else _masked(layer, sparse), layer.input()
-    y, dx, dweight, *dbias = Case(dense, x, _output_gradient(dense, x), lambda weight: weight).step()
-    return y.detach(), dx, dweight if sparse is None else dweight * sparse.mask(), *dbias
-
-
-def check(case: Case, wanted: tuple[Tensor, ...]) -> None:
-    """Runs one step of `case` and compares it with the `expected` one.
-
-    Raises:
-        Absent: an output or a gradient differs, so that its time would mean nothing, or the kernel refuses to run.
-    """
-    try:
-        y, dx, dvalues, *dbias = case.step()
-    except ValueError as error:
-        raise Absent(str(error)) from error
-    names = ("output", "input gradient", "weight gradient", "bias gradient")
-    results = (y.detach(), dx, case.dense(dvalues), *dbias)
-    for name, got, want in zip(names[: len(wanted)], results, wanted, strict=True):
-        error = float((got - want).norm() / want.norm().clamp(min=1e-30))
-        if not error <= TOLERANCE:
-            raise Absent(f"wrong {name}: relative error {error:.1e} against the dense layer")
-
-
-def _masked(layer: Layer, sparse: spfde.nn.SparseLayer) -> nn.Module:
-    dense = layer.dense()
-    dense.weight = nn.Parameter(sparse.dense_weight())
-    return dense
-
-
-def _output_gradient(dense: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        shape = dense(x[:1]).shape[1:]
-    return torch.randn(len(x), *shape, generator=torch.Generator().manual_seed(2))
-
-
-def _with_values(sparse: spfde.nn.SparseLayer, values: Tensor) -> Tensor:
-    copy = deepcopy(sparse)
-    copy.values.data = values
-    return copy.dense_weight()
+def _resnet(dtype: str, blocks: Sequence[int]) -> list[Case]:
+    return [in_blocks(layer, block, 0.2, dtype) for layer, block in product(RESNET, blocks)]

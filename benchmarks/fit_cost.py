@@ -13,14 +13,13 @@ off. `tall` stays at its start where no blocks were timed. Needs scipy, which sc
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 from cases import CONV, LINEAR, Layer
+from record import Cell, Record
 from scipy.optimize import least_squares
 from sweep import BATCH, IMAGES, LANES, layers_of
 from sweep import DENSE as AUTO_MASKED
@@ -28,7 +27,7 @@ from sweep import NATIVE as AUTO_NATIVE
 
 import spfde
 from spfde.kernels.dispatch.cost import MASKED, Cost, Masked, masked, ratio
-from spfde.kernels.dispatch.problem import Problem, bucket_of
+from spfde.kernels.problem import Problem, bucket_of
 from spfde.nn import SparseConv2d
 
 START, LOWEST, HIGHEST = Cost(2, 0.9, 10, 0.05, 1.25), Cost(0, 0, 0, 0, 0), Cost(100, 1, 1000, 1, 100)
@@ -49,15 +48,14 @@ class Row:
     ratio: float
 
 
-def row(cell: dict[str, Any], layers: dict[str, Layer], kernel: Sequence[str] = ("native", AUTO_NATIVE)) -> Row | None:
-    """A cell of the JSON for a kernel by its names; None where it was not timed or the rule decides nothing."""
-    seconds = {name: timing["median"] for name, timing in cell["seconds"].items()}
-    timed, layer = [seconds[name] for name in kernel if name in seconds], layers[cell["layer"]]
+def row(cell: Cell, layers: dict[str, Layer], kernel: Sequence[str] = ("native", AUTO_NATIVE)) -> Row | None:
+    """A cell for a kernel by its names; None where it was not timed or the rule decides nothing."""
+    timed, layer = [seconds for name in kernel if (seconds := cell.median(name))], layers[cell.layer]
     if not timed or layer.groups > 1 or layer.lanes < LANES:
         return None
-    dense = min(value for name, value in seconds.items() if name in ("dense", "dense channels_last"))
-    name = f"{cell['layer']} {cell['pattern']} {cell['sparsity']:.0%}"
-    return Row(name, problem(layer, cell["density"], cell["pattern"]), timed[0] / dense)
+    dense = min(seconds for name in ("dense", "dense channels_last") if (seconds := cell.median(name)))
+    name = f"{cell.layer} {cell.pattern} {cell.sparsity:.0%}"
+    return Row(name, problem(layer, cell.density, cell.pattern), timed[0] / dense)
 
 
 def problem(layer: Layer, density: float, pattern: str) -> Problem:
@@ -96,12 +94,12 @@ def main() -> None:
     """Prints the constants, and what was measured and predicted of each layer, in shares of the dense time."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("json", nargs="+", type=Path, help="written by --json on one instruction set")
-    records = [json.loads(path.read_text()) for path in parser.parse_args().json]
-    isas = sorted({record["machine"]["isa"] for record in records})
+    records = [Record.read(path) for path in parser.parse_args().json]
+    isas = sorted({record.machine["isa"] for record in records})
     if len(isas) != 1:
         parser.error(f"expected timings of one instruction set, got {', '.join(isas)}, try one call for each")
     layers = known()
-    timed = [timed for record in records for cell in record["cells"] if (timed := row(cell, layers))]
+    timed = [timed for record in records for cell in record.cells if (timed := row(cell, layers))]
     for op in ("linear", "conv2d"):
         rows = [timed_row for timed_row in timed if timed_row.problem.op == op]
         if not rows:
@@ -114,7 +112,7 @@ def main() -> None:
             measured = timed_row.ratio
             print(f"  {timed_row.name:44}  measured {measured:5.2f}  predicted {measured + error:5.2f}")
     names = ("masked", AUTO_MASKED)
-    routes = [timed for record in records for cell in record["cells"] if (timed := row(cell, layers, names))]
+    routes = [timed for record in records for cell in record.cells if (timed := row(cell, layers, names))]
     if routes:
         print(f"{isas[0]}: {fit_masked(routes)}")
 

@@ -1,136 +1,139 @@
-"""Whole layers, forward + backward: sparse beside the best dense layer and the peers, and the targets.
+"""Sparse layers beside the best dense layer and the peers, on a CPU or a GPU, and what was asked of them.
 
-    python benchmarks/layers.py [--threads 2] [--rounds 9] [--layers "conv 3x3,b512"] [--json runs/bench/layers.json]
+    python benchmarks/layers.py [--threads 2] [--rounds 9] [--cases "conv 3x3,90%"] [--json runs/bench/layers.json]
+    python benchmarks/layers.py --device cuda [--seconds 300] [--json FILE] [--resume FILE]
+    python benchmarks/plot.py FILE              python benchmarks/targets.py FILE
 
-Every way of a layer is first checked against the dense layer with the same weights, then all are timed in turn.
+Every variant of a case is first checked against the dense layer with the same weights, then all are timed in turn: on a
+CPU forward + backward, on a GPU the parts of a step apart, on the device alone and out of a cold L2 cache. What the
+time does not suffice for is named in the record. `benchmarks/gpu/run.sh` does the rest on a lent GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import forward
+import measure
 import pytest
 import torch
-from cases import (
-    LAYERS,
-    PATTERNS,
-    SPARSITIES,
-    Absent,
-    Case,
-    Layer,
-    check,
-    dense_case,
-    dense_names,
-    expected,
-    sparse_case,
-    sparse_names,
-    sparsified,
-)
+from cases import LAYERS, PATTERNS, SPARSITIES, Case, cpu_cases, gpu_layers
+from networks import NetworkCase, gpu_networks
 from record import Cell, Record
 from table import block, summary
-from timing import command, interleaved, machine, parts
+from targets import GPU_TARGETS
+from timing import command, machine, nvidia_smi, parts, record_name
+
+from spfde.tuning.timing import TimeLimit
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = {"cpu": 9, "cuda": 20}
+START = 10  # seconds that a new process takes to begin
 
 
 @pytest.mark.parametrize("sparsity", [0.9])
-@pytest.mark.parametrize("layer, name", forward.ways(LAYERS))
+@pytest.mark.parametrize("layer, name", forward.variants_of(LAYERS))
 def test_forward_backward(benchmark, layer, name, sparsity):
     benchmark.group = f"forward + backward {layer} sparsity {sparsity}"
-    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity, way=name)
-    benchmark.pedantic(forward.case(layer, name, sparsity).step, **forward.ROUNDS)
+    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity, variant=name)
+    benchmark.pedantic(forward.variant(layer, name, sparsity).step, **forward.ROUNDS)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to time: names that contain one of `variants`, all if there is none."""
-
-    rounds: int = 9
-    variants: Sequence[str] = ()
-
-    def wants(self, name: str) -> bool:
-        """Whether to time the way called `name`; dense ones always, as everything is relative to them."""
-        return name.startswith("dense") or not self.variants or any(part in name for part in self.variants)
+def wanted(variants: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a variant's name contains one of the filters; all do if there is none."""
+    return lambda name: not variants or any(part in name for part in variants)
 
 
-def measure(layer: Layer, pattern: str, sparsities: Sequence[float], options: Options) -> list[Cell]:
-    """One cell per sparsity."""
-    torch.compiler.reset()  # its limit on recompilations counts all layers of a process together
-    makers = {name: partial(dense_case, layer, name) for name in dense_names(layer) if options.wants(name)}
-    dense, absent = _checked(makers, expected(layer))
-    return [_cell(layer, pattern, sparsity, options, dense, absent) for sparsity in sparsities]
-
-
-def _cell(
-    layer: Layer, pattern: str, sparsity: float, options: Options, dense: dict[str, Case], absent: dict[str, str]
-) -> Cell:
-    names = [name for name in sparse_names(layer, pattern) if options.wants(name)]
-    cases, density = {}, 1 - sparsity
-    try:
-        sparse = sparsified(layer, sparsity, pattern)
-    except Absent as reason:
-        absent = absent | {name: str(reason) for name in names}
-    else:
-        density = 1 - sparse.sparsity
-        makers = {name: partial(sparse_case, layer, name, sparse) for name in names}
-        cases, without = _checked(makers, expected(layer, sparse))
-        absent = absent | without
-    # Without a sparse way there is nothing to compare the dense layer with.
-    steps = {name: case.step for name, case in (dense | cases).items()} if cases else {}
-    seconds = interleaved(steps, options.rounds)
-    return Cell(
-        str(layer), layer.kind, layer.group, layer.lanes, pattern, sparsity, density, seconds, absent
-    )  # fmt: skip
-
-
-def _checked(
-    makers: Mapping[str, Callable[[], Case]], wanted: tuple[torch.Tensor, ...]
-) -> tuple[dict[str, Case], dict[str, str]]:
-    """The ways that can be made and give what is wanted, and why the others are absent."""
-    cases, absent = {}, {}
-    for name, make in makers.items():
-        try:
-            case = make()
-            check(case, wanted)
-            cases[name] = case
-        except Absent as reason:
-            absent[name] = str(reason)
-    return cases, absent
-
-
-def select(filters: Sequence[str]) -> list[Layer]:
-    """The layers whose name contains one of the filters, all if there is none."""
-    chosen = [layer for layer in LAYERS if not filters or any(part in str(layer) for part in filters)]
+def select(cases: Sequence[Case | NetworkCase], filters: Sequence[str]) -> list[Case | NetworkCase]:
+    """The cases whose name contains all of the filters."""
+    chosen = [case for case in cases if all(part in str(case) for part in filters)]
     if not chosen:
-        raise SystemExit(f"expected --layers to match one of {', '.join(map(str, LAYERS))}, got {', '.join(filters)}")
+        raise SystemExit(f"expected --cases to match one of {', '.join(map(str, cases))}, got {', '.join(filters)}")
     return chosen
 
 
+def cases_of(device: str, patterns: Sequence[str], sparsities: Sequence[float]) -> list[Case | NetworkCase]:
+    """What is timed there."""
+    if device == "cpu":
+        return cpu_cases(LAYERS, patterns, sparsities)
+    first, nets = [target.case for target in GPU_TARGETS], gpu_networks()
+    layers = gpu_layers(first)
+    asked = len(dict.fromkeys(first))
+    return [*layers[:asked], *nets, *layers[asked:]]
+
+
+def on_cpu(cases: Sequence[Case], rounds: int, wants: Callable[[str], bool], path: Path | None) -> Record:
+    """Times cases and prints a table for each layer and pattern, then the targets."""
+    record = Record(machine(), command(), rounds, [])
+    print(" · ".join(f"{key} {record.machine[key]}" for key in ("cpu", "threads", "isa", "torch", "spfde", "date")))
+    for group in dict.fromkeys((case.layer, case.pattern) for case in cases):
+        torch.compiler.reset()  # its limit on recompilations counts all layers of a process together
+        some = [case for case in cases if (case.layer, case.pattern) == group]
+        cells: list[Cell] = [measure.measure(case, rounds, "cpu", wants) for case in some]
+        print(block(cells), flush=True)
+        record = replace(record, cells=[*record.cells, *cells])
+        if path:
+            record.write(path)  # each time: a long run may be stopped
+    print(summary(record.cells))
+    return record
+
+
+def on_gpu(given: argparse.Namespace, cases: Sequence[Case | NetworkCase]) -> Record:
+    """Times cases while there is time. A device that is lost goes on in a new process.
+
+    Raises:
+        SystemExit: there is no GPU, or something failed.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit("expected a CUDA device, got none, try nvidia-smi and a torch built for CUDA")
+    torch.backends.cudnn.benchmark = True
+    limit = TimeLimit(given.seconds)
+    before = Record.read(given.resume) if given.resume else Record(machine("cuda"), command(), given.rounds, [])
+    path = given.resume or given.json or RESULTS / record_name(before.machine)
+    chosen = [case for case in cases if not given.resume or str(case) in before.unfinished]
+    wants = wanted(given.variants)
+    timed = lambda case: measure.measure(case, given.rounds, "cuda", wants)  # noqa: E731
+    record = measure.run(chosen, limit, before, path, timed, measure.alive)
+    if record.unfinished and not measure.alive():
+        print("the device is lost to this process, going on in a new one", flush=True)
+        left = ["--seconds", str(max(0.0, limit.left - START)), "--rounds", str(given.rounds), "--resume", str(path)]
+        os.execv(sys.executable, [sys.executable, __file__, "--device", "cuda", *left])
+    record = replace(record, machine={**record.machine, "after": nvidia_smi()})
+    record.write(path)
+    missed = f", out of time for {len(record.unfinished)}" if record.unfinished else ""
+    print(f"{len(record.cells)} cases{missed}: {path}")
+    if record.failures:
+        raise SystemExit(f"{len(record.failures)} failures, see above")
+    return record
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints speed-up over the best dense layer, efficiency and targets of every layer, and writes them as JSON."""
+    """Prints speed-up over the best dense layer, efficiency and targets, and writes every figure as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=Options.rounds)
-    parser.add_argument("--layers", type=parts, default=[], help="parts of names, comma-separated: conv 3x3,b512")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
+    parser.add_argument("--rounds", type=int, help="timings of each variant, in turn (cpu 9, cuda 20)")
+    parser.add_argument("--cases", type=parts, default=[], help="parts of names, comma-separated: conv 3x3,90%%")
     parser.add_argument("--sparsities", type=lambda text: [float(s) for s in parts(text)], default=SPARSITIES)
-    parser.add_argument("--patterns", type=parts, default=PATTERNS, help="comma-separated: unstructured,block:4x1")
+    parser.add_argument("--patterns", type=parts, default=PATTERNS, help="on a CPU: unstructured,block:4x1")
     parser.add_argument("--variants", type=parts, default=[], help="parts of names: native,sparseprop")
-    parser.add_argument("--json", type=Path, help="also write machine, medians and quartiles")
+    parser.add_argument("--seconds", type=float, default=inf, help="the time that it may take on a GPU")
+    parser.add_argument("--json", type=Path, help="the record (on a GPU by default in benchmarks/results)")
+    parser.add_argument("--resume", type=Path, help="a record of a GPU: goes on with what is unfinished there")
     given = parser.parse_args(arguments)
+    given.rounds = given.rounds or ROUNDS[given.device]
+    cases = select(cases_of(given.device, given.patterns, given.sparsities), given.cases)
+    if given.device == "cuda":
+        on_gpu(given, cases)
+        return
     torch.set_num_threads(given.threads)
-    options, about, cells = Options(given.rounds, given.variants), machine(), []
-    print(" · ".join(f"{key} {about[key]}" for key in ("cpu", "threads", "isa", "torch", "spfde", "date")))
-    for layer in select(given.layers):
-        for pattern in given.patterns:
-            block_cells = measure(layer, pattern, given.sparsities, options)
-            print(block(block_cells), flush=True)
-            cells += block_cells
-            if given.json:
-                Record(about, command(), given.rounds, cells).write(given.json)  # each time: a long run may be stopped
-    print(summary(cells))
+    on_cpu(cases, given.rounds, wanted(given.variants), given.json)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,15 @@ import spfde
 STEPS = 3
 
 
-def allocated(network: str, way: str | Sparse) -> int:
-    """Bytes that a training step of one way of a network allocates at most, weights and optimizer included."""
-    model, x, y = NETWORKS[network].parts(way)
+def allocated(network: str, how: str | Sparse) -> int:
+    """Bytes that a training step of one variant of a network allocates at most, weights and optimizer included."""
+    model, x, y = NETWORKS[network].parts(how)
     return spfde.memory(model, x, partial(loss_of, y=y), optimizer_of(model)).peak
 
 
-def peak(network: str, way: str | Sparse, threads: int) -> int:
+def peak(network: str, how: str | Sparse, threads: int) -> int:
     """Bytes above a warm process that making a network and training it for a few steps takes at most."""
-    words = [way.pattern, str(way.sparsity), str(way.recompute)] if isinstance(way, Sparse) else [way]
+    words = [how.pattern, str(how.sparsity), str(how.recompute)] if isinstance(how, Sparse) else [how]
     command = [sys.executable, __file__, "--resident", network, *words, "--threads", str(threads)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -45,28 +45,28 @@ def resident(field: str) -> int:
 
 
 def share(peaks: Mapping[str, int]) -> float:
-    """The sparse peak over that of the leaner dense way."""
-    return peaks["sparse"] / min(peaks[way] for way in EAGER)
+    """The sparse peak over that of the leaner dense variant."""
+    return peaks["sparse"] / min(peaks[how] for how in EAGER)
 
 
-def _resident_peak(network: str, way: str | Sparse) -> int:
+def _resident_peak(network: str, how: str | Sparse) -> int:
     """Runs the steps in this process; libraries that load with the first step belong to the baseline."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 6))
     spfde.fuse(spfde.sparsify(model, 0.5, distribution="erk"))
     training_step(model, torch.randn(2, 8, 8, 8), torch.tensor([0, 1]), optimizer_of(model))()
     baseline = resident("VmRSS")
-    _, step = NETWORKS[network].way(way)
+    _, step = NETWORKS[network].variant(how)
     for _ in range(STEPS):
         step()
     return resident("VmHWM") - baseline
 
 
-def _way(words: list[str]) -> str | Sparse:
+def _how(words: list[str]) -> str | Sparse:
     return words[0] if len(words) == 1 else Sparse(words[0], float(words[1]), words[2] == "True")
 
 
 def main() -> None:
-    """Prints both peaks of the leaner dense way and the sparse one, in 10^6 bytes, and their ratios."""
+    """Prints both peaks of the leaner dense variant and the sparse one, in 10^6 bytes, and their ratios."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME",
                         help=f"any of {', '.join(NETWORKS)} (all)")  # fmt: skip
@@ -75,18 +75,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.resident:
-        network, *way = options.resident
-        print(_resident_peak(network, _way(way)))
+        network, *how = options.resident
+        print(_resident_peak(network, _how(how)))
         return
     head = ("dense MB", "sparse MB", "share", "target", "resident dense", "sparse", "share")
     print(f"{'network':14}" + "".join(f"{word:>15}" for word in head))
     for name in options.models:
-        ways = {**{way: way for way in EAGER}, "sparse": MEMORY_CASE}
-        found = {way: allocated(name, what) for way, what in ways.items()}
-        held = {way: peak(name, what, options.threads) for way, what in ways.items()}
+        variants = {**{how: how for how in EAGER}, "sparse": MEMORY_CASE}
+        found = {how: allocated(name, what) for how, what in variants.items()}
+        held = {how: peak(name, what, options.threads) for how, what in variants.items()}
         cells: list[str] = []
         for peaks in (found, held):
-            cells += [f"{min(peaks[way] for way in EAGER) / 1e6:.1f}", f"{peaks['sparse'] / 1e6:.1f}"]
+            cells += [f"{min(peaks[how] for how in EAGER) / 1e6:.1f}", f"{peaks['sparse'] / 1e6:.1f}"]
             cells += [f"{share(peaks):.0%}"] + ([f"<= {MEMORY_TARGET:.0%}"] if peaks is found else [])
         print(f"{name:14}" + "".join(f"{cell:>15}" for cell in cells), flush=True)
 

@@ -1,8 +1,13 @@
-"""Whole networks to train a step of: the zoo at the inputs that speed is judged at, dense and sparse."""
+"""Whole networks to train a step of: the zoo at the inputs that speed is judged at, dense and sparse.
+
+On a CPU a step alone is timed (step.py); on a GPU, in bfloat16 autocast, also one with the front half frozen, and the
+forward pass of a frozen network.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spfde
+from spfde.nn import SparseLayer
 
 DENSE = ("contiguous", "channels_last", "compiled")
 EAGER = DENSE[:2]
@@ -40,33 +46,35 @@ class Network:
     def make(self) -> nn.Module:
         """The dense network in training mode, always with the same weights."""
         torch.manual_seed(0)
+        if self.model == "vit":  # as wide as ViT-L, a quarter of its depth
+            return spfde.models.ViT(1024, 6, 16)
         return spfde.models.create(self.model, **self.options)
 
     def data(self) -> tuple[Tensor, Tensor]:
         """Random input and targets, always the same."""
         generator = torch.Generator().manual_seed(1)
-        if "context" in spfde.models.options(self.model):
+        if self.model != "vit" and "context" in spfde.models.options(self.model):
             tokens = torch.randint(10, (2, self.batch, self.size), generator=generator)
             return tokens[0], tokens[1]
         images = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
         return images, torch.randint(10, (self.batch,), generator=generator)
 
-    def way(self, way: str | Sparse) -> tuple[nn.Module, Callable[[], None]]:
-        """The network in one of the DENSE ways, or sparse and fused, and its training step.
+    def variant(self, how: str | Sparse) -> tuple[nn.Module, Callable[[], None]]:
+        """The network in one of the DENSE variants, or sparse and fused, and its training step.
 
         Raises:
             ValueError: spfde.sparsify refuses the pattern.
         """
-        model, x, y = self.parts(way)
-        run = torch.compile(model, fullgraph=True, dynamic=False) if way == "compiled" else model
+        model, x, y = self.parts(how)
+        run = torch.compile(model, fullgraph=True, dynamic=False) if how == "compiled" else model
         return model, training_step(run, x, y, optimizer_of(model))
 
-    def parts(self, way: str | Sparse) -> tuple[nn.Module, Tensor, Tensor]:
-        """The network as `way` has it (not compiled yet), its input and its targets."""
+    def parts(self, how: str | Sparse) -> tuple[nn.Module, Tensor, Tensor]:
+        """The network as `how` says (not compiled yet), its input and its targets."""
         model, (x, y) = self.make(), self.data()
-        if isinstance(way, Sparse):
-            model = spfde.fuse(spfde.sparsify(model, way.sparsity, pattern=way.pattern), recompute=way.recompute)
-        elif way == "channels_last":
+        if isinstance(how, Sparse):
+            model = spfde.fuse(spfde.sparsify(model, how.sparsity, pattern=how.pattern), recompute=how.recompute)
+        elif how == "channels_last":
             model = model.to(memory_format=torch.channels_last)
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         return model, x, y
@@ -108,7 +116,7 @@ NETWORKS: Mapping[str, Network] = {
     "gpt_mini": Network("gpt_mini", batch=16, size=64),
 }
 
-# Speed-up over the best dense way that a step is to reach.
+# Speed-up over the best dense variant that a step is to reach.
 TARGETS: Mapping[tuple[str, Sparse], float] = {
     **{(name, Sparse("unstructured", 0.5)): 1.0 for name in NETWORKS},
     **{(name, Sparse("unstructured", 0.9)): 2.5 for name in ("resnet32", "resnet32-w2", "resnet50")},
@@ -117,10 +125,118 @@ TARGETS: Mapping[tuple[str, Sparse], float] = {
     ("vgg19_bn", Sparse("unstructured", 0.9)): 3.5,
     ("vit_tiny", Sparse("unstructured", 0.9)): 2.0,
 }
-MEMORY_CASE, MEMORY_TARGET = Sparse("unstructured", 0.9, recompute=True), 0.75  # share of the best dense way's peak
+MEMORY_CASE, MEMORY_TARGET = Sparse("unstructured", 0.9, recompute=True), 0.75  # share of the best dense peak
 
 
 def cases(name: str, sparsities: list[float]) -> list[Sparse]:
     """What is timed of a network at these sparsities: unstructured at each, and what else has a target."""
     extra = [MEMORY_CASE, *(case for network, case in TARGETS if network == name and case.pattern != "unstructured")]
     return [*(Sparse("unstructured", s) for s in sparsities), *(case for case in extra if case.sparsity in sparsities)]
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+PARTS = ("step", "half frozen step", "frozen forward")
+VARIANTS = ("triton", "triton unfused", "auto", "dense channels_last")  # every layer by Triton, fused or not, ...
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """A network in bfloat16 autocast, sparse and fused."""
+
+    network: Network
+    how: Sparse
+
+    def __str__(self) -> str:
+        return f"{self.network.model} b{self.network.batch} autocast {self.how}"
+
+
+def gpu_networks() -> list[NetworkCase]:
+    """The networks timed on a GPU."""
+    resnet, vit = (Network(name, batch=64, size=224) for name in ("resnet50", "vit"))
+    return [NetworkCase(n, Sparse("block:64x64", s)) for n, s in ((resnet, 0.8), (vit, 0.9), (vit, 0.8))]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The dense network, and the same one sparse and fused, both on the CPU; images and classes on the device.
+
+    front: names of the modules and parameters that freezing the first half of the blocks makes constant.
+    """
+
+    dense: nn.Module
+    sparse: nn.Module
+    x: Tensor
+    y: Tensor
+    front: Sequence[str]
+
+
+def pair(case: NetworkCase, device: str = "cuda") -> Pair:
+    """The same random data whenever a case is run."""
+    dense, (x, y) = case.network.make(), case.network.data()
+    blocks = spfde.freezing.blocks(dense, x[:1])
+    front = [name for block in blocks[: len(blocks) // 2] for name, _ in (*block.modules, *block.parameters)]
+    sparse = spfde.fuse(spfde.sparsify(deepcopy(dense), case.how.sparsity, pattern=case.how.pattern))
+    return Pair(dense, sparse, x.to(device).contiguous(memory_format=torch.channels_last), y.to(device), front)
+
+
+def calls(given: Pair, name: str) -> dict[str, Callable[[], Tensor]]:
+    """What to time of one of VARIANTS, by part; all have run once.
+
+    Raises:
+        ValueError: a result is not finite.
+    """
+
+    def model() -> nn.Module:
+        made = deepcopy(given.dense if name.startswith("dense") else given.sparse)
+        if name == "triton unfused":
+            spfde.unfuse(made)
+        for layer in made.modules():
+            if isinstance(layer, SparseLayer) and name.startswith("triton"):
+                layer.kernel = "triton"
+        return made.to(given.x.device, memory_format=torch.channels_last)
+
+    half, whole = model(), spfde.freezing.freeze(model())
+    for each in given.front:
+        _freeze(half, each)
+    made = (_step(model(), given), _step(half, given), lambda: _autocast(whole, given.x))
+    parts = dict(zip(PARTS, made, strict=True))
+    for part, call in parts.items():
+        if not bool(call().isfinite().all()):
+            raise ValueError(f"expected a finite result of the {part}, got others")
+    return parts
+
+
+def chosen(given: Pair) -> str:
+    """What kernel = "auto" came to."""
+    model = deepcopy(given.sparse).to(given.x.device)
+    with torch.no_grad():
+        _autocast(model, given.x)
+    rows = [row for row in spfde.summary(model).rows if row.converted]
+    return f"{sum(row.runs_sparse for row in rows)} of {len(rows)} sparse layers run a sparse kernel"
+
+
+def _freeze(model: nn.Module, name: str) -> None:
+    parameter = dict(model.named_parameters()).get(name)
+    if parameter is None:
+        spfde.freezing.freeze(model.get_submodule(name))
+    else:
+        parameter.requires_grad_(False)
+
+
+def _autocast(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return model(x)
+
+
+def _step(model: nn.Module, given: Pair) -> Callable[[], Tensor]:
+    optimizer = optimizer_of(model)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(_autocast(model, given.x).float(), given.y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step

@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
-from cases import Case, Layer, conv, dense_case, sparse_case, sparsified
+from cases import Case, Layer, conv
 from timing import interleaved
 from torch import Tensor
+from variants import Variant, dense_variant, sparse_layer, sparse_variant
 
 from spfde._native import native
 from spfde.kernels import clock
@@ -47,11 +48,13 @@ class Parts:
 
 def measure(layer: Layer, route: str, rounds: int) -> Parts:
     """The parts of `layer` through one of ROUTES."""
-    sparse = sparse_case(layer, route, sparsified(layer, SPARSITY))
-    steps = {"total": sparse.step, "dense": dense_case(layer, "dense").step, "autograd": _empty_step(sparse)}
+    case = Case(layer, sparsity=SPARSITY)
+    sparse = sparse_variant(case, route, sparse_layer(case))
+    parts, dense = sparse.parts(), dense_variant(layer, "dense").parts()
+    steps = {"total": parts["step"], "dense": dense["step"], "autograd": _empty_step(sparse)}
     timings = interleaved(steps, rounds, warmup=rounds // 10 + 1)
     total, dense, autograd = (timings[name].median * 1e6 for name in steps)
-    core, kernels = (1e6 * seconds for seconds in _inside(sparse, rounds))
+    core, kernels = (1e6 * seconds for seconds in _inside(parts["step"], rounds))
     return Parts(total, dense, total - dense, core, kernels - core, autograd, total - kernels - autograd)
 
 
@@ -59,37 +62,38 @@ class _Nothing(torch.autograd.Function):
     """As many inputs as our ops have, the same shapes out, nothing computed."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, plan, kernel, y, dx):
+    def forward(ctx, x, values, bias, residual, call):
         ctx.save_for_backward(x, values)
+        y, dx = call
         ctx.grads = dx, values, bias
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, dy):
         assert len(ctx.saved_tensors) == 2  # unpacking them is part of the cost
-        return *ctx.grads, None, None, None, None
+        return *ctx.grads, None, None
 
 
-def _empty_step(case: Case) -> Callable[[], object]:
+def _empty_step(case: Variant) -> Callable[[], object]:
     y, dx, *_ = (tensor.detach() for tensor in case.step())
     parameters = list(case.module.parameters())
 
     def step() -> tuple[Tensor, ...]:
         x = case.x.detach().requires_grad_()
-        out = _Nothing.apply(x, *parameters, None, "native", y, dx)
+        out = _Nothing.apply(x, *parameters, None, (y, dx))
         return torch.autograd.grad(out, [x, *parameters], case.dy)
 
     return step
 
 
-def _inside(case: Case, rounds: int) -> tuple[float, float]:
+def _inside(step: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Median seconds per step inside the core, and inside the kernels around it; clocks slow the rest of the step."""
     samples = []
     with _core_calls() as calls:
         for _ in range(rounds):
             calls.clear()
             with clock.measure() as kernels:
-                case.step()
+                step()
             samples.append((sum(calls), kernels.seconds))
     core, kernels = zip(*samples, strict=True)
     return median(core), median(kernels)

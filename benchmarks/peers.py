@@ -1,4 +1,7 @@
-"""Other sparse layers with the same weights: torch's CSR matrices and SparseProp 0.1.14."""
+"""Other sparse layers with the same weights.
+
+On a CPU torch's CSR matrices and SparseProp 0.1.14; on a GPU torch's block-sparse and 2:4 products, forward alone.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,55 @@ import warnings
 from contextlib import contextmanager
 
 import torch
-from cases import Absent, Case
+import torch.nn.functional as F
+from cases import Case
 from torch import Tensor, nn
+from variants import Absent, Variant
 
 
-def case(name: str, dense: nn.Module, x: Tensor, dy: Tensor) -> Case:
+def variant(name: str, case: Case, dense: nn.Module, x: Tensor, dy: Tensor) -> Variant:
     """The peer called `name` with the nonzeros of the layer `dense`.
 
     Raises:
-        Absent: it is not installed, or has no such layer.
+        Absent: it is not installed, has no such layer, or torch has no kernel for it here.
     """
-    return _csr(dense, x, dy) if name == "torch csr" else _sparseprop(dense, x, dy)
+    if name == "torch csr":
+        return _csr(dense, x, dy)
+    if name == "sparseprop":
+        return _sparseprop(dense, x, dy)
+    if name not in ("torch bsr", "torch 2:4"):
+        raise ValueError(f"expected torch csr, sparseprop, torch bsr or torch 2:4, got {name}")
+    try:
+        if name == "torch bsr":
+            block = tuple(map(int, case.pattern.removeprefix("block:").split("x")))
+            return Variant(Product(dense.weight.detach().to_sparse_bsr(block)), x, dy, trains=False)
+        weight = torch.sparse.to_sparse_semi_structured(_two_of_four(dense.weight.detach()))
+        return Variant(Product(weight), x, dy, trains=False, checked=False)
+    except (RuntimeError, ValueError) as error:  # what torch raises for what it has no kernel for
+        raise Absent(str(error).strip().splitlines()[0]) from error
 
 
-def _sparseprop(dense: nn.Module, x: Tensor, dy: Tensor) -> Case:
+class Product(nn.Module):
+    """y = x W^T for one of torch's sparse matrices."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return F.linear(x, self.weight)
+        except RuntimeError as error:
+            raise Absent(str(error).strip().splitlines()[0]) from error
+
+
+def _two_of_four(weight: Tensor) -> Tensor:
+    """A weight of that shape that keeps two of every four inputs."""
+    kept = torch.tensor([1, 0, 1, 0], dtype=torch.bool, device=weight.device).repeat(weight.shape[1] // 4)
+    return torch.randn_like(weight) * kept
+
+
+def _sparseprop(dense: nn.Module, x: Tensor, dy: Tensor) -> Variant:
     try:
         from sparseprop.modules import SparseConv2d, SparseLinear
         from sparseprop.modules.utils import from_csr_2d, from_sparse_format_conv2d
@@ -29,19 +67,19 @@ def _sparseprop(dense: nn.Module, x: Tensor, dy: Tensor) -> Case:
     shape = tuple(dense.weight.shape)
     if isinstance(dense, nn.Linear):
         layer = SparseLinear.from_dense(dense)
-        return Case(layer, x, dy, lambda values: from_csr_2d(values, layer.W_idx, shape))
+        return Variant(layer, x, dy, lambda values: from_csr_2d(values, layer.W_idx, shape))
     if dense.groups > 1 or dense.stride[0] > 2:
         raise Absent("SparseProp has no groups and no stride above 2")
 
-    def convolution(over_images: bool, x: Tensor, dy: Tensor) -> Case:
+    def convolution(over_images: bool, x: Tensor, dy: Tensor) -> Variant:
         layer = SparseConv2d.from_dense(dense, vectorizing_over_on=over_images)
-        return Case(layer, x, dy, lambda values: from_sparse_format_conv2d(values, layer.W_idx, shape))
+        return Variant(layer, x, dy, lambda values: from_sparse_format_conv2d(values, layer.W_idx, shape))
 
     # Its two ways of vectorising, chosen as it does itself: by one warm step of each.
     return min(convolution(False, _batch_last(x), _batch_last(dy)), convolution(True, x, dy), key=_seconds)
 
 
-def _seconds(case: Case) -> float:
+def _seconds(case: Variant) -> float:
     case.step()  # the first is cold
     start = time.perf_counter()
     case.step()
@@ -53,9 +91,9 @@ def _batch_last(x: Tensor) -> Tensor:
     return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
 
-def _csr(dense: nn.Linear, x: Tensor, dy: Tensor) -> Case:
+def _csr(dense: nn.Linear, x: Tensor, dy: Tensor) -> Variant:
     layer = CsrLinear(dense)
-    return Case(layer, x, dy, lambda values: layer.matrix(values).to_dense())
+    return Variant(layer, x, dy, lambda values: layer.matrix(values).to_dense())
 
 
 class CsrLinear(nn.Module):

@@ -1,4 +1,4 @@
-"""Draws speed-up against sparsity from the JSON that layers.py writes.
+"""Draws speed-up against sparsity from the JSON that layers.py writes, of a CPU or a GPU.
 
 python benchmarks/plot.py runs/bench/layers.json [runs/bench/layers.png]
 """
@@ -6,13 +6,14 @@ python benchmarks/plot.py runs/bench/layers.json [runs/bench/layers.png]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
-from cases import target
 from record import Cell, Record
+from targets import GPU_TARGETS, asked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#14181f", "#586173", "#dde1e7"
 COLOURS = ("#0a66c2", "#c2410c", "#0f766e", "#7c3aed", "#65a30d", "#be185d")
+GPU_PARTS = ("forward", "input gradient", "weight gradient", "step")
+Points = Mapping[float, float]
 PEERS = {"torch csr": ":", "sparseprop": "--"}  # dash patterns
 STYLE = {
     "axes.edgecolor": LINE,
@@ -43,36 +46,105 @@ STYLE = {
 
 
 def draw(record: Record) -> Figure:
-    """One panel per pattern and layer group: a line per layer, the break-even line, targets, peers in grey."""
+    """A row of panels per pattern (CPU) or layer (GPU): lines per layer or block, break-even, targets, peers in grey.
+
+    Raises:
+        SystemExit: nothing of ours was timed beside a dense layer.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in record.cells if "native" in cell.seconds]
+    on_gpu = "gpu" in record.machine
+    cells = [c for c in record.cells if c.ours in c.seconds and (not on_gpu or c.kind == "linear") and _drawn(c)]
     if not cells:
-        raise SystemExit("expected cells with the native kernel, got none, try layers.py without --variants")
-    patterns = list(dict.fromkeys(cell.pattern for cell in cells))
+        raise SystemExit(
+            "expected cells with a sparse kernel beside a dense layer, got none, try layers.py with fewer filters"
+        )
+    rows, columns, panels = _gpu_panels(cells) if on_gpu else _cpu_panels(cells)
     sparsities = sorted({cell.sparsity for cell in cells})
-    groups = list(dict.fromkeys(cell.group for cell in cells))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * len(groups) + 0.4, 3.5 * len(patterns) + 0.5), dpi=150)
-        panels = figure.subplots(len(patterns), len(groups), sharex=True, sharey=True, squeeze=False)
-        for row, pattern in zip(panels, patterns, strict=True):
-            for axes, group in zip(row, groups, strict=True):
-                _panel(axes, [cell for cell in cells if (cell.pattern, cell.group) == (pattern, group)], sparsities)
-                axes.set_title(f"{group}, {pattern}")
+        figure = Figure(figsize=(3.6 * columns + 0.4, 3.5 * rows + 0.5), dpi=150)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=True):
+            _panel(axes, panel, sparsities)
+        for row in grid:
             row[0].set_ylabel("speed-up over the best dense layer")
-        for axes in panels[-1]:
+        for axes in grid[-1]:
             axes.set_xlabel("sparsity")
         figure.suptitle(_caption(record.machine), color=MUTED, fontsize=9, x=0.01, ha="left")
     return figure
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A part of a step: points by sparsity of every line, of the peers' means and of the targets."""
+
+    title: str
+    lines: Mapping[str, Points]
+    peers: Mapping[str, Points] = field(default_factory=dict)
+    targets: Points = field(default_factory=dict)
+
+
+def _cpu_panels(cells: Sequence[Cell]) -> tuple[int, int, list[Panel]]:
+    """A row per pattern, a panel per group of layers, a line per layer."""
+    patterns = list(dict.fromkeys(cell.pattern for cell in cells))
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    panels = []
+    for pattern in patterns:
+        for group in groups:
+            some = [cell for cell in cells if (cell.pattern, cell.group) == (pattern, group)]
+            lines = _lines(some, "step", lambda cell: cell.layer.removeprefix(f"{cell.group} "))
+            targets = {c.sparsity: aim for c in some if (aim := asked(c.pattern, c.kind, c.sparsity)) is not None}
+            peers = {name: points for name in PEERS if (points := _means(some, name))}
+            panels.append(Panel(f"{group}, {pattern}", lines, peers, targets))
+    return len(patterns), len(groups), panels
+
+
+def _gpu_panels(cells: Sequence[Cell]) -> tuple[int, int, list[Panel]]:
+    """A row per layer and precision, a panel per part, a line per pattern."""
+    rows = list(dict.fromkeys((cell.layer, cell.dtype) for cell in cells))
+    panels = []
+    for layer, dtype in rows:
+        some = [cell for cell in cells if (cell.layer, cell.dtype) == (layer, dtype)]
+        for part in GPU_PARTS:
+            here = {cell.name for cell in some}
+            targets = {
+                t.case.sparsity: t.speedup
+                for t in GPU_TARGETS
+                if str(t.case) in here and t.part == part and t.over is None
+            }
+            panels.append(Panel(f"{layer} {dtype}, {part}", _lines(some, part, lambda cell: cell.pattern), {}, targets))
+    return len(rows), len(GPU_PARTS), panels
+
+
+def _drawn(cell: Cell) -> bool:
+    return any(cell.speedup(part=part) is not None for part in GPU_PARTS)
+
+
+def _lines(cells: Sequence[Cell], part: str, name: Callable[[Cell], str]) -> dict[str, Points]:
+    found: dict[str, dict[float, float]] = {}
+    for cell in cells:
+        if (speedup := cell.speedup(part=part)) is not None:
+            found.setdefault(name(cell), {})[cell.sparsity] = speedup
+    return found
+
+
+def _means(cells: Sequence[Cell], name: str) -> Points:
+    """Geometric mean of the speed-up over the layers, by sparsity."""
+    found: dict[float, list[float]] = {}
+    for cell in cells:
+        if (speedup := cell.speedup(name)) is not None:
+            found.setdefault(cell.sparsity, []).append(speedup)
+    return {sparsity: geometric_mean(values) for sparsity, values in found.items()}
+
+
 def _caption(about: Mapping[str, Any]) -> str:
-    machine = f"{about['cpu']}, threads: {about['threads']}, {about['isa']}"
-    return f"forward + backward · {machine} · torch {about['torch']} · spfde {about['spfde']} · {about['date'][:10]}"
+    machine = about.get("gpu") or f"{about['cpu']}, threads: {about['threads']}, {about['isa']}"
+    return f"{machine} · torch {about['torch']} · spfde {about['spfde']} · {str(about['date'])[:10]}"
 
 
-def _panel(axes: Axes, cells: Sequence[Cell], sparsities: Sequence[float]) -> None:
+def _panel(axes: Axes, panel: Panel, sparsities: Sequence[float]) -> None:
+    axes.set_title(panel.title)
     axes.set_yscale("log", base=2)
     axes.set_ylim(0.25, 32)
     axes.set_yticks([0.25, 0.5, 1, 2, 4, 8, 16, 32], ["¼x", "½x", "1x", "2x", "4x", "8x", "16x", "32x"])
@@ -83,30 +155,18 @@ def _panel(axes: Axes, cells: Sequence[Cell], sparsities: Sequence[float]) -> No
     right = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "top"}
     axes.annotate("break-even", (1, 1), (-2, -3), color=MUTED, fontsize=8, **right)
 
-    def line(points: Mapping[float, float | None], **style: Any) -> None:
-        known = [sparsity for sparsity in sparsities if points.get(sparsity) is not None]
-        if known:
-            axes.plot([sparsities.index(s) for s in known], [points[s] for s in known], **style)
+    def line(points: Points, **style: Any) -> None:
+        known = sorted(points)
+        axes.plot([sparsities.index(s) for s in known], [points[s] for s in known], **style)
 
-    for name, dashes in PEERS.items():
-        line(_means(cells, name), color="#9aa3b0", linestyle=dashes, linewidth=1.3, label=f"{name} (mean)")
-    for index, layer in enumerate(dict.fromkeys(cell.layer for cell in cells)):
-        points = {cell.sparsity: cell.speedup("native") for cell in cells if cell.layer == layer}
-        style = {"color": COLOURS[index % len(COLOURS)], "marker": "o", "markersize": 3.5}
-        line(points, label=layer.removeprefix(f"{cells[0].group} "), **style)
-    if cells:
-        points = {cell.sparsity: target(cell.pattern, cell.kind, cell.sparsity) for cell in cells}
-        line(points, color=INK, linestyle="", marker="_", markersize=14, markeredgewidth=2, label="target")
+    for name, points in panel.peers.items():
+        line(points, color="#9aa3b0", linestyle=PEERS[name], linewidth=1.3, label=f"{name} (mean)")
+    for index, (name, points) in enumerate(panel.lines.items()):
+        line(points, color=COLOURS[index % len(COLOURS)], marker="o", markersize=3.5, label=name)
+    if panel.targets:
+        line(panel.targets, color=INK, linestyle="", marker="_", markersize=14, markeredgewidth=2, label="target")
+    if panel.lines:
         axes.legend(loc="upper left", fontsize=7)
-
-
-def _means(cells: Sequence[Cell], name: str) -> dict[float, float]:
-    """Geometric mean of the speed-up over the layers, by sparsity."""
-    found: dict[float, list[float]] = {}
-    for cell in cells:
-        if name in cell.seconds:
-            found.setdefault(cell.sparsity, []).append(cell.speedup(name))
-    return {sparsity: geometric_mean(values) for sparsity, values in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from layers import Options, measure, select
+from cases import LAYERS as ALL
+from cases import Case
+from layers import wanted
+from measure import measure
 from record import Cell, Record
 from timing import command, machine, parts
 
@@ -29,20 +32,20 @@ def lines(threads: Sequence[int], cells: Sequence[Cell]) -> list[str]:
     first = cells[0]
     rows = [f"\n{first.layer} · {first.pattern} · {first.sparsity:.0%}"]
     for count, cell in zip(threads, cells, strict=True):
-        shown = [_gain(*pair) for pair in zip(_ways(cell), _ways(first), strict=False)]
+        shown = [_gain(*pair) for pair in zip(_variants(cell), _variants(first), strict=False)]
         speedup = cell.speedup("native")
         shown += [] if speedup is None else [f"native over dense {speedup:.2f}x"]
         rows.append(f"  {count} thread{'s' if count > 1 else ' '}  " + " · ".join(shown))
     return rows + [f"  absent: {name}: {reason}" for name, reason in first.absent.items()]
 
 
-def _ways(cell: Cell) -> list[tuple[str, float]]:
-    names = (cell.best_dense, "native", "sparseprop")
-    return [(name, cell.seconds[name].median) for name in names if name in cell.seconds]
+def _variants(cell: Cell) -> list[tuple[str, float]]:
+    names = (cell.best_dense(), "native", "sparseprop")
+    return [(name, seconds) for name in names if (seconds := cell.median(name))]
 
 
-def _gain(way: tuple[str, float], first: tuple[str, float]) -> str:
-    return f"{way[0]} {way[1] * 1e3:.2f} ms ({first[1] / way[1]:.2f}x)"
+def _gain(variant: tuple[str, float], first: tuple[str, float]) -> str:
+    return f"{variant[0]} {variant[1] * 1e3:.2f} ms ({first[1] / variant[1]:.2f}x)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,19 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     usable = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--threads", type=lambda text: [int(n) for n in parts(text)], default=counts(usable))
-    parser.add_argument("--rounds", type=int, default=Options.rounds)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layers", type=parts, default=LAYERS, help="parts of names, comma-separated")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--pattern", default="unstructured")
     parser.add_argument("--json", type=Path, help="also write cells, named by layer and threads")
     given = parser.parse_args(arguments)
-    options, about, named = Options(given.rounds, ("native", "sparseprop")), machine(), []
-    for layer in select(given.layers):
+    about, named = machine(), []
+    for layer in (each for each in ALL if any(part in str(each) for part in given.layers)):
         cells = []
         # One count after the other: libgomp builds its pool anew at each change.
         for count in given.threads:
             torch.set_num_threads(count)
-            cells += measure(layer, given.pattern, [given.sparsity], options)
+            torch.compiler.reset()  # its limit on recompilations counts all layers of a process together
+            case = Case(layer, given.pattern, given.sparsity)
+            cells.append(measure(case, given.rounds, "cpu", wanted(("native", "sparseprop"))))
         print("\n".join(lines(given.threads, cells)), flush=True)
         named += [replace(cell, layer=f"{layer} t{count}") for count, cell in zip(given.threads, cells, strict=True)]
     if given.json:

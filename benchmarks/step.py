@@ -1,12 +1,12 @@
-"""A whole training step (forward, backward, SGD), sparse beside the best dense way, and its peak memory.
+"""A whole training step (forward, backward, SGD), sparse beside the best dense variant, and its peak memory.
 
     python benchmarks/step.py [--models resnet32 vgg19_bn] [--sparsities 0.5 0.9 0.95] [--rounds 15] [--threads 2]
                               [--json FILE]
 
-The dense baseline is the fastest of eager contiguous, eager channels_last and torch.compile. All ways of a network take
-turns, so that a machine that slows down slows all alike. Memory is against the leaner of the two eager ways, compiling
-takes memory of its own: the share of what a step allocates, which has a target, and of what a process then holds (see
-benchmarks/memory.py).
+The dense baseline is the fastest of eager contiguous, eager channels_last and torch.compile. All variants of a network
+take turns, so that a machine that slows down slows all alike. Memory is against the leaner of the two eager variants,
+compiling takes memory of its own: the share of what a step allocates, which has a target, and of what a process then
+holds (see benchmarks/memory.py).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WARMUP = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One case of a network: seconds per step by way (medians), what did not run and why.
+    """One case of a network: seconds per step by variant (medians), what did not run and why.
 
-    peaks, resident: bytes by way, allocated in a step and held by a process.
+    peaks, resident: bytes by variant, allocated in a step and held by a process.
     layers: (sparse layers that take a sparse kernel, all sparse layers).
     """
 
@@ -46,12 +46,12 @@ class Row:
 
     @property
     def best(self) -> str:
-        """The fastest dense way."""
+        """The fastest dense variant."""
         return min(self.dense, key=self.dense.__getitem__)
 
     @property
     def speedup(self) -> float | None:
-        """Seconds of the best dense way over those of the sparse one."""
+        """Seconds of the best dense variant over those of the sparse one."""
         return None if self.sparse is None else self.dense[self.best] / self.sparse
 
     @property
@@ -61,35 +61,35 @@ class Row:
 
     @property
     def memory(self) -> float | None:
-        """Peak of the sparse way over that of the leaner dense one, of what is allocated."""
+        """Peak of the sparse variant over that of the leaner dense one, of what is allocated."""
         return self.peaks and share(self.peaks)
 
 
-@pytest.mark.parametrize("way", ["contiguous", "channels_last", "sparse"])
-def test_step(benchmark, way):
+@pytest.mark.parametrize("how", ["contiguous", "channels_last", "sparse"])
+def test_step(benchmark, how):
     benchmark.group = "training step of resnet32, sparsity 0.9"
     benchmark.extra_info.update(threads=torch.get_num_threads())
-    _, step = NETWORKS["resnet32"].way(Sparse("unstructured", 0.9) if way == "sparse" else way)
+    _, step = NETWORKS["resnet32"].variant(Sparse("unstructured", 0.9) if how == "sparse" else how)
     benchmark.pedantic(step, rounds=5, warmup_rounds=2)
 
 
 def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> list[Row]:
     """The rows of one network."""
     torch.compiler.reset()
-    ways: dict[str | Sparse, tuple[torch.nn.Module, Callable[[], None]]] = {}
+    variants: dict[str | Sparse, tuple[torch.nn.Module, Callable[[], None]]] = {}
     absent: dict[Sparse, str] = {}
-    for way in (*DENSE, *cases(name, sparsities)):
+    for how in (*DENSE, *cases(name, sparsities)):
         try:
-            ways[way] = NETWORKS[name].way(way)
+            variants[how] = NETWORKS[name].variant(how)
         except ValueError as error:
-            if way in DENSE:
+            if how in DENSE:
                 raise
-            absent[way] = str(error)
-    timings = interleaved({way: step for way, (_, step) in ways.items()}, rounds, WARMUP)
-    seconds = {way: timing.median for way, timing in timings.items()}
-    dense = {way: seconds[way] for way in DENSE}
-    layers = {way: _sparse_layers(model) for way, (model, _) in ways.items()}
-    ways.clear()  # the memory of a child is its own, but the machine's is shared
+            absent[how] = str(error)
+    timings = interleaved({how: step for how, (_, step) in variants.items()}, rounds, WARMUP)
+    seconds = {how: timing.median for how, timing in timings.items()}
+    dense = {how: seconds[how] for how in DENSE}
+    layers = {how: _sparse_layers(model) for how, (model, _) in variants.items()}
+    variants.clear()  # the memory of a child is its own, but the machine's is shared
     rows = []
     for case in cases(name, sparsities):
         if case in absent:
@@ -97,9 +97,9 @@ def measure(name: str, sparsities: list[float], rounds: int, threads: int) -> li
             continue
         peaks = held = None
         if case == MEMORY_CASE:
-            both = {**{way: way for way in EAGER}, "sparse": case}
-            peaks = {way: allocated(name, what) for way, what in both.items()}
-            held = {way: peak(name, what, threads) for way, what in both.items()}
+            both = {**{how: how for how in EAGER}, "sparse": case}
+            peaks = {how: allocated(name, what) for how, what in both.items()}
+            held = {how: peak(name, what, threads) for how, what in both.items()}
         rows.append(Row(name, case, dense, seconds[case], layers[case], peaks=peaks, resident=held))
     return rows
 

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from cases import Absent, Layer, check, dense_case, dense_names, expected, sparse_case, sparsified
+from cases import Case, Layer
 from record import Cell, Record
 from timing import command, interleaved, machine, parts
 from torch import nn
+from variants import Absent, check, dense_variant, expected, names, sparse_layer, sparse_variant
 
 import spfde
 
@@ -62,20 +63,22 @@ def _convolution(conv: nn.Conv2d, x: torch.Tensor) -> Layer:
 
 def measure(layer: Layer, sparsities: Sequence[float], rounds: int, both: bool = False) -> list[Cell]:
     """One cell per sparsity: the dense forms, "auto" by the kernel that it took, and `both`: the other kernel."""
-    dense = {name: dense_case(layer, name) for name in dense_names(layer, compiled=False)}
     cells = []
     for sparsity in sparsities:
-        sparse = sparsified(layer, sparsity)
-        case = sparse_case(layer, "auto", sparse)
-        check(case, expected(layer, sparse))
-        name = NATIVE if case.module.kernel == "native" else DENSE
-        ways = {**{key: way.step for key, way in dense.items()}, name: case.step}
+        case = Case(layer, sparsity=sparsity)
+        sparse = sparse_layer(case)
+        made = sparse_variant(case, "auto", sparse)
+        check(made, "step", expected(case, sparse))
+        name = NATIVE if made.module.kernel == "native" else DENSE
+        eager = [each for each in names(case, "cpu", compiled=False) if each.startswith("dense")]
+        steps = {each: dense_variant(layer, each).parts()["step"] for each in eager}
+        steps[name] = made.parts()["step"]
         if both:
             other = "masked" if name == NATIVE else "native"
-            ways[other] = sparse_case(layer, other, sparse).step
-        seconds = interleaved(ways, rounds)
-        shape = (str(layer), layer.kind, layer.group, layer.lanes, "unstructured")
-        cells.append(Cell(*shape, sparsity, 1 - sparse.sparsity, seconds, {}))
+            steps[other] = sparse_variant(case, other, sparse).parts()["step"]
+        seconds = {each: {"step": timing} for each, timing in interleaved(steps, rounds).items()}
+        shape = (str(layer), layer.kind, layer.group, layer.lanes, case.pattern)
+        cells.append(Cell(*shape, sparsity, 1 - sparse.sparsity, seconds, {}, name=str(case)))
     return cells
 
 
@@ -95,8 +98,8 @@ def report(title: str, cells: Sequence[Cell]) -> str:
     for sparsity in sorted({cell.sparsity for cell in cells}):
         some = [cell for cell in cells if cell.sparsity == sparsity]
         sparse, bad = sum(NATIVE in cell.seconds for cell in some), sum(map(violates, some))
-        dense_time = sum(cell.seconds[cell.best_dense].median for cell in some)
-        speedup = dense_time / sum(cell.seconds[auto(cell)].median for cell in some)
+        dense_time = sum(cell.median(cell.best_dense()) for cell in some)
+        speedup = dense_time / sum(cell.median(auto(cell)) for cell in some)
         lines.append(
             f"  {sparsity:4.0%}: {sparse}/{len(some)} ran sparse, {bad} too slow, {speedup:.2f}x over all of them"
         )  # fmt: skip

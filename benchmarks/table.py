@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import geometric_mean
 
-from record import Cell
+from record import Cell, times
+from targets import cpu_verdicts
 
 OTHERS = ("masked", "auto", "torch csr", "sparseprop")
 HEAD = ("sparsity", "dense ms", "speed-up", "efficiency", "target", "", *OTHERS, "over SparseProp", "", "spread")
@@ -14,7 +15,7 @@ HEAD = ("sparsity", "dense ms", "speed-up", "efficiency", "target", "", *OTHERS,
 def block(cells: Sequence[Cell]) -> str:
     """The cells of one layer and pattern: a headline, then a line per sparsity."""
     timed = [cell for cell in cells if cell.seconds]
-    dense = ", ".join(dict.fromkeys(str(cell.best_dense) for cell in timed))
+    dense = ", ".join(dict.fromkeys(str(cell.best_dense()) for cell in timed))
     lines = ["", f"{cells[0].layer} · {cells[0].pattern}" + (f" · best dense: {dense}" if dense else "")]
     if timed:
         rows = [HEAD, *(_row(cell) for cell in timed)]
@@ -37,7 +38,7 @@ def summary(cells: Sequence[Cell]) -> str:
                 speedup, efficiency = map(geometric_mean, zip(*speedups, strict=True))
                 means.append(f"{sparsity:.0%} {speedup:.2f}x ({efficiency:.2f})")
         lines.append(f"  {pattern:14} {group:9} " + ("  ".join(means) or "absent"))
-    verdicts = [(cell, *verdict) for cell in cells for verdict in cell.verdicts()]
+    verdicts = [(cell, *verdict) for cell in cells for verdict in cpu_verdicts(cell)]
     timed = [verdict for verdict in verdicts if verdict[2] is not None]
     missed = sorted((v for v in timed if v[2] < v[3]), key=lambda v: v[2] / v[3])
     lines.append(
@@ -52,34 +53,30 @@ def _absent(cells: Sequence[Cell]) -> list[str]:
     """A line per reason, with the names it holds for."""
     names: dict[str, list[str]] = {}
     for cell in cells:
-        for name, reason in cell.absent.items():
+        for name, reason in (*cell.absent.items(), *cell.failed.items()):
             known = names.setdefault(reason, [])
             known += [] if name in known else [name]
     return [f"  absent: {', '.join(some)}: {reason}" for reason, some in names.items()]
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
-    verdicts = {what: (got, aim) for what, got, aim in cell.verdicts()}
+    verdicts = {what: (got, aim) for what, got, aim in cpu_verdicts(cell)}
     got, aim = verdicts.get("dense", (None, None))
     peer, peer_aim = verdicts.get("SparseProp", (None, None))
-    others = (_times(cell.speedup(name)) for name in OTHERS)
-    spreads = [cell.seconds[name].spread for name in (cell.best_dense, "native") if name in cell.seconds]
+    others = (times(cell.speedup(name)) for name in OTHERS)
+    steps = [cell.seconds[name]["step"] for name in (cell.best_dense(), "native") if name in cell.seconds]
     return (
         f"{cell.sparsity:.0%}",
-        f"{cell.seconds[cell.best_dense].median * 1e3:.2f}",
-        _times(cell.speedup("native")),
+        f"{cell.median(cell.best_dense()) * 1e3:.2f}",
+        times(cell.speedup("native")),
         _number(cell.efficiency("native")),
         "-" if aim is None else f"{aim:g}x",
         _verdict(got, aim),
         *others,
-        _times(cell.over_sparseprop),
+        times(cell.over_sparseprop),
         _verdict(peer, peer_aim),
-        f"±{max(spreads):.0%}",
+        f"±{max(step.spread for step in steps):.0%}",
     )
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x"
 
 
 def _number(value: float | None) -> str:

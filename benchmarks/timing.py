@@ -1,9 +1,11 @@
-"""Timing in turn (A B C A B C), so that a machine that slows down slows all alike."""
+"""The package's own timing as medians and quartiles, and what a measurement has to name."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime, timezone
@@ -14,15 +16,26 @@ import torch
 from record import Timing
 
 from spfde import env
-from spfde.tuning.timing import on_cpu
+from spfde.tuning import timing
 
 WARMUP = 2
+FACTS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu")
 Name = TypeVar("Name", bound=Hashable)
+Calls = Mapping[Name, Callable[[], object]]
 
 
-def interleaved(steps: Mapping[Name, Callable[[], object]], rounds: int, warmup: int = WARMUP) -> dict[Name, Timing]:
-    """Seconds of each step, over `rounds` rounds in which every step runs once, after `warmup` unrecorded ones."""
-    return {name: summarise(seconds) for name, seconds in on_cpu(steps, rounds, warmup).items()}
+def interleaved(calls: Calls[Name], rounds: int, warmup: int = WARMUP) -> dict[Name, Timing]:
+    """Seconds on the CPU of each call, over `rounds` rounds in which every call runs once."""
+    return {name: summarise(seconds) for name, seconds in timing.on_cpu(calls, rounds, warmup).items()}
+
+
+def by_device(calls: Calls[Name], rounds: int, device: str) -> tuple[dict[Name, Timing], dict[Name, Timing]]:
+    """That by the clock of a device, and what the CPU took for the same calls; nothing where both are one."""
+    if device != "cuda":
+        return interleaved(calls, rounds), {}
+    both = timing.on_gpu(calls, rounds)
+    seconds, host = ({name: summarise(times) for name, times in clock.items()} for clock in both)
+    return seconds, host
 
 
 def summarise(seconds: list[float]) -> Timing:
@@ -31,10 +44,10 @@ def summarise(seconds: list[float]) -> Timing:
     return Timing(median, min(seconds), q1, q3)
 
 
-def machine() -> dict[str, Any]:
-    """What a measurement has to name: processor, cores, instruction set, threads, versions and date."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What a measurement has to name: processor, instruction set and threads, or GPU and clocks; versions and date."""
     facts = env.report()
-    return {
+    about = {
         "cpu": facts["cpu"],
         "cores": os.cpu_count(),
         "usable_cores": facts["threads"]["cpus"],
@@ -49,6 +62,37 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "warnings": facts["warnings"],
     }
+    return about if device == "cpu" else {**_gpu(facts), **about}
+
+
+def _gpu(facts: Mapping[str, Any]) -> dict[str, Any]:
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": device.name,
+        "capability": f"{device.major}.{device.minor}",
+        "multiprocessors": device.multi_processor_count,
+        "l2_bytes": device.L2_cache_size,
+        "before": nvidia_smi(),
+        "triton": facts["triton"],
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def nvidia_smi() -> dict[str, str]:
+    """Driver, clocks, power and temperature at the moment; empty where nvidia-smi does not answer."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(FACTS)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(FACTS, (part.strip() for part in answer.splitlines()[0].split(",")), strict=False))
+
+
+def record_name(about: Mapping[str, Any]) -> str:
+    """The name of a record's file: its processor and date."""
+    name = about.get("gpu") or f"{about['cpu']}-{about['isa']}-{about['threads']}t"
+    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{about['date'][:10]}.json"
 
 
 def command() -> str:

@@ -6,17 +6,17 @@ from importlib import import_module
 from typing import Any
 
 from spfde import freezing, fusing, nn, profiling, sieving, topology
+from spfde._version import __version__
 from spfde.convert.sparsify import densify, sparsify
 from spfde.fusing import fuse, unfuse
-from spfde.kernels.dispatch.rule import use_gpu_table
 from spfde.kernels.dispatch.table import Table
 from spfde.profiling import memory, profile
 from spfde.summary import summary
 from spfde.tuning.tune import tune, use_table
 
-__version__ = "0.1.0"
 __all__ = [
     "Table",
+    "__version__",
     "data",
     "densify",
     "freezing",
@@ -35,7 +35,6 @@ __all__ = [
     "train",
     "tune",
     "unfuse",
-    "use_gpu_table",
     "use_table",
 ]
 

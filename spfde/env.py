@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from spfde._machine import cpu_name
+from spfde._version import __version__
+
 
 def report() -> dict[str, Any]:
     """Everything a bug report or a benchmark record needs to know about this process, ready for JSON.
@@ -20,8 +23,6 @@ def report() -> dict[str, Any]:
     torch and the core are bound to, and all that are mapped into the process. `warnings` says what to mend.
     """
     import torch
-
-    from spfde import __version__
 
     native = _native()
     openmp = {
@@ -134,14 +135,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def cpu_name() -> str:
-    """The CPU's model name, or its architecture where that is not told."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 class _SymbolInfo(ctypes.Structure):

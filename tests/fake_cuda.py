@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from spfde.kernels.gpu import Config
 from spfde.kernels.triton import interpreting
-from spfde.kernels.triton.config import Config
 from spfde.kernels.triton.launch import options as launch_options
 
 aten = torch.ops.aten

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command and under nine minutes: build, tests, memory checks, timings.
 #
-#   benchmarks/gpu/run.sh [options of gpu.run, such as --cases "conv"]
+#   benchmarks/gpu/run.sh [options of benchmarks/layers.py, such as --cases "conv"]
 #
 # No network. SPFDE_SECONDS (520): all of it. OUT: where the record goes (benchmarks/results). PYTHON: the interpreter.
 set -uo pipefail
@@ -36,7 +36,7 @@ if ! "$python" -c 'from spfde._native import native; native()' 2>/dev/null; then
 fi
 
 say "the smallest layers"  # what is wrong with the machine shows here; and it compiles what the memory checks run
-within 60 "$python" -m gpu.smallest || { say "the smallest layers: failed"; failed=1; }
+within 60 "$python" benchmarks/smallest.py || { say "the smallest layers: failed"; failed=1; }
 
 say "tests"
 if "$python" -c 'import pytest' 2>/dev/null; then
@@ -53,20 +53,19 @@ say "memory checks"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$sanitizer" ]; then
   for tool in memcheck racecheck; do
-    within 40 "$sanitizer" --tool "$tool" --error-exitcode 1 "$python" -m gpu.smallest || { say "$tool: failed"; failed=1; }
+    within 40 "$sanitizer" --tool "$tool" --error-exitcode 1 "$python" benchmarks/smallest.py || { say "$tool: failed"; failed=1; }
   done
 else
   say "expected compute-sanitizer, got none: going on without"
 fi
 
 say "timings"
-marker=$(mktemp)
-trap 'rm -f "$marker"' EXIT
 left=$((total - (SECONDS - began) - 15))
-within "$((left + 10))" "$python" -m gpu.run --seconds "$left" --out "$out" "$@" || failed=1
-record=$(find "$out" -name '*.json' -newer "$marker" 2>/dev/null | head -n 1)
-if [ -n "$record" ]; then
-  "$python" -m gpu.targets "$record" || failed=1
+mkdir -p "$out"
+record=$out/$("$python" -c 'import timing; print(timing.record_name(timing.machine("cuda")))')
+within "$((left + 10))" "$python" benchmarks/layers.py --device cuda --seconds "$left" --json "$record" "$@" || failed=1
+if [ -f "$record" ]; then
+  "$python" benchmarks/targets.py "$record" || failed=1
   printf 'spfde: all of it in %s\n' "${record%.json}.md"
 fi
 say "done in $((SECONDS - began)) s$([ "$failed" = 0 ] || echo ', with failures')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,6 @@ from spfde import env as environment
 from spfde import fuse, models, sparsify
 from spfde import profile as profile_step
 from spfde.profiling.result import StepProfile
-from spfde.profiling.text import tables
-from spfde.train.run_dir import write_json
 
 IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
 CLASSES = 10
@@ -61,10 +60,8 @@ def profile(
     if out is not None:
         given = {"model": model, "sparsity": sparsity, "pattern": pattern, "fuse": fused, "recompute": recompute}
         out.mkdir(parents=True, exist_ok=True)
-        write_json(
-            out / "profile.json",
-            {"environment": environment.report(), **given, "size": list(x.shape), **found.to_dict()},
-        )
+        kept = {"environment": environment.report(), **given, "size": list(x.shape), **found.to_dict()}
+        (out / "profile.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         found.save_plot(out / "profile.png")
         console.print(f"profile: {out / 'profile.json'}, {out / 'profile.png'}", markup=False, highlight=False)
 
@@ -93,7 +90,7 @@ def _usual_size(model: str, network: nn.Module) -> int:
 def terminal(found: StepProfile) -> list[tuple[Text, Table]]:
     """The tables of a profile for the terminal, with their titles."""
     shown = []
-    for title, (head, *rows) in tables(found):
+    for title, (head, *rows) in found.tables():
         table = Table(box=None, header_style="bold", pad_edge=False)
         for index, name in enumerate(head):
             table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")

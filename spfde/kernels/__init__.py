@@ -2,8 +2,8 @@
 
 from spfde.kernels import clock, dense, native, norm_act_ops, reference  # the kernels register themselves
 from spfde.kernels.conv2d import conv2d
-from spfde.kernels.dispatch.problem import KernelChoice
 from spfde.kernels.norm_act import norm_act
+from spfde.kernels.problem import KernelChoice
 from spfde.kernels.registry import Kernel, Prediction, Product, register
 from spfde.kernels.spmm import spmm
 from spfde.kernels.triton import kernel as _triton  # noqa: F401

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from spfde.kernels import clock
 from spfde.kernels.dispatch import rule
-from spfde.kernels.dispatch.problem import KernelChoice, Problem, problem_of
 from spfde.kernels.dtypes import cast, compute_and_result_dtype, packed, refuse_double_backward
 from spfde.kernels.epilogue import Epilogue, act_grad, untracked
 from spfde.kernels.memory_format import check_parameters
+from spfde.kernels.problem import KernelChoice, Problem, problem_of
 from spfde.kernels.registry import Composite, Kernel, Product, get, names
 from spfde.kernels.scatter import write
 from spfde.sparse.plan import KernelIndex, Plan

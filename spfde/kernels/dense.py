@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Gradients, Kernel, Product, bias_grad, register
 from spfde.kernels.scatter import gather, scatter
 from spfde.sparse.plan import KernelIndex, Window

@@ -16,9 +16,9 @@ from torch import Tensor
 from spfde._native import native
 from spfde.kernels import channel
 from spfde.kernels.dispatch import cost
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
 from spfde.sparse.plan import KernelIndex, Plan, Window, slots
 

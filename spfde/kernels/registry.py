@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from spfde._names import unknown
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.gpu import Config, Gpu
+from spfde.kernels.problem import Problem
 from spfde.sparse.plan import KernelIndex, Plan
+
+Programs = tuple[int, list[Config]]  # outputs of a program, and the launches that are worth timing for it
 
 # (x, values [capacity, R, C], bias, plan) -> y, of torch's own ops.
 Composite = Callable[[Tensor, Tensor, Tensor | None, Plan], Tensor]
@@ -121,6 +124,10 @@ class Kernel(ABC):
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
         """What it gains where it can run and nothing was measured; never asked of one that does not skip zeros."""
         raise NotImplementedError(f"kernel {self.name!r} skips zeros and predicts no gain")
+
+    def launches(self, plan: Plan, problem: Problem, dtype: torch.dtype, gpu: Gpu) -> Mapping[str, Programs]:
+        """What the tuner may choose among on a GPU, by op ("forward", "input_grad", "weight_grad"); {}: nothing."""
+        return {}
 
     def index(self, plan: Plan) -> KernelIndex:
         """What it reads of a plan."""

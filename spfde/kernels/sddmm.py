@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from spfde.kernels.dispatch import rule
-from spfde.kernels.dispatch.problem import Problem, problem_of
+from spfde.kernels.problem import Problem, problem_of
 from spfde.kernels.registry import Product, get, unpacked
 from spfde.sparse.plan import ONE_TAP, KernelIndex, Window, slots
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spfde.kernels.dispatch import rule
-from spfde.kernels.dispatch.problem import KernelChoice, problem_of
-from spfde.kernels.dispatch.table import Table, use
+from spfde.kernels.dispatch.in_use import use
+from spfde.kernels.dispatch.table import Table
+from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
 from spfde.nn.loading import check_loaded, index_from_dense
 from spfde.sparse.index import Index, check_index, index_from_positions, positions_of

@@ -6,16 +6,17 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.profiler import profile as torch_profile
 from torch.autograd.profiler import record_function
 
+from spfde._modules import tensors
 from spfde.nn import SparseLayer
-from spfde.profiling.trace import BACKWARD
-from spfde.profiling.twin import Step
+from spfde.profiling.dense_baseline import Step
+from spfde.profiling.timeline import BACKWARD
 
 MARK = "spfde:"  # of the ranges that the profiler's record names
 
@@ -104,18 +105,8 @@ def kept_by_layer(changes: Iterable[Allocation]) -> dict[str, int]:
 
 def size_of(value: Any) -> int:
     """Bytes of the tensors in a value, every storage once."""
-    storages = [tensor.untyped_storage() for tensor in _tensors(value)]
+    storages = [tensor.untyped_storage() for tensor in tensors(value)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
-    elif is_dataclass(value):
-        yield from _tensors([getattr(value, item.name) for item in fields(value)])
 
 
 def _record(step: Step) -> list[Allocation]:

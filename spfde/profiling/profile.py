@@ -1,9 +1,7 @@
-"""Profiles a training step: the model as it is beside its dense twin."""
+"""Profiles a training step: the model as it is beside its dense baseline."""
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
@@ -13,12 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde._modules import random_state_restored, tensors
 from spfde.kernels import clock
+from spfde.profiling.dense_baseline import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    Step,
+    dense_step,
+    has_dense_baseline,
+    step_of,
+    takes_images,
+)
 from spfde.profiling.memory import Memory, memory_of
-from spfde.profiling.result import Part, StepProfile, Way, parts_of
+from spfde.profiling.result import StepProfile
 from spfde.profiling.timeline import Timeline, without_overhead
-from spfde.profiling.trace import Trace, tensors_in
-from spfde.profiling.twin import CHANNELS_LAST, CONTIGUOUS, Step, dense_step, has_twin, step_of, takes_images
+from spfde.profiling.trace import Trace
+from spfde.profiling.variant import Part, Variant, parts_of
+from spfde.tuning import timing
 
 WARM_UPS = 3
 
@@ -37,8 +46,8 @@ def profile(
 
     example_input: a batch as in training, or a tuple of inputs. loss_fn: from the model's output to a scalar; None: the
     mean of its squares. optimizer: the model's own; None: SGD with momentum, fused. data: what makes the inputs of a
-    step, to be profiled with it; None: `example_input`, at no cost. dense: whether the dense twin runs too, in the
-    faster of contiguous and channels_last. rounds: steps of each way, taken in turns; medians count.
+    step, to be profiled with it; None: `example_input`, at no cost. dense: whether the dense baseline runs too, in the
+    faster of contiguous and channels_last. rounds: steps of each variant, taken in turns; medians count.
 
     Steps are taken on copies, in training mode and on torch's present number of threads: the model, its gradients and
     buffers, the optimizer and torch's random state stay as they are. A model's other side effects (a counter, a hook
@@ -52,12 +61,12 @@ def profile(
     if type(rounds) is not int or rounds < 1:
         raise ValueError(f"expected rounds to be a positive whole number, got {rounds!r}")
     with _steps(model, example_input, loss_fn, optimizer, data) as step:
-        ways = [step, *([_faster(step, example_input)] if dense and has_twin(model) else [])]
-        _warm_up(ways)
-        measured = _measure(ways, rounds)
-        found = [Way(w.name, *_seconds_and_parts(*measured[w.name]), memory_of(w)) for w in ways]
-    inputs = tensors_in(example_input)
-    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+        steps = [step, *([_faster(step, example_input)] if dense and has_dense_baseline(model) else [])]
+        _warm_up(steps)
+        measured = _measure(steps, rounds)
+        found = [Variant(s.name, *_seconds_and_parts(*measured[s.name]), memory_of(s)) for s in steps]
+    x = next(tensors(example_input), None)
+    batch = x.shape[0] if x is not None and x.dim() else 0
     return StepProfile(found[0], found[1] if len(found) > 1 else None, batch, torch.get_num_threads(), rounds)
 
 
@@ -86,7 +95,7 @@ def _steps(
 ) -> Iterator[Step]:
     """The step to look into; torch's random state is restored afterwards."""
     _check(model, optimizer)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with random_state_restored(), torch.enable_grad():
         yield step_of(model, optimizer, data or (lambda: example_input), _checked_loss(loss_fn or _mean_square))
 
 
@@ -125,42 +134,18 @@ def _checked_loss(loss_fn: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
 
 
 def _faster(step: Step, example_input: Any) -> Step:
-    """The dense twin in the faster memory format."""
+    """The dense baseline in the faster memory format."""
     if not takes_images(example_input):
         return dense_step(step)
-    twins = [dense_step(step, layout) for layout in (CONTIGUOUS, CHANNELS_LAST)]
-    _warm_up(twins)
-    seconds: dict[str, list[float]] = {twin.name: [] for twin in twins}
-    with _no_collection():
-        for _ in range(WARM_UPS):
-            for twin in twins:
-                seconds[twin.name].append(_plain(twin))
-    return min(twins, key=lambda twin: min(seconds[twin.name]))
+    formats = {each: dense_step(step, each) for each in (CONTIGUOUS, CHANNELS_LAST)}
+    seconds = timing.on_cpu(formats, WARM_UPS, warmup=WARM_UPS)
+    return formats[min(formats, key=lambda each: min(seconds[each]))]
 
 
-def _warm_up(ways: Sequence[Step]) -> None:
+def _warm_up(steps: Sequence[Step]) -> None:
     for _ in range(WARM_UPS):
-        for way in ways:
-            way()
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """A garbage collection would hit whoever is running."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _plain(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+        for step in steps:
+            step()
 
 
 def _traced(step: Step) -> Timeline:
@@ -172,15 +157,15 @@ def _traced(step: Step) -> Timeline:
     return timeline
 
 
-def _measure(ways: Sequence[Step], rounds: int) -> dict[str, tuple[list[float], list[Timeline]]]:
-    """Steps of every way, plain and traced, all taking turns."""
-    found: dict[str, tuple[list[float], list[Timeline]]] = {way.name: ([], []) for way in ways}
-    with _no_collection():
+def _measure(steps: Sequence[Step], rounds: int) -> dict[str, tuple[list[float], list[Timeline]]]:
+    """Every step, plain and traced, all taking turns."""
+    found: dict[str, tuple[list[float], list[Timeline]]] = {step.name: ([], []) for step in steps}
+    with timing.no_collection():
         for _ in range(rounds):
-            for way in ways:
-                plain, traced = found[way.name]
-                plain.append(_plain(way))
-                traced.append(_traced(way))
+            for step in steps:
+                plain, traced = found[step.name]
+                plain.append(timing.seconds_of(step))
+                traced.append(_traced(step))
     return found
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from spfde.kernels.clock import Clock
 
+FORWARD, BACKWARD = "forward", "backward"  # the phases that have layers
 PYTHON = "Python"
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from spfde._modules import tensors
 from spfde.profiling.kinds import DATA, ENGINE, LOSS, OPTIMIZER, kind_of_function, kind_of_module, plain_name
-from spfde.profiling.timeline import PYTHON, Bucket, Timeline
+from spfde.profiling.timeline import BACKWARD, FORWARD, PYTHON, Bucket, Timeline
 
-FORWARD, BACKWARD = "forward", "backward"
 # What counts where nothing that is followed runs.
 KIND_OF_PHASE = {"data": DATA, FORWARD: PYTHON, "loss": LOSS, BACKWARD: ENGINE, "optimizer": OPTIMIZER}
 
@@ -34,7 +34,7 @@ class _Functions(TorchFunctionMode):
         timeline.push(bucket)
         timeline.start()
         result = func(*args, **(kwargs or {}))
-        if not tensors_in(result):  # a question such as x.size(0), not an op
+        if next(tensors(result), None) is None:  # a question such as x.size(0), not an op
             timeline.pop()
             timeline.push(outer)
         timeline.stop()
@@ -85,7 +85,7 @@ class Trace:
     def own(self, outputs: Any, bucket: Bucket) -> None:
         """Gives the nodes that lead to `outputs`, and belong to none yet, to the backward of `bucket`."""
         bucket = bucket._replace(phase=BACKWARD)
-        found = [t.grad_fn for t in tensors_in(outputs)]
+        found = [t.grad_fn for t in tensors(outputs)]
         while found:
             node = found.pop()
             if node is not None and node not in self._nodes:
@@ -138,14 +138,3 @@ class Trace:
                 self._functions.__enter__()
             else:
                 self._functions.__exit__(None, None, None)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a tensor, or of tuples, lists and dicts of them."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for item in value for tensor in tensors_in(item)]

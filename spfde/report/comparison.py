@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from spfde.report.measures import Section, sections
 from spfde.report.page import page
-from spfde.report.run import Run, read
+from spfde.report.run import Run, files, read
 from spfde.report.verdict import Verdict, alone, judge, labels
-from spfde.train import run_dir as files
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spfde.report.run import Run
+from spfde.report.run import CATEGORIES, Run
 from spfde.report.words import NONE, duration, percent, ratio, size, work
-from spfde.train.stats import CATEGORIES
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +11,8 @@ from spfde.report import plots
 from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
+from spfde.report.settings import command
 from spfde.report.words import NONE, count, percent
-from spfde.train.recipe import Recipe
-from spfde.train.recipe.defaults import default_of as own_default
 
 
 def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -179,26 +176,8 @@ def definitions(sections: Sequence[Section]) -> Html:
     return join(tag("h2", "What each figure means"), tag("dl", *terms))
 
 
-def command(recipe: Mapping[str, Any]) -> str:
-    """The `spfde train` command line of a recipe: every setting that is not the default."""
-    words = ["spfde", "train"]
-    for field in dataclasses.fields(Recipe):
-        default = own_default(field, recipe)
-        value = recipe.get(field.name, default)
-        value = tuple(value) if isinstance(value, list) else value
-        flag = field.name.replace("_", "-")
-        if value == default:
-            continue
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", _word(value)]
-    return shlex.join(words)
-
-
 def _figure(head: str, svg: Html, caption: str) -> Html:
     return tag("figure", tag("h3", head), svg, tag("figcaption", caption))
-
-
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _stored(run: Run) -> str:

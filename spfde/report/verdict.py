@@ -7,39 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spfde.report.run import Run
+from spfde.report.settings import differences
 from spfde.report.words import count, duration, percent, points, ratio
 
 SAME_TIME = 0.02  # times closer than this share are called equal
 SAME_ACCURACY = 0.0005  # accuracies closer than this round to the same tenth of a point
-# What has to agree between two runs whose times and accuracies are compared.
-ALIKE = (
-    "dataset",
-    "train_images",
-    "test_images",
-    "image_size",
-    "crop",
-    "flip",
-    "model",
-    "width",
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "lr",
-    "momentum",
-    "beta2",
-    "nesterov",
-    "weight_decay",
-    "clip",
-    "label_smoothing",
-    "schedule",
-    "warmup",
-    "milestones",
-    "gamma",
-    "precision",
-    "seed",
-    "threads",
-)
-MACHINE = ("cpu", "torch")
 
 
 @dataclass(frozen=True)
@@ -141,10 +113,7 @@ def _dense_layers(run: Run) -> tuple[str, ...]:
 
 
 def _unlike(run: Run, baseline: Run) -> tuple[str, ...]:
-    pairs = [(name, run.recipe.get(name), baseline.recipe.get(name)) for name in ALIKE]
-    pairs += [(name, run.environment.get(name), baseline.environment.get(name)) for name in MACHINE]
-    pairs += [(f"{half} samples", run.samples[half], baseline.samples[half]) for half in ("train", "test")]
-    different = [f"{name} ({ours} against {theirs})" for name, ours, theirs in pairs if ours != theirs]
+    different = differences(run, baseline)
     return (f"Not like for like: {', '.join(different)}.",) if different else ()
 
 

@@ -166,12 +166,15 @@ class Plan:
         self._derive(name, build)
         return self.derived[name]
 
-    @torch.compiler.assume_constant_result  # no part of a compiled graph, which would own what it makes
     def _derive(self, name: str, build: Callable[[Plan], Any]) -> None:
         if name not in self.derived:
             with torch.inference_mode(False), unset_fake_temporarily():  # it outlives the modes it is asked for in
                 self.derived[name] = build(self)
                 self._builders[name] = build
+
+    # No part of a compiled graph, which would own what it makes. torch.compiler.assume_constant_result sets the same
+    # mark, but imports torch._dynamo for it, which takes longer than all of spfde.
+    _derive._dynamo_marked_constant = True
 
     def dense_buffer(self) -> Tensor:
         """A persistent float32 buffer of the flat dense weight and one element more, zero where nothing is stored."""

@@ -129,7 +129,8 @@ class Topology(UpdateRule):
     def begin_epoch(self, epoch: int, steps: int, epochs: int) -> None:
         """Tells how many optimizer steps the coming epoch has: `every_epochs` counts by it.
 
-        epoch: counts from 0. epochs: of the whole training; those after this one are taken to be as long.
+        epoch: counts from 0. epochs: of the whole training; those after this one are taken to be as long. A run that
+        resumes within an epoch does not tell it again: the state has it.
         """
         before = self.schedule.next_update
         self._late |= before is not None and before > self.steps_done  # the epoch was shorter than it was said to be

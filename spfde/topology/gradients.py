@@ -1,7 +1,6 @@
-"""The dense weight gradient of a layer, where nothing is stored too.
+"""The gradient of a dense weight from an output's gradient and an input, by the kind of the layer.
 
-Another kind of layer is another branch in `factors` and `dense_gradient`; nothing else in a topology looks at the rank
-of a weight.
+Another kind of layer is another branch here; nothing else in a topology looks at the rank of a weight.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ def layer_sparsity(model: nn.Module) -> dict[str, float]:
 
 def write_run(out: Path, session: Session) -> None:
     """Write recipe.toml and run.json: the recipe as it runs, the machine, what was settled before the first step."""
-    from spfde import __version__, env
+    from spfde import env
+    from spfde._version import __version__
 
     plans = [lever for lever in session.levers if hasattr(lever, "plan")]
     plan = {"plan": [list(entry) for entry in plans[0].plan], "reason": plans[0].reason} if plans else None

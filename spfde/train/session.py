@@ -218,8 +218,9 @@ class Session:
     @property
     def machine(self) -> dict[str, Any]:
         """Return what else the numbers depend on to the bit: versions, device, kernels that were forced or tuned."""
-        from spfde import __version__
         from spfde._native import native
+        from spfde._version import __version__
+        from spfde.kernels.dispatch import in_use
         from spfde.nn import SparseLayer
 
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, SparseLayer)}
@@ -229,6 +230,7 @@ class Session:
             "device": self.device.name,
             "compile": self.recipe.compile,
             "isa": native().isa() if layers and self.device.is_cpu else None,
+            "tables": (in_use.process_tables() or None) if layers else None,
             "kernels": {name: layer.dispatch_key for name, layer in layers.items() if layer.dispatch_key != "auto"},
         }
 

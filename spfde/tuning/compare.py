@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from spfde import env
+from spfde.kernels import registry
+from spfde.kernels.dispatch.rule import FALLBACK
 from spfde.nn import SparseLayer
 from spfde.tuning import timing
-from spfde.tuning.layer import PARTS, Call, Layer, parts, precision
+from spfde.tuning.layer import PARTS, LayerSpec, Timed, parts, precision
 
-KERNELS = {"auto": "auto", "native": "native", "masked dense": "dense", "triton": "triton"}
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 2e-2}  # of the output's norm
 
-Way = tuple[str, str]  # its name, the part
-Clock = Callable[[Mapping[Way, Call], int, str], Mapping[Way, Sequence[float]]]
+Clock = Callable[[Mapping[tuple[str, str], Timed], int, str], Mapping[tuple[str, str], Sequence[float]]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One sparsity: seconds of every round by way and part, and why a way has none.
+    """One sparsity: seconds of every round by variant (see `kernels`) and part, and why a variant has none.
 
-    Ways whose name begins with "dense" are torch's own layers. kernel, reason: what "auto" runs. density: share of the
-    weights that is stored.
+    Variants whose name begins with "dense" are torch's own layers. kernel, reason: what "auto" runs. density: share of
+    the weights that is stored.
     """
 
     sparsity: float
@@ -39,14 +39,14 @@ class Cell:
     seconds: Mapping[str, Mapping[str, Sequence[float]]]
     absent: Mapping[str, str]
 
-    def median(self, way: str, part: str) -> float:
+    def median(self, variant: str, part: str) -> float:
         """Median seconds."""
-        return median(self.seconds[way][part])
+        return median(self.seconds[variant][part])
 
-    def speedup(self, way: str, part: str) -> float:
-        """Time of the fastest dense way over that of this one."""
+    def speedup(self, variant: str, part: str) -> float:
+        """Time of the fastest dense variant over that of this one."""
         dense = min(self.median(name, part) for name in self.seconds if name.startswith("dense"))
-        return dense / self.median(way, part)
+        return dense / self.median(variant, part)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Comparison:
 
     machine: Mapping[str, Any]
     device: str
-    layer: Layer
+    layer: LayerSpec
     repeats: int
     cells: Sequence[Cell]
 
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def compare(
-    layer: Layer, sparsities: Sequence[float], device: str, repeats: int, clock: Clock = timing.interleaved
+    layer: LayerSpec, sparsities: Sequence[float], device: str, repeats: int, clock: Clock = timing.interleaved
 ) -> Comparison:
     """Times a layer. device: "cpu" or "cuda". A sparse layer's input is contiguous on a CPU, channels_last on a GPU.
 
@@ -79,6 +79,12 @@ def compare(
         dense = _dense(layer, device)
         cells = [_cell(layer, sparsity, device, repeats, dense, clock) for sparsity in sparsities]
     return Comparison(machine(device), device, layer, repeats, cells)
+
+
+def kernels() -> dict[str, str]:
+    """The sparse variants by name: "auto", the kernels that some device is offered, and the masked dense product."""
+    sparse = [name for name in registry.names() if registry.skips_zeros(name) and registry.get(name).devices]
+    return {"auto": "auto", **{name: name for name in sparse}, "masked dense": FALLBACK}
 
 
 def check_device(device: str) -> None:
@@ -95,7 +101,7 @@ def machine(device: str) -> dict[str, Any]:
     return {**env.report(), "gpu": gpu, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
-def _dense(layer: Layer, device: str) -> dict[str, dict[str, Call]]:
+def _dense(layer: LayerSpec, device: str) -> dict[str, dict[str, Timed]]:
     if not layer.convolution:
         return {"dense": parts(layer.dense(device), layer.input(device))}
     last = layer.dense(device).to(memory_format=torch.channels_last)
@@ -106,28 +112,28 @@ def _dense(layer: Layer, device: str) -> dict[str, dict[str, Call]]:
 
 
 def _cell(
-    layer: Layer, sparsity: float, device: str, repeats: int, dense: Mapping[str, Mapping[str, Call]], clock: Clock
+    layer: LayerSpec, sparsity: float, device: str, repeats: int, dense: Mapping[str, Mapping[str, Timed]], clock: Clock
 ) -> Cell:
     sparse, x = layer.sparse(1 - sparsity, device), layer.input(device, last=device == "cuda")
     wanted = _masked(layer, sparse, device)(x).detach()
-    ways, absent = dict(dense), {}
-    for name, kernel in KERNELS.items():
+    variants, absent = dict(dense), {}
+    for name, kernel in kernels().items():
         module = deepcopy(sparse)
         module.kernel = kernel
         problem = _problem(module, x, wanted, layer.dtype)
         if problem is None:
-            ways[name] = parts(module, x)
+            variants[name] = parts(module, x)
         else:
             absent[name] = problem
         if name == "auto":
             choice = module.choice
-    calls = {(name, part): ways[name][part] for part in PARTS for name in ways}
+    calls = {(name, part): variants[name][part] for part in PARTS for name in variants}
     times = clock(calls, repeats, device)
-    seconds = {name: {part: list(times[name, part]) for part in PARTS} for name in ways}
+    seconds = {name: {part: list(times[name, part]) for part in PARTS} for name in variants}
     return Cell(sparsity, 1 - sparse.sparsity, choice.kernel, choice.reason, seconds, absent)
 
 
-def _masked(layer: Layer, sparse: SparseLayer, device: str) -> nn.Module:
+def _masked(layer: LayerSpec, sparse: SparseLayer, device: str) -> nn.Module:
     dense = layer.dense(device)
     dense.weight = nn.Parameter(sparse.dense_weight())
     return dense

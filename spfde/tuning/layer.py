@@ -1,4 +1,4 @@
-"""A layer to time: what it is, with random data, and the parts of a training step of it."""
+"""A layer to time, named by its shape and input, and the parts of a training step of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-import spfde
+from spfde.convert.sparsify import sparsify
+from spfde.kernels.problem import Problem
 from spfde.nn import SparseLayer
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import ONE_TAP, Window
@@ -21,11 +22,11 @@ DTYPES = {
 }  # fmt: skip
 PARTS = ("forward", "backward", "both")
 
-Call = Callable[[], object]
+Timed = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSpec:
     """A linear layer [outputs, inputs], or a convolution [outputs, inputs, kernel_h, kernel_w] padded by half of that.
 
     batch: samples (of a linear layer: rows of its input). size: pixels a side, of a convolution's images. pattern: as
@@ -80,6 +81,12 @@ class Layer:
         """The precision of its tensors."""
         return DTYPES[self.dtype]
 
+    def problem(self, bucket: int = 0) -> Problem:
+        """What dispatch sees of it on a GPU, in a density bucket."""
+        size, dtype = self.window.output_size(self.size, self.size), str(self.kind).removeprefix("torch.")
+        block = Pattern.parse(self.pattern).numbers
+        return Problem(self.batch, self.shape, bucket, block, self.window, size, dtype)
+
     def dense(self, device: str) -> nn.Module:
         """The dense layer, always with the same random weights."""
         with torch.random.fork_rng(devices=()):
@@ -93,12 +100,16 @@ class Layer:
 
     def sparse(self, density: float, device: str) -> SparseLayer:
         """The sparse layer with the dense one's weights at random places."""
-        return spfde.sparsify(self.dense(device), 1 - density, pattern=self.pattern)
+        return sparsify(self.dense(device), 1 - density, pattern=self.pattern)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[batch, inputs], or [batch, inputs, size, size]."""
+        return self.batch, self.shape[1], *((self.size, self.size) if self.convolution else ())
 
     def input(self, device: str, last: bool = False) -> Tensor:
         """Random input, always the same. last: in channels_last memory."""
-        image = (self.size, self.size) if self.convolution else ()
-        x = torch.randn(self.batch, self.shape[1], *image, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(1))
         x = x.to(device, self.kind)
         return x.contiguous(memory_format=torch.channels_last) if last and self.convolution else x
 
@@ -114,34 +125,35 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def parts(module: nn.Module, x: Tensor) -> dict[str, Call]:
+def parts(module: nn.Module, x: Tensor) -> dict[str, Timed]:
     """Forward alone, backward alone, and both: what to time of a module. Nothing runs before it is called."""
     x = x.detach().requires_grad_()
     wanted = [x, *module.parameters()]
     return {"forward": forward(module, x), "backward": backward(module, x, wanted), "both": step(module, x, wanted)}
 
 
-def forward(module: nn.Module, x: Tensor) -> Call:
+def forward(module: Callable[[Tensor], Tensor], x: Tensor) -> Timed:
     """The forward pass with nothing kept for a backward one."""
     return torch.no_grad()(lambda: module(x))
 
 
-def backward(module: nn.Module, x: Tensor, wanted: list[Tensor]) -> Call:
+def backward(module: Callable[[Tensor], Tensor], x: Tensor, wanted: list[Tensor]) -> Timed:
     """The gradients of `wanted` alone; the forward pass is made once, at the first call."""
     made = cache(lambda: module(x))
     dy = cache(lambda: _gradient(made()))
     return lambda: torch.autograd.grad(made(), wanted, dy(), retain_graph=True)
 
 
-def step(module: nn.Module, x: Tensor, wanted: list[Tensor]) -> Call:
+def step(module: Callable[[Tensor], Tensor], x: Tensor, wanted: list[Tensor]) -> Timed:
     """Forward and the gradients of `wanted`."""
     dy = cache(lambda: _gradient(module(x)))
     return lambda: torch.autograd.grad(module(x), wanted, dy())
 
 
 def _gradient(y: Tensor) -> Tensor:
-    """A random one, always the same."""
-    return torch.empty_like(y.detach()).normal_(generator=torch.Generator(y.device).manual_seed(2))
+    """A random one, the same on every device."""
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    return torch.empty_like(y.detach()).copy_(dy)
 
 
 @contextmanager

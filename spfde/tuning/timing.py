@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TypeVar
@@ -20,8 +21,8 @@ Times = dict[Name, list[float]]
 
 
 @dataclass
-class Budget:
-    """The seconds a run may take; `clock` counts them."""
+class TimeLimit:
+    """The seconds that a run may take; `clock` counts them."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -48,19 +49,31 @@ def interleaved(calls: Calls[Name], rounds: int, device: str = "cpu") -> Times[N
 def on_cpu(calls: Calls[Name], rounds: int, warmup: int = WARMUP) -> Times[Name]:
     """That by the CPU's clock, after `warmup` unrecorded rounds."""
     seconds: Times[Name] = {name: [] for name in calls}
+    with no_collection():
+        for _ in range(warmup + rounds):
+            for name, call in calls.items():
+                seconds[name].append(seconds_of(call))
+    return {name: times[warmup:] for name, times in seconds.items()}
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds of one call by the CPU's clock."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage is collected inside the block: that would be charged to whatever is being timed."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(warmup + rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - start)
+        yield
     finally:
         if collecting:
             gc.enable()
-    return {name: times[warmup:] for name, times in seconds.items()}
 
 
 def on_gpu(calls: Calls[Name], rounds: int) -> tuple[Times[Name], Times[Name]]:

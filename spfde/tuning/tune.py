@@ -1,32 +1,26 @@
-"""Measures which kernel is fastest for each sparse layer of a model, on this machine."""
+"""Measures which kernel is fastest for each sparse layer of a model, and lets a table of such measurements decide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spfde.kernels import conv2d, spmm
-from spfde.kernels.dispatch.problem import Problem
-from spfde.kernels.dispatch.rule import candidates
-from spfde.kernels.dispatch.table import Entry, Machine, Table
+from spfde._machine import Machine
+from spfde._modules import as_args, eval_mode, random_state_restored
+from spfde.kernels.dispatch import in_use
+from spfde.kernels.dispatch.rule import candidates, forget
+from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import gpu_at
 from spfde.kernels.memory_format import memory_format_of
-from spfde.nn import SparseConv2d, SparseLayer
-from spfde.tuning import timing
-
-
-class Case(NamedTuple):
-    """A layer, the input its op was given, and the kernels that can run."""
-
-    layer: SparseLayer
-    shape: torch.Size
-    dtype: torch.dtype
-    memory: torch.memory_format
-    kernels: tuple[str, ...]
+from spfde.kernels.problem import Problem
+from spfde.nn import SparseLayer
+from spfde.tuning.measure import Case, checking_clock, measure, plain_clock
 
 
 def tune(
@@ -43,20 +37,22 @@ def tune(
     layer whose `kernel` is forced is measured too and stays forced. Returns the table, which the layers now use (see
     `use_table`).
 
-    On a GPU: Triton's kernels where they can run, in the precision and memory format that the layers were given, by the
-    GPU's own clock, with torch's flags for TF32 as they are.
+    On a GPU: Triton's kernels where they can run, each with the fastest of its launches, in the precision and memory
+    format that the layers were given, by the GPU's own clock, with torch's flags for TF32 as they are.
 
     Raises:
         ValueError: `repeats` or `threads` is not a positive whole number, `table` was measured elsewhere, the sparse
             layers are not on one device, or none that runs has kernels to choose among.
+        RuntimeError: a kernel of a layer does not run on this GPU; says why.
     """
     for name, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
         if type(value) is not int or value < 1:
             raise ValueError(f"expected {name} to be a positive whole number, got {value!r}")
     device = _device(model)
-    if device == "cuda" and threads is not None:
+    on_gpu = device.type == "cuda"
+    if on_gpu and threads is not None:
         raise ValueError(f"expected threads of a model on a CPU, got {threads} for one on a GPU, try without")
-    machine = Machine.of_gpu() if device == "cuda" else Machine.here(threads)
+    machine = Machine.of_gpu() if on_gpu else Machine.of_cpu(threads)
     table = Table(machine, ()) if table is None else table
     table.check_machine(machine, "tuning without a table")
     cases = _cases(model, example_input)
@@ -66,78 +62,88 @@ def tune(
             "precision, got none, try spfde.sparsify(model) first"
         )
     known = {entry.problem for entry in table.entries}
+    clock = (checking_clock if on_gpu else plain_clock)(repeats, device.type)
     with _threads(machine.threads or torch.get_num_threads()):
-        new = [Entry(p, _measure(case, repeats)) for p, case in cases.items() if p not in known]
-    table = table.with_entries(new)
-    use_table(model, table)
+        for case in cases:
+            if case.problem not in known:
+                entry, _ = measure(case, clock, gpu_at(device) if on_gpu else None, table)
+                table = table.with_entries([entry])
+    use_table(table, model)
     return table
 
 
-def use_table(model: nn.Module, table: Table | None) -> None:
-    """Lets a table choose the kernels of every sparse layer of a model, or the cost model again (None).
+def use_table(table: Table | str | Path | None, model: nn.Module | None = None) -> None:
+    """Lets measurements choose kernels and launches, of every sparse layer in this process or of one model's.
 
-    The layers keep it through deepcopy and pickle; it is not part of state_dict.
+    table: a Table, its file, or a folder of files, of which those of this machine count; None: the cost model again.
+    model: its layers keep the table through deepcopy and pickle, ahead of the process's; it is not in state_dict.
+    The variable SPFDE_TABLE names a file or folder for the process from outside.
 
     Raises:
-        TypeError: `table` is neither.
-        ValueError: the model has no sparse layer.
+        TypeError: `table` is none of these.
+        OSError: a file cannot be read.
+        ValueError: a file is no table or was measured on another machine, or the model has no sparse layer.
     """
-    if not isinstance(table, Table | None):
-        raise TypeError(f"expected a spfde.Table or None, got {type(table).__name__}, try spfde.Table.load(path)")
+    if not isinstance(table, Table | str | Path | None):
+        raise TypeError(f"expected a spfde.Table, its path or None, got {type(table).__name__}, try Table.load(path)")
+    tables = in_use.load(Path(table)) if isinstance(table, str | Path) else [] if table is None else [table]
+    if model is None:
+        in_use.use_everywhere(tables)
+        forget()
+        return
     layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
     if not layers:
         raise ValueError("expected a model with sparse layers, got none, try spfde.sparsify(model) first")
+    if len(tables) > 1:
+        raise ValueError(f"expected one table for a model, got {len(tables)} in {table}, try one of its files")
     for layer in layers:
-        layer.table = table
+        layer.table = tables[0] if tables else None
 
 
-def _device(model: nn.Module) -> str:
-    """The type of the device that the sparse layers are on."""
+def _device(model: nn.Module) -> torch.device:
+    """The device that the sparse layers are on."""
     devices = sorted({str(m.values.device) for m in model.modules() if isinstance(m, SparseLayer)})
     if len(devices) > 1:
         raise ValueError(
             f"expected sparse layers on one device, got {', '.join(devices)}, try model.to({devices[0]!r})"
         )
-    return torch.device(devices[0]).type if devices else "cpu"
+    return torch.device(devices[0] if devices else "cpu")
 
 
-def _cases(model: nn.Module, example_input: Any) -> dict[Problem, Case]:
+def _cases(model: nn.Module, example_input: Any) -> list[Case]:
     """The distinct problems of one forward pass, each with the first layer that has it."""
     cases: dict[Problem, Case] = {}
 
     def see(layer: SparseLayer, _: Any, y: Tensor) -> None:
-        (device, dtype, shape), problem = layer._seen, layer.choice.problem
+        (device, dtype, shape), problem = layer._last(), layer.choice.problem
         kernels = candidates(device, dtype, problem)
         if kernels:
-            # A result has its input's memory format.
-            memory = torch.contiguous_format if device == "cpu" else memory_format_of(y)
-            cases.setdefault(problem, Case(layer, shape, dtype, memory, kernels))
+            # A CPU computes in float32 whatever it is given; a GPU's result has its input's memory format.
+            on_cpu = device == "cpu"
+            dtype, memory = (torch.float32, torch.contiguous_format) if on_cpu else (dtype, memory_format_of(y))
+            cases.setdefault(problem, Case(problem, layer, shape, dtype, memory, kernels))
 
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
     hooks = [layer.register_forward_hook(see) for layer in layers]
     try:
-        with torch.no_grad(), _untouched(model), torch.compiler.set_stance("force_eager"):
-            model(*inputs)
+        # Only a process that has compiled something has torch._dynamo, whose import takes a second.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with torch.no_grad(), _untouched(model), eager:
+            model(*as_args(example_input))
     finally:
         for hook in hooks:
             hook.remove()
-    return cases
+    return list(cases.values())
 
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards modes, buffers and torch's random state are what they were."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices):
+    with random_state_restored(model), eval_mode(model):
         try:
-            model.eval()
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
@@ -151,37 +157,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _measure(case: Case, repeats: int) -> tuple[tuple[str, float], ...]:
-    """Median seconds of each candidate; they take turns, so that a busy machine slows all of them alike."""
-    device = case.layer.values.device
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        steps = {kernel: _step(case, kernel) for kernel in case.kernels}
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            return tuple(timing.medians(steps, repeats, device.type).items())
-
-
-def _step(case: Case, kernel: str) -> Callable[[], object]:
-    """Forward and backward of the layer's op on random input: no gradient reaches the layer, no scratch stays there."""
-    layer, shape, device = case.layer, case.shape, case.layer.values.device
-    dtype = torch.float32 if device.type == "cpu" else case.dtype
-    generator = torch.Generator().manual_seed(0)
-
-    def random(shape: torch.Size) -> Tensor:
-        x = torch.randn(shape, generator=generator).to(device, dtype)
-        return x.contiguous(memory_format=case.memory) if x.dim() == 4 else x
-
-    x = random(shape).requires_grad_()
-    values = layer.values.detach().to(dtype).requires_grad_()
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype).requires_grad_()
-    plan = replace(layer.plan, _dense=None)
-
-    def forward() -> Tensor:
-        if isinstance(layer, SparseConv2d):
-            return conv2d(x, values, plan, bias, kernel)
-        return spmm(x, values, plan, bias, kernel)
-
-    inputs = [x, values] if bias is None else [x, values, bias]
-    dy = random(forward().shape)
-    return lambda: torch.autograd.grad(forward(), inputs, dy)

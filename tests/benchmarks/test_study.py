@@ -26,14 +26,6 @@ def trained(monkeypatch) -> list[Case]:
     return seen
 
 
-def test_every_seed_has_each_method_at_each_sparsity_and_one_dense_run():
-    cases = study.cases(3, study.SPARSITIES, list(METHODS))
-    assert len(cases) == len(set(cases)) == 3 * (1 + 8 * 3)
-    assert [case.seed for case in cases] == sorted(case.seed for case in cases)
-    assert {case.sparsity for case in cases if case.method == DENSE} == {0.0}
-    assert study.cases(1, [0.5], ["SNIP"]) == [Case("SNIP", 0.5, 0)]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_differ_in_nothing_but_masks(method):
     setting = Setting(epochs=7, lr=0.2)
@@ -64,15 +56,6 @@ def test_a_file_of_another_setting_is_refused_and_left_alone(monkeypatch, tmp_pa
     with pytest.raises(ValueError, match=r"expected runs of .*'epochs': 2.*, got .*'epochs': 1.*, try another file"):
         list(study.study(path, [Case("SET", 0.9, 0)], replace(TINY, epochs=2)))
     assert path.read_bytes() == before and len(seen) == 1
-
-
-def test_a_file_without_a_finished_run_starts_anew(monkeypatch, tmp_path):
-    trained(monkeypatch)
-    path = tmp_path / "study.jsonl"
-    for left in ("", '{"machine"', json.dumps({"machine": {}, "command": "", "setting": asdict(TINY)}) + "\n"):
-        path.write_text(left)
-        assert len(list(study.study(path, [Case("SET", 0.9, 0)], TINY))) == 1
-        assert len(study.read(path, TINY)) == 1
 
 
 def test_the_table_has_means_deviations_and_shares_of_the_dense_flops():

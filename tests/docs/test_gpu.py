@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu.record import Record
-from gpu.targets import HEAD, table, verdicts
+from record import Record
+from targets import HEAD, table, verdicts
 
-from spfde.kernels.dispatch.problem import STEPS, Problem
-from spfde.kernels.triton.config import GPUS, SIZES
+from spfde.kernels.gpu import GPUS
+from spfde.kernels.problem import STEPS, Problem
+from spfde.kernels.triton.config import SIZES
 from spfde.kernels.triton.model import MARGIN, gain
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
@@ -19,7 +20,7 @@ PREDICTED = re.findall(r"^\| ([\w ]+?) \| (0\.\d+) \| (0\.\d+) \| (0\.\d+) \| (0
 
 def test_the_targets_are_those_of_the_benchmark():
     section = PAGE.split("## Targets")[1].split("\n## ")[0]
-    assert table(HEAD, [verdict.row for verdict in verdicts(Record({}, []))]) in section
+    assert table(HEAD, [verdict.row for verdict in verdicts(Record({}, "", 0, []))]) in section
 
 
 def test_the_examples_run(capsys):

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import replace
 
 import fake_cuda
+import layers
 import pytest
 import torch
+from cases import Case, Layer, conv
 from fake_cuda import no_waiting
-from gpu import run
-from gpu.cases import PARTS, Case, cases
-from gpu.record import Record
+from record import Record
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from variants import PARTS
 
 import spfde
 from spfde import topology
 from spfde.kernels import conv2d, spmm
+from spfde.kernels.triton import candidates as triton_candidates
+from spfde.tuning import sweep, timing
+from spfde.tuning.layer import LayerSpec
 
 PATTERNS = ("unstructured", "block:16x16", "block:32x16", "block:4x1", "block:1x4", "2:4", "fan-in", "channel")
 IMAGES = (2, 3, 8, 8)
@@ -240,21 +243,45 @@ def test_freezing_and_sieving():
         sieve.end_epoch()
 
 
-def test_the_timing_program_writes_a_record(monkeypatch, tmp_path, capsys):
-    kinds = {case.kind: case for case in cases() if isinstance(case, Case)}
-    small = [replace(case, batch=2, inputs=64, outputs=64, block=16, pixels=4) for case in kinds.values()]
-    monkeypatch.setattr(run, "select", lambda filters: small)
+def test_the_timing_program_writes_a_record(monkeypatch, tmp_path):
+    linear = Layer("linear", 2, (64, 64), bias=False)
+    small = [
+        Case(linear, "block:32x32", 0.8, "tf32"),
+        Case(conv(1, (64, 64), 4, 3, bias=False), "block:32x32", 0.8, "bfloat16"),
+        Case(linear, sparsity=0.5, dtype="bfloat16", clustered=True),
+    ]  # fmt: skip
+    monkeypatch.setattr(layers, "cases_of", lambda *options: small)
+    monkeypatch.setattr(timing, "WARMUP", 0)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        run.main(["--rounds", "2", "--seconds", "200", "--out", str(tmp_path)])
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-    [path] = tmp_path.iterdir()
+    path = tmp_path / "record.json"
+    layers.main(["--device", "cuda", "--rounds", "1", "--seconds", "200", "--json", str(path)])
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     record = Record.read(path)
-    assert path.name.startswith("nvidia-h200-")
-    assert not record.unfinished
+    assert "H200" in record.machine["gpu"] and not record.unfinished
     for cell in record.cells:
-        assert "spfde" not in cell.absent and not cell.failed, (cell.absent, cell.failed)
-        assert cell.auto in ("spfde", "spfde masked")
-        assert list(cell.device["spfde"]) == list(PARTS)
-        assert all(len(times) == 2 for parts in cell.device.values() for times in parts.values())
+        assert "triton" not in cell.absent and not cell.failed, (cell.absent, cell.failed)
+        assert cell.auto in ("triton", "masked")
+        assert list(cell.seconds["triton"]) == list(PARTS) == list(cell.host["triton"])
+
+
+def test_a_model_is_tuned_with_its_launches(monkeypatch, tmp_path):
+    monkeypatch.setattr(triton_candidates, "MOST", 2)
+    monkeypatch.setattr(sweep, "BUCKETS", [16])
+    monkeypatch.setattr(timing, "WARMUP", 0)
+    spec = LayerSpec((32, 64), 16, pattern="block:32x32", dtype="bfloat16")
+    outcome, path = sweep.tune_here("cuda", [spec], tmp_path / "t.json", 100, 1, lambda line: None)
+    assert outcome.refused == {} and spfde.Table.load(path) == outcome.table
+    model, x = network("block:32x16")[3:4], torch.randn(1, 32, 4, 4, device="cuda")
+    table = spfde.tune(model, x, table=outcome.table, repeats=1)
+    assert [len(entry.launches) for entry in table.entries] == [3, 3]  # float32 convolutions may round to TF32
+    assert model[0].choice.reason.endswith(f"(table {table.name})")
+    spfde.use_table(None, model)
+    spfde.use_table(path)
+    try:
+        layer = spec.sparse(2**-2, "cuda")
+        layer(spec.input("cuda"))
+        assert layer.choice.reason.endswith(f"(table {outcome.table.name})")
+        model(x)
+        assert model[0].choice.reason.startswith(("predicted", "no sparse"))
+    finally:
+        spfde.use_table(None)

@@ -37,7 +37,7 @@ def test_on_fake_cuda(file):
 EVERY_KERNEL = """
 import fake_cuda
 fake_cuda.install()
-from gpu import smallest
+import smallest
 from spfde.kernels.triton import conv2d, sddmm, spmm
 smallest.main()
 kernels = {name for module in (spmm, sddmm, conv2d) for name in vars(module) if name.endswith("_kernel")}

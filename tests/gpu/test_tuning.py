@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 import spfde
-from spfde.kernels.dispatch import rule as dispatch
-from spfde.kernels.triton import table
-from spfde.kernels.triton.launch import gpu_here
-from spfde.kernels.triton.table import OPS, GpuTable
+from spfde._machine import Machine
+from spfde.kernels.dispatch import in_use
+from spfde.kernels.dispatch.measurement import OPS
 from spfde.tuning.compare import compare
-from spfde.tuning.here import tune_here
-from spfde.tuning.layer import Layer
+from spfde.tuning.layer import LayerSpec
+from spfde.tuning.sweep import tune_here
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -21,27 +20,25 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.fixture
 def nothing_known(monkeypatch):
     """No table before the test, and none of the test's after it."""
-    monkeypatch.delenv(table.VARIABLE, raising=False)
-    monkeypatch.setattr(table, "_ADDED", [])
-    table.forget(), dispatch.forget()
+    monkeypatch.setattr(in_use, "_known", {})
+    spfde.use_table(None)
     yield
-    monkeypatch.undo()
-    table.forget(), dispatch.forget()
+    spfde.use_table(None)
 
 
 def test_a_tuned_layer_is_decided_by_its_measurement(tmp_path, nothing_known):
-    path, layer = tmp_path / "mine.json", Layer((512, 512), 2048, pattern="block:64x64", dtype="bfloat16")
-    outcome, _ = tune_here([layer], path, 300, 5, "a test", lambda line: None)
-    assert GpuTable.load(path) == outcome.table and outcome.table.gpu == gpu_here().name
-    [measured] = outcome.table.entries.values()
-    assert all(getattr(measured, op) for op in OPS)
-    spfde.use_gpu_table(path)
+    path, layer = tmp_path / "mine.json", LayerSpec((512, 512), 2048, pattern="block:64x64", dtype="bfloat16")
+    outcome, _ = tune_here("cuda", [layer], path, 300, 5, lambda line: None)
+    table = spfde.Table.load(path)
+    assert table == outcome.table and table.machine == Machine.of_gpu()
+    assert {launch.op for entry in table.entries for launch in entry.launches} == {*OPS}
+    spfde.use_table(path)
     for density in (0.05, 0.9):
         sparse, x = layer.sparse(density, "cuda"), layer.input("cuda").requires_grad_()
         y = sparse(x)
-        bucket = sparse.choice.problem.density
-        assert sparse.kernel == ("triton" if bucket <= measured.break_even else "dense")
-        assert sparse.choice.reason.startswith("measured on ")
+        decided = table.measured(sparse.choice.problem)
+        if decided is not None:  # between the nearest loss and the nearest win the model decides
+            assert sparse.kernel == decided.kernel and sparse.choice.reason.startswith("measured ")
         exact = nn.functional.linear(x.double(), sparse.dense_weight().double(), sparse.bias.double())
         assert float((y.double() - exact).norm()) <= 1e-2 * float(exact.norm())
         y.sum().backward()
@@ -58,6 +55,7 @@ def test_a_models_kernels_are_measured_and_fixed(tmp_path):
     with torch.autocast("cuda", torch.bfloat16):
         found = spfde.tune(model, x, repeats=3)
         model(x)
+    assert all(entry.launches for entry in found.entries)
     assert [entry.problem.dtype for entry in found.entries] == ["bfloat16", "bfloat16"]
     for entry in found.entries:
         assert dict(entry.seconds).keys() == {"triton", "dense"} and all(time > 0 for _, time in entry.seconds)
@@ -69,7 +67,7 @@ def test_a_models_kernels_are_measured_and_fixed(tmp_path):
 
 
 def test_a_layer_beside_its_dense_one():
-    layer = Layer((256, 256, 3, 3), 8, 14, "block:64x64", "tf32")
+    layer = LayerSpec((256, 256, 3, 3), 8, 14, "block:64x64", "tf32")
     [cell] = compare(layer, [0.8], "cuda", 3).cells
-    assert list(cell.seconds) == ["dense contiguous", "dense channels_last", "auto", "masked dense", "triton"]
+    assert list(cell.seconds) == ["dense contiguous", "dense channels_last", "auto", "triton", "masked dense"]
     assert list(cell.absent) == ["native"]

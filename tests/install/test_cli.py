@@ -55,9 +55,9 @@ def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError(), "spfde: expected enough memory, got none left .*, try a smaller batch_size"),
-        (RuntimeError("alloc.cpp:\n can't allocate memory: 4 TiB"), "spfde: expected enough memory, .*4 TiB.*, try"),
-        (RuntimeError("DataLoader worker (pid 3) is killed"), "spfde: expected loader .*pid 3.*, try fewer workers"),
+        (MemoryError(), "memory.* batch_size"),
+        (RuntimeError("alloc.cpp:\n can't allocate memory: 4 TiB"), "memory.* 4 TiB"),
+        (RuntimeError("DataLoader worker (pid 3) is killed"), "pid 3.* workers"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(monkeypatch, capsys, error, said):
@@ -66,7 +66,7 @@ def test_what_the_machine_lacks_is_one_line(monkeypatch, capsys, error, said):
 
     monkeypatch.setattr(cli, "build", fail)
     code, _ = run(monkeypatch, capsys, "train")
-    assert re.fullmatch(said + ".*", code)
+    assert re.fullmatch(f"spfde: .*{said}.*", code)
 
 
 def test_an_interrupt_while_a_command_is_imported_is_no_traceback(monkeypatch, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sysconfig
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,53 +82,46 @@ def test_the_command_prints_the_table_or_json(capsys):
 
 def test_an_unknown_argument_is_refused(capsys):
     assert env.main(["--jsn"]) == 2
-    assert capsys.readouterr().err == "expected nothing or --json, got --jsn, try python -m spfde.env --json\n"
+    assert "--jsn" in capsys.readouterr().err
 
 
 def test_an_instruction_set_that_does_not_run_is_reported(root, python):
     done = python(root, "-m", "spfde.env", "--json", **os.environ | {"SPFDE_ISA": "sse9"})
     assert done.returncode == 1
-    assert "got 'sse9'" in json.loads(done.stdout)["native"]["error"]
+    assert "sse9" in json.loads(done.stdout)["native"]["error"]
 
 
 WITHOUT_CORE = """
 import runpy, sys
 sys.modules["spfde._C"] = None
-sys.argv = {argv!r}
-runpy.run_module(sys.argv[0], run_name="__main__")
+import spfde
+assert not {"typer", "rich", "matplotlib", "sklearn"} & set(sys.modules)  # what only the command line needs
+try:
+    spfde._native.native()
+except ImportError as error:
+    assert "spfde._C" in str(error)
+sys.argv = ["spfde", "env", "--json"]
+runpy.run_module("spfde", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("argv", [["spfde.env", "--json"], ["spfde.cli", "env", "--json"]])
-def test_a_missing_core_is_reported(root, python, argv):
-    done = python(root, "-c", WITHOUT_CORE.format(argv=argv), **os.environ)
+def test_a_missing_core_is_told_at_first_use_not_at_import_and_reported(root, python):
+    done = python(root, "-c", WITHOUT_CORE, **os.environ)
     assert done.returncode == 1, done.stderr
     assert "spfde._C" in json.loads(done.stdout)["native"]["error"]
     assert done.stderr == ""
 
 
-def test_a_missing_core_is_told_at_first_use_and_not_at_import(root, python):
-    program = "import sys; sys.modules['spfde._C'] = None; import spfde; print('in'); spfde._native.native()"
-    done = python(root, "-c", program, **os.environ)
-    assert done.stdout == "in\n"
-    assert done.stderr.splitlines()[-1].startswith("ImportError: expected the native core spfde._C, got: ")
-
-
 def test_a_core_that_is_no_library_is_reported_with_the_loaders_reason(package, python):
     (package / "spfde" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not a shared object")
-    done = python(package, "-m", "spfde.env", **os.environ)
+    # It has to hide the package that is being tested.
+    done = python(package, "-m", "spfde.env", **os.environ | {"PYTHONPATH": str(package)})
     assert done.returncode == 1, done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("native core")]
     assert "file too short" in line or "invalid ELF header" in line
 
 
-def test_a_core_of_another_version_is_reported(package, python):
-    (package / "spfde" / "_C.py").write_text("def isa(): return 'avx2'\n")
-    done = python(package, "-m", "spfde.env", **os.environ)
-    assert done.returncode == 1, done.stderr
-    assert "got an older build" in done.stdout
-
-
-def test_the_report_imports_nothing_that_only_the_command_line_needs(root, python):
-    program = "import sys, spfde.env; print({'typer', 'rich', 'matplotlib', 'sklearn'} & set(sys.modules))"
-    assert python(root, "-c", program, **os.environ).stdout == "set()\n"
+def test_a_core_of_another_version_is_reported(monkeypatch):
+    older = SimpleNamespace(__file__="_C.so", isa=lambda: "avx2")
+    monkeypatch.setattr("spfde._native.native", lambda: older)
+    assert "older build" in env.report()["native"]["error"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spfde.kernels import conv2d, dense, spmm
 from spfde.kernels.dispatch import rule
-from spfde.kernels.dispatch.problem import KernelChoice, problem_of
+from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import to_dense
 from spfde.kernels.triton import kernel as triton_kernel
 from spfde.sparse.index import index_from_positions

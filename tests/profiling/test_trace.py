@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 import spfde
 from spfde.kernels.clock import measure
+from spfde.profiling.dense_baseline import step_of
 from spfde.profiling.kinds import KINDS, kind_of_function, kind_of_module, plain_name
 from spfde.profiling.timeline import Timeline
 from spfde.profiling.trace import Trace
-from spfde.profiling.twin import step_of
 
 
 def traced(model, x, loss=loss_fn):

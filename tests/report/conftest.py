@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from spfde.report import compare
 from spfde.train import Recipe
 
 SECONDS = {"kernels": 0.0, "step": 8.0, "data": 0.3, "levers": 0.0, "evaluation": 0.6, "checkpoint": 0.1}
@@ -69,54 +70,63 @@ def records(epochs, accuracy, seconds, flops, method, train=8000):
     return lines
 
 
+def write_run(
+    path,
+    method="spfde",
+    accuracy=0.96,
+    epochs=6,
+    seconds=None,
+    flops=1e12,
+    layers=None,
+    recipe=None,
+    run=None,
+    lines=None,
+):
+    """Write a run directory; keyword arguments replace what it holds."""
+    path.mkdir(parents=True)
+    sparse = method != "dense"
+    settings = Recipe(method=method, epochs=epochs, threads=2, out=str(path))
+    values = {
+        "recipe": {**settings.to_dict(), **(recipe or {})},
+        "environment": {"cpu": "A CPU", "torch": "2.13.0", "threads": {"torch": 2}, "warnings": []},
+        "version": "0.1.0",
+        "started": "2026-11-21T10:00:00+00:00",
+        "samples": {"train": 8000, "test": 2000},
+        "parameters": 272474,
+        "layout": {"name": "contiguous", "reason": "as the recipe says"},
+        "freezing": {"plan": [[3, "layer1.0"]], "reason": "planned"} if sparse else None,
+        **(run or {}),
+    }
+    if lines is None:
+        lines = records(epochs, accuracy, seconds or (SPARSE if sparse else SECONDS), flops, method)
+    if layers is None:
+        row = LAYER if sparse else LAYER | DENSE_LAYER
+        layers = [DENSE_LAYER | {"name": "conv1", "shape": [16, 1, 3, 3]}, *(row | {"name": name} for name in LAYERS)]
+    (path / "run.json").write_text(json.dumps(values))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "layers.json").write_text(json.dumps(layers))
+    (path / "result.json").write_text(json.dumps({"method": method}))
+    return path
+
+
+def write_pair(root):
+    """A dense and a faster sparse run."""
+    dense = write_run(root / "dense", "dense", accuracy=0.97, flops=3e12)
+    return dense, write_run(root / "sparse", flops=5e11)
+
+
 @pytest.fixture
 def make_run(tmp_path):
-    """Write a run directory; keyword arguments replace what it holds."""
-
-    def make(
-        name,
-        method="spfde",
-        accuracy=0.96,
-        epochs=6,
-        seconds=None,
-        flops=1e12,
-        layers=None,
-        recipe=None,
-        run=None,
-        lines=None,
-    ):
-        path = tmp_path / name
-        path.mkdir(parents=True)
-        sparse = method != "dense"
-        settings = Recipe(method=method, epochs=epochs, threads=2, out=str(path))
-        values = {
-            "recipe": {**settings.to_dict(), **(recipe or {})},
-            "environment": {"cpu": "A CPU", "torch": "2.13.0", "threads": {"torch": 2}, "warnings": []},
-            "version": "0.1.0",
-            "started": "2026-11-21T10:00:00+00:00",
-            "samples": {"train": 8000, "test": 2000},
-            "parameters": 272474,
-            "layout": {"name": "contiguous", "reason": "as the recipe says"},
-            "freezing": {"plan": [[3, "layer1.0"]], "reason": "planned"} if sparse else None,
-            **(run or {}),
-        }
-        if lines is None:
-            lines = records(epochs, accuracy, seconds or (SPARSE if sparse else SECONDS), flops, method)
-        if layers is None:
-            rows = [DENSE_LAYER | {"name": "conv1", "shape": [16, 1, 3, 3]}]
-            row = LAYER if sparse else LAYER | DENSE_LAYER
-            rows += [row | {"name": name} for name in LAYERS]
-            layers = rows
-        (path / "run.json").write_text(json.dumps(values))
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (path / "layers.json").write_text(json.dumps(layers))
-        (path / "result.json").write_text(json.dumps({"method": method}))
-        return path
-
-    return make
+    return lambda name, *args, **options: write_run(tmp_path / name, *args, **options)
 
 
 @pytest.fixture
-def pair(make_run):
-    """A dense and a faster sparse run."""
-    return make_run("dense", "dense", accuracy=0.97, flops=3e12), make_run("sparse", flops=5e11)
+def pair(tmp_path):
+    return write_pair(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """That pair as a report and its page, which takes a second to draw."""
+    report = compare(write_pair(tmp_path_factory.mktemp("pair")))
+    return report, report.html()

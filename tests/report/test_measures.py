@@ -39,8 +39,8 @@ def test_figures_by_hand(make_run):
     assert found["time to 95.00%"][1] == found["training time"][1]
 
 
-def test_the_attribution_adds_up_to_the_total(pair):
-    report = compare(pair)
+def test_the_attribution_adds_up_to_the_total(compared):
+    report, _ = compared
     (section,) = [s for s in report.sections if s.title == "Where the time went"]
     for index, run in enumerate(report.runs):
         seconds = [float(row.values[index].split()[0]) for row in section.rows]
@@ -49,8 +49,8 @@ def test_the_attribution_adds_up_to_the_total(pair):
         assert section.rows[-1].values[index].endswith("(100.0%)")
 
 
-def test_every_figure_has_a_meaning_and_a_value_for_each_run(pair):
-    report = compare(pair)
+def test_every_figure_has_a_meaning_and_a_value_for_each_run(compared):
+    report, _ = compared
     rows = [row for section in report.sections for row in section.rows]
     assert len({row.name for row in rows}) == len(rows)
     assert all(len(row.values) == 2 and row.meaning.endswith(".") for row in rows)
@@ -65,7 +65,7 @@ def test_time_to_an_accuracy(make_run):
     run = compare([path]).runs[0]
     assert time_to(run, 0.8) == run.clock[1]
     assert time_to(run, 0.9) == run.clock[3]
-    with pytest.raises(ValueError, match=r"expected an accuracy that the run reached, got 0.95, try at most 0.9"):
+    with pytest.raises(ValueError, match="0.95"):
         time_to(run, 0.95)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from spfde.report import compare, plots
 from spfde.report.markup import Html, join, tag
-from spfde.report.parts import command
 from spfde.report.run import read
+from spfde.report.settings import command
 from spfde.report.theme import DARK, LIGHT, TOKEN
 from spfde.train import Recipe
 
@@ -50,41 +50,29 @@ class Document(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_well_formed_and_holds_every_part(pair):
-    report = compare(pair)
-    page = Document(report.html())
+def test_the_page_is_well_formed_and_holds_every_part(compared):
+    report, html = compared
+    page = Document(html)
     assert page.tags.count("svg") == 7
     assert len(page.ids) == len(set(page.ids))
-    text = " ".join(page.text)
-    assert report.verdicts[0].headline in text
-    for section in report.sections:
-        for row in section.rows:
-            assert row.name in page.text
-            assert row.meaning in page.text
-            assert all(value in page.text for value in row.values)
-    for wanted in (
-        "9.9% dense, native below 40%",
-        "swapped 1280 samples",
-        "A CPU",
-        "spfde train --method dense",
-    ):
-        assert wanted in text
+    assert report.verdicts[0].headline in " ".join(page.text)
+    for row in (row for section in report.sections for row in section.rows):
+        assert {row.name, row.meaning, *row.values} <= set(page.text)
 
 
-def test_the_page_needs_nothing_else(pair):
-    html = compare(pair).html()
+def test_the_page_needs_nothing_else(compared):
+    _, html = compared
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|javascript:", html)
     attributes = Document(html).attributes
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in attributes
     references = [v for n, v in attributes if n in ("href", "src", "xlink:href")]
     assert references
-    assert all(value.startswith("#") for value in references)
-    assert all(target in html for target in (f'id="{value[1:]}"' for value in references))
+    assert all(f'id="{value[1:]}"' in html for value in references)
 
 
-def test_both_themes_define_every_colour_and_no_drawing_fixes_one(pair):
+def test_both_themes_define_every_colour_and_no_drawing_fixes_one(compared):
     assert LIGHT.keys() == DARK.keys() == TOKEN.keys()
-    html = compare(pair).html()
+    _, html = compared
     assert "prefers-color-scheme:dark" in html
     assert not [token for token in TOKEN.values() if token in html]
     for svg in re.findall(r"<svg.*?</svg>", html, flags=re.S):
@@ -121,17 +109,11 @@ def test_whatever_a_run_holds_stays_text(make_run):
     report.table()
 
 
-def test_the_same_runs_give_the_same_page(pair):
-    assert compare(pair).html() == compare(pair).html()
-
-
-def test_one_run_and_many_runs(make_run):
-    sole = Document(compare([make_run("dense", "dense")]).html())
-    assert sole.tags.count("svg") == 5  # no sparse layer to show
-    many = [make_run(f"s{i}", accuracy=0.9 + i / 100) for i in range(7)]
-    page = Document(compare(many).html())
-    assert page.tags.count("svg") == 5 + 2 * 7
-    assert len(page.ids) == len(set(page.ids))
+def test_the_same_runs_give_the_same_page_and_save_makes_the_directory(compared, tmp_path):
+    report, html = compared
+    assert report.save(tmp_path / "deep" / "report.html").read_text(encoding="utf-8") == html
+    with pytest.raises(OSError, match="directory"):
+        report.save(tmp_path)
 
 
 def test_what_an_older_run_did_not_record_is_not_drawn(make_run):
@@ -143,8 +125,6 @@ def test_what_an_older_run_did_not_record_is_not_drawn(make_run):
     page = Document(compare([path]).html())
     assert page.tags.count("svg") == 4 + 1
     assert "Peak memory" not in page.text
-    both = Document(compare([path, make_run("new")]).html())
-    assert both.tags.count("svg") == 5 + 1 + 2
 
 
 def test_a_layer_has_one_shape_for_every_stretch_of_equal_sparsity(make_run):
@@ -158,13 +138,8 @@ def test_a_layer_has_one_shape_for_every_stretch_of_equal_sparsity(make_run):
     assert re.findall(r"opacity: ([\d.]+)", drawing)[:4] == ["0.8", "0.5", "0.8", "0.9"]
 
 
-def test_a_run_without_an_error_left_can_be_drawn(make_run):
-    html = compare([make_run("dense", "dense", accuracy=1.0), make_run("s", accuracy=1.0)]).html()
-    assert "100.0% at the end" in html
-
-
-def test_one_epoch_can_be_drawn(make_run):
-    assert "<svg" in compare([make_run("dense", "dense", epochs=1)]).html()
+def test_one_epoch_without_an_error_left_can_be_drawn(make_run):
+    assert "<svg" in compare([make_run("dense", "dense", epochs=1, accuracy=1.0)]).html()
 
 
 def test_the_command_trains_the_recipe_again():
@@ -184,23 +159,38 @@ def test_the_command_trains_the_recipe_again():
     ]
     own = Recipe(sparsity=0.8, freeze=0.1, sieve=0.1)
     assert command(own.to_dict()) == "spfde train --sparsity 0.8"
+    asked = Recipe(topology="set", topology_options={"split_signs": True}).to_dict()
+    assert command(asked) == "spfde train --topology set --topology-options split_signs=true"
     step = json.loads(json.dumps(Recipe(schedule="step", milestones=(0.3, 0.6), optimizer="adamw").to_dict()))
     assert command(step) == "spfde train --optimizer adamw --schedule step --milestones 0.3,0.6"
 
 
-def test_save_makes_the_directory(pair, tmp_path):
-    path = compare(pair).save(tmp_path / "deep" / "report.html")
-    assert path.read_text(encoding="utf-8") == compare(pair).html()
-    with pytest.raises(OSError, match="expected to write the page .*, got Is a directory, try another out"):
-        compare(pair).save(tmp_path)
-
-
-def test_missing_matplotlib_says_what_to_install(pair, monkeypatch):
-    report = compare(pair)
+def test_missing_matplotlib_says_what_to_install(compared, monkeypatch):
+    report, _ = compared
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"expected matplotlib.*try pip install spfde\[report\]"):
+    with pytest.raises(ImportError, match=r"spfde\[report\]"):
         report.html()
     report.table()
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_and_lines_stand_out_from_the_paper(theme):
+    for ground in ("paper", "surface"):
+        assert contrast(theme["ink"], theme[ground]) >= 7
+        assert contrast(theme["muted"], theme[ground]) >= 4.5
+    assert contrast(theme["warn"], theme["paper"]) >= 4.5
+    assert all(contrast(theme[line], theme["paper"]) >= 3 for line in theme if line.startswith("run"))
 
 
 def test_markup_escapes_what_is_not_markup():

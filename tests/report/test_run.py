@@ -64,12 +64,12 @@ def test_an_older_run_has_no_layers_and_no_memory(make_run):
 
 
 def test_no_directory(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a run directory, got .*nowhere, which is none, try the out"):
+    with pytest.raises(ValueError, match="nowhere"):
         read(tmp_path / "nowhere")
 
 
 def test_a_directory_of_something_else(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a run directory, got .*, which has no run.json, try the out"):
+    with pytest.raises(ValueError, match="run.json"):
         read(tmp_path)
 
 
@@ -77,42 +77,42 @@ def test_a_directory_of_something_else(tmp_path):
 def test_a_missing_file_is_named(make_run, name):
     path = make_run("a")
     (path / name).unlink()
-    with pytest.raises(ValueError, match=rf"expected a finished run in .*one without {name} .* --resume --out .*a"):
+    with pytest.raises(ValueError, match=name):
         read(path)
 
 
 def test_a_line_cut_off_is_named(make_run):
     file = make_run("a") / "metrics.jsonl"
     file.write_text(file.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"expected JSON in .*metrics.jsonl, line 6, got .*cut off by a crash"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 6"):
         read(file.parent)
 
 
 def test_an_epoch_missing_at_the_end(make_run):
     file = make_run("a") / "metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match=r"expected 6 epochs in .*metrics.jsonl, got 5, try .*resume"):
+    with pytest.raises(ValueError, match="6 epochs.* got 5"):
         read(file.parent)
 
 
 def test_epochs_out_of_order(make_run):
     path = make_run("a")
     edit_line(path / "metrics.jsonl", 2, lambda e: e.update(epoch=4))
-    with pytest.raises(ValueError, match=r"expected epoch 2 in .*line 3, got 4"):
+    with pytest.raises(ValueError, match="epoch 2 .*line 3"):
         read(path)
 
 
 def test_seconds_that_do_not_add_up(make_run):
     path = make_run("a")
     edit_line(path / "metrics.jsonl", 1, lambda e: e.update(total_seconds=e["total_seconds"] + 0.01))
-    with pytest.raises(ValueError, match=r"expected seconds that sum to total_seconds in .*line 2"):
+    with pytest.raises(ValueError, match="total_seconds in .*line 2"):
         read(path)
 
 
 def test_an_unknown_category_of_seconds(make_run):
     path = make_run("a")
     edit_line(path / "metrics.jsonl", 0, lambda e: e["seconds"].pop("levers"))
-    with pytest.raises(ValueError, match=r"expected 'levers' in .*line 1, seconds, got only 'kernels', 'step'"):
+    with pytest.raises(ValueError, match="'levers' in .*line 1, seconds"):
         read(path)
 
 
@@ -163,11 +163,11 @@ def test_files_of_another_schema(make_run, name, change, message):
 def test_files_that_hold_something_else(make_run):
     path = make_run("a")
     (path / "layers.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"expected a list of layers in .*layers.json, got dict"):
+    with pytest.raises(ValueError, match="layers.json"):
         read(path)
     (path / "run.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"expected an object in .*run.json, got list"):
+    with pytest.raises(ValueError, match="run.json"):
         read(path)
     (path / "run.json").write_text("not json")
-    with pytest.raises(ValueError, match=r"expected JSON in .*run.json, got 'not json'"):
+    with pytest.raises(ValueError, match="run.json"):
         read(path)

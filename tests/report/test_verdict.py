@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
 from spfde.report import compare
+from spfde.report.settings import alike
+from spfde.train import Recipe
 
 FAST = {"kernels": 2.0, "step": 2.2, "data": 0.3, "levers": 0.2, "evaluation": 0.5, "checkpoint": 0.1}
 SLOW = FAST | {"step": 12.0}
@@ -18,33 +21,24 @@ def verdict(make_run, **changes):
 
 
 def test_faster_and_less_accurate(make_run):
-    found = verdict(make_run, accuracy=0.93, seconds=FAST, flops=3e11)
-    assert found.headline.startswith("spfde trained 1.80x")
-    assert "as fast as dense, to a test accuracy 4.0 percentage points lower." in found.headline
-    assert "more than chance in the test samples explains" in found.notes[1]
-    assert "test accuracy is 93.0% against 97.0%" in found.notes[0]
+    found = str(verdict(make_run, accuracy=0.93, seconds=FAST, flops=3e11))
+    for figure in ("1.80x", "4.0 percentage points lower", "93.0% against 97.0%"):
+        assert figure in found
 
 
 def test_slower_is_said_plainly(make_run):
-    found = verdict(make_run, accuracy=0.97, seconds=SLOW)
-    assert "spfde trained slower than dense, taking 1." in found.headline
-    assert found.headline.endswith("to the same test accuracy.")
-    assert not any("In that time" in note for note in found.notes)
+    assert "slower" in verdict(make_run, accuracy=0.97, seconds=SLOW).headline
 
 
 def test_equal_times_are_not_called_faster(make_run):
     seconds = {"kernels": 0.0, "step": 7.9, "data": 0.3, "levers": 0.0, "evaluation": 0, "checkpoint": 0}
     found = verdict(make_run, method="dense", accuracy=0.98, seconds=seconds)
-    assert "trained no faster than" in found.headline
-    assert "1.0 percentage point higher" in found.headline
+    assert "no faster" in found.headline and "1.0 percentage point higher" in found.headline
 
 
 def test_small_differences_are_called_noise(make_run):
-    found = verdict(make_run, accuracy=0.965)
     # 2 sqrt((0.97 * 0.03 + 0.965 * 0.035) / 2000) = 1.1 points
-    assert "2,000 test samples cannot tell these accuracies apart" in found.notes[1]
-    assert "1.1 percentage points" in found.notes[1]
-    assert "one seed" in found.notes[1]
+    assert "1.1 percentage points" in verdict(make_run, accuracy=0.965).notes[1]
 
 
 def test_how_far_the_baseline_was_in_the_same_time(make_run):
@@ -52,18 +46,11 @@ def test_how_far_the_baseline_was_in_the_same_time(make_run):
     dense, sparse = report.runs
     done = sum(clock <= sparse.training_seconds for clock in dense.clock)
     assert 0 < done < len(dense.epochs)
-    accuracy = f"{100 * dense.epochs[done - 1].test_accuracy:.1f}%"
-    assert f"dense had done {done} epochs of 6 and was at {accuracy}" in str(report.verdicts[0])
+    told = str(report.verdicts[0])
+    assert f"{done} epochs of 6" in told and f"{100 * dense.epochs[done - 1].test_accuracy:.1f}%" in told
 
 
-def test_a_baseline_that_had_not_finished_an_epoch(make_run):
-    found = verdict(make_run, epochs=1, recipe={"epochs": 1}, seconds=dict.fromkeys(FAST, 0.1))
-    assert "In that time dense did not finish its first epoch." in found.notes
-
-
-def test_flops_and_dense_kernels(make_run):
-    found = verdict(make_run, flops=3e11)
-    assert "fewer FLOPs; on the clock that became 1.80x" in str(found)
+def test_layers_that_ran_dense_are_counted(make_run):
     layers = [
         {
             "name": f"conv{i}",
@@ -78,8 +65,7 @@ def test_flops_and_dense_kernels(make_run):
         }
         for i in range(3)
     ]
-    report = compare([make_run("d2", "dense"), make_run("s2", layers=layers)])
-    assert "1 of its 3 sparse layers ran a dense kernel" in str(report.verdicts[0])
+    assert "1 of its 3" in str(verdict(make_run, layers=layers))
 
 
 @pytest.mark.parametrize(
@@ -95,18 +81,29 @@ def test_flops_and_dense_kernels(make_run):
 )
 def test_runs_that_are_not_alike_are_called_so(make_run, changes, text):
     (warning,) = verdict(make_run, **changes).warnings
-    assert warning.startswith("Not like for like: ")
     assert text in warning
+
+
+def test_a_field_that_a_recipe_gains_has_to_agree_unless_it_is_what_is_compared():
+    @dataclass(frozen=True)
+    class Later(Recipe):
+        gained: int = 0
+
+    assert set(alike(Later)) - set(alike()) == {"gained"}
+    assert {"dataset", "lr", "epochs", "seed", "precision", "threads"} <= set(alike())
+    assert not {"method", "sparsity", "topology", "freeze", "sieve", "out", "workers"} & set(alike())
+
+
+def test_what_an_older_run_did_not_know_counts_as_its_default(make_run):
+    path = make_run("older")
+    about = json.loads((path / "run.json").read_text())
+    del about["recipe"]["label_smoothing"]
+    (path / "run.json").write_text(json.dumps(about))
+    assert compare([make_run("dense", "dense"), path]).verdicts[0].warnings == ()
 
 
 def test_like_runs_have_no_warning(pair):
     assert compare(pair).verdicts[0].warnings == ()
-
-
-def test_one_run_says_nothing_about_speed(make_run):
-    (found,) = compare([make_run("only")]).verdicts
-    assert found.headline.startswith("spfde reached 96.0% test accuracy after 27.8 s")
-    assert "says nothing about speed" in str(found)
 
 
 def test_labels_tell_runs_of_one_method_apart(make_run):
@@ -133,12 +130,12 @@ def test_a_directory_of_runs_stands_for_them(make_run):
 
 def test_what_compare_refuses(make_run, tmp_path):
     run = make_run("a")
-    with pytest.raises(TypeError, match=r"expected a list of run directories, got"):
+    with pytest.raises(TypeError, match="list of run directories"):
         compare(str(run))
-    with pytest.raises(ValueError, match=r"expected at least one run directory, got none"):
+    with pytest.raises(ValueError, match="at least one"):
         compare([])
-    with pytest.raises(ValueError, match=r"expected each run once, got .*a again"):
+    with pytest.raises(ValueError, match="once"):
         compare([run, run.parent / "." / "a"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"expected a run directory, got .*empty, which has no run.json"):
+    with pytest.raises(ValueError, match="run.json"):
         compare([tmp_path / "empty"])

@@ -135,7 +135,7 @@ def test_a_copy_and_a_pickle_of_the_model_know_nothing_of_the_topology(name):
     torch.save(model, file)
     file.seek(0)
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
-        assert all(getattr(m, "_probe", None) is None for m in other.modules())
+        assert all(getattr(m, "_grad_probe", None) is None for m in other.modules())
         other(torch.randn(2, 3, 8, 8)).sum().backward()
 
 

@@ -15,16 +15,16 @@ from spfde.topology import METHODS, Topology
 from spfde.topology.probes import GradientProbe
 
 FIXED = {
-    "SET": ("set", {}),
-    "SET by sign": ("set", {"split_signs": True}),
-    "RigL": ("rigl", {}),
-    "MEST": ("mest", {"lam": 0.1}),
-    "MEST soft": ("mest", {"soft": True}),
-    "DSTEE": ("dst-ee", {}),
-    "DSTEE with c": ("dst-ee", {"c": 0.1}),
-    "ITOP": ("itop", {}),
-    "ITOP by gradient": ("itop", {"growth": "gradient"}),
-    "TopKAST": ("top-kast", {}),
+    "set": ("set", {}),
+    "set by sign": ("set", {"split_signs": True}),
+    "rigl": ("rigl", {}),
+    "mest": ("mest", {"lam": 0.1}),
+    "mest soft": ("mest", {"soft": True}),
+    "dst-ee": ("dst-ee", {}),
+    "dst-ee with c": ("dst-ee", {"c": 0.1}),
+    "itop": ("itop", {}),
+    "itop by gradient": ("itop", {"growth": "gradient"}),
+    "top-kast": ("top-kast", {}),
 }
 LAYERS = {
     "linear": (lambda: nn.Linear(64, 96), (4, 64)),
@@ -74,7 +74,7 @@ def on_meta(named: str, name: str, pattern: str) -> Topology:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("named", FIXED)
 def test_an_update_waits_for_one_answer(named, name, pattern):
-    if named == "SET by sign" and pattern != "unstructured":
+    if named == "set by sign" and pattern != "unstructured":
         pytest.skip("a block has no sign")
     topology = on_meta(named, name, pattern)
     nnz = topology.layers["0"].nnz
@@ -163,7 +163,7 @@ def test_counting_with_and_without_waiting(monkeypatch):
 
 
 def test_history_follows_a_layer_to_another_device():
-    topology = on_meta("SET", "linear", "unstructured")
+    topology = on_meta("set", "linear", "unstructured")
     history = copy.deepcopy(topology._history["0"])
     history.flags = torch.zeros(64 * 96, dtype=torch.uint8)
     history.see(topology.layers["0"].positions())

@@ -1,7 +1,11 @@
 import pytest
 import torch
+from train.runs import recipe
 
-from spfde.train import CheckpointError, Recipe, WriteError, checkpoint, run_dir
+from spfde._machine import Machine
+from spfde.kernels.dispatch import in_use
+from spfde.kernels.dispatch.table import Table
+from spfde.train import CheckpointError, Recipe, WriteError, checkpoint, fit, run_dir
 
 STATE = {"weights": torch.arange(1000.0), "name": "a", "numbers": [1, 2.5, None]}
 
@@ -127,3 +131,14 @@ def test_another_data_set_is_refused(tmp_path):
     checkpoint.require_same_samples(90, 90, tmp_path)
     with pytest.raises(CheckpointError, match="expected the 90 training samples of .*, got 91, try the same data"):
         checkpoint.require_same_samples(90, 91, tmp_path)
+
+
+def test_the_tables_that_choose_kernels_are_named(monkeypatch, tmp_path):
+    table = Table(Machine.of_cpu(), ())
+    made = recipe(epochs=1, freeze=0, train_images=32, out=str(tmp_path))
+    kept = []
+    for tables in ({}, {"": table}):
+        monkeypatch.setattr(in_use, "_process", tables)
+        fit(made, overwrite=True)
+        kept.append(checkpoint.load(run_dir.checkpoints(tmp_path)[-1])["machine"]["tables"])
+    assert kept == [None, [table.name]]

@@ -1,5 +1,5 @@
 """Which kernel runs: a problem, what each kernel would cost, what was measured, and the rule that chooses."""
 
-from spfde.kernels.dispatch.problem import KernelChoice, Problem
+from spfde.kernels.problem import KernelChoice, Problem
 
 __all__ = ["KernelChoice", "Problem"]

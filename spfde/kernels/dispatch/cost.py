@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import prod, sqrt
 from typing import NamedTuple
 
-from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.problem import Problem
 
 
 class Cost(NamedTuple):

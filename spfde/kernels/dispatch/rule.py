@@ -7,15 +7,14 @@ the name of a table of measurements in use.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
 from spfde.kernels import registry
-from spfde.kernels.dispatch.problem import KernelChoice, Problem
-from spfde.kernels.dispatch.table import Table, in_use
-from spfde.kernels.triton import table as gpu_table
-from spfde.kernels.triton.launch import gpu_here
+from spfde.kernels.dispatch import in_use
+from spfde.kernels.dispatch.table import Table
+from spfde.kernels.gpu import gpu_here
+from spfde.kernels.problem import KernelChoice, Problem
 
 FALLBACK = "dense"  # runs everywhere
 EXACT = "reference"  # the one for float64
@@ -39,26 +38,24 @@ def choose(route: str, device: str, dtype: torch.dtype, problem: Problem) -> Ker
     Raises:
         ValueError: `route` names no kernel, or one that cannot run on this device or in this precision.
     """
-    table = in_use(route)
-    if table is None and route != "auto":
+    free = route == "auto" or in_use.names_table(route)
+    if not free:
         obstacle = registry.get(route).obstacle(device, dtype, problem)
         if obstacle is not None:
             raise ValueError(f"expected kernel {route!r} to run here, got: {obstacle}, try kernel = 'auto'")
     if dtype == torch.float64:
         return KernelChoice(EXACT, "float64 takes the reference path", problem)
-    if problem.whole_outputs and (route == WHOLE_OUTPUTS or route == "auto" or table is not None):
+    if problem.whole_outputs and (free or route == WHOLE_OUTPUTS):
         return KernelChoice(WHOLE_OUTPUTS, "a dense product over the stored outputs alone", problem)
-    if table is None and route != "auto":
+    if not free:
         return KernelChoice(route, "forced by layer.kernel", problem)
+    table = in_use.table_of(route, "" if device == "cpu" else getattr(gpu_here(), "name", None))
     return _measured(table, device, dtype, problem) or _predicted(table, device, dtype, problem)
 
 
 def _measured(table: Table | None, device: str, dtype: torch.dtype, problem: Problem) -> KernelChoice | None:
-    """What the table says on this machine, if anything."""
-    if table is None or not candidates(device, dtype, problem):
-        return None
-    gpu = "" if device == "cpu" else getattr(gpu_here(), "name", None)
-    measured = table.measured(problem) if table.machine.gpu == gpu else None
+    """What a table of this machine says, if anything."""
+    measured = table.measured(problem) if table is not None and candidates(device, dtype, problem) else None
     if measured is None:
         return None
     gain = f"measured {measured.speedup:.1f}x the masked dense product at density {measured.density:.2f}"
@@ -88,19 +85,6 @@ def candidates(device: str, dtype: torch.dtype, problem: Problem) -> tuple[str, 
         return ()
     kernels = [k.name for k in registry.sparse_kernels(device) if k.obstacle(device, dtype, problem) is None]
     return (*kernels, FALLBACK) if kernels else ()
-
-
-def use_gpu_table(path: str | Path) -> None:
-    """Lets the measurements in a file that `spfde bench --tune` wrote, or in those of a folder, decide on their GPUs.
-
-    For this process; they win over shipped ones. The variable SPFDE_GPU_TABLE does the same from outside.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: a file is no such table; names the file and the field.
-    """
-    gpu_table.add(Path(path))
-    forget()
 
 
 def forget() -> None:

@@ -16,15 +16,6 @@ def available() -> bool:
     return find_spec("triton") is not None
 
 
-def version() -> str:
-    """Triton's version, "" where it is not installed."""
-    if not available():
-        return ""
-    from triton import __version__
-
-    return __version__
-
-
 @lru_cache(maxsize=1)
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter; settled once, as triton itself reads it at import."""

@@ -1,4 +1,4 @@
-"""Launches worth timing: around the computed one, of those that a GPU can hold. Pure; no triton, no GPU."""
+"""Launches worth timing: around the computed one, of those that a GPU can hold. No triton, no GPU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,33 @@ from math import log2
 
 import torch
 
-from spfde.kernels.triton.config import Config, Gpu, product_config, weight_grad_config
+from spfde.kernels.gpu import Config, Gpu
+from spfde.kernels.problem import Problem
+from spfde.kernels.registry import Programs
+from spfde.kernels.triton.config import has_kernel, product_config, weight_grad_config
+from spfde.kernels.triton.index import triton_index
+from spfde.kernels.triton.launch import exact
+from spfde.sparse.plan import Plan
 from spfde.sparse.tiles import STACKED
 
 MOST = 12
 SUMS = 256  # sums that a thread may hold x bytes of an operand: with more, some leave the registers
 DEPTHS = (16, 32, 64, 128)
+
+
+def launches_to_time(plan: Plan, problem: Problem, dtype: torch.dtype, gpu: Gpu) -> dict[str, Programs]:
+    """What the tuner may choose among, by op; nothing for float32 that must not be rounded to TF32, or a dense walk."""
+    op = "linear" if plan.window.linear else "conv2d"
+    if exact(dtype, op) or not has_kernel(plan.block):
+        return {}
+    (height, width), index, positions = plan.block, triton_index(plan), problem.positions
+    together, together_back = index.tiles.together, index.t_tiles.together
+    outputs, back = height * together, width * together_back
+    return {
+        "forward": (outputs, product_candidates(gpu, outputs, width, together, dtype, positions, op)),
+        "input_grad": (back, product_candidates(gpu, back, height, together_back, dtype, positions, op)),
+        "weight_grad": (outputs, weight_grad_candidates(gpu, outputs, width, dtype)),
+    }
 
 
 def product_candidates(

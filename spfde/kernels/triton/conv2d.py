@@ -18,12 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spfde.kernels.dispatch.measurement import kind_of
 from spfde.kernels.epilogue import PLAIN, Epilogue
+from spfde.kernels.gpu import gpu_at
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.index import TritonIndex
-from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
-from spfde.kernels.triton.table import launch_of, layout_of
+from spfde.kernels.triton.launch import exact, launch, precision, upcast
+from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
 from spfde.sparse.plan import Window
 from spfde.sparse.tiles import Tiles, stack_of
@@ -208,7 +210,7 @@ def _product(
     positions, items = len(source) * prod(grid), tiles.work.shape[0]
     gpu, outputs, no_tf32 = gpu_at(source.device), out * together, exact(dtype, "conv2d")
     op, output_pixels, shape = _problem(source, result, transposed, prod(window.kernel))
-    how = launch_of(op, gpu, layout_of(window), (height, width), outputs, dtype, output_pixels, shape, no_tf32)
+    how = launch_of(op, gpu, kind_of(window), (height, width), outputs, dtype, output_pixels, shape, no_tf32)
     how = how or config.product_config(gpu, outputs, into, together, dtype, positions, no_tf32, "conv2d")
     launch(
         conv2d_kernel, (items * triton.cdiv(positions, how.tokens),), source, values, tiles.entry, tiles.work,
@@ -232,7 +234,7 @@ def weight_grad(
     blocks, positions = index.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
     gpu, outputs, stack = gpu_at(x.device), height * tiles.together, stack_of(width)
     no_tf32, weight = exact(x.dtype, "conv2d"), (shape[0], prod(shape[1:]))
-    problem = (layout_of(window), (height, width), outputs, x.dtype, positions, weight)
+    problem = (kind_of(window), (height, width), outputs, x.dtype, positions, weight)
     how = launch_of("weight_grad", gpu, *problem, no_tf32)
     how = how or config.weight_grad_config(gpu, outputs, width, x.dtype, no_tf32)
     chunks = tiles.entry.shape[0] // stack

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from spfde.kernels import dense
-from spfde.kernels.dispatch.problem import Problem
 from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.gpu import Gpu, gpu_here
 from spfde.kernels.memory_format import memory_format_of
-from spfde.kernels.registry import Kernel, Prediction, Product, register
+from spfde.kernels.problem import Problem
+from spfde.kernels.registry import Kernel, Prediction, Product, Programs, register
 from spfde.kernels.scatter import scatter
 from spfde.kernels.triton import model, why_not
+from spfde.kernels.triton.candidates import launches_to_time
 from spfde.kernels.triton.config import has_kernel
 from spfde.kernels.triton.index import TritonIndex, triton_index
-from spfde.kernels.triton.launch import gpu_here
 from spfde.sparse.plan import KernelIndex, Plan
 
 
@@ -125,13 +126,17 @@ class Triton(Kernel):
         return why_not(device) or (None if linear else model.hindrance(problem.block, problem.window))
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
-        """Measured break-evens of this GPU, else a model of it (see `spfde.kernels.triton.model`)."""
+        """By a model of this GPU (see `spfde.kernels.triton.model`)."""
         gpu, reason = gpu_here(), model.hindrance(problem.block, problem.window)
         if reason is None and gpu is not None and gpu.capability < model.OLDEST:
             reason = f"compute capability {model.OLDEST[0]}.{model.OLDEST[1]} is the oldest they are tested for"
         if reason is not None or gpu is None:
             return Prediction(0.0, False, f"no sparse kernel here: {reason or 'no CUDA device'}")
         return model.predict(problem, dtype, gpu)
+
+    def launches(self, plan: Plan, problem: Problem, dtype: torch.dtype, gpu: Gpu) -> dict[str, Programs]:
+        """Those around the computed launch that the GPU can hold."""
+        return launches_to_time(plan, problem, dtype, gpu)
 
     def index(self, plan: Plan) -> TritonIndex:
         """The plan's index and the tiles of the weight in each direction."""

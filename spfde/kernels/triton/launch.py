@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 
+from spfde.kernels.gpu import Config
 from spfde.kernels.triton import interpreting
-from spfde.kernels.triton.config import GPUS, Config, Gpu, gpu_of
 
 REGISTERS = 255  # of a thread: all there are
 
@@ -52,18 +51,3 @@ def uses_tf32(op: str) -> bool:
 def upcast(dtype: torch.dtype) -> bool:
     """Whether operands are widened first: the interpreter's arithmetic on bfloat16 is wrong without a word."""
     return interpreting() and dtype == torch.bfloat16
-
-
-@lru_cache(maxsize=8)
-def gpu_at(device: torch.device) -> Gpu:
-    """The GPU that a tensor is on; the interpreter stands for an A100."""
-    if device.type != "cuda":
-        return GPUS["NVIDIA A100-SXM4-80GB"]
-    facts = torch.cuda.get_device_properties(device)
-    shared = getattr(facts, "shared_memory_per_block_optin", 99 * 1024)
-    return gpu_of(facts.name, (facts.major, facts.minor), facts.multi_processor_count, shared)
-
-
-def gpu_here() -> Gpu | None:
-    """The current GPU, if there is one."""
-    return gpu_at(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels pay: measured where the table says so, else predicted by a model.
+"""Whether the Triton kernels pay where no table says so: predicted by a model.
 
 A product takes as long as the slowest of its arithmetic, what it reads through L2 and what it moves to and from memory.
 """
@@ -9,10 +9,10 @@ from math import prod
 
 import torch
 
-from spfde.kernels.dispatch.problem import Problem
+from spfde.kernels.gpu import GPUS, Gpu
+from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Prediction
-from spfde.kernels.triton import table
-from spfde.kernels.triton.config import GPUS, Gpu, has_kernel, token_tile
+from spfde.kernels.triton.config import has_kernel, token_tile
 from spfde.sparse.plan import Window
 from spfde.sparse.tiles import STACKED
 
@@ -91,12 +91,7 @@ def hindrance(block: tuple[int, int], window: Window) -> str | None:
 
 
 def predict(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> Prediction:
-    """What the kernels gain on a GPU: measured break-evens first, else by the model."""
-    measured = table.known().get(table.key_of(gpu, problem, dtype))
-    if measured is not None:
-        reason = f"measured on {gpu.name}: break-even at density {measured.break_even:.2f}"
-        relative = measured.break_even / max(problem.density, 1e-9)
-        return Prediction(relative, problem.density <= measured.break_even, reason)
+    """What the kernels gain on a GPU, by the model."""
     predicted = gain(problem, dtype, gpu)
     reason = f"predicted {predicted:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
     return Prediction(predicted, predicted >= MARGIN, reason)

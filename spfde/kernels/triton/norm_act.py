@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spfde.kernels.triton.config import Config
+from spfde.kernels.gpu import Config
 from spfde.kernels.triton.epilogue import activated
 from spfde.kernels.triton.launch import launch
 

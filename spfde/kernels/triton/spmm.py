@@ -11,11 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from spfde.kernels.epilogue import PLAIN, Epilogue
+from spfde.kernels.gpu import gpu_at
 from spfde.kernels.triton import config
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.index import TritonIndex
-from spfde.kernels.triton.launch import exact, gpu_at, launch, precision, upcast
-from spfde.kernels.triton.table import launch_of
+from spfde.kernels.triton.launch import exact, launch, precision, upcast
+from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of
 from spfde.sparse.tiles import Tiles
 

@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from spfde.kernels.gpu import Config
 from spfde.kernels.triton import launch
-from spfde.kernels.triton.config import Config
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

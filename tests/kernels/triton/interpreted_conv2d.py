@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spfde.kernels import conv2d
+from spfde.kernels import gpu as gpus
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.scatter import to_dense
-from spfde.kernels.triton import config, index, launch
+from spfde.kernels.triton import config, index
 from spfde.kernels.triton.index import TritonIndex, tiles_of
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import Plan, Window
@@ -165,7 +166,7 @@ def test_rows_of_blocks_that_share_a_program(monkeypatch, together, stride):
 
 def test_taps_side_by_side_are_read_where_each_lies():
     some = case((16, 16, 3, 3), THREE._replace(dilation=(2, 1)), "block:16x16", 1.0, 1, (6, 5))
-    how = config.product_config(launch.gpu_at(some.x.device), 16, 16, 1, some.x.dtype, 30, False)
+    how = config.product_config(gpus.gpu_at(some.x.device), 16, 16, 1, some.x.dtype, 30, False)
     assert how.depth > 16
     check(some)
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.library import opcheck
 
 from spfde import sparsify
+from spfde.kernels import gpu as gpus
 from spfde.kernels import spmm
 from spfde.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue
 from spfde.kernels.scatter import to_dense
-from spfde.kernels.triton import config, interpreting, launch
+from spfde.kernels.triton import config, interpreting
 from spfde.kernels.triton.index import TritonIndex, triton_index
 from spfde.kernels.triton.sddmm import weight_grad
 from spfde.kernels.triton.spmm import forward, input_grad, product
@@ -184,7 +185,7 @@ def test_weight_gradients_over_parts_of_the_tokens_and_on_top_of_others(batch, a
     units = triton_index(plan)
     x, dy = randn(batch, 70), randn(batch, 40, seed=1)
     before = randn(*plan.values_shape, seed=2)
-    parts = config.parts(launch.gpu_at(x.device), units.entry.shape[0] // stack_of(16), batch, 16)
+    parts = config.parts(gpus.gpu_at(x.device), units.entry.shape[0] // stack_of(16), batch, 16)
     assert (parts > 1) == (batch == 700)
     out = before.clone() if add else None
     dvalues, dbias = weight_grad(dy, x, units, (32, 16), True, out)

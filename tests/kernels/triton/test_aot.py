@@ -11,6 +11,7 @@ from itertools import product
 import pytest
 import torch
 
+from spfde.kernels import gpu as gpus
 from spfde.kernels.triton import config, launch
 from spfde.kernels.triton.model import together_of
 from spfde.sparse.tiles import stack_of
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler in this process"
 )
 
-GPUS = {10 * gpu.capability[0] + gpu.capability[1]: gpu for gpu in config.GPUS.values()}
+GPUS = {10 * gpu.capability[0] + gpu.capability[1]: gpu for gpu in gpus.GPUS.values()}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCKS = list(product(config.SIZES, config.SIZES))
 WORDS = 16  # bytes: exact float32 runs on the scalar units, where some versions of ptxas lay a word or two on the stack

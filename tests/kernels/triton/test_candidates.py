@@ -6,12 +6,13 @@ from itertools import product
 import pytest
 import torch
 
+from spfde.kernels import gpu as gpus
 from spfde.kernels.triton import config
 from spfde.kernels.triton.candidates import DEPTHS, MOST, product_candidates, weight_grad_candidates
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = {"fp32": F32, "bf16": BF16, "fp16": F16}
-SMALLEST = config.gpu_of("T4", (7, 5), 40, 64 * 1024)
+SMALLEST = gpus.gpu_of("T4", (7, 5), 40, 64 * 1024)
 
 
 def groups(side):
@@ -34,7 +35,7 @@ def in_product(how):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gpu", [*config.GPUS.values(), SMALLEST], ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("gpu", [*gpus.GPUS.values(), SMALLEST], ids=lambda gpu: gpu.name)
 def test_every_candidate_fits_and_the_computed_launch_comes_first(gpu, dtype):
     kind = DTYPES[dtype]
     for height, width in product(config.SIZES, config.SIZES):
@@ -66,10 +67,10 @@ def test_every_candidate_fits_and_the_computed_launch_comes_first(gpu, dtype):
 
 
 def test_there_is_a_choice():
-    found = product_candidates(config.GPUS["NVIDIA H200"], 64, 64, 1, BF16, 16384)
+    found = product_candidates(gpus.GPUS["NVIDIA H200"], 64, 64, 1, BF16, 16384)
     for what in config.Config._fields:
         assert len({getattr(how, what) for how in found}) > 1
-    for gpu in config.GPUS.values():
+    for gpu in gpus.GPUS.values():
         assert len(weight_grad_candidates(gpu, 64, 64, BF16)) >= 4
 
 

@@ -1,4 +1,4 @@
-"""Timing in turn, without looking at the times; and budgets."""
+"""Timing in turn, without looking at the times; and time limits."""
 
 import gc
 
@@ -82,9 +82,9 @@ def test_medians(monkeypatch):
     assert timing.medians({"a": None}, 3) == {"a": 3.0}
 
 
-def test_a_budget_runs_out():
+def test_a_time_limit_runs_out():
     now = iter([10.0, 12.0, 12.0, 25.0])
-    budget = timing.Budget(5, lambda: next(now))
-    assert budget.left == 3
-    assert not budget.allows(3)
-    assert budget.left == 0
+    limit = timing.TimeLimit(5, lambda: next(now))
+    assert limit.left == 3
+    assert not limit.allows(3)
+    assert limit.left == 0

@@ -1,4 +1,4 @@
-"""Copies of a model and its optimizer to take steps with: as it is, and dense."""
+"""Copies of a model and its optimizer to take steps with: as it is, and its dense baseline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde._modules import as_args
 from spfde.convert.sparsify import densify
 from spfde.fusing import unfuse
 from spfde.nn import FusedNormAct2d, SparseLayer
@@ -36,7 +37,7 @@ class Step:
         with phase("optimizer"):
             self.optimizer.zero_grad()
         with phase("forward"):
-            output = self.model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+            output = self.model(*as_args(inputs))
         with phase("loss"):
             loss = self.loss_fn(output)
             del output
@@ -59,30 +60,30 @@ def step_of(
     return Step("model", model.train(), optimizer, data, loss_fn)
 
 
-def dense_step(step: Step, layout: str = CONTIGUOUS) -> Step:
-    """The same step on a dense twin: no sparse layers, nothing fused; images in memory format `layout`."""
+def dense_step(step: Step, memory_format: str = CONTIGUOUS) -> Step:
+    """The same step with dense weights and nothing fused; images in this memory format."""
     names = {id(p): _dense_name(name, step.model) for name, p in step.model.named_parameters()}
-    twin = unfuse(densify(copy.deepcopy(step.model)))
-    parameters = dict(twin.named_parameters())
-    # With these, deepcopy puts the twin's parameters where the optimizer has the model's. State is made anew.
+    dense = unfuse(densify(copy.deepcopy(step.model)))
+    parameters = dict(dense.named_parameters())
+    # With these, deepcopy puts the dense parameters where the optimizer has the model's. State is made anew.
     memo: dict[int, Any] = {key: parameters[name] for key, name in names.items()}
     optimizer = copy.deepcopy(step.optimizer, memo)
     optimizer.state.clear()
     data = step.data
-    if layout == CHANNELS_LAST:
-        twin = twin.to(memory_format=torch.channels_last)
+    if memory_format == CHANNELS_LAST:
+        dense = dense.to(memory_format=torch.channels_last)
         data = lambda: _channels_last(step.data())  # noqa: E731
-    return Step(f"dense {layout}", twin, optimizer, data, step.loss_fn)
+    return Step(f"dense {memory_format}", dense, optimizer, data, step.loss_fn)
 
 
-def has_twin(model: nn.Module) -> bool:
-    """Whether a dense twin would be another model."""
+def has_dense_baseline(model: nn.Module) -> bool:
+    """Whether the dense model would be another one."""
     return any(isinstance(m, SparseLayer | FusedNormAct2d) for m in model.modules())
 
 
 def takes_images(inputs: Any) -> bool:
     """Whether an input is a batch of images, for which there are two memory formats."""
-    return any(isinstance(x, Tensor) and x.dim() == 4 for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
+    return any(isinstance(x, Tensor) and x.dim() == 4 for x in as_args(inputs))
 
 
 def _channels_last(inputs: Any) -> Any:
@@ -93,7 +94,7 @@ def _channels_last(inputs: Any) -> Any:
 
 
 def _dense_name(name: str, model: nn.Module) -> str:
-    """Name of a parameter in the twin: a sparse layer's values are the dense one's weight."""
+    """Name of a parameter in the dense model: a sparse layer's values are the dense one's weight."""
     owner, _, own = name.rpartition(".")
     if own == "values" and isinstance(model.get_submodule(owner), SparseLayer):
         return f"{owner}.weight".lstrip(".")

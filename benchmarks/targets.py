@@ -1,23 +1,86 @@
-"""What was asked of a GPU and what a record says of it.
+"""What was asked of a CPU and of a GPU, and what a record says of it.
 
-PYTHONPATH=.:benchmarks python -m gpu.targets RECORD.json   # prints the targets, writes all of it as RECORD.md
+python benchmarks/targets.py RECORD.json   # of a GPU: prints the targets, writes all of it as RECORD.md
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
-from gpu.cases import AUTO, OURS, PARTS, TARGETS, Case, Network, Target
-from gpu.record import NOISE, Cell, Record, times
+from cases import BIG, RESNET, SPARSITIES, Case, in_blocks
+from networks import PARTS as NETWORK_PARTS
+from record import NOISE, Cell, Record, times
+from variants import PARTS
+
+# ---- on a CPU --------------------------------------------------------------------------------------------------------
+
+# Speed-up over the best dense layer, forward + backward, at each of SPARSITIES.
+CPU_TARGETS = {
+    ("unstructured", "linear"): (1.0, 2.0, 4.0, 7.0, 12.0),
+    ("unstructured", "conv"): (1.0, 2.0, 3.5, 6.0, 9.0),
+    ("block:4x1", "linear"): (1.3, 2.8, 5.5, 9.0, 14.0),
+    ("block:4x1", "conv"): (1.3, 2.8, 5.5, 9.0, 14.0),
+}
+PEER_TARGET = 3.0  # times faster than SparseProp
+PEER_SPARSITY = 0.9
+
+
+def asked(pattern: str, kind: str, sparsity: float) -> float | None:
+    """The speed-up aimed at on a CPU, or None where there is no aim."""
+    aims = CPU_TARGETS.get((pattern, kind))
+    return None if aims is None or sparsity not in SPARSITIES else aims[SPARSITIES.index(sparsity)]
+
+
+def cpu_verdicts(cell: Cell) -> Iterator[tuple[str, float | None, float]]:
+    """(what, measured or None if absent, aimed at) of each target that applies to a cell."""
+    aim = asked(cell.pattern, cell.kind, cell.sparsity)
+    if aim is not None:
+        yield "dense", cell.speedup("native"), aim
+    if cell.pattern == "unstructured" and cell.sparsity == PEER_SPARSITY:
+        yield "SparseProp", cell.over_sparseprop, PEER_TARGET
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
 
 HEAD = ("target", "case", "asked", "measured", "met")
-COLUMNS = dict.fromkeys((*PARTS, "half frozen step", "frozen forward"))
+COLUMNS = dict.fromkeys((*PARTS, *NETWORK_PARTS))
 PEERS = ("torch bsr", "torch 2:4")
+GAIN = 1.1  # a gain beyond what two runs differ by
+AUTO = 0.9  # speed-up that "auto" is to have at least, wherever there is a case
+
+
+@dataclass(frozen=True)
+class Target:
+    """That our time for a part of a case is to be that of the fastest dense layer for `over` / `speedup`, or less.
+
+    over: a part, the same one unless given. break_even: it is asked as a sparsity from which on nothing is lost.
+    """
+
+    what: str
+    case: Case
+    part: str
+    speedup: float
+    over: str | None = None
+    break_even: bool = False
+
+
+def _big(block: int, density: float) -> Case:
+    return in_blocks(BIG, block, density)
+
+
+GPU_TARGETS = (
+    *(Target("training step", _big(block, 0.1), "step", gain) for block, gain in ((64, 2.5), (32, 1.5), (128, 4.0))),
+    *(Target("forward", _big(*at), "forward", 1.0, break_even=True) for at in ((64, 0.4), (32, 0.25), (16, 0.15))),
+    *(Target("weight gradient", _big(*at), "weight gradient", 1.0, break_even=True) for at in ((64, 0.3), (32, 0.2))),
+    *(Target(f"{part}, every block stored", _big(128, 1.0), part, 0.85) for part in ("forward", "step")),
+    Target("frozen, no gradient wanted below, over a dense step", _big(64, 0.1), "frozen prefix", 3.0, over="step"),
+    *(Target("training step, ResNet-50 layer", in_blocks(layer, 64, 0.2), "step", GAIN) for layer in RESNET),
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +101,7 @@ class Verdict:
 
 def verdicts(record: Record) -> list[Verdict]:
     """Every target, measured or not, then that of "auto"."""
-    return [*(_verdict(record, target) for target in TARGETS), _auto(record)]
+    return [*(_verdict(record, target) for target in GPU_TARGETS), _auto(record)]
 
 
 def break_even(record: Record, case: Case, part: str) -> tuple[str, float] | None:
@@ -47,10 +110,8 @@ def break_even(record: Record, case: Case, part: str) -> tuple[str, float] | Non
     Returns ("", sparsity), interpolated between the nearest measured on either side; ("below", the lowest measured) or
     ("above", the highest) where all or none of them are; None where nothing was measured.
     """
-    like = [
-        cell for cell in record.cells if isinstance(cell.case, Case) and _but_density(cell.case) == _but_density(case)
-    ]
-    points = sorted((1 - cell.case.density, gain) for cell in like if (gain := cell.speedup(part)) is not None)
+    like = [c for c in record.cells if (c.layer, c.pattern, c.dtype) == (str(case.layer), case.pattern, case.dtype)]
+    points = sorted((cell.sparsity, gain) for cell in like if (gain := cell.speedup(part=part)) is not None)
     slower = [index for index, (_, gain) in enumerate(points) if gain < 1]
     if not points:
         return None
@@ -62,26 +123,23 @@ def break_even(record: Record, case: Case, part: str) -> tuple[str, float] | Non
     return "", left + (right - left) * log(slow) / (log(slow) - log(fast))
 
 
-def _but_density(case: Case | Network) -> tuple[Any, ...]:
-    return tuple(value for name, value in vars(case).items() if name != "density")
-
-
 def _verdict(record: Record, target: Target) -> Verdict:
-    gains = [cell.speedup(target.part, over=target.over) for cell in record.cells if cell.case == target.case]
+    named = [cell for cell in record.cells if cell.name == str(target.case)]
+    gains = [cell.speedup(part=target.part, over=target.over) for cell in named]
     gain = next((gain for gain in gains if gain is not None), None)
     measured, asked = "not measured" if gain is None else times(gain), f"at least {target.speedup:g}x"
     what = target.what
     if target.break_even:
-        what, asked = f"{target.what}, break-even sparsity", f"at most {1 - target.case.density:.0%}"
+        what, asked = f"{target.what}, break-even sparsity", f"at most {target.case.sparsity:.0%}"
         found = break_even(record, target.case, target.part)
         if found is not None:
-            measured = f"{found[0]} {found[1]:.0%} ({measured} at {1 - target.case.density:.0%})".strip()
+            measured = f"{found[0]} {found[1]:.0%} ({measured} at {target.case.sparsity:.0%})".strip()
     return Verdict(what, str(target.case), asked, measured, None if gain is None else gain >= target.speedup)
 
 
 def _auto(record: Record) -> Verdict:
     """Of all cases the one where "auto" fares worst against dense."""
-    gains = [(gain, str(cell.case)) for cell in record.cells if (gain := cell.speedup("step", cell.auto)) is not None]
+    gains = [(gain, cell.name) for cell in record.cells if cell.auto and (gain := cell.speedup(cell.auto)) is not None]
     what, asked = 'training step, kernel = "auto"', f"at least {AUTO:g}x"
     if not gains:
         return Verdict(what, "every case", asked, "not measured", None)
@@ -100,7 +158,7 @@ def summary(record: Record) -> str:
     """The targets, and what failed."""
     lines = ["## Targets", "", table(HEAD, [verdict.row for verdict in verdicts(record)]), ""]
     if record.failures:
-        lines += ["## Failed", "", *(f"- {cell.case}, {name}: {why}" for cell, name, why in record.failures), ""]
+        lines += ["## Failed", "", *(f"- {cell.name}, {name}: {why}" for cell, name, why in record.failures), ""]
     return "\n".join(lines)
 
 
@@ -109,9 +167,9 @@ def page(record: Record) -> str:
     wrong = [cell for cell in record.cells if cell.missed is not None and cell.missed > NOISE]
     lines = [f"# {record.machine['gpu']}, {str(record.machine['date'])[:10]}", "", *_facts(record.machine), ""]
     lines += [summary(record), '## Where `kernel = "auto"` chose wrong', ""]
-    lines += [f"- {c.case}: took {c.auto} ({c.reason}), {c.missed:.2f} x the time of our fastest" for c in wrong]
+    lines += [f"- {c.name}: took {c.auto} ({c.reason}), {c.missed:.2f} x the time of our fastest" for c in wrong]
     lines += ["" if wrong else "Nowhere.\n", "## Speed-up over the fastest dense layer", ""]
-    shown = [part for part in COLUMNS if any(cell.speedup(part) is not None for cell in record.cells)]
+    shown = [part for part in COLUMNS if any(cell.speedup(part=part) is not None for cell in record.cells)]
     head = ("case", *shown, "masked step", *(f"{peer} forward" for peer in PEERS), "auto", "notes")
     lines += [table(head, [_row(cell, shown) for cell in record.cells]), ""]
     if record.unfinished:
@@ -121,10 +179,10 @@ def page(record: Record) -> str:
 
 def _row(cell: Cell, parts: Sequence[str]) -> tuple[str, ...]:
     bound = [f"{part}: host {ratio:.1f} x device" for part, ratio in cell.launch_bound.items()]
-    notes = [*(f"no {way}: {why}" for way, why in cell.absent.items()), *bound]
-    gains = (*(cell.speedup(part) for part in parts), cell.speedup("step", OURS[1]))
-    peers = (cell.speedup("forward", peer) for peer in PEERS)
-    text = (str(cell.case), *map(times, (*gains, *peers)), cell.auto or "-", "; ".join(notes))
+    notes = [*(f"no {name}: {why}" for name, why in cell.absent.items()), *bound]
+    gains = (*(cell.speedup(part=part) for part in parts), cell.speedup("masked"))
+    peers = (cell.speedup(peer, "forward") for peer in PEERS)
+    text = (cell.name, *map(times, (*gains, *peers)), cell.auto or "-", "; ".join(notes))
     return tuple(part.replace("|", "/") for part in text)
 
 
@@ -139,7 +197,7 @@ def _facts(machine: Mapping[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the targets and writes the whole record as Markdown beside it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("json", type=Path, help="what gpu.run wrote")
+    parser.add_argument("json", type=Path, help="what layers.py --device cuda wrote")
     path = parser.parse_args(arguments).json
     record = Record.read(path)
     path.with_suffix(".md").write_text(page(record))

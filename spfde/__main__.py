@@ -1,0 +1,5 @@
+"""`python -m spfde`: the command line."""
+
+from spfde.cli import main
+
+main()
