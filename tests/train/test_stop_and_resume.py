@@ -1,12 +1,7 @@
 """A run that was stopped and resumed equals the one that was not, to the bit; and what is refused."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +55,7 @@ def test_the_run_has_every_lever(whole):
     assert all(record.sieved == 32 for record in whole[1].epochs)
 
 
-@pytest.mark.parametrize("epoch", range(EPOCHS))
+@pytest.mark.parametrize("epoch", [0, EPOCHS - 1])
 def test_stopped_after_any_epoch_and_resumed(epoch, whole, tmp_path):
     stop_after(epoch, tmp_path)
     assert checkpoints(tmp_path)[-1] == checkpoint_path(tmp_path, epoch)
@@ -89,21 +84,6 @@ def test_a_moved_run_directory_and_another_random_state_make_no_difference(stopp
     assert_same_run(stopped, fit(recipe(out=stopped, keep_checkpoints=2), resume=True), whole)
     assert torch.equal(torch.get_rng_state(), before)
     assert len(checkpoints(stopped)) == 2
-
-
-def test_a_killed_process_is_resumed(whole, tmp_path):
-    code = f"from spfde.train import Recipe, fit; fit(Recipe(**{ {**OPTIONS, 'out': str(tmp_path)}!r}))"
-    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        deadline = time.monotonic() + 60
-        while not checkpoint_path(tmp_path, 1).exists():
-            assert child.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert not (tmp_path / run_files.RESULT).exists()
-    assert_same_run(tmp_path, fit(recipe(out=tmp_path), resume=True), whole)
 
 
 def test_a_crash_between_checkpoint_and_metrics_loses_no_line(whole, tmp_path, monkeypatch):

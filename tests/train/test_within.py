@@ -42,7 +42,7 @@ def test_the_run_freezes_and_moves_weights_and_samples(whole):
     assert events == {"topology", "freeze", "sieve"}
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (0, STEPS), (1, 2), (2, 1), (2, STEPS)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, STEPS), (2, 1)])
 def test_stopped_after_a_step_and_resumed(epoch, step, whole, tmp_path):
     stop_within(epoch, step, tmp_path, fields=SHORT)
     assert checkpoints(tmp_path)[-1] == checkpoint_path(tmp_path, epoch, step)
