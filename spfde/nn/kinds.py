@@ -30,7 +30,7 @@ def register(dense: type[nn.Module], sparse: type[SparseLayer]) -> None:
     if not (isinstance(dense, type) and issubclass(dense, nn.Module)):
         raise TypeError(f"expected a subclass of nn.Module as dense, got {dense!r}, try the class of the layer")
     if not (isinstance(sparse, type) and issubclass(sparse, SparseLayer) and callable(getattr(sparse, "at", None))):
-        raise TypeError(f"expected a subclass of SparseLayer with at() as sparse, got {sparse!r}, try one of SparseConv2d")
+        raise TypeError(f"expected a SparseLayer class with at() as sparse, got {sparse!r}, try one of SparseConv2d")
     if _SPARSE.setdefault(dense, sparse) is not sparse:
         raise ValueError(f"expected a kind that is free, got {dense.__name__}, which {_SPARSE[dense].__name__} has")
 
