@@ -1,7 +1,7 @@
 # make setup      project-local .venv with pip, everything installed, native core built; quick when nothing changed
 # make demo       set-up, then dense against sparse + frozen + sieved training on the embedded data, then the report
 # make test       set-up, then the tests            make test-full  the long matrices as well
-# make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test
+# make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test-full
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
@@ -12,6 +12,7 @@ TORCH := torch==2.13.0
 BUILD := setuptools pybind11 cmake ninja
 
 BIN := .venv/bin
+PARALLEL := -n 2 --dist worksteal
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
@@ -24,13 +25,15 @@ demo: setup
 	$(BIN)/spfde train --compare dense --overwrite --out runs/demo --train-images 7000 --test-images 2000 \
 	  --epochs 10 --interval 1 --sparsity 0.75 --freeze 0.1 --sieve 0.1
 
+# Two processes, whatever the machine: a test is hardly ever faster on more than one core. The oldest Triton is tried on one
+# program of every kind; all of it is part of test-full.
 test: setup
-	$(BIN)/python -m pytest
-	$(MAKE) test-triton
+	$(BIN)/python -m pytest $(PARALLEL)
+	$(MAKE) test-triton ONLY='-k "interpreted_pointwise or (representatives and 90-bf16)"'
 
 test-full: setup
-	$(BIN)/python -m pytest -m ''
-	$(MAKE) test-triton ALL="-m ''"
+	$(BIN)/python -m pytest -m '' $(PARALLEL)
+	$(MAKE) test-triton ONLY="-m ''"
 
 # The GPU kernels once more with the oldest Triton that is supported; x86-64 alone has wheels of it for a CPU's torch.
 OLD := build/triton-3.6
@@ -38,7 +41,7 @@ OLD_TRITON := triton==3.6.0 "numpy<2.4"
 
 ifeq ($(shell uname -m),x86_64)
 test-triton: setup $(OLD)/.installed
-	PYTHONPATH=$(OLD) TRITON_CACHE_DIR=$(OLD)/cache $(BIN)/python -m pytest tests/kernels/triton $(ALL)
+	PYTHONPATH=$(OLD) TRITON_CACHE_DIR=$(OLD)/cache $(BIN)/python -m pytest tests/kernels/triton $(PARALLEL) $(ONLY)
 else
 test-triton: setup
 endif

@@ -84,12 +84,12 @@ def find(
             plan.calls.clear()
         if check is not None:
             check(x, plan)
-        call = plan.calls[key] = _worked_out(x, values, plan, bias, route)
+        call = plan.calls[key] = _new_call(x, values, plan, bias, route)
     plan.last_call = call
     return call
 
 
-def _worked_out(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route: str) -> Call:
+def _new_call(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route: str) -> Call:
     compute, result = compute_and_result_dtype(x, values)
     check_parameters(values, plan.values_shape, bias, plan.rows)
     device, stored = x.device.type, plan.multiplied
@@ -154,7 +154,8 @@ def _run(x: Tensor, values: Tensor, bias: Tensor | None, call: Call) -> Tensor:
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     if call.composite is not None:
-        return clock.timed(call.composite)(x, values, bias, call.plan)
+        composite = clock.timed(call.composite) if clock.running else call.composite
+        return composite(x, values, bias, call.plan)
     if call.arranges:
         values = call.plan.arrange(values)
     return _Product.apply(x, values, bias, None, call)

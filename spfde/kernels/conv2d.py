@@ -21,7 +21,7 @@ from spfde.kernels.dtypes import (
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import check_parameters, memory_format_of
 from spfde.kernels.registry import Product, index_for, unpacked
-from spfde.kernels.sddmm import multiplied, settled
+from spfde.kernels.sddmm import multiplied, resolve
 from spfde.sparse.plan import Plan, Window, slots
 
 
@@ -115,7 +115,7 @@ def _op(
     kernel: str,
 ) -> Tensor:
     read, window = unpacked(index), _window(shape, stride, padding, dilation, groups)
-    product, problem = settled(kernel, x, tuple(shape), x.shape, read, values.shape[1:], window)
+    product, problem = resolve(kernel, x, tuple(shape), x.shape, read, values.shape[1:], window)
     return product.forward(x, values, bias, read, problem).contiguous(memory_format=memory_format_of(x))
 
 
@@ -134,7 +134,7 @@ def _input_grad(
 ) -> Tensor:
     read, window = unpacked(index), _window(shape, stride, padding, dilation, groups)
     size = (dy.shape[0], shape[1] * groups, *size)
-    product, problem = settled(kernel, dy, tuple(shape), size, read, values.shape[1:], window)
+    product, problem = resolve(kernel, dy, tuple(shape), size, read, values.shape[1:], window)
     return product.input_grad(dy, values, read, problem, size).contiguous(memory_format=memory_format_of(dy))
 
 
@@ -153,7 +153,7 @@ def _weight_grad(
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
     read, window = unpacked(index), _window(shape, stride, padding, dilation, groups)
-    product, problem = settled(kernel, x, tuple(shape), x.shape, read, block, window)
+    product, problem = resolve(kernel, x, tuple(shape), x.shape, read, block, window)
     return product.weight_grad(dy, x, read, block, problem, bias)
 
 

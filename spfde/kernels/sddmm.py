@@ -14,7 +14,7 @@ from spfde.kernels.registry import Product, get, unpacked
 from spfde.sparse.plan import ONE_TAP, KernelIndex, Window, slots
 
 
-def settled(
+def resolve(
     kernel: str,
     like: Tensor,
     shape: tuple[int, ...],
@@ -23,7 +23,7 @@ def settled(
     block: Sequence[int],
     window: Window = ONE_TAP,
 ) -> tuple[Product, Problem]:
-    """What a registered op runs, and the problem: settled when it runs, so that no choice recompiles a graph.
+    """The product that a registered op runs, and its problem: found when it runs, so that no choice recompiles a graph.
 
     like: has the device and precision. shape: of the dense weight. x_shape: of the input. Stored weights are counted by
     the index, on a GPU as those that there is room for: reading the count would wait.
@@ -45,7 +45,7 @@ def _op(
     dy: Tensor, x: Tensor, index: Sequence[Tensor], block: Sequence[int], bias: bool, kernel: str
 ) -> tuple[Tensor, Tensor]:
     read = unpacked(index)
-    product, problem = settled(kernel, x, (dy.shape[1], x.shape[1]), x.shape, read, block)
+    product, problem = resolve(kernel, x, (dy.shape[1], x.shape[1]), x.shape, read, block)
     return product.weight_grad(dy, x, read, block, problem, bias)
 
 

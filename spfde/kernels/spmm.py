@@ -21,7 +21,7 @@ from spfde.kernels.dtypes import (
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import check_parameters
 from spfde.kernels.registry import Product, index_for, unpacked
-from spfde.kernels.sddmm import settled
+from spfde.kernels.sddmm import resolve
 from spfde.sparse.plan import Plan
 
 
@@ -85,14 +85,14 @@ def _through_dispatcher(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | No
 @torch.library.custom_op("spfde::spmm", mutates_args=())
 def _op(x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int, kernel: str) -> Tensor:
     read = unpacked(index)
-    product, problem = settled(kernel, x, (rows, x.shape[1]), x.shape, read, values.shape[1:])
+    product, problem = resolve(kernel, x, (rows, x.shape[1]), x.shape, read, values.shape[1:])
     return product.forward(x, values, bias, read, problem)
 
 
 @torch.library.custom_op("spfde::spmm_input_grad", mutates_args=())
 def _input_grad(dy: Tensor, values: Tensor, index: Sequence[Tensor], cols: int, kernel: str) -> Tensor:
     read, size = unpacked(index), (dy.shape[0], cols)
-    product, problem = settled(kernel, dy, (dy.shape[1], cols), size, read, values.shape[1:])
+    product, problem = resolve(kernel, dy, (dy.shape[1], cols), size, read, values.shape[1:])
     return product.input_grad(dy, values, read, problem, size)
 
 

@@ -212,13 +212,13 @@ class SparseLayer(nn.Module, ABC):
     # ---- topology -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def move_to(self, positions: Tensor, newborn: Tensor | None = None) -> Tensor:
+    def move_to(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
         """Changes which blocks are stored; kept ones keep their values, new ones start at 0.
 
         Every tensor that a kernel reads changes in place: a captured CUDA graph goes on with the new topology (of
         pattern "channel" only while the count stays).
 
-        positions: as `positions()` gives them (int64), ascending, unique, at most `capacity`. newborn: those among them
+        positions: as `positions()` gives them (int64), ascending, unique, at most `capacity`. new: those among them
         that start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of
         `values` now holds, -1 where it holds a new block or none. The caller applies it to whatever else is shaped like
         `values` (see `permute`).
@@ -228,8 +228,8 @@ class SparseLayer(nn.Module, ABC):
                 violate the pattern.
         """
         capacity, size, device = self.values.shape[0], self.grid.size, self.values.device
-        if positions.device != device or (newborn is not None and newborn.device != device):
-            got = positions.device if positions.device != device else newborn.device
+        if positions.device != device or (new is not None and new.device != device):
+            got = positions.device if positions.device != device else new.device
             raise ValueError(f"expected positions on {device} like the layer, got {got}, try .to({str(device)!r})")
         if positions.dtype != torch.int64 or positions.dim() != 1 or positions.numel() > capacity:
             raise ValueError(
@@ -242,18 +242,18 @@ class SparseLayer(nn.Module, ABC):
         problem = self.pattern.problem(positions, self.grid)
         if problem:
             raise ValueError(problem)
-        newborn = None if newborn is None else positions[torch.isin(positions, newborn)]
-        return self._move(positions.clone(), newborn)
+        new = None if new is None else positions[torch.isin(positions, new)]
+        return self._move(positions.clone(), new)
 
     @torch.no_grad()
-    def _move(self, positions: Tensor, newborn: Tensor | None = None) -> Tensor:
+    def _move(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
         """`move_to` for positions that are right, without a question to the device; the layer keeps them."""
         capacity, size, old = self.values.shape[0], self.grid.size, self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
         slot = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
         slot[old] = torch.arange(old.numel(), dtype=torch.int32, device=positions.device)
-        if newborn is not None:
-            slot[newborn] = -1
+        if new is not None:
+            slot[new] = -1
         source[: positions.numel()] = slot[positions]
         index = index_from_positions(positions, *self.grid.shape, capacity)
         self.row_ptr.copy_(index.row_ptr)

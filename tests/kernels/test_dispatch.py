@@ -9,7 +9,7 @@ from spfde.kernels import clock, conv2d, spmm
 from spfde.kernels.dispatch import cost, rule
 from spfde.kernels.problem import EMPTY, Problem, bucket_of
 from spfde.kernels.registry import get
-from spfde.kernels.sddmm import settled
+from spfde.kernels.sddmm import resolve
 from spfde.nn import SparseConv2d, SparseLinear
 from spfde.sparse.plan import Window
 
@@ -105,7 +105,7 @@ def test_a_gradient_takes_the_choice_of_its_layer():
     x = torch.randn(4, 64, 8, 8)
     layer(x)
     args = (tuple(layer.shape), x.shape, layer.plan.kernel_index, (1, 1), layer.window)
-    product, problem = settled("auto", torch.empty(4, 32, 4, 4), *args)
+    product, problem = resolve("auto", torch.empty(4, 32, 4, 4), *args)
     assert problem == layer.choice.problem
     assert product is get(layer.kernel).products["conv2d"]
 

@@ -266,7 +266,7 @@ def test_move_to_keeps_values_and_zeroes_newcomers():
     new = torch.cat([old[2:], (~layer.mask()).reshape(-1).nonzero().view(-1)[:2]]).sort().values
     layer.values.grad = layer.values.detach().clone()
     parameter = layer.values
-    source = layer.move_to(new, newborn=old[3:4])
+    source = layer.move_to(new, new=old[3:4])
     assert layer.values is parameter
     after = layer.dense_weight().view(-1)
     for position in new.tolist():
@@ -294,7 +294,7 @@ def test_move_to_refuses_bad_positions_and_changes_nothing(positions):
     with pytest.raises(ValueError, match="expected"):
         layer.move_to(positions)
     with pytest.raises(ValueError, match="expected positions on cpu like the layer, got meta, try .to"):
-        layer.move_to(torch.arange(2), newborn=torch.arange(1, device="meta"))
+        layer.move_to(torch.arange(2), new=torch.arange(1, device="meta"))
     assert torch.equal(layer.mask(), mask)
     assert torch.equal(layer(x), y)
 
