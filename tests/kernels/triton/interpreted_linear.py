@@ -46,7 +46,7 @@ def test_this_is_the_interpreter():
 
 
 @given(problem=linear(BLOCKS))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_blocks(problem):
     check(problem, "triton")
 

@@ -28,7 +28,7 @@ def code(capability: int, dtype: str, last: bool, width: str = "i32!") -> Code:
 
 @pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("capability", GPUS)
+@pytest.mark.parametrize("capability", [c if c in (80, 90) else pytest.param(c, marks=pytest.mark.full) for c in GPUS])
 def test_every_architecture(capability, dtype, last):
     made = code(capability, dtype, last)
     assert made.spilled == 0
