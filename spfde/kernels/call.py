@@ -278,5 +278,6 @@ def _with_epilogue(
         memory = torch.channels_last if images else torch.contiguous_format
         pre_act = torch.empty(shape, dtype=end.result(x.dtype), device=x.device, memory_format=memory)
         end = end._replace(pre_act_out=pre_act if images else pre_act.view(-1, plan.rows))
-    y = forward(x, values, None, call.index, call.problem, weight, end).view(shape)
+    y = forward(x, values, None, call.index, call.problem, weight, end)
+    y = y if y.dim() == len(shape) else y.view(shape)  # a view could not be changed in place
     return y, y if pre_act is None and call.act != "none" else pre_act
