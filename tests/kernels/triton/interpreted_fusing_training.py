@@ -80,7 +80,7 @@ def test_relu_in_training_keeps_its_output_and_refuses_second_derivatives():
 
 
 @pytest.mark.parametrize("change", [
-    lambda m: setattr(m.layer, "_probe", lambda dy, x: None), lambda m: setattr(m.layer, "kernel", "dense"),
+    lambda m: setattr(m.layer, "_grad_probe", lambda dy, x: None), lambda m: setattr(m.layer, "kernel", "dense"),
     lambda m: setattr(m.layer, "transform", nn.Identity()),
 ], ids=["probe", "kernel", "transform"])  # fmt: skip
 def test_relu_in_training_runs_alone_where_something_asks_for_its_input(monkeypatch, change):
@@ -123,8 +123,10 @@ def test_a_layer_that_does_not_save_its_input_has_relu_in_its_kernel_too(monkeyp
     for name in ("relu", "add"):
         monkeypatch.setitem(epilogue.FUNCTIONS, name, lambda *_: called.append(1))
     for kind in epilogue.LAYERS:
-        see = lambda layer, x, epilogue, run=kind.ended: inputs.append(storage(x)) or run(layer, x, epilogue)  # noqa: E731
-        monkeypatch.setattr(kind, "ended", see)
+        see = lambda layer, x, epilogue, run=kind.call_with_epilogue: (
+            inputs.append(storage(x)) or run(layer, x, epilogue)
+        )  # noqa: E731
+        monkeypatch.setattr(kind, "call_with_epilogue", see)
     plain = spfde.freezing.unfreeze(sparse(make(), fused=False))
     for model in (spfde.fuse(copy.deepcopy(plain), recompute=True), spfde.fuse(copy.deepcopy(plain)), plain):
         inputs.clear()
