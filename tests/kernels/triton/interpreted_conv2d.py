@@ -194,7 +194,7 @@ def test_a_layer_computes_what_the_masked_product_does_in_the_memory_format_of_i
     results = []
     for kernel in ("dense", "triton"):
         inputs = [some.x.detach().requires_grad_(), values, some.bias.detach().requires_grad_()]
-        y = conv2d(inputs[0], values, plan, window, inputs[2], kernel)
+        y = conv2d(inputs[0], values, plan, inputs[2], kernel)
         results.append([y, *torch.autograd.grad(y, inputs, some.dy)])
     for dense, triton in zip(*results, strict=True):
         torch.testing.assert_close(triton, dense, atol=1e-4, rtol=1e-4)
@@ -209,7 +209,7 @@ def test_a_registered_op_needs_no_lists_made_before():
     results = []
     for kernel in ("dense", "triton"):
         with FlopCounterMode(display=False):  # any dispatch mode
-            y = conv2d(x, values, plan, THREE, None, kernel)
+            y = conv2d(x, values, plan, None, kernel)
             results.append([y, *torch.autograd.grad(y, (x, values), some.dy)])
     for dense, triton in zip(*results, strict=True):
         torch.testing.assert_close(triton, dense, atol=1e-4, rtol=1e-4)
@@ -249,7 +249,7 @@ def test_what_is_frozen_is_not_launched_and_nothing_is_kept_for_it(monkeypatch, 
     bias = torch.zeros(16, requires_grad=True)  # so that there is always something to differentiate
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        y = conv2d(x, values, plan, THREE, bias, "triton")
+        y = conv2d(x, values, plan, bias, "triton")
     y.sum().backward()
     assert names == expected
     assert (x.shape in kept) == trained
