@@ -123,9 +123,10 @@ def test_a_layer_that_does_not_save_its_input_has_relu_in_its_kernel_too(monkeyp
     for name in ("relu", "add"):
         monkeypatch.setitem(epilogue.FUNCTIONS, name, lambda *_: called.append(1))
     for kind in epilogue.LAYERS:
-        see = lambda layer, x, epilogue, run=kind.call_with_epilogue: (
-            inputs.append(storage(x)) or run(layer, x, epilogue)
-        )
+
+        def see(layer, x, epilogue, run=kind.call_with_epilogue):
+            return inputs.append(storage(x)) or run(layer, x, epilogue)
+
         monkeypatch.setattr(kind, "call_with_epilogue", see)
     plain = spfde.freezing.unfreeze(sparse(make(), fused=False))
     for model in (spfde.fuse(copy.deepcopy(plain), recompute=True), spfde.fuse(copy.deepcopy(plain)), plain):
