@@ -275,7 +275,8 @@ def _check(lever: Any) -> None:
 
 
 def _decisions(lever: Lever, event: Event, run: Run) -> Iterator[Decision]:
-    for decision in lever.on(event, run) or ():
+    answer = lever.on(event, run)
+    for decision in () if answer is None else answer:
         if not isinstance(decision, Decision):
             raise TypeError(
                 f"expected {type(lever).__name__} to answer {type(event).__name__} with Decisions or None,"

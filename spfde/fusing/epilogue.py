@@ -45,7 +45,7 @@ def call_with_epilogue(
     rest: tuple[Any, ...] = (),
     again: bool | None = None,
 ) -> Tensor:
-    """Then(layer(x), *rest), in the layer's kernel where that is Triton's and has the gradient that is wanted.
+    """then(layer(x), *rest), in the layer's kernel where that is Triton's and has the gradient that is wanted.
 
     then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS` (rest, of `ADDITIONS`: what
     is added, and an activation of the sum or nothing). again: `gelu` of `without_saving`; None: the layer saves x

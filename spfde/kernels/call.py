@@ -18,28 +18,34 @@ from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import cast, compute_and_result_dtype, packed, refuse_double_backward
 from spfde.kernels.epilogue import Epilogue, act_grad, untracked
 from spfde.kernels.memory_format import check_parameters
-from spfde.kernels.problem import KernelChoice, Problem, problem_of
+from spfde.kernels.problem import Problem, problem_of
 from spfde.kernels.registry import Composite, Kernel, Product, get, names
 from spfde.kernels.scatter import write
-from spfde.sparse.plan import KernelIndex, Plan
+from spfde.sparse.kernel_index import KernelIndex
+from spfde.sparse.plan import Plan
 
 MOST = 64  # kinds of input that a plan remembers: sentences of every length must not fill the memory
+
+
+class Seen(NamedTuple):
+    """What a kernel was chosen for: type of device, precision that it computes in, shape of the input."""
+
+    device: str
+    compute: torch.dtype
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
     """One kind of input of one plan.
 
-    device, shape: of the input. compute, result: precisions of the product and of what it returns. composite: what
-    torch differentiates, else None. needs_weight: the kernel multiplies by the dense weight. arranges: values must be
+    seen: the input. compute, result: precisions of the product and of what it returns. composite: what torch
+    differentiates, else None. needs_weight: the kernel multiplies by the dense weight. arranges: values must be
     put in the kernel's order. as_is: inputs come in the compute precision, which is the result's. act,
     residual_after_act: of an epilogue with gradient.
     """
 
-    plan: Plan
-    device: str
-    shape: tuple[int, ...]
-    choice: KernelChoice
+    seen: Seen
     problem: Problem
     kernel: Kernel
     product: Product
@@ -75,17 +81,17 @@ def find(
         check_device(x, values)
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     key = (
-        x.shape, x.dtype, device, values.shape, values.dtype, values.device, None if bias is None else bias.shape,
-        route, autocast, rule.generation,
+        x.shape, x.dtype, device, values.shape, values.dtype, route, autocast, rule.generation,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
     )  # fmt: skip
     call = plan.calls.get(key)
     if call is None:
         if len(plan.calls) >= MOST:
-            plan.calls.clear()
+            del plan.calls[next(iter(plan.calls))]  # the oldest
         if check is not None:
             check(x, plan)
         call = plan.calls[key] = _new_call(x, values, plan, bias, route)
-    plan.last_call = call
+    plan.last_seen = call.seen
     return call
 
 
@@ -97,10 +103,7 @@ def _new_call(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route:
     choice = rule.choose(route, device, compute, problem)
     kernel = get(choice.kernel)
     return Call(
-        plan=plan,
-        device=device,
-        shape=tuple(x.shape),
-        choice=choice,
+        seen=Seen(device, compute, tuple(x.shape)),
         problem=problem,
         kernel=kernel,
         product=kernel.products[problem.op],
@@ -112,14 +115,6 @@ def _new_call(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route:
         arranges=plan.arranges,
         as_is=x.dtype is values.dtype is compute is result and (bias is None or bias.dtype is compute),
     )
-
-
-class Seen(NamedTuple):
-    """What a kernel was last chosen for, where that is not kept in a `Call`."""
-
-    device: str
-    compute: torch.dtype
-    shape: tuple[int, ...]
 
 
 def composite_of(plan: Plan, route: str, dtype: torch.dtype) -> Composite | None:
@@ -139,56 +134,56 @@ def check_device(x: Tensor, values: Tensor) -> None:
         )
 
 
-def run(x: Tensor, values: Tensor, bias: Tensor | None, call: Call) -> Tensor:
-    """Y by a call, eagerly. x: [batch, features] or [batch, channels, height, width]."""
+def run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call) -> Tensor:
+    """y by a call of a plan, eagerly. x: [batch, features] or [batch, channels, height, width]."""
     if call.as_is:
-        return _run(x, values, bias, call)
+        return _run(x, values, bias, plan, call)
     with torch.autocast(x.device.type, enabled=False):  # the precisions are settled
-        y = _run(cast(x, call.compute), cast(values, call.compute), cast(bias, call.compute), call)
+        y = _run(cast(x, call.compute), cast(values, call.compute), cast(bias, call.compute), plan, call)
         return cast(y, call.result)
 
 
-def _run(x: Tensor, values: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+def _run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call) -> Tensor:
     if not values.is_contiguous():
         values = values.contiguous()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     if call.composite is not None:
         composite = clock.timed(call.composite) if clock.running else call.composite
-        return composite(x, values, bias, call.plan)
+        return composite(x, values, bias, plan)
     if call.arranges:
-        values = call.plan.arrange(values)
-    return _Product.apply(x, values, bias, None, call)
+        values = plan.arrange(values)
+    return _Product.apply(x, values, bias, None, plan, call)
 
 
 def run_with_epilogue(
-    x: Tensor, values: Tensor, epilogue: Epilogue, call: Call, shape: tuple[int, ...]
+    x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call, shape: tuple[int, ...]
 ) -> Tensor | None:
-    """Y = epilogue(product) in the kernel, None where the epilogue misfits or has no gradient that is wanted.
+    """y = epilogue(product) in the kernel, None where the epilogue misfits or has no gradient that is wanted.
 
     x: as in `run`. shape: of the layer's output and so of a residual, [..., outputs] of a linear layer.
     """
-    plan, rows = call.plan, call.plan.rows
+    rows = plan.rows
     if not epilogue.fits(shape, rows, call.result, x.device):
         return None
     x, values = cast(x, call.compute), packed(values, call.compute)
     result, epilogue = epilogue.result(call.result), epilogue.in_precision(call.compute)
     if untracked(x, values, *epilogue.tensors):
-        y = clock.timed(_without_graph)(x, plan.arrange(values), epilogue, call)
+        y = clock.timed(_without_graph)(x, plan.arrange(values), epilogue, plan, call)
     elif epilogue.has_gradient:
         bias = packed(epilogue.bias, call.compute)
         ended = replace(call, act=epilogue.act, residual_after_act=epilogue.residual_after_act)
-        y = _Product.apply(x, plan.arrange(values), bias, epilogue.residual, ended)
+        y = _Product.apply(x, plan.arrange(values), bias, epilogue.residual, plan, ended)
     else:
         return None
     return cast(y, result)
 
 
-def _without_graph(x: Tensor, values: Tensor, epilogue: Epilogue, call: Call) -> Tensor:
+def _without_graph(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call) -> Tensor:
     shape, residual = None, epilogue.residual
     if residual is not None and x.dim() == 2:
-        shape, epilogue = residual.shape, epilogue._replace(residual=residual.reshape(-1, call.plan.rows))
-    weight = write(values, call.plan)[0] if call.needs_weight else None
+        shape, epilogue = residual.shape, epilogue._replace(residual=residual.reshape(-1, plan.rows))
+    weight = write(values, plan)[0] if call.needs_weight else None
     y = call.product.forward(x, values, None, call.index, call.problem, weight, epilogue)
     return y if shape is None else y.view(shape)
 
@@ -219,9 +214,8 @@ class _Product(torch.autograd.Function):
     """The eager route of every op: what the registered ops compute, without the dispatcher's overhead."""
 
     @staticmethod
-    def forward(ctx, x, values, bias, residual, call):
-        plan = call.plan
-        ctx.call, ctx.size, ctx.topology_version = call, x.shape, plan.topology_version
+    def forward(ctx, x, values, bias, residual, plan, call):
+        ctx.plan, ctx.call, ctx.size, ctx.topology_version = plan, call, x.shape, plan.topology_version
         weight = pre_act = None
         if call.needs_weight:
             weight, ctx.dense_version = write(values, plan)
@@ -229,22 +223,24 @@ class _Product(torch.autograd.Function):
         if call.act == "none" and residual is None:
             y = forward(x, values, bias, call.index, call.problem, weight)
         else:
-            y, pre_act = _with_epilogue(forward, x, values, bias, residual, call, weight)
+            y, pre_act = _with_epilogue(forward, x, values, bias, residual, plan, call, weight)
         ctx.save_for_backward(x if values.requires_grad else None, values, pre_act)
         return y
 
     @staticmethod
     def backward(ctx, dy):
+        if torch.is_autocast_enabled(dy.device.type):  # the precisions are settled
+            with torch.autocast(dy.device.type, enabled=False):
+                return _Product.backward(ctx, dy)
         if torch.is_grad_enabled():  # a graph of this backward pass is being built
             with torch.no_grad():
                 grads = _backward(ctx, dy)
-            return *refuse_double_backward(grads), None
-        return *_backward(ctx, dy), None
+            return *refuse_double_backward(grads), None, None
+        return *_backward(ctx, dy), None, None
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    call = ctx.call
-    plan = call.plan
+    plan, call = ctx.plan, ctx.call
     plan.check(ctx.topology_version)
     x, values, pre_act = ctx.saved_tensors
     need_x, need_values, need_bias, need_residual = ctx.needs_input_grad[:4]
@@ -265,10 +261,17 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _with_epilogue(
-    forward: Any, x: Tensor, values: Tensor, bias: Tensor | None, residual: Tensor | None, call: Call, weight: Any
+    forward: Any,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    plan: Plan,
+    call: Call,
+    weight: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Y, and what backward needs to see where the activation bends: what it was given, or y itself."""
-    plan, images = call.plan, x.dim() == 4
+    images = x.dim() == 4
     shape = (len(x), plan.rows, *call.problem.size) if images else (len(x), plan.rows)
     shape = shape if residual is None or images else residual.shape  # what is added has its gradient's shape
     flat = residual if residual is None or images else residual.reshape(-1, plan.rows)

@@ -22,7 +22,8 @@ from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import check_parameters, memory_format_of
 from spfde.kernels.registry import Product, index_for, unpacked
 from spfde.kernels.sddmm import multiplied, resolve
-from spfde.sparse.plan import Plan, Window, slots
+from spfde.sparse.kernel_index import Window, slots
+from spfde.sparse.plan import Plan
 
 
 def conv2d(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
@@ -42,13 +43,13 @@ def conv2d(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, ke
     if through_dispatcher(x):
         _check_image(x, plan)
         return _through_dispatcher(x, values, plan, bias, kernel)
-    return call.run(x, values, bias, call.find(x, values, plan, bias, kernel, _check_image))
+    return call.run(x, values, bias, plan, call.find(x, values, plan, bias, kernel, _check_image))
 
 
 def conv2d_with_epilogue(
     x: Tensor, values: Tensor, plan: Plan, epilogue: Callable[[], Epilogue], kernel: str = "auto"
 ) -> Tensor | None:
-    """Y = epilogue(conv2d(x)) in one kernel; None where the kernel takes none, it misfits, or it has no gradient.
+    """y = epilogue(conv2d(x)) in one kernel; None where the kernel takes none, it misfits, or it has no gradient.
 
     Arguments as in `conv2d`, x with its batch; epilogue: made only where it may run, its residual shaped like y.
     """
@@ -61,7 +62,7 @@ def conv2d_with_epilogue(
     found = call.find(x, values, plan, None, kernel)
     if not found.kernel.fuses_epilogue or found.composite is not None:
         return None
-    return call.run_with_epilogue(x, values, epilogue(), found, (len(x), plan.rows, *size))
+    return call.run_with_epilogue(x, values, epilogue(), plan, found, (len(x), plan.rows, *size))
 
 
 def _check_image(x: Tensor, plan: Plan) -> None:
@@ -79,7 +80,7 @@ def _through_dispatcher(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | No
     call.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
     if not torch.compiler.is_compiling():
-        plan.last_call = call.Seen(x.device.type, dtype, tuple(x.shape))
+        plan.last_seen = call.Seen(x.device.type, dtype, tuple(x.shape))
     with without_autocast(x.device.type):
         check_parameters(values, plan.values_shape, bias, plan.rows)
         x, values, bias = cast(x, dtype), packed(values, dtype), packed(bias, dtype)

@@ -18,7 +18,7 @@ from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Gradients, Kernel, Product, bias_grad, register
 from spfde.kernels.scatter import gather, scatter
-from spfde.sparse.plan import KernelIndex, Window
+from spfde.sparse.kernel_index import KernelIndex, Window
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
@@ -82,7 +82,7 @@ class DenseLinear(Product):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        """Y = X W^T + bias."""
+        """y = X W^T + bias."""
         return F.linear(x, scatter(values, index, problem.shape) if weight is None else weight, bias)
 
     def input_grad(
@@ -94,13 +94,13 @@ class DenseLinear(Product):
         size: Sequence[int],
         weight: Tensor | None = None,
     ) -> Tensor:
-        """DX = dY W."""
+        """dX = dY W."""
         return dy @ (scatter(values, index, problem.shape) if weight is None else weight)
 
     def weight_grad(
         self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
     ) -> tuple[Tensor, Tensor]:
-        """DW = dY^T X, gathered, and the bias gradient."""
+        """dW = dY^T X, gathered, and the bias gradient."""
         return gather(dy.t() @ x, index, block), dy.sum(0) if bias else dy.new_empty(0)
 
 
@@ -117,7 +117,7 @@ class DenseConv2d(Product):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        """Y = conv2d(x, W) + bias."""
+        """y = conv2d(x, W) + bias."""
         weight = scatter(values, index, problem.shape) if weight is None else weight
         return convolution(x, weight, bias, problem.window)
 

@@ -20,7 +20,8 @@ from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
-from spfde.sparse.plan import KernelIndex, Plan, Window, slots
+from spfde.sparse.kernel_index import KernelIndex, Window, slots
+from spfde.sparse.plan import Plan
 
 
 class _Linear(Product):

@@ -39,7 +39,7 @@ def norm_act_ref(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
+    """y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     return ACTIVATIONS[act](y if residual is None else y + residual)
 
@@ -58,7 +58,7 @@ def norm_act(
     eps: float = 1e-5,
     recompute: bool = False,
 ) -> Tensor:
-    """Y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
+    """y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
 
     x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6".
     With `training`, statistics are the batch's, and running_mean and running_var, where given, move towards them (the

@@ -47,7 +47,7 @@ def compute(
     eps: float,
     act: str,
 ) -> Tensor:
-    """Y = act(batch_norm(x) + residual) in the memory format of x; copied first where memory has gaps."""
+    """y = act(batch_norm(x) + residual) in the memory format of x; copied first where memory has gaps."""
     from spfde.kernels.triton import norm_act
 
     layout = memory_format_of(x)

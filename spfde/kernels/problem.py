@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from spfde.sparse.plan import ONE_TAP, Window
+from spfde.sparse.kernel_index import ONE_TAP, Window
 
 STEPS = 8  # density buckets per halving: 9% apart, finer than any measurement of a break-even
 EMPTY = 24 * STEPS  # the bucket of a weight that stores next to nothing

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def without_saving(layer: Callable[[Tensor], Result], y: Tensor, gelu: bool = False) -> Result:
-    """Layer(y), where backward makes y again instead of keeping it.
+    """layer(y), where backward makes y again instead of keeping it.
 
     That takes one more pass over memory, for a y that comes from the native `norm_act` or, with `gelu`, from a GELU
     just before, torch's or at the end of a layer's kernel; any other y is saved as ever. Gradients are the same bits,

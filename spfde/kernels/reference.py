@@ -10,11 +10,12 @@ from torch import Tensor
 from spfde.kernels.dense import Dense, convolution
 from spfde.kernels.registry import Composite, register
 from spfde.kernels.scatter import dense_weight, to_dense
-from spfde.sparse.plan import KernelIndex, Plan, Window, places_of
+from spfde.sparse.kernel_index import KernelIndex, Window, places_of
+from spfde.sparse.plan import Plan
 
 
 def spmm_ref(x: Tensor, values: Tensor, index: KernelIndex, rows: int, bias: Tensor | None = None) -> Tensor:
-    """Y = X W^T + bias in plain torch, differentiable to any order.
+    """y = X W^T + bias in plain torch, differentiable to any order.
 
     x: [..., cols]. values: as `Plan.arrange` gives them. Returns [..., rows].
     """

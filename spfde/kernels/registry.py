@@ -17,7 +17,8 @@ from spfde._names import unknown
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.gpu import Config, Gpu
 from spfde.kernels.problem import Problem
-from spfde.sparse.plan import KernelIndex, Plan
+from spfde.sparse.kernel_index import KernelIndex
+from spfde.sparse.plan import Plan
 
 Programs = tuple[int, list[Config]]  # outputs of a program, and the launches that are worth timing for it
 
@@ -45,7 +46,7 @@ class Product(ABC):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        """Y = X W^T + bias. epilogue: instead of the bias, where `Kernel.fuses_epilogue`."""
+        """y = X W^T + bias. epilogue: instead of the bias, where `Kernel.fuses_epilogue`."""
 
     @abstractmethod
     def input_grad(
@@ -57,13 +58,13 @@ class Product(ABC):
         size: Sequence[int],
         weight: Tensor | None = None,
     ) -> Tensor:
-        """DX = dY W, of the input's shape `size`."""
+        """dX = dY W, of the input's shape `size`."""
 
     @abstractmethod
     def weight_grad(
         self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
     ) -> tuple[Tensor, Tensor]:
-        """DW = dY^T X at the stored places [-1, R, C], and the bias gradient [outputs] (empty unless `bias`)."""
+        """dW = dY^T X at the stored places [-1, R, C], and the bias gradient [outputs] (empty unless `bias`)."""
 
     def gradients(
         self,
@@ -147,22 +148,35 @@ class Kernel(ABC):
 
 
 _KERNELS: dict[str, Kernel] = {}
+listeners: list[Callable[[], None]] = []  # called when a kernel comes or goes
 
 
 def register(kernel: Kernel) -> Kernel:
     """Makes a kernel known under its name.
 
     Raises:
-        ValueError: another one has that name.
+        ValueError: another one has that name, or its index cannot be told from another kernel's.
     """
-    if _KERNELS.setdefault(kernel.name, kernel) is not kernel:
+    if kernel.name in _KERNELS:
         raise ValueError(f"expected a kernel name that is free, got {kernel.name!r}, try another one")
+    fields = len(kernel.index_type._fields)
+    others = {k.index_type for k in _KERNELS.values() if len(k.index_type._fields) == fields}
+    if others - {kernel.index_type}:
+        raise ValueError(f"expected an index_type of a length of its own, got {fields} fields, try one more")
+    _KERNELS[kernel.name] = kernel
+    _tell()
     return kernel
 
 
 def unregister(name: str) -> None:
     """Forgets a kernel that `register` made known."""
     _KERNELS.pop(get(name).name)
+    _tell()
+
+
+def _tell() -> None:
+    for listener in listeners:
+        listener()
 
 
 def get(name: str) -> Kernel:

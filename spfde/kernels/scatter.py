@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
-from spfde.sparse.plan import KernelIndex, Plan, places_of
+from spfde.sparse.kernel_index import KernelIndex, places_of
+from spfde.sparse.plan import Plan
 
 
 def to_dense(values: Tensor, index: KernelIndex, shape: tuple[int, ...]) -> Tensor:

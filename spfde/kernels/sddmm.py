@@ -11,7 +11,8 @@ from torch.utils.flop_counter import register_flop_formula
 from spfde.kernels.dispatch import rule
 from spfde.kernels.problem import Problem, problem_of
 from spfde.kernels.registry import Product, get, unpacked
-from spfde.sparse.plan import ONE_TAP, KernelIndex, Window, slots
+from spfde.sparse.kernel_index import ONE_TAP, KernelIndex, Window, slots
+from spfde.sparse.plan import follow_index
 
 
 def resolve(
@@ -28,6 +29,7 @@ def resolve(
     like: has the device and precision. shape: of the dense weight. x_shape: of the input. Stored weights are counted by
     the index, on a GPU as those that there is room for: reading the count would wait.
     """
+    follow_index(index)
     height, width = block
     units = int(index.row_ptr[-1]) if index.row_ptr.device.type == "cpu" else index.col.numel()
     device = like.device.type

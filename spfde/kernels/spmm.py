@@ -26,7 +26,7 @@ from spfde.sparse.plan import Plan
 
 
 def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
-    """Y = X W^T + bias for the sparse W of `plan`.
+    """y = X W^T + bias for the sparse W of `plan`.
 
     x: [..., cols]. values: [capacity, R, C]. bias: [rows] or None. kernel: what settles it, see
     `spfde.kernels.dispatch.rule`. Returns [..., rows] in the precision that `spfde.kernels.dtypes` states.
@@ -42,14 +42,14 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     if through_dispatcher(x):
         y = _through_dispatcher(flat, values, plan, bias, kernel)
     else:
-        y = call.run(flat, values, bias, call.find(flat, values, plan, bias, kernel))
+        y = call.run(flat, values, bias, plan, call.find(flat, values, plan, bias, kernel))
     return y if len(shape) == 2 else y.view(*shape[:-1], plan.shape[0])
 
 
 def spmm_with_epilogue(
     x: Tensor, values: Tensor, plan: Plan, epilogue: Callable[[], Epilogue], kernel: str = "auto"
 ) -> Tensor | None:
-    """Y = epilogue(X W^T) in one kernel; None where the kernel takes none, it misfits, or it has no gradient.
+    """y = epilogue(X W^T) in one kernel; None where the kernel takes none, it misfits, or it has no gradient.
 
     Arguments as in `spmm`; epilogue: made only where it may run, its residual [..., rows].
     """
@@ -60,7 +60,7 @@ def spmm_with_epilogue(
     found = call.find(flat, values, plan, None, kernel)
     if not found.kernel.fuses_epilogue or found.composite is not None:
         return None
-    y = call.run_with_epilogue(flat, values, epilogue(), found, (*shape[:-1], plan.shape[0]))
+    y = call.run_with_epilogue(flat, values, epilogue(), plan, found, (*shape[:-1], plan.shape[0]))
     return y if y is None or y.dim() == len(shape) else y.view(*shape[:-1], plan.shape[0])
 
 
@@ -68,7 +68,7 @@ def _through_dispatcher(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | No
     call.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
     if not torch.compiler.is_compiling():
-        plan.last_call = call.Seen(x.device.type, dtype, tuple(x.shape))
+        plan.last_seen = call.Seen(x.device.type, dtype, tuple(x.shape))
     with without_autocast(x.device.type):
         check_parameters(values, plan.values_shape, bias, plan.rows)
         x, values, bias = cast(x, dtype), packed(values, dtype), packed(bias, dtype)

@@ -11,7 +11,7 @@ from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
 from spfde.nn.layer import SparseLayer
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 
 class SparseConv2d(SparseLayer):

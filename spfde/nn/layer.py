@@ -16,9 +16,10 @@ from spfde.kernels.dispatch.table import Table
 from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
 from spfde.nn.loading import check_loaded, index_from_dense
-from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
+from spfde.sparse.index import Index, index_from_positions, permute
+from spfde.sparse.kernel_index import ONE_TAP, Window
 from spfde.sparse.pattern import Pattern
-from spfde.sparse.plan import ONE_TAP, Plan, Window, build_plan
+from spfde.sparse.plan import Plan, build_plan
 
 
 class SparseLayer(nn.Module, ABC):
@@ -77,6 +78,7 @@ class SparseLayer(nn.Module, ABC):
             else:
                 self._last_input = self._last()
                 self._plan = plan
+            self._plan.publish()
 
     @property
     def plan(self) -> Plan:
@@ -84,23 +86,13 @@ class SparseLayer(nn.Module, ABC):
         plan = self._plan
         if plan is None:
             raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
-        if not torch.compiler.is_compiling() and plan.stale:
-            self._follow_index()
-            return self._plan
+        if torch.compiler.is_compiling():
+            plan.follow()  # once, while it is traced; later the registered ops look
+        elif plan.stale:
+            plan.follow()
+            if problem := self.pattern.problem(plan.positions, self.grid):
+                raise ValueError(f"{problem} (row_ptr and col were written in place), try load_state_dict")
         return plan
-
-    def _follow_index(self) -> None:
-        """Makes the plan anew from an index that someone else wrote in place, unless it says what it said before."""
-        if self._plan.still_holds():
-            return
-        problem = check_index(Index(self.row_ptr, self.col), *self.grid.shape, self.values.shape[0])
-        positions = None if problem else positions_of(Index(self.row_ptr, self.col), self.grid.shape[1])
-        problem = problem or self.pattern.problem(positions, self.grid)
-        if problem:
-            raise ValueError(
-                f"{problem} (row_ptr and col were written in place), try load_state_dict, which checks before it writes"
-            )
-        self._build_plan()
 
     # ---- what is stored -------------------------------------------------------------------------------------------
 
@@ -193,8 +185,8 @@ class SparseLayer(nn.Module, ABC):
 
     def _last(self) -> tuple[str, torch.dtype, tuple[int, ...]] | None:
         """Device, precision and shape of what the kernel last multiplied; None before the first forward."""
-        call = None if self._plan is None else self._plan.last_call
-        return self._last_input if call is None else (call.device, call.compute, call.shape)
+        seen = None if self._plan is None else self._plan.last_seen
+        return self._last_input if seen is None else seen
 
     def _attach_probe(self, x: Tensor, y: Tensor) -> None:
         """Shows x and, in the backward pass, the gradient of y to the probe that watches the dense weight gradient."""
@@ -302,9 +294,3 @@ class SparseLayer(nn.Module, ABC):
     def _shared_repr(self) -> str:
         stored = f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}"
         return f"{stored}, kernel={self.kernel}, bias={self.bias is not None}"
-
-
-def permute(tensor: Tensor, source: Tensor) -> None:
-    """tensor[i] = tensor[source[i]], or 0 where source[i] < 0, in place: a topology change carried along."""
-    moved = tensor.index_select(0, source.clamp(min=0))
-    tensor.copy_(moved.masked_fill_((source < 0).view(-1, *[1] * (tensor.dim() - 1)), 0))

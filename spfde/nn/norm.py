@@ -28,7 +28,7 @@ class FusedNormAct2d(nn.BatchNorm2d):
     def forward(
         self, x: Tensor, residual: Any = None, act: str = "none", recompute: bool = False, add: str = "add"
     ) -> Tensor:
-        """Y [N, C, H, W] in the memory format of x; act: "none", "relu" or "relu6".
+        """y [N, C, H, W] in the memory format of x; act: "none", "relu" or "relu6".
 
         residual: a tensor like x; anything else that can be added to y is, afterwards. recompute: as in `norm_act`.
         add: "add", "radd" where the residual comes first, so that the sum has its memory format, or "add_" to y itself,

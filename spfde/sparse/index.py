@@ -61,7 +61,7 @@ def spread(of_row: Tensor, counts: Tensor, nnz: int) -> Tensor:
     return torch.repeat_interleave(of_row, counts, output_size=nnz)
 
 
-GLANCE = 1 << 16  # columns that a glance at an index reads
+GLANCE = 1 << 12  # columns that a glance at an index reads
 
 
 def fingerprint(index: Index, most: int = GLANCE) -> int | None:
@@ -75,3 +75,9 @@ def fingerprint(index: Index, most: int = GLANCE) -> int | None:
 def writes(index: Index) -> tuple[int, int] | None:
     """How often torch saw the index written in place; None where it does not count."""
     return None if index.row_ptr.is_inference() else (index.row_ptr._version, index.col._version)
+
+
+def permute(tensor: Tensor, source: Tensor) -> None:
+    """tensor[i] = tensor[source[i]], or 0 where source[i] < 0, in place: a topology change carried along."""
+    moved = tensor.index_select(0, source.clamp(min=0))
+    tensor.copy_(moved.masked_fill_((source < 0).view(-1, *[1] * (tensor.dim() - 1)), 0))

@@ -6,68 +6,37 @@ capacity alone, so that whatever reads these tensors, a CUDA graph too, reads th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from spfde._native import load
-from spfde.sparse.index import GLANCE, Index, fingerprint, index_from_positions, positions_of, spread, writes
-from spfde.sparse.no_sync import count_each
+from spfde.sparse.index import (
+    GLANCE,
+    Index,
+    check_index,
+    fingerprint,
+    index_from_positions,
+    positions_of,
+    writes,
+)
+from spfde.sparse.kernel_index import ONE_TAP, KernelIndex, Window, places_of, transpose, unit_columns
 from spfde.sparse.pattern import Grid
 
-
-class Window(NamedTuple):
-    """How a weight [out, in, kernel_h, kernel_w] is applied; a linear layer is the default one-tap window.
-
-    padding: zeros added at the top, bottom, left and right.
-    """
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the output of an image."""
-        top, bottom, left, right = self.padding
-        return (
-            (height + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1,
-            (width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
-        )
-
-    @property
-    def linear(self) -> bool:
-        """Whether the convolution is a linear layer, pixel by pixel."""
-        return self._replace(dilation=(1, 1)) == Window()
+_PUBLISHED: WeakValueDictionary[int, Plan] = WeakValueDictionary()  # by the address of their row_ptr
 
 
-ONE_TAP = Window()
-
-
-class KernelIndex(NamedTuple):
-    """What the kernels read of an index, in *units*: a unit is one column of a block, R weights that share an input.
-
-    For R == 1 units are single weights, ascending within a row. The transpose groups them by input channel (and by the
-    stride residue of their tap, see `csrc/include/spfde/conv2d.h`); `t_perm` maps its order to units, dead ones to
-    themselves. For R > 1 units follow the blocks, and `t_*` are empty: no kernel needs them.
-
-    places: flat place in the dense weight of every value, the weight's size where there is none (int32 where it fits).
-    Empty where the native kernels do without: for single weights on a CPU (see `places_of`).
-    """
-
-    row_ptr: Tensor
-    col: Tensor
-    t_row_ptr: Tensor
-    t_col: Tensor
-    t_perm: Tensor
-    places: Tensor
+def follow_index(index: KernelIndex) -> None:
+    """Brings the published plan that `index` is of, if there is one, up to an index that was written in place."""
+    plan = _PUBLISHED.get(index.row_ptr.data_ptr()) if index.row_ptr.is_cpu else None
+    if plan is not None:
+        plan.follow()
 
 
 @dataclass(eq=False)
@@ -77,7 +46,7 @@ class Plan:
     values_shape: of the layer's values. nnz: live blocks. index: the canonical one, in blocks of `grid`. block: what a
     kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept_rows: those outputs,
     else None. derived: what kernels make of it beside `kernel_index`, by kernel. calls: what `spfde.kernels.call` has
-    worked out for the inputs met since the topology moved; last_call: the latest of them, also from before.
+    worked out for the inputs met since the topology moved; last_seen: the latest input, also from before.
     """
 
     shape: tuple[int, ...]
@@ -103,7 +72,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.calls: dict[Any, Any] = {}
-        self.last_call: Any = None
+        self.last_seen: Any = None
 
     @property
     def rows(self) -> int:
@@ -212,12 +181,33 @@ class Plan:
         rows, size = row_ptr.numel() - 1, col.numel()
         return self._fingerprint != load().fingerprint(row_ptr.data_ptr(), rows, col.data_ptr(), size, GLANCE)
 
-    def still_holds(self) -> bool:
-        """Whether the index, which was written in place, says what it said before; on a GPU that is not looked into."""
-        same = self._checksum is not None and self._checksum == fingerprint(self.index, self.index.col.numel() + 1)
-        if same:
-            self._writes = writes(self.index)
-        return same
+    def follow(self) -> None:
+        """Derives the plan anew, in place, if its index was written in place and says something else now.
+
+        Raises:
+            ValueError: what was written is no index of this weight.
+        """
+        if not self.stale:
+            return
+        if self._checksum is not None and self._checksum == fingerprint(self.index, self.index.col.numel() + 1):
+            self._writes = writes(self.index)  # the same once more, as a broadcast writes it
+            return
+        with torch.inference_mode(False), unset_fake_temporarily():
+            problem = check_index(self.index, *self.grid.shape, self.values_shape[0])
+            if problem:
+                raise ValueError(
+                    f"{problem} (row_ptr and col were written in place), try load_state_dict, which checks"
+                )
+            whole = self.grid.block[0] == 1 < self.grid.block[1] == self.cols
+            self.update_(build_plan(self.index, self.shape, self.window, self.grid, whole))
+
+    follow._dynamo_marked_constant = True  # while a graph is traced: see `_derive`
+
+    def publish(self) -> None:
+        """Lets registered ops, which are given tensors alone, find the plan by its index; in a CPU's memory."""
+        row_ptr = self.kernel_index.row_ptr
+        if row_ptr.is_cpu and type(row_ptr) is Tensor:
+            _PUBLISHED[row_ptr.data_ptr()] = self
 
     def check(self, version: int) -> None:
         """Refuses a backward pass whose forward pass saw another topology than the one that is here now.
@@ -270,11 +260,11 @@ def build_plan(
             order = order.to(short)
         single = grid.block == (1, 1)
         unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())
-        transpose = (empty,) * 3 if kept_rows is not None else _transpose(unit, weights, shape, window)
-        kernel_index = KernelIndex(*unit, *transpose, empty if flat.is_cpu else flat.to(short))
+        turned = (empty,) * 3 if kept_rows is not None else transpose(unit, weights, shape, window)
+        kernel_index = KernelIndex(*unit, *turned, empty if flat.is_cpu else flat.to(short))
     else:
         outside = places == grid.weights if grid.ragged else None
-        unit = (index.row_ptr * width, _unit_columns(index, grid))
+        unit = (index.row_ptr * width, unit_columns(index, grid))
         kernel_index = KernelIndex(*unit, empty, empty, empty, places.view(-1).to(short))
     block = (1, cols) if kept_rows is not None else grid.block if height > 1 else (1, 1)
     values_shape = (capacity, height, width)
@@ -294,51 +284,3 @@ def _written_into(old: Any, new: Any) -> Any:
     if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
         return getattr(type(old), "_make", tuple)(map(_written_into, old, new))
     return new
-
-
-def places_of(index: KernelIndex, shape: tuple[int, ...]) -> Tensor:
-    """`KernelIndex.places` of a weight of dense `shape`, derived where it is empty."""
-    if index.places.numel():
-        return index.places
-    live = positions_of(Index(index.row_ptr, index.col), prod(shape[1:]))
-    return F.pad(live, (0, index.col.numel() - live.numel()), value=prod(shape))
-
-
-def slots(index: KernelIndex, block: Sequence[int]) -> int:
-    """How many blocks the values of a kernel have room for."""
-    return index.col.shape[0] // block[1]
-
-
-def _unit_columns(index: Index, grid: Grid) -> Tensor:
-    """Column [capacity * C] (int32) of every unit; one outside the weight repeats its neighbour, its value is 0."""
-    channel = index.col.view(-1, 1) // grid.taps * grid.block[1]
-    channel = (channel + torch.arange(grid.block[1], device=channel.device)).clamp_(max=grid.channels - 1)
-    return (channel * grid.taps + index.col.view(-1, 1) % grid.taps).to(torch.int32).view(-1)
-
-
-def _transpose(index: Index, nnz: int, shape: tuple[int, ...], window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """The transposed index of `nnz` single weights, and its permutation; see `KernelIndex`."""
-    # What a weight's place in the transpose takes from its row and from its column is worked out once for each of them.
-    device, rows, cols, taps = index.col.device, shape[0], prod(shape[1:]), prod(window.kernel)
-    out_group, in_group, strides = rows // window.groups, cols // taps, prod(window.stride)
-    row = torch.arange(rows, dtype=torch.int32, device=device)
-    column = torch.arange(cols, dtype=torch.int32, device=device)
-    tap = column % taps
-    phase_h = tap // window.kernel[1] * window.dilation[0] % window.stride[0]
-    phase_w = tap % window.kernel[1] * window.dilation[1] % window.stride[1]
-    channel = column // taps * strides + phase_h * window.stride[1] + phase_w
-    counts, live = index.row_ptr.diff(), index.col[:nnz]
-    t_row = channel.index_select(0, live)
-    if window.groups > 1:
-        t_row += spread(row // out_group * (in_group * strides), counts, nnz)
-    t_col = spread(row % out_group * taps, counts, nnz) + tap.index_select(0, live)
-    t_rows = in_group * window.groups * strides
-    # Within a row of the transpose the weights are in order already: a stable sort by it, of few digits, is enough.
-    order = torch.sort(t_row.to(torch.int16) if t_rows < 2**15 else t_row, stable=True).indices
-    t_row_ptr = index.row_ptr.new_zeros(t_rows + 1)
-    t_row_ptr[1:] = count_each(t_row, t_rows).cumsum(0)
-    padded = torch.zeros_like(index.col)
-    padded[:nnz] = t_col.index_select(0, order)
-    perm = torch.arange(index.col.numel(), dtype=torch.int32, device=device)
-    perm[:nnz] = order
-    return t_row_ptr, padded, perm

@@ -90,6 +90,7 @@ class Topology(UpdateRule):
         self._wrapped = isinstance(model, DistributedDataParallel)
         self._history = {name: History.start(layer) for name, layer in self.layers.items()}
         self._late = False
+        self._told = False
         self.steps_done = 0
         self.generator = torch.Generator().manual_seed(seed)
         self._probes = GradientProbes()
@@ -107,7 +108,15 @@ class Topology(UpdateRule):
         """Follows one optimizer step; True when a mask moved.
 
         An update that needs gradients waits for the next step when this one's are not finite (GradScaler skipped it).
+
+        Raises:
+            ValueError: updates are counted in epochs, and no epoch was told.
         """
+        if self.schedule.every_epochs is not None and not self._told:
+            raise ValueError(
+                "expected begin_epoch(epoch, steps, epochs) before the first step with every_epochs, got none,"
+                " try every="
+            )
         self.steps_done += 1
         self.after_step()
         moved = False
@@ -135,6 +144,7 @@ class Topology(UpdateRule):
         before = self.schedule.next_update
         self._late |= before is not None and before > self.steps_done  # the epoch was shorter than it was said to be
         self.schedule = self.schedule.begin_epoch(self.steps_done, epoch, steps, epochs)
+        self._told = True
         self._prepare()
 
     def on(self, event: Event, run: Run) -> Answer:
@@ -215,7 +225,7 @@ class Topology(UpdateRule):
             raise ValueError(
                 f"expected the state of {type(self).__name__} ({sorted(self.own_state())}), got {sorted(state['own'])}"
             )
-        self.steps_done, self._late = state["step"], state["late"]
+        self.steps_done, self._late, self._told = state["step"], state["late"], True
         self.schedule = replace(self.schedule, **state["schedule"])
         self.target = dict(state["target"])
         self._history = {n: History.loaded(h, self.layers[n].values.device) for n, h in state["history"].items()}

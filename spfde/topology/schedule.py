@@ -51,7 +51,7 @@ class Schedule:
     def begin_epoch(self, done: int, epoch: int, steps: int, epochs: int) -> Schedule:
         """The schedule from an epoch of `steps` steps on, with `done` steps before it; later epochs are as long."""
         if self.every_epochs is None:
-            return self
+            return replace(self, planned=done + steps * (epochs - epoch), skipped=0)
         last = (epoch + 1) % self.every_epochs == 0
         return replace(
             self,
@@ -68,12 +68,12 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What the training so far changed."""
-        learned = {} if self.every_epochs is None else {"planned": self.planned, "intervals": self.intervals}
-        return {"skipped": self.skipped, "next_update": self.next_update, **learned}
+        names = ("planned", "skipped", "next_update", "intervals")
+        return {name: getattr(self, name) for name in names}
 
 
 def cosine(step: int, amount: float, end: float, least: float = 0.0) -> float:
-    """Least + (amount - least) (1 + cos(pi step / end)) / 2, and `least` from step `end` on.
+    """least + (amount - least) (1 + cos(pi step / end)) / 2, and `least` from step `end` on.
 
     RigL's annealing (least = 0: nothing moves after `end`). amount, least: shares of the stored weights.
     """

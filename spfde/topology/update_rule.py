@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.nn.layer import permute
+from spfde.sparse.index import permute
 from spfde.topology import moves
 from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, magnitude, reserve_all

@@ -116,7 +116,8 @@ class Loop:
             with watch("step"), clock.measure() as kernels:
                 lr = session.set_learning_rate(recipe.passed(epoch + (step + 0.5) / steps))
                 session.optimizer.zero_grad(set_to_none=True)
-                logits, value = forward_backward(session, images, targets, indices, watch)
+                with session.graph():
+                    logits, value = forward_backward(session, images, targets, indices, watch)
                 if not math.isfinite(value):
                     raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
                 correct = int((logits.argmax(1) == targets).sum())  # before the update: a GPU is waited for once a step

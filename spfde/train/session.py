@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,7 @@ class Session:
         self._active = len(train)  # samples of the present epoch
         self._blocks = blocks
         self._frozen: list[str] = []
+        self._later: list[Callable[[], None]] | None = None  # while a graph is open
         self._compiled = Compiled(model) if recipe.compile else None
         self._outputs: dict[str, Tensor] = {}
         self._recording = False
@@ -129,7 +131,11 @@ class Session:
         Raises:
             ValueError: a name is no block's, a block shares state with what stays active, or nothing would train.
         """
+        names = list(names)
         fresh = [block for block in self._named(names) if block.name not in self._frozen]
+        if self._later is not None:
+            self._later.append(partial(self.freeze, names))
+            return
         if not fresh:
             return
         check_freezable([*self._named(self._frozen), *fresh], self.model)
@@ -145,7 +151,11 @@ class Session:
         Raises:
             ValueError: a name is no block's.
         """
+        names = list(names)
         back = [block for block in self._named(names) if block.name in self._frozen]
+        if self._later is not None:
+            self._later.append(partial(self.unfreeze, names))
+            return
         for block in back:
             block.unfreeze()
             for _, module in block.modules:
@@ -156,6 +166,17 @@ class Session:
                     group["horizon"] = 1.0
         if back:
             self._drop_compiled()
+
+    @contextmanager
+    def graph(self) -> Iterator[None]:
+        """Put off what levers freeze and give back until the passes inside are over: masks must not move under them."""
+        self._later = []
+        try:
+            yield
+        finally:
+            waiting, self._later = self._later, None
+        for change in waiting:
+            change()
 
     def _named(self, names: Iterable[str]) -> list[FreezeBlock]:
         names = list(dict.fromkeys(names))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from spfde.convert.sparsify import sparsify
 from spfde.kernels.problem import Problem
 from spfde.nn import SparseLayer
+from spfde.sparse.kernel_index import ONE_TAP, Window
 from spfde.sparse.pattern import Pattern
-from spfde.sparse.plan import ONE_TAP, Window
 
 DTYPES = {
     "float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,

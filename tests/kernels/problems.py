@@ -15,8 +15,9 @@ from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import to_dense
 from spfde.kernels.triton import kernel as triton_kernel
 from spfde.sparse.index import index_from_positions
+from spfde.sparse.kernel_index import ONE_TAP, Window
 from spfde.sparse.pattern import Pattern
-from spfde.sparse.plan import ONE_TAP, Plan, Window, build_plan
+from spfde.sparse.plan import Plan, build_plan
 
 AWKWARD = [1, 2, 3, 5, 7, 8, 13, 17, 31, 32, 33, 64, 65, 100]
 DENSITIES = [0.0, 0.02, 0.1, 0.3, 0.7, 1.0]

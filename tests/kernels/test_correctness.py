@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from kernels.problems import BLOCKS, Problem, build, convolution, finish, linear
 
 from spfde.kernels import conv2d, spmm
-from spfde.sparse.plan import Window, build_plan, index_from_positions
+from spfde.sparse.kernel_index import Window
+from spfde.sparse.plan import build_plan, index_from_positions
 
 TOLERANCE = 1e-5  # of the result's norm
 ROUNDING = 3e-7  # of the norm without cancellation: a sum that happens to cancel has no relative accuracy to ask for

@@ -11,7 +11,7 @@ from spfde.kernels.problem import EMPTY, Problem, bucket_of
 from spfde.kernels.registry import get
 from spfde.kernels.sddmm import resolve
 from spfde.nn import SparseConv2d, SparseLinear
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 F32 = torch.float32
 PADDED = Window((3, 3), (1, 1), (1, 1, 1, 1))

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from spfde import sparsify
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 WINDOW = Window((3, 2), (2, 1), (1, 0, 1, 1), (1, 2), 2)
 KERNELS = ["native", "dense", "reference", "auto"]

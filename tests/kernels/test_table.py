@@ -17,7 +17,7 @@ from spfde.kernels.dispatch.table import Table
 from spfde.kernels.gpu import GPUS, Config
 from spfde.kernels.problem import EMPTY, Problem
 from spfde.kernels.triton import kernel as triton_kernel
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 LINEAR = Problem(128, (256, 512), 16)
 CONV = Problem(64, (8, 4, 3, 5), 24, (4, 1), Window((3, 5), (2, 1), (1, 0, 1, 1), (1, 2), 2), (7, 6))

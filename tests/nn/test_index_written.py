@@ -81,6 +81,29 @@ def test_a_layer_follows_an_index_that_was_written(write, pattern, conv, kernel)
     check_equal(mine, theirs, conv)
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x4"])
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_compiled_layer_follows_too(pattern, conv):
+    torch._dynamo.reset()
+    mine, theirs, third = (sparse(pattern, seed, conv) for seed in range(3))
+    compiled = torch.compile(mine, backend="aot_eager", fullgraph=True)
+    past_torchs_count(mine, theirs)  # before it is traced
+    for other in (theirs, third):
+        past_torchs_count(mine, other)  # and after
+        x = (torch.randn(3, 8, 5, 6) if conv else torch.randn(5, 24)).requires_grad_()
+        y, dy = compiled(x), torch.randn(1)
+        y.backward(dy.expand_as(y))
+        wide, weight = x.detach().double().requires_grad_(), other.dense_weight().double()
+        want = (
+            F.conv2d(wide, weight, mine.bias.double(), padding=1)
+            if conv
+            else F.linear(wide, weight, mine.bias.double())
+        )
+        want.backward(dy.double().expand_as(want))
+        torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-5)
+
+
 def test_an_average_that_copies_buffers_follows_its_model():
     model = nn.Sequential(sparse("unstructured", 0))
     average = AveragedModel(model, use_buffers=True)

@@ -1,13 +1,16 @@
 """SparseLinear and SparseConv2d as modules: state, copies, moves, and code that looks at .weight."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+import spfde
 from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
 
 CONVS = {
@@ -354,3 +357,30 @@ def test_repr_says_what_matters():
     for part in ("4, 8", "groups=2", f"nnz={layer.nnz}", "sparsity=", "kernel=auto", "pattern=unstructured"):
         assert part in repr(layer)
     assert isinstance(layer, SparseLayer)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "native", "dense"])
+def test_what_was_worked_out_for_one_input_is_not_taken_for_another(kernel):
+    layer = spfde.sparsify(nn.Linear(64, 32), 0.9)
+    layer.kernel, x = kernel, torch.randn(4, 64)
+    want = layer(x)
+    for dtype in (torch.bfloat16, torch.float64):
+        layer.bias.data = layer.bias.data.to(dtype)
+        torch.testing.assert_close(layer(x).float(), want, rtol=1e-2, atol=1e-2)
+    layer.bias.data = layer.bias.data.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer(x).dtype == torch.float32
+
+
+def test_nothing_of_a_layer_outlives_it():
+    layer = spfde.sparsify(nn.Linear(64, 32), 0.9)
+    layer.kernel = "dense"
+    layer(torch.randn(4, 64)).sum().backward()
+    plan = weakref.ref(layer.plan)
+    gc.disable()
+    try:
+        del layer
+        assert plan() is None
+    finally:
+        gc.enable()

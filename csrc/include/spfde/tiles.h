@@ -1,5 +1,5 @@
 // The index that GPU kernels walk, Triton's today: work of about equal length, in shapes that depend on the capacity
-// alone. spfde/tiles.py builds it, for the weight and once more for its transpose.
+// alone. spfde/sparse/tiles.py builds it, for the weight and once more for its transpose.
 //
 // A *group* is `together` consecutive block rows. Its entries are adjacent, their columns ascending, and fill whole
 // stacks of max(1, 128 / block width) entries, at least one stack. Entries that only fill up have slots -1; behind the

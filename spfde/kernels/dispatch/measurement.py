@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from spfde.kernels.gpu import Config
 from spfde.kernels.problem import Problem
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 OPS = ("forward", "input_grad", "weight_grad")
 

@@ -92,3 +92,6 @@ def forget() -> None:
     global generation
     generation += 1
     choose.cache_clear()
+
+
+registry.listeners.append(forget)

@@ -15,7 +15,7 @@ from spfde.kernels import registry
 from spfde.kernels.dispatch.measurement import OPS, KernelMeasurement, Launch
 from spfde.kernels.gpu import Config
 from spfde.kernels.problem import EMPTY, Problem
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -27,7 +27,7 @@ from spfde.kernels.triton.index import TritonIndex
 from spfde.kernels.triton.launch import exact, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 from spfde.sparse.tiles import Tiles, stack_of
 
 Shape = tuple[int, ...]
@@ -169,7 +169,7 @@ def conv2d_grad_kernel(
 
 
 def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TritonIndex, shape: Shape, window: Window) -> Tensor:
-    """Y [batch, out, out_h, out_w] = epilogue(conv2d(x)), in channels_last memory.
+    """y [batch, out, out_h, out_w] = epilogue(conv2d(x)), in channels_last memory.
 
     x: [batch, channels, height, width]. values: [capacity, R, C]. `pre_act_out` is in channels_last memory.
     """
@@ -182,7 +182,7 @@ def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TritonIndex, s
 
 
 def input_grad(dy: Tensor, values: Tensor, index: TritonIndex, size: Shape, shape: Shape, window: Window) -> Tensor:
-    """DX [batch, channels, *size] in channels_last memory."""
+    """dX [batch, channels, *size] in channels_last memory."""
     if window.linear:
         return _images(spmm.input_grad(_pixels(dy), values, index, shape[1], "conv2d"), dy)
     grid = tuple(triton.cdiv(side, step) for side, step in zip(size, window.stride, strict=True))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from spfde.kernels.triton.config import TILE, has_kernel
 from spfde.kernels.triton.model import together_of
+from spfde.sparse.kernel_index import Window
 from spfde.sparse.pattern import Grid
-from spfde.sparse.plan import Plan, Window
+from spfde.sparse.plan import Plan
 from spfde.sparse.tiles import Tiles, build_tiles, stack_of
 
 

@@ -19,7 +19,8 @@ from spfde.kernels.triton import model, why_not
 from spfde.kernels.triton.candidates import launches_to_time
 from spfde.kernels.triton.config import has_kernel
 from spfde.kernels.triton.index import TritonIndex, triton_index
-from spfde.sparse.plan import KernelIndex, Plan
+from spfde.sparse.kernel_index import KernelIndex
+from spfde.sparse.plan import Plan
 
 
 class _Linear(Product):

@@ -13,7 +13,7 @@ from spfde.kernels.gpu import GPUS, Gpu
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Prediction
 from spfde.kernels.triton.config import has_kernel, token_tile
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 from spfde.sparse.tiles import STACKED
 
 EFFICIENCY = 0.75  # of the dense product's rate, for programs with many outputs

@@ -48,7 +48,7 @@ def forward(
     eps: float,
     act: str,
 ) -> Tensor:
-    """Y = act((x - mean) / sqrt(var + eps) weight + bias + residual) like x.
+    """y = act((x - mean) / sqrt(var + eps) weight + bias + residual) like x.
 
     x, residual: [batch, channels, ...], both channels_last or both contiguous. The rest: [channels] or None.
     """

@@ -1,4 +1,4 @@
-"""Y = X W^T for a weight in blocks: tokens on the rows of the matrix unit, the stored blocks of a group summed up.
+"""y = X W^T for a weight in blocks: tokens on the rows of the matrix unit, the stored blocks of a group summed up.
 
 The input gradient is the same product over the transposed tiles, each block read with its sides swapped.
 """
@@ -105,12 +105,12 @@ def join_kernel(scratch, split, scale, bias, residual, kept, y, batch, outer, st
 def forward(
     x: Tensor, weights: Tensor, epilogue: Epilogue, index: TritonIndex, rows: int, flags: str = "linear"
 ) -> Tensor:
-    """Y [batch, rows] = epilogue(X W^T); weights: blocks [capacity, R, C], or the dense weight [rows, cols]."""
+    """y [batch, rows] = epilogue(X W^T); weights: blocks [capacity, R, C], or the dense weight [rows, cols]."""
     return product(x, weights, index.tiles, rows, False, epilogue, flags)
 
 
 def input_grad(dy: Tensor, weights: Tensor, index: TritonIndex, cols: int, flags: str = "linear") -> Tensor:
-    """DX [batch, cols] = dY W."""
+    """dX [batch, cols] = dY W."""
     return product(dy, weights, index.t_tiles, cols, True, flags=flags)
 
 
@@ -123,7 +123,7 @@ def product(
     epilogue: Epilogue = PLAIN,
     flags: str = "linear",
 ) -> Tensor:
-    """Y [batch, outer] = epilogue(X W^T), or of X W if `transposed`.
+    """y [batch, outer] = epilogue(X W^T), or of X W if `transposed`.
 
     x: [batch, inner]. weights: blocks [capacity, R, C], or a dense weight whose tiles of 64x64 `tiles` names. flags:
     the op whose TF32 flag holds, see `precision`.

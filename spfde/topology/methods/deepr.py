@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spfde.nn.layer import permute
+from spfde.sparse.index import permute
 from spfde.sparse.no_sync import nonzero_all
 from spfde.topology.layers import LayerState
 from spfde.topology.methods.redistribution import Redistribution

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from spfde.kernels.call import weight_gradient
 from spfde.nn import SparseLayer
-from spfde.nn.layer import permute
-from spfde.sparse.index import index_from_positions
+from spfde.sparse.index import index_from_positions, permute
 from spfde.sparse.plan import Plan, build_plan
 from spfde.topology.base import Topology
 from spfde.topology.history import Shift
@@ -137,6 +136,11 @@ class TopKAST(Topology):
         for name in list(self.explorations):
             self._close(name)
         return 0
+
+    @property
+    def armed(self) -> bool:
+        """Always: it follows every backward pass."""
+        return bool(self.explorations)
 
     def live(self) -> dict[str, SparseLayer]:
         """The layers that may move: not frozen, not empty."""

@@ -19,8 +19,9 @@ from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.scatter import to_dense
 from spfde.kernels.triton import config, index
 from spfde.kernels.triton.index import TritonIndex, tiles_of
+from spfde.sparse.kernel_index import Window
 from spfde.sparse.pattern import Pattern
-from spfde.sparse.plan import Plan, Window
+from spfde.sparse.plan import Plan
 
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the norm of the terms, all positive
 BLOCKS = ("block:16x16", "block:16x16", "block:32x16", "block:16x32", "block:16x128")

@@ -10,8 +10,9 @@ from kernels.triton.interpreted_conv2d import launched
 from spfde.kernels import conv2d
 from spfde.kernels.triton.index import tiles_of
 from spfde.sparse.index import index_from_positions
+from spfde.sparse.kernel_index import Window
 from spfde.sparse.pattern import Pattern
-from spfde.sparse.plan import Window, build_plan
+from spfde.sparse.plan import build_plan
 
 
 def pointwise() -> None:

@@ -23,7 +23,8 @@ from spfde.kernels.scatter import to_dense
 from spfde.kernels.spmm import spmm_with_epilogue
 from spfde.kernels.triton import config
 from spfde.kernels.triton.index import TritonIndex, tiles_of
-from spfde.sparse.plan import ONE_TAP, Plan, Window
+from spfde.sparse.kernel_index import ONE_TAP, Window
+from spfde.sparse.plan import Plan
 
 ACTS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
 ENDS = [(act, where) for act in ACTIVATIONS for where in ("none", "before", "after")]

@@ -14,7 +14,7 @@ from spfde.kernels.gpu import GPUS
 from spfde.kernels.problem import EMPTY, Problem
 from spfde.kernels.triton import config, interpreting, launch, model, why_not
 from spfde.kernels.triton import kernel as kernel_module
-from spfde.sparse.plan import Window
+from spfde.sparse.kernel_index import Window
 
 F32, BF16 = torch.float32, torch.bfloat16
 H200 = GPUS["NVIDIA H200"]
