@@ -117,3 +117,17 @@ def test_a_name_is_taken_once(mine):
         registry.register(Mine())
     with pytest.raises(ValueError, match="expected kernel to be one of .*mine"):
         layer().kernel = "nobody's"
+
+
+def test_a_kernel_that_comes_or_goes_is_seen_by_layers_that_ran_before():
+    sparse, x = layer(), torch.randn(5, 24)
+    sparse(x)
+    before = sparse.kernel
+    registry.register(Mine())
+    try:
+        sparse(x)
+        assert sparse.kernel == "mine"
+    finally:
+        registry.unregister("mine")
+    sparse(x)
+    assert sparse.kernel == before

@@ -162,3 +162,15 @@ def test_every_and_every_epochs_exclude_each_other():
     with pytest.raises(ValueError, match="every_epochs >= 1"):
         made(SET, 0)
     assert issubclass(SET, Topology)
+
+
+def test_epochs_that_nobody_tells_are_an_error():
+    topology, *_ = made(SET, every_epochs=1)
+    with pytest.raises(ValueError, match="begin_epoch"):
+        topology.step()
+
+
+def test_a_training_made_for_steps_learns_its_real_length():
+    topology, *_ = made(SET, every_epochs=None, total=40, every=5)
+    topology.begin_epoch(0, steps=8, epochs=4)
+    assert topology.total_steps == 32

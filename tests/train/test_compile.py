@@ -56,3 +56,10 @@ def test_a_compiled_run_is_the_eager_one(graphs, task):
     for ours, theirs in zip(compiled.epochs, eager.epochs, strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
         assert ours.layers == theirs.layers
+
+
+@pytest.mark.parametrize("topology", ["top-kast", "snfs", "dst-ee"])
+def test_methods_that_watch_the_backward_pass_do_so_in_a_compiled_run(graphs, task, topology):
+    fields = {"epochs": 2, "batch_size": 30, "lr": 0.05, "topology": topology, "freeze": 0, "sieve": 0}
+    eager, compiled = (task.fit(recipe(compile=on, **fields)) for on in (False, True))
+    assert compiled.epochs[-1].train_loss == pytest.approx(eager.epochs[-1].train_loss, rel=1e-3)

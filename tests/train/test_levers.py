@@ -336,6 +336,7 @@ def test_a_freeze_brings_masks_to_their_target_first(task):
     run = build(Inputs(recipe(topology="mest", soft=True, **FIELDS), task.model(), task.train, task.test))
     layer = run.model.layer1[0].conv1
     target = run.levers[0].target["layer1.0.conv1"]
+    run.levers[0].begin_epoch(0, steps=3, epochs=4)
     run.step = 0
     while layer.nnz <= target and run.step < 20:
         run.optimizer.zero_grad()
@@ -343,6 +344,7 @@ def test_a_freeze_brings_masks_to_their_target_first(task):
         run.optimizer.step()
         run.levers[0].step()
         run.step += 1
+    assert layer.nnz > target  # within the soft bound
     run.freeze(["layer1.0"])
     assert isinstance(layer, SparseLayer) and layer.nnz == target and is_frozen(run.model.layer1[0])
 
@@ -350,3 +352,23 @@ def test_a_freeze_brings_masks_to_their_target_first(task):
 def test_an_empty_list_of_levers_asks_for_nothing():
     levers = Levers()
     assert not levers.needing(Loss) and levers.sampler is None and not levers.armed and levers.horizons == {}
+
+
+class FreezeAt(Least):
+    """Freezes the first block when it is first told of one kind of event."""
+
+    def __init__(self, kind):
+        self.needs, self.done = (kind,), False
+
+    def on(self, event, run):
+        if not self.done:
+            self.done = True
+            run.freeze([run.blocks[0].name])
+
+
+@pytest.mark.parametrize("kind", [EpochStart, Forward, Loss, Backward, Step, EpochEnd])
+def test_a_block_freezes_at_any_event_though_its_masks_come_to_their_target(kind, task):
+    result = task.fit(
+        recipe(epochs=2, batch_size=30, topology="mest", soft=True, freeze=0, sieve=0), levers=[FreezeAt(kind)]
+    )
+    assert len(result.epochs[-1].frozen) == 1
