@@ -198,7 +198,7 @@ def weight_gradient(dy: Tensor, x: Tensor, plan: Plan, route: str = "auto") -> T
         x, dy = x.reshape(-1, plan.cols), dy.reshape(-1, plan.rows)
     elif x.dim() == 3:
         x, dy = x.unsqueeze(0), dy.unsqueeze(0)
-    compute, device = compute_and_result_dtype(x, x)[0], x.device.type
+    compute, device = torch.float32 if x.is_cpu and x.dtype != torch.float64 else x.dtype, x.device.type
     problem = problem_of(plan.shape, x.shape, plan.multiplied, plan.block, plan.window, device, compute)
     kernel = get(rule.choose(route, device, compute, problem).kernel)
     values = torch.zeros(plan.values_shape, dtype=compute, device=x.device)
