@@ -155,10 +155,13 @@ def register(kernel: Kernel) -> Kernel:
     """Makes a kernel known under its name.
 
     Raises:
+        TypeError: it skips zeros and says no gain.
         ValueError: another one has that name, or its index cannot be told from another kernel's.
     """
     if kernel.name in _KERNELS:
         raise ValueError(f"expected a kernel name that is free, got {kernel.name!r}, try another one")
+    if kernel.skips_zeros and type(kernel).predict is Kernel.predict:
+        raise TypeError(f"expected {type(kernel).__name__} to define predict, since it skips zeros, got none")
     fields = len(kernel.index_type._fields)
     others = {k.index_type for k in _KERNELS.values() if len(k.index_type._fields) == fields}
     if others - {kernel.index_type}:

@@ -78,6 +78,7 @@ class SparseLayer(nn.Module, ABC):
             else:
                 self._last_input = self._last()
                 self._plan = plan
+            self._plan.pattern = self.pattern
             self._plan.publish()
 
     @property
@@ -86,12 +87,8 @@ class SparseLayer(nn.Module, ABC):
         plan = self._plan
         if plan is None:
             raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
-        if torch.compiler.is_compiling():
-            plan.follow()  # once, while it is traced; later the registered ops look
-        elif plan.stale:
+        if torch.compiler.is_compiling() or plan.stale:  # once, while it is traced: later the registered ops look
             plan.follow()
-            if problem := self.pattern.problem(plan.positions, self.grid):
-                raise ValueError(f"{problem} (row_ptr and col were written in place), try load_state_dict")
         return plan
 
     # ---- what is stored -------------------------------------------------------------------------------------------

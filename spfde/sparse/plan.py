@@ -27,7 +27,7 @@ from spfde.sparse.index import (
     writes,
 )
 from spfde.sparse.kernel_index import ONE_TAP, KernelIndex, Window, places_of, transpose, unit_columns
-from spfde.sparse.pattern import Grid
+from spfde.sparse.pattern import Grid, Pattern
 
 _PUBLISHED: WeakValueDictionary[int, Plan] = WeakValueDictionary()  # by the address of their row_ptr
 
@@ -73,6 +73,7 @@ class Plan:
     def __post_init__(self) -> None:
         self.calls: dict[Any, Any] = {}
         self.last_seen: Any = None
+        self.pattern: Pattern | None = None  # what an index that others write must obey
 
     @property
     def rows(self) -> int:
@@ -199,7 +200,10 @@ class Plan:
                     f"{problem} (row_ptr and col were written in place), try load_state_dict, which checks"
                 )
             whole = self.grid.block[0] == 1 < self.grid.block[1] == self.cols
-            self.update_(build_plan(self.index, self.shape, self.window, self.grid, whole))
+            new = build_plan(self.index, self.shape, self.window, self.grid, whole)
+            if self.pattern is not None and (problem := self.pattern.problem(new.positions, self.grid)):
+                raise ValueError(f"{problem} (row_ptr and col were written in place), try load_state_dict")
+            self.update_(new)
 
     follow._dynamo_marked_constant = True  # while a graph is traced: see `_derive`
 

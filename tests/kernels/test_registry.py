@@ -131,3 +131,9 @@ def test_a_kernel_that_comes_or_goes_is_seen_by_layers_that_ran_before():
         registry.unregister("mine")
     sparse(x)
     assert sparse.kernel == before
+
+
+def test_a_kernel_that_predicts_nothing_is_refused():
+    silent = type("Silent", (Mine,), {"name": "silent", "predict": Kernel.predict})
+    with pytest.raises(TypeError, match="predict"):
+        registry.register(silent())

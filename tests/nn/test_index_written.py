@@ -155,3 +155,13 @@ def test_the_same_index_written_again_changes_nothing():
     plan = layer.plan
     assert torch.equal(layer(x), y)
     assert layer.plan is plan
+
+
+def test_an_index_that_breaks_the_pattern_is_refused_every_time():
+    layer, other, x = sparse("2:4", 0), sparse("unstructured", 1), torch.randn(4, 24)
+    layer(x)
+    layer.row_ptr.data.copy_(other.row_ptr)
+    layer.col.data.copy_(other.col)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'2:4'.*written in place"):
+            layer(x)
