@@ -1,6 +1,6 @@
 """FLOPs of a training step, layer by layer: 2 per multiply-add, backward = input gradient + weight gradient.
 
-Normalisation, activations and the optimizer are not counted, as in the papers.
+Normalisation, activations, products of two activations and the optimizer are not counted, as in the papers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from spfde._modules import as_args, eval_mode
+from spfde._modules import as_args, eval_mode, tensors
 from spfde.nn import SparseLayer
 from spfde.nn.kinds import has_kind
+from spfde.nn.weighted import weighted, weighted_layers
+
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)  # they read weights and multiply nothing
 
 
 @dataclass(frozen=True)
@@ -40,40 +44,82 @@ class LayerWork:
         return self.forward * (1 if self.first else 2)
 
 
-def weighted(module: nn.Module) -> bool:
-    """Whether a module is a layer whose FLOPs are counted."""
-    return isinstance(module, SparseLayer) or has_kind(module)
-
-
 def stored_weights(module: nn.Module) -> int:
     """The number of weights a layer multiplies."""
-    return module.stored if isinstance(module, SparseLayer) else module.weight.numel()
+    if isinstance(module, SparseLayer):
+        return module.stored
+    return sum(entry.size for entry in weighted(module) if entry.module is module)
 
 
 @torch.no_grad()
-def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
-    """The work of every nn.Linear, nn.Conv2d and sparse layer that one forward pass runs, in execution order.
+def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
+    """At how many positions one forward pass uses the weights of each layer, by layer in execution order.
+
+    A weight of a convolution is used at every pixel of the output (of the input if it is transposed), any other at
+    every token, for all of the batch; an embedding is read, not used. A layer that runs several times counts all its
+    runs. One whose parent reads `.weight` and multiplies by itself counts, last, the tokens of the parent's output:
+    an nn.MultiheadAttention's projections, and sparse layers. What a module does with bare Parameters is not known.
 
     example_input: a batched input, or a tuple of inputs. Runs the model once in eval mode; modes are restored.
-    A layer that runs several times counts the positions of all its runs.
     """
-    inputs = as_args(example_input)
-    names = {module: name for name, module in model.named_modules()}
-    positions: dict[nn.Module, int] = {}
+    projections = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    layers = {name: e.module for name, e in weighted_layers(model).items() if not isinstance(e.module, LOOKUPS)}
+    wanted = {*layers.values(), *(m for m in model.modules() if isinstance(m, nn.MultiheadAttention))}
+    found: dict[nn.Module, int] = {}
+    tokens: dict[nn.Module, int] = {}
 
-    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        channels = module.weight.shape[0] if not isinstance(module, SparseLayer) else module.shape[0]
-        per_sample = output.numel() // max(1, channels * inputs[0].shape[0])
-        positions[module] = positions.get(module, 0) + per_sample
+    def count(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        first = next(tensors(output), None)
+        if first is None or not first.dim():
+            return
+        ran = first.numel() // max(1, first.shape[-1])
+        tokens[module] = tokens.get(module, 0) + ran
+        if module in wanted:
+            found[module] = found.get(module, 0) + (_pixels(module, args, first) if _has_outputs(module) else ran)
 
-    hooks = [module.register_forward_hook(count) for module in names if weighted(module)]
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
     try:
         with eval_mode(model):
-            model(*inputs)
+            model(*as_args(example_input))
     finally:
         for hook in hooks:
             hook.remove()
+    for name, layer in layers.items():
+        taken = layer in projections or (isinstance(layer, SparseLayer) and layer.weight_taken)
+        if taken and layer not in found:
+            found[layer] = _tokens_around(name, model, tokens)
+    return found
+
+
+def _has_outputs(module: nn.Module) -> bool:
+    """Whether the first dimension of a layer's weight counts its outputs (a transposed convolution's: its inputs)."""
+    return isinstance(module, SparseLayer | _ConvNd) or has_kind(module)
+
+
+def _pixels(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> int:
+    channels = module.shape[0] if isinstance(module, SparseLayer) else module.weight.shape[0]
+    seen = next(tensors(args)) if isinstance(module, _ConvTransposeNd) else output
+    return seen.numel() // max(1, channels)
+
+
+def _tokens_around(name: str, model: nn.Module, tokens: dict[nn.Module, int]) -> int:
+    """The tokens of the nearest module around a layer that ran."""
+    while name:
+        name = name.rpartition(".")[0]
+        if (around := model.get_submodule(name)) in tokens:
+            return tokens[around]
+    return 0
+
+
+def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
+    """The work of every weighted layer that one forward pass uses, in execution order.
+
+    example_input: a batched input, or a tuple of inputs. Runs the model once in eval mode; modes are restored. What is
+    counted at how many positions is said in `positions`.
+    """
+    batch = max(1, next(tensors(as_args(example_input))).shape[0])
+    names = {module: name for name, module in model.named_modules()}
     return {
-        names[module]: LayerWork(names[module], used, stored_weights(module), first=i == 0)
-        for i, (module, used) in enumerate(positions.items())
+        names[module]: LayerWork(names[module], used // batch, stored_weights(module), first=i == 0)
+        for i, (module, used) in enumerate(positions(model, example_input).items())
     }

@@ -64,7 +64,7 @@ def sparsify(
     sparsity = check_sparsity(sparsity, rule, distribution)
     method = resolve(init, data, loss_fn, example_input)
     named = distribution if isinstance(distribution, Mapping) else None
-    layers = select(model, exclude, named, distribution == "uniform", example_input)
-    budget = Budget.of(layers, rule, distribution, sparsity)
+    chosen = select(model, exclude, named, distribution == "uniform", example_input)
+    budget = Budget.of(chosen.layers, rule, distribution, sparsity)
     scores = block_scores(method, model, budget, seed, data, loss_fn, example_input)
-    return store(model, layers, budget.positions(scores), pattern)
+    return store(model, chosen.layers, budget.positions(scores), pattern, chosen.dense)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -29,6 +30,14 @@ class _Held:
         for child in self.module.children():  # a child may have been unfrozen on its own
             child.train(mode)
         return self.module
+
+    def hand_over(self, module: nn.Module) -> None:
+        """Leaves the mark with `module`, which takes the frozen one's place, dense for sparse or sparse for dense."""
+        held = copy.copy(self)
+        held.module = module
+        if "weight" in self.trainable or "values" in self.trainable:
+            held.trainable = (*self.trainable, "weight", "values")
+        module.__dict__["train"] = held
 
 
 def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:

@@ -48,3 +48,10 @@ def sparse_form(layer: nn.Module) -> type[SparseLayer] | None:
 def has_kind(module: nn.Module) -> bool:
     """Whether a module is a dense layer of a kind that is registered, or of a subclass of one."""
     return isinstance(module, tuple(_SPARSE))
+
+
+def kinds() -> tuple[type[nn.Module], ...]:
+    """The dense classes that have a sparse form; a class that only renames another one is left out."""
+    return tuple(
+        kind for kind in _SPARSE if not any(kind is not other and issubclass(kind, other) for other in _SPARSE)
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde._modules import inside_a_forward
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dispatch.in_use import use
 from spfde.kernels.dispatch.table import Table
@@ -63,6 +64,7 @@ class SparseLayer(nn.Module, ABC):
         self._kernel = self._dispatch_key = "auto"
         self._table: Table | None = None
         self._last_input: tuple[str, torch.dtype, tuple[int, ...]] | None = None
+        self._weight_taken = False
         self._plan: Plan | None = None
         self._build_plan()
 
@@ -76,7 +78,7 @@ class SparseLayer(nn.Module, ABC):
             if before is not None and before.index.row_ptr is self.row_ptr and before.index.col is self.col:
                 before.update_(plan)
             else:
-                self._last_input = self._last()
+                self._last_input, self._weight_taken = self._last(), self.weight_taken
                 self._plan = plan
             self._plan.pattern = self.pattern
             self._plan.publish()
@@ -123,15 +125,26 @@ class SparseLayer(nn.Module, ABC):
 
     def dense_weight(self) -> Tensor:
         """The dense weight, zeros exact, detached."""
-        return self.weight.detach()
+        return self._dense().detach()
 
     @property
     def weight(self) -> Tensor:
         """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
-        dense = dense_weight(self.plan.arrange(self._effective()), self.plan)
-        if not torch.compiler.is_compiling() and self._grad_probe is not None and dense.requires_grad:
-            dense.register_hook(self._grad_probe)
+        dense = self._dense()
+        if not torch.compiler.is_compiling():
+            if self._grad_probe is not None and dense.requires_grad:
+                dense.register_hook(self._grad_probe)
+            if inside_a_forward():
+                self._last_input, self._weight_taken, self.plan.last_seen = self._last(), True, None
         return dense
+
+    @property
+    def weight_taken(self) -> bool:
+        """Whether a module's forward has read `weight`, to multiply by itself, since this layer's own forward ran."""
+        return self._weight_taken and (self._plan is None or self._plan.last_seen is None)
+
+    def _dense(self) -> Tensor:
+        return dense_weight(self.plan.arrange(self._effective()), self.plan)
 
     def _effective(self) -> Tensor:
         """The weights that the forward uses: `values`, through the submodule `transform` if there is one."""
@@ -263,7 +276,8 @@ class SparseLayer(nn.Module, ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_grad_probe": None, "_last_input": self._last()}
+        seen = {"_last_input": self._last(), "_weight_taken": self.weight_taken}
+        return {**self.__dict__, "_plan": None, "_grad_probe": None, **seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

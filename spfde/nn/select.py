@@ -1,72 +1,108 @@
-"""Which layers of a model can become sparse, why others cannot, and how they are swapped."""
+"""Which layers of a model become sparse, and how they are swapped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from spfde._modules import as_args, eval_mode
 from spfde._names import unknown
 from spfde.nn.kinds import has_kind, sparse_form
 from spfde.nn.layer import SparseLayer
+from spfde.nn.refusals import Rule, nothing_to_convert, owners_of, problem_of, refusal
+from spfde.nn.weighted import Weighted, is_trained, note_dense, weighted
+
+EXCLUDED, UNTRAINED, UNNAMED = "excluded", "its weight is not trained", "not named in distribution"
+FIRST, LAST = "the first weighted layer stays dense", "the last nn.Linear stays dense"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The layers to convert, by name ("" for a bare one), in registration order; why each other one stays dense."""
+
+    layers: dict[str, nn.Module]
+    dense: dict[nn.Module, str]
 
 
 def select(
     model: nn.Module,
-    exclude: Iterable[str | type[nn.Module]] = (),
-    named: Iterable[str] | None = None,
+    exclude: Iterable[Rule] = (),
+    named: Collection[str] | None = None,
     ends_dense: bool = False,
     example_input: Any = None,
-) -> dict[str, nn.Module]:
-    """The layers to convert, by name ("" for a bare one), in registration order.
+    fixed: bool = False,
+) -> Selection:
+    """The layers of a model that become sparse: of a kind that has a sparse form, trained, not excluded.
 
-    named: just these. ends_dense: without the first weighted layer and the last nn.Linear (a bare layer is both, and
-    stays in).
+    named: just these. ends_dense: without the first weighted layer, of whatever kind, and the last nn.Linear (a bare
+    layer is both, and stays in). fixed: also those whose weight has requires_grad False.
 
     Raises:
         TypeError: model is not a torch.nn.Module.
-        ValueError: a name is unknown, a layer cannot be converted (says why), or none is left.
+        ValueError: a name is unknown, layers cannot be converted (says why), or none is left.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    bare = sparse_form(model) is not None
-    layers = {"": model} if bare else _convertible(model, excluded(model, exclude))
-    if named is not None:
-        for name in named:
-            if name not in layers:
-                raise unknown("a layer in distribution", name, layers)
-        layers = {name: layer for name, layer in layers.items() if name in named}
-    elif ends_dense and not bare:
-        for name in _ends(model, layers, example_input):
-            del layers[name]
-    if not layers:
+    exclude, bare = tuple(exclude), has_kind(model)
+    entries = weighted(model)
+    skipped = set() if bare else excluded(model, exclude)
+    _check_dense(entries, skipped)
+    candidates = [entry for entry in entries if not entry.bare and has_kind(entry.module)]
+    dense = {e.module: EXCLUDED for e in candidates if e.module in skipped}
+    if not fixed:
+        dense.update({e.module: UNTRAINED for e in candidates if e.module not in dense and not is_trained(e.module)})
+    if bare and model in dense:
         raise ValueError(
-            "expected at least one nn.Linear or nn.Conv2d to convert, got none, try fewer exclusions, "
-            "distribution='erk' (which converts the first and last layers too) or a bare layer"
+            f"expected a layer that is trained, got {type(model).__name__} whose weight has requires_grad False "
+            "(what is fixed is not thinned), try layer.weight.requires_grad_() first, or from_dense(layer, mask) of "
+            "spfde.nn.SparseLinear or SparseConv2d"
         )
-    for name, layer in layers.items():
-        _check_layer(name or "the layer", layer)
-    _check_tied(model, layers)
-    return layers
+    if named is not None:
+        _check_named(named, candidates, dense)
+        dense.update({e.module: UNNAMED for e in candidates if e.module not in dense and e.name not in named})
+    elif ends_dense and not bare:
+        for module, reason in _ends(model, entries, example_input).items():
+            if has_kind(module):
+                dense.setdefault(module, reason)
+    chosen = [entry for entry in candidates if entry.module not in dense]
+    owners = owners_of(model)
+    if not chosen:
+        whole = [e for e in candidates if problem_of(e, owners) is None]
+        ends = [e for e in whole if dense[e.module] in (FIRST, LAST)]
+        convertible = {
+            "distribution='erk'": ends,
+            "requires_grad_() on the weights that are to be sparse": [e for e in whole if dense[e.module] is UNTRAINED],
+            "fewer exclusions": [e for e in whole if dense[e.module] is EXCLUDED],
+        }
+        raise nothing_to_convert(entries, dense, convertible)
+    problems = [problem for entry in chosen if (problem := problem_of(entry, owners)) is not None]
+    if problems:
+        raise refusal(problems, chosen, exclude, named is not None, bare)
+    return Selection({entry.name: entry.module for entry in chosen}, dense)
 
 
 def store(
-    model: nn.Module, layers: Mapping[str, nn.Module], positions: Mapping[str, Tensor], pattern: str
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    positions: Mapping[str, Tensor],
+    pattern: str,
+    dense: Mapping[nn.Module, str] | None = None,
 ) -> nn.Module:
     """Swaps `layers` for sparse ones that hold the blocks at `positions`, ascending and as the pattern allows.
 
-    Returns the model (a bare layer's successor).
+    dense: why others are not among them, noted for `spfde.summary`. Returns the model (a bare layer's successor).
     """
     converted = {layer: sparse_form(layer).at(layer, positions[name], pattern) for name, layer in layers.items()}
-    return converted[model] if model in converted else swap(model, converted)
+    note_dense(model, dense or {})
+    return swap(model, converted)
 
 
-def excluded(model: nn.Module, exclude: Iterable[str | type[nn.Module]]) -> set[nn.Module]:
+def excluded(model: nn.Module, exclude: Iterable[Rule]) -> set[nn.Module]:
     """The modules that names, fnmatch patterns or classes exclude, with everything inside them.
 
     Raises:
@@ -75,73 +111,56 @@ def excluded(model: nn.Module, exclude: Iterable[str | type[nn.Module]]) -> set[
     names = [name for name, _ in model.named_modules()]
     exclude = tuple(exclude)
     for rule in exclude:
-        if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in names):
+        if isinstance(rule, str) and not any(_matches(name, rule) for name in names):
             raise unknown("exclude", rule, [name for name in names if name])
     out: set[nn.Module] = set()
     for name, module in model.named_modules():
-        hit = any(fnmatchcase(name, rule) if isinstance(rule, str) else isinstance(module, rule) for rule in exclude)
+        hit = any(_matches(name, rule) if isinstance(rule, str) else isinstance(module, rule) for rule in exclude)
         if hit:
             out.update(module.modules())
     return out
 
 
-def _convertible(model: nn.Module, skipped: set[nn.Module]) -> dict[str, nn.Module]:
-    """Layers that may be converted, by name, in registration order; shared modules once."""
-    sparse = [name for name, m in model.named_modules() if isinstance(m, SparseLayer) and m not in skipped]
+def _matches(name: str, rule: str) -> bool:
+    return name == rule or fnmatchcase(name, rule)
+
+
+def _check_dense(entries: Iterable[Weighted], skipped: Collection[nn.Module]) -> None:
+    sparse = [e for e in entries if isinstance(e.module, SparseLayer) and e.module not in skipped]
     if sparse:
+        first, *others = [repr(e.name or "the layer") for e in sparse]
+        rest = [*others[:2], *([f"{len(others) - 2} more"] if len(others) > 2 else [])]
+        more = f" (and {', '.join(rest)})" if rest else ""
         raise ValueError(
-            f"expected a dense model, got {sparse[0]!r} already sparse, try spfde.densify(model) first or exclude it"
+            f"expected a dense model, got {first} already sparse{more}, try spfde.densify(model) first"
+            + (", or exclude=(spfde.nn.SparseLayer,)" if sparse[0].name else "")
         )
-    return {name: m for name, m in model.named_modules() if has_kind(m) and m not in skipped}
 
 
-def _check_layer(name: str, layer: nn.Module) -> None:
-    advice = f"try exclude=({name!r},)"
-    if parametrize.is_parametrized(layer):
-        raise ValueError(
-            f"expected a plain weight, got {name!r} parametrized, try torch.nn.utils.parametrize."
-            f"remove_parametrizations first, or exclude=({name!r},)"
-        )
-    if sparse_form(layer) is None:
-        raise ValueError(
-            f"expected nn.Linear or nn.Conv2d itself, got {name!r} of subclass {type(layer).__name__}, whose behaviour "
-            f"a sparse layer would not keep, {advice}"
-        )
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if hooks:
-        raise ValueError(
-            f"expected a layer without hooks, got {name!r} hooked (torch.nn.utils.prune and weight_norm hook too), "
-            f"try removing the hooks first, or exclude=({name!r},)"
-        )
-    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        raise ValueError(f"expected {name!r} to own its weight Parameter, got a computed weight, {advice}")
-    if isinstance(layer.weight, nn.UninitializedParameter) or layer.weight.is_meta:
-        raise ValueError(f"expected {name!r} to hold data, got an uninitialized weight, try one forward pass first")
-
-
-def _check_tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Refuses a weight that another module uses too: converting one side would silently untie it."""
-    owners: dict[int, list[str]] = {}
-    for module_name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(f"{module_name}.{key}".lstrip("."))
-    for name, layer in layers.items():
-        tied = owners[id(layer.weight)]
-        if len(tied) > 1:
+def _check_named(named: Iterable[str], candidates: Iterable[Weighted], dense: Mapping[nn.Module, str]) -> None:
+    reasons = {entry.name: dense.get(entry.module) for entry in candidates}
+    for name in named:
+        if name not in reasons:
+            raise unknown("a layer in distribution", name, [n for n, reason in reasons.items() if reason is None])
+        if reasons[name] is UNTRAINED:
             raise ValueError(
-                f"expected every weight to have one owner, got {' and '.join(tied)} tied, try exclude=({name!r},)"
+                f"expected layers in distribution to be trained, got {name!r} whose weight has requires_grad False "
+                "(what is fixed is not thinned), try requires_grad_() on its weight first, or a distribution without "
+                f"{name!r}"
+            )
+        if reasons[name] is not None:
+            raise ValueError(
+                f"expected a layer in distribution or in exclude, got {name!r} in both, try it in one of them"
             )
 
 
-def _ends(model: nn.Module, layers: Mapping[str, nn.Module], example_input: Any) -> set[str]:
-    """The first weighted layer and the last nn.Linear."""
-    weighted = [m for m in model.modules() if has_kind(m)]
+def _ends(model: nn.Module, entries: Iterable[Weighted], example_input: Any) -> dict[nn.Module, str]:
+    """The first weighted layer and the last nn.Linear, with what to say of them."""
+    layers = [entry.module for entry in entries if entry.is_layer]
     if example_input is not None:
-        weighted = _execution_order(model, weighted, example_input)
-    linears = [m for m in weighted if isinstance(m, nn.Linear)]
-    dense = {*weighted[:1], *linears[-1:]}
-    return {name for name, layer in layers.items() if layer in dense}
+        layers = _execution_order(model, layers, example_input)
+    linears = [m for m in layers if isinstance(m, nn.Linear)]
+    return {**{m: FIRST for m in layers[:1]}, **{m: LAST for m in linears[-1:]}}
 
 
 @torch.no_grad()
@@ -158,19 +177,26 @@ def _execution_order(model: nn.Module, modules: list[nn.Module], example_input: 
 
 
 def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Replaces modules wherever they are registered: a shared module stays shared."""
+    """Replaces modules wherever they are registered: a shared module stays shared, and what is frozen stays so.
+
+    Returns the model, or what takes its place.
+    """
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
                 parent._modules[name] = new[child]
-    return model
+    for old, successor in new.items():
+        hand_over = getattr(old.__dict__.get("train"), "hand_over", None)  # `spfde.freezing.freeze` left it there
+        if hand_over is not None:
+            hand_over(successor)
+    return new.get(model, model)
 
 
 def densify(model: nn.Module) -> nn.Module:
     """Swaps sparse layers for nn.Linear / nn.Conv2d in place, zeros exact, same outputs; returns the model.
 
-    A bare sparse layer is returned as a new module.
+    What is frozen stays frozen, and `spfde.freezing.unfreeze` gives it back. A bare sparse layer is returned as a new
+    module.
     """
-    if isinstance(model, SparseLayer):
-        return model.to_dense()
+    note_dense(model, {})
     return swap(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})

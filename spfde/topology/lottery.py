@@ -95,6 +95,7 @@ class Lottery:
         }
         self._exclude, self._example = tuple(exclude), example_input
         self._early: dict[str, Tensor] = {}
+        self._names: set[str] | None = None
         # On a copy: what cannot be pruned is refused before hours of training.
         self._names = {name for name, _ in _layers(self._sparse(copy.deepcopy(model), 1))}
 
@@ -149,7 +150,11 @@ class Lottery:
         """The dense model with a round's count of weights stored: those of the highest scores, or magnitudes."""
         spread, pattern = self._plan["distribution"], Pattern.parse(self._plan["pattern"])
         sparsity = check_sparsity(self.target(number), pattern, spread)
-        layers = select(model, self._exclude, ends_dense=spread == "uniform", example_input=self._example)
+        if self._names is None:
+            chosen = select(model, self._exclude, ends_dense=spread == "uniform", example_input=self._example)
+        else:  # the same in every round, whatever a training has frozen
+            chosen = select(model, named=self._names, fixed=True)
+        layers = chosen.layers
         budget = Budget.of(layers, pattern, spread, sparsity)
         blocks = budget.blocks(scores or {name: weight.abs() for name, weight in budget.weights.items()})
         return store(model, layers, budget.positions(blocks), self._plan["pattern"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spfde._modules import eval_mode
+from spfde._modules import eval_mode, tensors
 from spfde.flops import layer_work
 
 
@@ -21,9 +22,10 @@ def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[s
     """
     counts: dict[str, int] = {}
 
-    def count(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         weight = any(p.requires_grad and p.ndim > 1 for p in module.parameters(recurse=False))
-        counts[name] = int(weight) + int(inputs[0].requires_grad) if output.requires_grad else 0
+        needed = any(tensor.requires_grad for tensor in tensors(output))
+        counts[name] = int(weight) + int(any(tensor.requires_grad for tensor in tensors(inputs))) if needed else 0
 
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(partial(count, name)) for name in names]
@@ -33,6 +35,8 @@ def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
+    for name in set(names) - counts.keys():  # its parent multiplies by its weight
+        counts[name] = 1 + int(any(p.requires_grad for p in modules[name].parameters(recurse=False)))
     return counts
 
 

@@ -12,7 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from spfde.train import checkpoint, run_dir, stats
@@ -92,12 +91,9 @@ def sparsity(model: nn.Module) -> float:
 
 def layer_sparsity(model: nn.Module) -> dict[str, float]:
     """Return the fraction of zeros of every weighted layer, in the order of the network."""
-    from spfde.flops import stored_weights, weighted
-    from spfde.nn import SparseLayer
+    from spfde.nn.weighted import weighted_layers
 
-    layers = {name: module for name, module in model.named_modules() if weighted(module)}
-    sizes = {n: (m.shape.numel() if isinstance(m, SparseLayer) else m.weight.numel()) for n, m in layers.items()}
-    return {name: 1 - stored_weights(module) / sizes[name] for name, module in layers.items()}
+    return {name: 1 - layer.stored / max(1, layer.size) for name, layer in weighted_layers(model).items()}
 
 
 def write_run(out: Path, session: Session) -> None:
@@ -158,8 +154,7 @@ def write_result(out: Path, result: Result, session: Session) -> None:
 
     # A layer tells the kernel of the batch it saw last: let that be one of training, not of evaluation.
     batch = session.example.expand(session.recipe.batch_size, *session.example.shape[1:])
-    with torch.no_grad(), session.device.autocast():
-        result.model.eval()(session.layout.images(batch))
-    rows = summary(result.model).rows
+    with session.device.autocast():
+        rows = summary(result.model.eval(), session.layout.images(batch)).rows
     run_dir.write_json(out / run_dir.LAYERS, [dataclasses.asdict(row) for row in rows])
     run_dir.write_json(out / run_dir.RESULT, result.to_dict())

@@ -67,7 +67,7 @@ class FreezeNet:
             raise ValueError(f"expected distribution 'uniform', 'erk' or 'global', got {distribution!r}, try 'global'")
         sparsity = check_sparsity(sparsity, rule, distribution)
         method = resolve(init, data, loss_fn, None)
-        self._layers = select(model, exclude)
+        self._layers = select(model, exclude).layers
         budget = Budget.of(self._layers, rule, distribution, sparsity)
         self._masks = budget.masks(block_scores(method, model, budget, seed, data, loss_fn, None))
         self.model = model

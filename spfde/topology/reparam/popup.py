@@ -147,7 +147,7 @@ class EdgePopup(FrozenWeights):
     ) -> None:
         rule, exclude = Pattern.parse(pattern), tuple(exclude)
         sparsity = check_sparsity(sparsity, rule, "uniform")
-        layers = select(model, exclude)
+        layers = select(model, exclude, fixed=True).layers
         grids = Budget.of(layers, rule, "uniform", sparsity).grids
         generator = torch.Generator().manual_seed(seed)
         choices = {
@@ -189,7 +189,7 @@ class Piggyback(FrozenWeights):
         if not start > threshold:
             raise ValueError(f"expected start > threshold, got {start} and {threshold}, try 1e-2 and 5e-3")
         exclude = tuple(exclude)
-        layers = select(model, exclude)
+        layers = select(model, exclude, fixed=True).layers
         choices = {
             name: AboveThreshold(torch.full_like(layer.weight, start, requires_grad=False), threshold)
             for name, layer in layers.items()
