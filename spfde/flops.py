@@ -75,7 +75,7 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
         ran = first.numel() // max(1, first.shape[-1])
         tokens[module] = tokens.get(module, 0) + ran
         if module in wanted:
-            found[module] = found.get(module, 0) + (_pixels(module, args, first) if _has_outputs(module) else ran)
+            found[module] = found.get(module, 0) + (_pixels(module, args, first) if _is_convolution(module) else ran)
 
     hooks = [module.register_forward_hook(count) for module in model.modules()]
     try:
@@ -91,9 +91,10 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
     return found
 
 
-def _has_outputs(module: nn.Module) -> bool:
-    """Whether the first dimension of a layer's weight counts its outputs (a transposed convolution's: its inputs)."""
-    return isinstance(module, SparseLayer | _ConvNd) or has_kind(module)
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether the first dimension of a layer's weight counts channels, of the output (of the input if transposed)."""
+    shape = module.shape if isinstance(module, SparseLayer) else module.weight.shape if has_kind(module) else ()
+    return isinstance(module, _ConvNd) or len(shape) > 2
 
 
 def _pixels(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> int:

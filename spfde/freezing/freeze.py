@@ -37,7 +37,9 @@ class _Held:
         held.module = module
         if "weight" in self.trainable or "values" in self.trainable:
             held.trainable = (*self.trainable, "weight", "values")
+        module.training = False
         module.__dict__["train"] = held
+        fix(p for _, p in _own_parameters(module))
 
 
 def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:

@@ -134,7 +134,8 @@ class SparseLayer(nn.Module, ABC):
         if not torch.compiler.is_compiling():
             if self._grad_probe is not None and dense.requires_grad:
                 dense.register_hook(self._grad_probe)
-            if inside_a_forward():
+            # With grad, one that also runs by itself is rather read for a penalty than by a fast path of inference.
+            if (self._last() is None or not torch.is_grad_enabled()) and inside_a_forward():
                 self._last_input, self._weight_taken, self.plan.last_seen = self._last(), True, None
         return dense
 

@@ -90,22 +90,25 @@ def refusal(
     for problem in problems:
         kind = type(problem.layer).__name__
         groups.setdefault((problem.expected, problem.got, kind), []).append(problem)
-    remedies = list(dict.fromkeys(p.remedy for p in problems if p.remedy))
     if bare:
         kind = path_of(type(problems[0].layer))
-        ways = remedies or [f"a plain layer with its weights, or spfde.convert.register({kind}, ...)"]
+        instead = f"a plain layer with its weights, or spfde.convert.register({kind}, ...)"
     elif named:
-        ways = [*remedies, f"a distribution without {', '.join(repr(p.name) for p in problems)}"]
+        instead = f"a distribution without {', '.join(repr(p.name) for p in problems)}"
     else:
-        ways = [*remedies, excluding(problems, candidates, exclude)]
-    advice = f"try {', or '.join(ways)}"
+        instead = excluding(problems, candidates, exclude)
     if len(groups) == 1:
-        return ValueError(f"expected {problems[0].expected}, got {_group(problems)}, {advice}")
-    lines = [f"  {_group(group)}" for group in list(groups.values())[:GROUPS]]
+        expected, remedy = problems[0].expected, problems[0].remedy
+        advice = remedy if remedy and bare else f"{remedy}, or {instead}" if remedy else instead
+        return ValueError(f"expected {expected}, got {_group(problems)}, try {advice}")
+    shown = list(groups.values())[:GROUPS]
+    lines = [f"  {_group(group)}{f': {group[0].remedy}' if group[0].remedy else ''}" for group in shown]
     if len(groups) > GROUPS:
-        lines.append(f"  and {sum(map(len, list(groups.values())[GROUPS:]))} others")
+        lines.append(f"  and {len(problems) - sum(map(len, shown))} others")
     what = f"expected layers that sparse ones can stand for, got {len(problems)} that they cannot:"
-    return ValueError("\n".join([what, *lines, advice]))
+    return ValueError(
+        "\n".join([what, *lines, f"try {'that, or ' if any(p.remedy for p in problems) else ''}{instead}"])
+    )
 
 
 def _group(problems: Sequence[Problem]) -> str:
@@ -129,12 +132,12 @@ def excluding(problems: Iterable[Problem], candidates: Iterable[Weighted], exclu
         if problem.by_class and _importable(kind):
             rules.append(path_of(kind))
         else:
-            rules.append(repr(_pattern(problem.name, stay)))
+            rules.append(repr(pattern_of(problem.name, stay)))
     rules = list(dict.fromkeys(rules))
     return f"exclude=({', '.join(rules)}{',' if len(rules) == 1 else ''})"
 
 
-def _pattern(name: str, stay: Iterable[str]) -> str:
+def pattern_of(name: str, stay: Iterable[str]) -> str:
     """The name with * for its numbers, if none that is to stay is like it."""
     pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
     around = {other[:end] for other in stay for end in [*(m.start() for m in re.finditer(r"\.", other)), len(other)]}

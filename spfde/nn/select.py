@@ -75,7 +75,7 @@ def select(
         whole = [e for e in candidates if problem_of(e, owners) is None]
         ends = [e for e in whole if dense[e.module] in (FIRST, LAST)]
         convertible = {
-            "distribution='erk'": ends,
+            f"distribution='erk' (or {{{ends[0].name!r}: sparsity}})" if ends else "": ends,
             "requires_grad_() on the weights that are to be sparse": [e for e in whole if dense[e.module] is UNTRAINED],
             "fewer exclusions": [e for e in whole if dense[e.module] is EXCLUDED],
         }
@@ -139,9 +139,10 @@ def _check_dense(entries: Iterable[Weighted], skipped: Collection[nn.Module]) ->
 
 def _check_named(named: Iterable[str], candidates: Iterable[Weighted], dense: Mapping[nn.Module, str]) -> None:
     reasons = {entry.name: dense.get(entry.module) for entry in candidates}
+    known = [name for name, reason in reasons.items() if reason is None]
     for name in named:
         if name not in reasons:
-            raise unknown("a layer in distribution", name, [n for n, reason in reasons.items() if reason is None])
+            raise unknown("a layer in distribution", name, known or reasons)
         if reasons[name] is UNTRAINED:
             raise ValueError(
                 f"expected layers in distribution to be trained, got {name!r} whose weight has requires_grad False "

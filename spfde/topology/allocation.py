@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spfde._names import unknown
+from spfde.nn.refusals import pattern_of
 from spfde.sparse.pattern import Grid, Pattern
 from spfde.topology.topk import keep_globally, keep_highest_in_groups
 
@@ -79,15 +80,13 @@ class Budget:
     def of(
         cls, layers: Mapping[str, nn.Module], pattern: Pattern, spread: str | Mapping[str, float], sparsity: float
     ) -> Budget:
-        """The budget of nn.Linear and nn.Conv2d layers.
+        """The budget of dense layers.
 
         Raises:
-            ValueError: the pattern does not fit a layer, which is named.
+            ValueError: the pattern does not fit some layers, which are named.
         """
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        return cls(
-            weights, {name: grid_of(pattern, name, layer) for name, layer in layers.items()}, pattern, spread, sparsity
-        )
+        return cls(weights, _grids(layers, pattern), pattern, spread, sparsity)
 
     def blocks(self, scores: Mapping[str, Tensor]) -> Scores:
         """Scores of single weights (dense shapes), summed over each block of the pattern (flat)."""
@@ -176,6 +175,22 @@ def check_sparsity(sparsity: float | None, pattern: Pattern, spread: str | Mappi
 def _on_the_way(size: int, goal: int, progress: float) -> int:
     """The count size ** (1 - progress) * goal ** progress; a goal of 0 is reached only at the end."""
     return goal if progress == 1 or size == 0 else round(size * (max(goal, 1) / size) ** progress)
+
+
+def _grids(layers: Mapping[str, nn.Module], pattern: Pattern) -> dict[str, Grid]:
+    """How a pattern cuts each layer; what it does not fit is told all at once."""
+    grids: dict[str, Grid] = {}
+    misfits: dict[str, ValueError] = {}
+    for name, layer in layers.items():
+        try:
+            grids[name] = grid_of(pattern, name, layer)
+        except ValueError as error:
+            misfits[name] = error
+    if misfits:
+        first, *others = misfits.values()
+        also = list(dict.fromkeys(pattern_of(name, grids) for name in misfits))
+        raise ValueError(f"{first} ({len(others)} others misfit too: add {(*also,)} to exclude)") if others else first
+    return grids
 
 
 def grid_of(pattern: Pattern, name: str, layer: nn.Module) -> Grid:
