@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from spfde.flops import positions
 from spfde.kernels.registry import skips_zeros
@@ -187,7 +188,8 @@ def _sparse_row(
 def _dense_row(
     entry: Weighted, owners: Mapping[int, Sequence[str]], used: Mapping[nn.Module, int] | None
 ) -> LayerSummary:
-    own = [p for p in entry.module.parameters(recurse=False) if p.dim() < 2]
+    held = [p for p in entry.module.parameters(recurse=False) if not is_lazy(p)]
+    held = [p for p in entry.parameters if not is_lazy(p)] + [p for p in held if p.dim() < 2 and not entry.bare]
     return LayerSummary(
         name=entry.name,
         kind=entry.kind,
@@ -198,7 +200,7 @@ def _dense_row(
         kernel="dense",
         reason=_why_dense(entry, owners),
         runs_sparse=False,
-        size=0 if entry.tied else size_of([*entry.parameters, *([] if entry.bare else own)]),
+        size=0 if entry.tied else size_of(held),
         multiply_adds=(used or {}).get(entry.module, 0) * entry.size,
         tied=entry.tied is not None,
     )
@@ -210,9 +212,8 @@ def _why_dense(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> str:
         return f"no sparse form: a Parameter of {type(entry.module).__name__}{tied}"
     if not has_kind(entry.module):
         return f"no sparse form of {entry.kind}{tied}"
-    reason = dense_note(entry.module)
-    if reason is None and not is_trained(entry.module):
-        reason = UNTRAINED
-    if reason is None and (problem := problem_of(entry, owners)) is not None:
-        reason = f"{problem.subject} {problem.got}"
-    return "not converted" if reason is None else f"not converted: {reason}"
+    reason = dense_note(entry.module) or (None if is_trained(entry.module) else UNTRAINED)
+    if reason is not None:
+        return f"not converted: {reason}{tied}"
+    problem = problem_of(entry, owners)
+    return "not converted" if problem is None else f"not converted: {problem.subject} {problem.got}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -184,8 +183,8 @@ def _stored(run: Run) -> str:
     sparse = [layer for layer in run.layers if layer.converted]
     ran = sum(layer.runs_sparse for layer in sparse)
     weights, stored = (
-        sum(math.prod(layer.shape) for layer in run.layers),
-        sum(layer.nnz for layer in run.layers),
+        sum(layer.weights for layer in run.layers),
+        sum(layer.nnz for layer in run.layers if not layer.tied),
     )
     return (
         f"{ran} of {len(sparse)} sparse layers ran a sparse kernel. Of the network's {weights:,} weights "

@@ -167,14 +167,17 @@ def test_the_seed_alone_decides_over_dropout():
     assert not torch.equal(chosen(1, 5)["9"], chosen(2, 5)["9"])
 
 
-def test_gradients_may_be_off_and_weights_may_be_frozen():
+def test_gradients_may_be_off_and_other_parameters_fixed():
     options = dict(init="snip", data=batch(), loss_fn=cross_entropy)
     wanted = masks(spfde.sparsify(net(), 0.9, **options))
-    frozen = net().requires_grad_(False)
+    model = net()
+    fixed = [p.requires_grad_(False) for p in model.parameters() if p.dim() == 1]
     with torch.no_grad():
-        model = spfde.sparsify(frozen, 0.9, **options)
+        spfde.sparsify(model, 0.9, **options)
     same_bits(masks(model), wanted)
-    assert not any(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in fixed)
+    with pytest.raises(ValueError, match=r"its weight is not trained.* try requires_grad_\(\)"):
+        spfde.sparsify(net().requires_grad_(False), 0.9, **options)
 
 
 @pytest.mark.parametrize(

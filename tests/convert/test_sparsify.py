@@ -90,12 +90,14 @@ def test_densify_gives_back_plain_layers_with_the_same_outputs():
 def test_training_flags_and_biases_survive():
     model = net()
     bias = model[3].bias
-    model[3].weight.requires_grad_(False)
+    bias.requires_grad_(False)
     model.eval()
     spfde.sparsify(model, 0.9)
     assert model[3].bias is bias
-    assert not model[3].values.requires_grad
+    assert model[3].values.requires_grad and not bias.requires_grad
     assert not model[3].training
+    model[3].values.requires_grad_(False)
+    assert not spfde.densify(model)[3].weight.requires_grad
 
 
 @pytest.mark.parametrize(
