@@ -30,8 +30,9 @@ def sparsify(
 ) -> nn.Module:
     """Swaps nn.Linear and nn.Conv2d for sparse layers in place and returns the model.
 
-    Biases stay the same Parameters; weights become `values`, so build the optimizer afterwards. A bare layer is always
-    converted and returned as a new module.
+    Biases stay the same Parameters; weights become `values`, so build the optimizer afterwards. A layer whose weight
+    has requires_grad False (fixed, or frozen) stays dense. A bare layer is converted whatever `distribution` and
+    `exclude` say, and returned as a new module; one that is not trained is refused.
 
     Args:
         model: the model, or a bare nn.Linear / nn.Conv2d.
@@ -40,9 +41,9 @@ def sparsify(
             says otherwise), at least 1 unless sparsity is 1.
         pattern: "unstructured", "block:RxC" (R outputs x C inputs), "n:m" such as "2:4", "fan-in" (as many weights for
             every output) or "channel" (whole outputs).
-        distribution: "uniform" (the first weighted layer and the last nn.Linear stay dense, in registration order, or
-            in execution order if example_input is given), "erk", "global", or {layer name: sparsity}, which converts
-            just those layers.
+        distribution: "uniform" (the first weighted layer, of whatever kind, and the last nn.Linear stay dense, in
+            registration order, or in execution order if example_input is given), "erk", "global", or {layer name:
+            sparsity}, which converts just those layers.
         init: which weights are kept: "random", "magnitude", or by running the model: "snip", "grasp", "synflow",
             "force", "iter-snip", or one of these with options, such as spfde.topology.GraSP(temperature=1). Or scores
             of your own, {layer name: tensor of the weight's shape}, of which the highest are kept.
@@ -55,9 +56,10 @@ def sparsify(
             instead of data ("synflow").
 
     Raises:
-        ValueError: an argument is out of range or contradicts the pattern; a layer is a subclass, parametrized, hooked,
-            tied or already sparse (named, with what to do); nothing is left to convert; data and loss_fn are missing,
-            in vain, or give no finite scores. The model is unchanged then.
+        ValueError: an argument is out of range or contradicts the pattern; layers are subclasses, parametrized, hooked,
+            tied or already sparse (all named, with what to do); nothing is left to convert; the distribution names a
+            layer that is not trained; data and loss_fn are missing, in vain, or give no finite scores. The model is
+            unchanged then.
         TypeError: model is not a torch.nn.Module.
     """
     rule = Pattern.parse(pattern)
