@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from spfde.flops import positions
 from spfde.kernels.registry import skips_zeros
@@ -190,6 +191,8 @@ def _dense_row(
 ) -> LayerSummary:
     held = [p for p in entry.module.parameters(recurse=False) if not is_lazy(p)]
     held = [p for p in entry.parameters if not is_lazy(p)] + [p for p in held if p.dim() < 2 and not entry.bare]
+    if parametrize.is_parametrized(entry.module):
+        held = list(entry.module.parameters())
     return LayerSummary(
         name=entry.name,
         kind=entry.kind,
@@ -212,7 +215,11 @@ def _why_dense(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> str:
         return f"no sparse form: a Parameter of {type(entry.module).__name__}{tied}"
     if not has_kind(entry.module):
         return f"no sparse form of {entry.kind}{tied}"
-    reason = dense_note(entry.module) or (None if is_trained(entry.module) else UNTRAINED)
+    reason, trained = dense_note(entry.module), is_trained(entry.module)
+    if reason == UNTRAINED and trained:
+        reason = "its weight was not trained when spfde.sparsify ran"
+    elif reason is None and not trained:
+        reason = UNTRAINED
     if reason is not None:
         return f"not converted: {reason}{tied}"
     problem = problem_of(entry, owners)

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from spfde._modules import eval_mode
 from spfde.nn.kinds import has_kind
 from spfde.nn.layer import SparseLayer
 
@@ -21,9 +23,9 @@ _NOTE = "_stays_dense_because"
 class Weighted:
     """A weighted layer, or one bare weight Parameter. A weight has two or more dimensions.
 
-    name: the layer's, or the Parameter's. module: the layer, or what holds the Parameter. parameters: its weights, ()
-    of a sparse layer and of one whose weight is computed from elsewhere. bare: whether it is a Parameter. tied: the
-    name of an earlier one that has the same weights.
+    name: the layer's, or the Parameter's. module: the layer, or what holds the Parameter. parameters: its weights,
+    computed if it is parametrized, () of a sparse layer and of one whose weight comes from elsewhere. bare: whether it
+    is a Parameter. tied: the name of an earlier one that has the same weights.
     """
 
     name: str
@@ -88,16 +90,28 @@ def weighted_layers(model: nn.Module) -> dict[str, Weighted]:
 
 def _weights_of(name: str, module: nn.Module) -> Iterator[tuple[str, list[Tensor], bool]]:
     """Name, weights, and whether it is bare, of the layer that a module is and of its bare Parameters."""
-    own = dict(module._parameters)
-    for key, held in _parametrizations(module).items():  # not computed: that may run a power iteration
-        own[key] = max(held.parameters(recurse=False), key=Tensor.numel, default=None)
+    own = {**module._parameters, **{key: _computed(module, key) for key in _parametrizations(module)}}
     own = {key: p for key, p in own.items() if p is not None and (is_lazy(p) or p.dim() > 1)}
-    layer = [p for key, p in own.items() if key.startswith("weight")]
+    outer = not has_kind(module) and _holds_weights(module)
+    layer = [] if outer else [p for key, p in own.items() if key.startswith("weight")]
     if layer or has_kind(module):
         yield name, layer, False
     for key, parameter in own.items():
-        if not key.startswith(("weight", "bias")):
+        if not key.startswith("bias" if outer else ("weight", "bias")):
             yield f"{name}.{key}".lstrip("."), [parameter], True
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    """Whether a module has layers inside, so that a Parameter of its own is not all that it is."""
+    parts = [child for key, child in module.named_children() if key != "parametrizations"]
+    return any(is_lazy(p) or p.dim() > 1 for part in parts for p in part.parameters())
+
+
+@torch.no_grad()
+def _computed(module: nn.Module, key: str) -> Tensor:
+    """A parametrized weight, in eval mode: in training a spectral norm would take a step."""
+    with eval_mode(module):
+        return getattr(module, key)
 
 
 def _parametrizations(module: nn.Module) -> Mapping[str, nn.Module]:

@@ -97,8 +97,8 @@ def test_the_share_is_of_the_whole_model(zoo):
     assert f"{whole - inside + kept} of {whole} weights stored" in str(summary)
 
 
-def test_listing_weights_computes_none():
-    """A power iteration in training would change the model."""
+def test_listing_weights_changes_nothing():
+    """A power iteration in training would."""
     model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
     before = copy.deepcopy(model.state_dict())
     assert [row.name for row in spfde.summary(model).rows] == ["0", "1"]
@@ -112,6 +112,27 @@ def test_layers_without_data_are_listed():
     rows = spfde.summary(model).rows
     assert [row.name for row in rows] == ["0", "1", "2"]
     assert "uninitialized" in rows[0].reason and "meta" in rows[2].reason
+
+
+def test_a_parameter_of_what_holds_layers_is_no_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.Parameter(torch.ones(4, 8))
+            self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+
+    model = spfde.sparsify(Net(), 0.5)
+    rows = spfde.summary(model).rows
+    assert [(row.name, row.converted) for row in rows] == [
+        ("weights", False), ("layers.0", False), ("layers.1", True), ("layers.2", False),
+    ]  # fmt: skip
+    assert rows[0].kind == "Parameter"
+
+
+def test_weights_that_are_partly_trained_are_whole():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    spfde.topology.FreezeNet(model, 0.5, init="magnitude")
+    assert [row.shape for row in spfde.summary(model).rows] == [(8, 8), (4, 8)]
 
 
 def dense_reasons(model) -> dict[str, str]:

@@ -34,6 +34,9 @@ def test_fixed_weights_stay_as_they_are_whatever_distributes(distribution):
     assert model[2].weight is fixed and torch.equal(fixed, before)
     rows = {row.name: row for row in spfde.summary(model).rows}
     assert rows["2"].reason == "not converted: its weight is not trained" and not rows["2"].converted
+    fixed.requires_grad_()
+    (row,) = [row for row in spfde.summary(model).rows if row.name == "2"]
+    assert row.reason == "not converted: its weight was not trained when spfde.sparsify ran"
 
 
 def test_a_subclass_or_a_hooked_layer_that_is_not_trained_is_no_reason_to_refuse():
