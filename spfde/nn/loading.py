@@ -9,10 +9,10 @@ from torch import Tensor
 from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
 
 if TYPE_CHECKING:
-    from spfde.nn.layer import SparseLayer
+    from spfde.nn.indexed import Indexed
 
 
-def index_from_dense(layer: SparseLayer, dense: Tensor, state_dict: dict[str, Any], prefix: str) -> str | None:
+def index_from_dense(layer: Indexed, dense: Tensor, state_dict: dict[str, Any], prefix: str) -> str | None:
     """Puts values and index of a dense checkpoint's weight into `state_dict`; returns what is wrong, or None."""
     if dense.shape != layer.shape:
         return f"expected a dense weight of shape {list(layer.shape)}, got {list(dense.shape)}"
@@ -34,7 +34,7 @@ def index_from_dense(layer: SparseLayer, dense: Tensor, state_dict: dict[str, An
     return None
 
 
-def check_loaded(layer: SparseLayer, state_dict: dict[str, Any], prefix: str) -> str | None:
+def check_loaded(layer: Indexed, state_dict: dict[str, Any], prefix: str) -> str | None:
     """What is wrong with the index about to be loaded, or None (without it that is torch's to report)."""
     row_ptr, col = state_dict.get(prefix + "row_ptr"), state_dict.get(prefix + "col")
     if row_ptr is None and col is None:

@@ -1,0 +1,187 @@
+"""A weight stored as values and an index: what follows from the index, how it is moved, copied and loaded."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spfde.nn.loading import check_loaded, index_from_dense
+from spfde.sparse.index import Index, index_from_positions, permute
+from spfde.sparse.kernel_index import Window
+from spfde.sparse.pattern import Pattern
+from spfde.sparse.plan import Plan, build_plan
+
+
+class Indexed(nn.Module):
+    """A module whose weight is stored as `values` [capacity, R, C] and an index, `row_ptr` and `col`.
+
+    The index is the only buffer; the plan is derived from it, and anew whenever it changes, whoever changed it.
+    """
+
+    values: nn.Parameter
+    row_ptr: Tensor
+    col: Tensor
+
+    def __init__(
+        self, weight: Tensor, mask: Tensor | None, pattern: str, window: Window, positions: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.pattern = Pattern.parse(pattern)
+        self.shape = weight.shape
+        self.window = window
+        self.grid = self.pattern.grid(tuple(weight.shape), window.groups)
+        if positions is None:
+            mask = weight.detach() != 0 if mask is None else mask
+            if mask.shape != weight.shape or mask.dtype != torch.bool:
+                got = f"{mask.dtype} {list(mask.shape)}"
+                raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
+            positions = self.pattern.positions(mask.to(weight.device), self.grid)
+        index = index_from_positions(positions, *self.grid.shape, positions.numel())
+        self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
+        self.register_buffer("row_ptr", index.row_ptr)
+        self.register_buffer("col", index.col)
+        self._plan: Plan | None = None
+        self._build_plan()
+
+    @property
+    def plan(self) -> Plan:
+        """What the kernels read; a topology change writes into its tensors, and it is never saved."""
+        plan = self._plan
+        if plan is None:
+            raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
+        if torch.compiler.is_compiling() or plan.stale:  # once, while it is traced: later the registered ops look
+            plan.follow()
+        return plan
+
+    def _build_plan(self, positions: Tensor | None = None) -> None:
+        if self.row_ptr.is_meta and positions is None:  # it cannot be asked where the blocks are
+            self._plan = None
+            return
+        index, whole, before = Index(self.row_ptr, self.col), self.pattern.kind == "channel", self._plan
+        with torch.inference_mode(False):  # it outlives the mode it is made in
+            plan = build_plan(index, self.shape, self.window, self.grid, whole, positions)
+            if before is not None and before.index.row_ptr is self.row_ptr and before.index.col is self.col:
+                before.update_(plan)
+            else:
+                plan.last_seen = None if before is None else before.last_seen
+                self._plan = plan
+            self._plan.pattern = self.pattern
+            self._plan.publish()
+
+    # ---- what is stored -------------------------------------------------------------------------------------------
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored blocks: single weights unless the pattern says otherwise."""
+        return self.plan.nnz
+
+    @property
+    def stored(self) -> int:
+        """Number of stored weights."""
+        return self.plan.weights
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that is not stored, in [0, 1]."""
+        return 1.0 - self.stored / max(1, prod(self.shape))
+
+    def positions(self) -> Tensor:
+        """Positions [nnz] (int64, ascending) of the stored blocks in the pattern's grid (see `spfde.sparse.pattern`).
+
+        For patterns of single weights that is their flat place in the dense weight.
+        """
+        return self.plan.positions
+
+    def mask(self) -> Tensor:
+        """Bool tensor of the dense shape, true exactly at the stored positions (a stored value may be 0)."""
+        mask = torch.zeros(prod(self.shape) + 1, dtype=torch.bool, device=self.values.device)
+        mask[self.plan.places.long()] = True
+        return mask[:-1].view(self.shape)
+
+    # ---- topology -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def move_to(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
+        """Changes which blocks are stored; kept ones keep their values, new ones start at 0.
+
+        Every tensor that a kernel reads changes in place: a captured CUDA graph goes on with the new topology (of
+        pattern "channel" only while the count stays).
+
+        positions: as `positions()` gives them (int64), ascending, unique, at most `capacity`. new: those among them
+        that start at 0 even if they were stored before. Returns `source` [capacity]: the old slot that each slot of
+        `values` now holds, -1 where it holds a new block or none. The caller applies it to whatever else is shaped like
+        `values` (see `permute`).
+
+        Raises:
+            ValueError: positions are unsorted, repeated, out of range, more than the capacity, on another device, or
+                violate the pattern.
+        """
+        capacity, size, device = self.values.shape[0], self.grid.size, self.values.device
+        if positions.device != device or (new is not None and new.device != device):
+            got = positions.device if positions.device != device else new.device
+            raise ValueError(f"expected positions on {device} like the layer, got {got}, try .to({str(device)!r})")
+        if positions.dtype != torch.int64 or positions.dim() != 1 or positions.numel() > capacity:
+            raise ValueError(
+                f"expected at most {capacity} int64 positions (the layer's capacity), got {positions.dtype} "
+                f"{list(positions.shape)}"
+            )
+        outside = (positions[:1] < 0).any() | (positions[-1:] >= size).any()
+        if outside | (positions.diff() <= 0).any():  # one question to the device
+            raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
+        problem = self.pattern.problem(positions, self.grid)
+        if problem:
+            raise ValueError(problem)
+        new = None if new is None else positions[torch.isin(positions, new)]
+        return self._move(positions.clone(), new)
+
+    @torch.no_grad()
+    def _move(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
+        """`move_to` for positions that are right, without a question to the device; the layer keeps them."""
+        capacity, size, old = self.values.shape[0], self.grid.size, self.plan.positions
+        source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
+        slot = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
+        slot[old] = torch.arange(old.numel(), dtype=torch.int32, device=positions.device)
+        if new is not None:
+            slot[new] = -1
+        source[: positions.numel()] = slot[positions]
+        index = index_from_positions(positions, *self.grid.shape, capacity)
+        self.row_ptr.copy_(index.row_ptr)
+        self.col.copy_(index.col)
+        permute(self.values.data, source)
+        if self.values.grad is not None:
+            permute(self.values.grad, source)
+        self._build_plan(positions)
+        return source
+
+    # ---- torch.nn.Module ------------------------------------------------------------------------------------------
+
+    def _apply(self, fn, recurse: bool = True):
+        before = self.row_ptr, self.col
+        super()._apply(fn, recurse)
+        if self.row_ptr is not before[0] or self.col is not before[1]:
+            self._build_plan()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._build_plan()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        dense = state_dict.get(prefix + "weight")
+        if dense is not None and prefix + "values" not in state_dict:
+            state_dict = dict(state_dict)
+            del state_dict[prefix + "weight"]
+            problem = index_from_dense(self, dense, state_dict, prefix)
+        else:
+            problem = check_loaded(self, state_dict, prefix)
+        if problem:
+            errors.append(f"{prefix.rstrip('.') or 'layer'}: {problem}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        self._build_plan()
