@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spfde.nn.loading import check_loaded, index_from_dense
 from spfde.sparse.index import Index, index_from_positions, permute
@@ -119,6 +121,7 @@ class Indexed(nn.Module):
             ValueError: positions are unsorted, repeated, out of range, more than the capacity, on another device, or
                 violate the pattern.
         """
+        self.check_values()
         capacity, size, device = self.values.shape[0], self.grid.size, self.values.device
         if positions.device != device or (new is not None and new.device != device):
             got = positions.device if positions.device != device else new.device
@@ -129,7 +132,7 @@ class Indexed(nn.Module):
                 f"{list(positions.shape)}"
             )
         outside = (positions[:1] < 0).any() | (positions[-1:] >= size).any()
-        if outside | (positions.diff() <= 0).any():  # one question to the device
+        if outside | (positions[1:] <= positions[:-1]).any():  # one question to the device
             raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
         problem = self.pattern.problem(positions, self.grid)
         if problem:
@@ -156,7 +159,27 @@ class Indexed(nn.Module):
         self._build_plan(positions)
         return source
 
+    def check_values(self, name: str = "the layer") -> None:
+        """Refuses a layer whose values are not its own, so that a move could not write them.
+
+        Raises:
+            ValueError: something computes them (a parametrization, pruning, weight norm).
+        """
+        if not isinstance(self._parameters.get("values"), nn.Parameter):
+            raise ValueError(
+                f"expected the values of {name!r} to be its Parameter, got computed ones (parametrize, prune or "
+                "weight_norm on 'values'), try removing that first"
+            )
+
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
+
+    def __delattr__(self, name: str) -> None:
+        if name in ("values", "row_ptr", "col") and _caller_parametrizes():
+            raise ValueError(
+                f"expected {name!r} to stay as it is, which masks move slot by slot, got a parametrization of it, try "
+                "parametrizing the dense layer and excluding it from spfde.sparsify"
+            )
+        super().__delattr__(name)
 
     def _apply(self, fn, recurse: bool = True):
         before = self.row_ptr, self.col
@@ -185,3 +208,8 @@ class Indexed(nn.Module):
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         self._build_plan()
+
+
+def _caller_parametrizes() -> bool:
+    """Whether it is `register_parametrization` that deletes an attribute, before it has changed anything."""
+    return sys._getframe(2).f_globals.get("__name__") == parametrize.__name__

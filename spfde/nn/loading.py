@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
@@ -13,15 +14,19 @@ if TYPE_CHECKING:
 
 
 def index_from_dense(layer: Indexed, dense: Tensor, state_dict: dict[str, Any], prefix: str) -> str | None:
-    """Puts values and index of a dense checkpoint's weight into `state_dict`; returns what is wrong, or None."""
+    """Puts values and index of a dense checkpoint's weight into `state_dict`; returns what is wrong, or None.
+
+    Where it has fewer nonzeros than the layer stores, stored values are 0: at the layer's own places first.
+    """
     if dense.shape != layer.shape:
         return f"expected a dense weight of shape {list(layer.shape)}, got {list(dense.shape)}"
     blocks = layer.grid.cut(dense)
-    positions = (blocks != 0).any(2).any(1).nonzero().view(-1)  # a stored value may be 0: blocks need not be full
-    if positions.numel() != layer.nnz:
+    nonzero = (blocks != 0).any(2).any(1).nonzero().view(-1)  # a stored value may be 0: blocks need not be full
+    positions = _filled_up(layer, nonzero)
+    if positions is None:
         what = "nonzeros" if layer.grid.block == (1, 1) else "blocks that are not zero"
         return (
-            f"expected a dense weight with {layer.nnz} {what}, got {positions.numel()}, try loading the "
+            f"expected a dense weight with {layer.nnz} {what}, got {nonzero.numel()}, try loading the "
             f"checkpoint before spfde.sparsify"
         )
     problem = layer.pattern.problem(positions, layer.grid)
@@ -32,6 +37,26 @@ def index_from_dense(layer: Indexed, dense: Tensor, state_dict: dict[str, Any], 
     index = index_from_positions(positions, *layer.grid.shape, layer.values.shape[0])
     state_dict.update({prefix + "values": values, prefix + "row_ptr": index.row_ptr, prefix + "col": index.col})
     return None
+
+
+def _filled_up(layer: Indexed, nonzero: Tensor) -> Tensor | None:
+    """As many positions as the layer stores, `nonzero` (ascending) among them; None if these are too many."""
+    own, grid, pattern = layer.positions().to(nonzero.device), layer.grid, layer.pattern
+    if nonzero.numel() >= own.numel():
+        return nonzero if nonzero.numel() == own.numel() else None
+    if torch.isin(nonzero, own).all():
+        return own
+    score = torch.zeros(grid.size, dtype=torch.int8, device=nonzero.device)
+    score[own] = 1
+    score[nonzero] = 2
+    group, quota = pattern.groups(grid, score.device), pattern.quota(grid, own.numel(), score.device)
+    best = score.sort(descending=True, stable=True).indices  # and then by group: the best of each come first
+    best = best[group[best].sort(stable=True).indices]
+    sizes = torch.bincount(group, minlength=quota.numel())
+    rank = torch.arange(grid.size, device=score.device) - (sizes.cumsum(0) - sizes)[group[best]]
+    fits = best[rank < quota.to(score.device)[group[best]]]
+    chosen = fits[score[fits].sort(descending=True, stable=True).indices][: own.numel()].sort().values
+    return chosen if torch.isin(nonzero, chosen).all() else nonzero  # the pattern says where there are too many
 
 
 def check_loaded(layer: Indexed, state_dict: dict[str, Any], prefix: str) -> str | None:

@@ -15,6 +15,7 @@ from spfde._names import unknown
 from spfde.nn.kinds import has_kind, sparse_form
 from spfde.nn.layer import SparseLayer
 from spfde.nn.refusals import Rule, nothing_to_convert, owners_of, problem_of, refusal
+from spfde.nn.retired import retire
 from spfde.nn.weighted import Weighted, is_trained, note_dense, weighted
 
 EXCLUDED, UNTRAINED, UNNAMED = "excluded", "its weight is not trained", "not named in distribution"
@@ -99,6 +100,7 @@ def store(
     """
     converted = {layer: sparse_form(layer).at(layer, positions[name], pattern) for name, layer in layers.items()}
     note_dense(model, dense or {})
+    retire(model, converted, "weight", "spfde.sparsify")
     return swap(model, converted)
 
 
@@ -197,7 +199,9 @@ def densify(model: nn.Module) -> nn.Module:
     """Swaps sparse layers for nn.Linear / nn.Conv2d in place, zeros exact, same outputs; returns the model.
 
     What is frozen stays frozen, and `spfde.freezing.unfreeze` gives it back. A bare sparse layer is returned as a new
-    module.
+    module. An optimizer that still holds the sparse layers' values raises ValueError when it steps: build it anew.
     """
     note_dense(model, {})
-    return swap(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)})
+    converted = {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)}
+    retire(model, converted, "values", "spfde.densify")
+    return swap(model, converted)

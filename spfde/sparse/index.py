@@ -42,11 +42,13 @@ def check_index(index: Index, rows: int, cols: int, capacity: int) -> str | None
     """What is wrong with an index that came from outside, or None: kernels trust it blindly."""
     row_ptr, col = index
     for name, tensor, shape in (("row_ptr", row_ptr, (rows + 1,)), ("col", col, (capacity,))):
+        if not isinstance(tensor, Tensor):
+            return f"expected {name} to be int32 {list(shape)}, got {type(tensor).__name__}"
         if tuple(tensor.shape) != shape or tensor.dtype != torch.int32:
             got = f"{tensor.dtype} {list(tensor.shape)}"
             return f"expected {name} to be int32 {list(shape)}, got {got}"
     nnz = int(row_ptr[-1])
-    if int(row_ptr[0]) != 0 or bool((row_ptr.diff() < 0).any()) or nnz > capacity:
+    if int(row_ptr[0]) != 0 or bool((row_ptr[1:] < row_ptr[:-1]).any()) or nnz > capacity:  # a difference may wrap
         return f"expected row_ptr to ascend from 0 to at most {capacity}, got one that does not"
     live = col[:nnz]
     if nnz and (int(live.min()) < 0 or int(live.max()) >= cols):

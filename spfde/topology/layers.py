@@ -72,12 +72,21 @@ def sparse_layers(model: nn.Module, plain: bool = False) -> dict[str, SparseLaye
     """The sparse layers of a model, by name.
 
     Raises:
-        ValueError: there are none; or `plain` ones are wanted and one trains its weights through a transform.
+        ValueError: there are none; values are computed, or shared by two layers; or `plain` ones are wanted and one
+            trains its weights through a transform.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
     if not layers:
         raise ValueError("expected a model with sparse layers, got none, try spfde.sparsify(model) first")
+    owners: dict[int, str] = {}
     for name, layer in layers.items():
+        layer.check_values(name)
+        owner = owners.setdefault(id(layer.values), name)
+        if owner != name:
+            raise ValueError(
+                f"expected every layer to have values of its own, got {owner!r} and {name!r} with the same Parameter, "
+                f"whose slots only one index can place, try one layer in both places"
+            )
         if plain and layer._modules.get("transform") is not None:
             raise ValueError(f"expected {name!r} without a transform, got {layer.transform}, try a fresh model")
     return layers
@@ -117,8 +126,9 @@ def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = Non
     before wrapping a model in DistributedDataParallel, which fixes its buckets to the shapes that it sees.
 
     Raises:
-        ValueError: the layer has fewer blocks than that.
+        ValueError: the layer has fewer blocks than that, or values that are computed.
     """
+    layer.check_values()
     if capacity > layer.grid.size:
         raise ValueError(f"expected capacity <= {layer.grid.size}, the blocks of the layer, got {capacity}")
     values, old = layer.values, layer.values.shape

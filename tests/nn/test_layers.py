@@ -155,6 +155,27 @@ def test_a_dense_checkpoint_with_as_many_nonzeros_loads(make):
 
 
 @BOTH
+def test_a_dense_checkpoint_loads_where_stored_values_are_0(make):
+    dense, layer, x = make()
+    own = layer.mask()
+    with torch.no_grad():
+        layer.values[1::3] = 0
+        dense.weight.copy_(layer.dense_weight())
+    layer.load_state_dict(dense.state_dict())
+    assert torch.equal(layer.mask(), own)
+    with torch.no_grad():
+        dense.weight.copy_(layer.dense_weight().flip(0))
+    nnz, elsewhere = layer.nnz, dense.weight != 0
+    layer.load_state_dict(dense.state_dict())
+    torch.testing.assert_close(layer(x), dense(x))
+    assert layer.nnz == nnz
+    assert not (elsewhere & ~layer.mask()).any()
+    layer.load_state_dict({**dense.state_dict(), "weight": torch.zeros(layer.shape)})
+    assert layer.nnz == nnz
+    assert not layer.dense_weight().any()
+
+
+@BOTH
 def test_other_dense_checkpoints_are_refused_and_nothing_changes(make):
     _, layer, x = make()
     y = layer(x)
@@ -172,6 +193,8 @@ def test_other_dense_checkpoints_are_refused_and_nothing_changes(make):
     [
         (lambda s: s["row_ptr"].add_(1), "row_ptr to ascend from 0"),
         (lambda s: s["row_ptr"].neg_(), "row_ptr to ascend from 0"),
+        (lambda s: s["row_ptr"][1:3].copy_(torch.tensor([2**31 - 1, -(2**31)])), "row_ptr to ascend from 0"),
+        (lambda s: s.update(col=s["col"].tolist()), "col to be int32 .*, got list"),
         (lambda s: s["col"].add_(100), r"columns in \[0, 9\)"),
         (lambda s: s["col"].fill_(3), "columns that ascend"),
         (lambda s: s.update(col=s["col"].long()), "col to be int32"),

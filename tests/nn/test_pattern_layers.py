@@ -140,6 +140,19 @@ def test_copies_and_state_carry_the_pattern(name, pattern):
     assert torch.equal(layer(x), y)
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "fan-in", "channel", "block:4x1"])
+def test_a_dense_checkpoint_with_zeros_among_its_stored_values_obeys_the_pattern(pattern):
+    layer, x = make("linear", pattern)
+    other, _ = make("linear", pattern, seed=1)
+    with torch.no_grad():
+        other.values[: other.nnz : 3] = 0
+    layer.load_state_dict(other.to_dense().state_dict())
+    assert torch.equal(layer.dense_weight(), other.dense_weight())
+    assert layer.nnz == other.nnz
+    assert layer.pattern.problem(layer.positions(), layer.grid) is None
+    torch.testing.assert_close(layer(x), other(x))
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_changes():
     layer, x = make("linear", "block:4x4")
     y = layer(x)
