@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spfde.kernels import clock
+from spfde.kernels import clock, plain, second_order
 from spfde.kernels.dispatch import rule
-from spfde.kernels.dtypes import cast, compute_and_result_dtype, packed, refuse_double_backward
+from spfde.kernels.dtypes import cast, compute_and_result_dtype, is_batched, packed
 from spfde.kernels.epilogue import Epilogue, act_grad, untracked
 from spfde.kernels.memory_format import check_parameters
 from spfde.kernels.problem import Problem, problem_of
@@ -232,10 +232,6 @@ class _Product(torch.autograd.Function):
         if torch.is_autocast_enabled(dy.device.type):  # the precisions are settled
             with torch.autocast(dy.device.type, enabled=False):
                 return _Product.backward(ctx, dy)
-        if torch.is_grad_enabled():  # a graph of this backward pass is being built
-            with torch.no_grad():
-                grads = _backward(ctx, dy)
-            return *refuse_double_backward(grads), None, None
         return *_backward(ctx, dy), None, None
 
 
@@ -245,19 +241,27 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, values, pre_act = ctx.saved_tensors
     need_x, need_values, need_bias, need_residual = ctx.needs_input_grad[:4]
     dresidual = None
+    if call.act == "gelu" and torch.is_grad_enabled():
+        raise RuntimeError(
+            "expected first derivatives only of a GELU that spfde.fuse put into a layer's kernel, got "
+            "create_graph=True, try spfde.unfuse(model)"
+        )
     if call.act != "none" or need_residual:
-        given, dy = dy, act_grad(dy, pre_act, call.act)
+        given, dy = dy, act_grad(dy, None if pre_act is None else pre_act.detach(), call.act)
         if need_residual:
             dresidual = given if call.residual_after_act else dy
     if dy.dim() != len(ctx.size):  # a residual of more dimensions gave y its shape
         dy = dy.reshape(-1, plan.rows)
     if dy.dtype is not values.dtype:
         dy = dy.to(values.dtype)
+    needs = (need_x, need_values, need_bias)
+    if is_batched(dy):
+        return *plain.gradients(dy, x, values, plain.weight_of(plan), ctx.size, needs), dresidual
+    if torch.is_grad_enabled():  # a graph of this backward pass is being built
+        return *second_order.gradients(dy, x, values, plan, call, ctx.size, needs), dresidual
     weight = write(values, plan, ctx.dense_version)[0] if call.needs_weight and need_x else None
     gradients = clock.timed(call.product.gradients) if clock.running else call.product.gradients
-    needs = (need_x, need_values, need_bias)
-    grads = gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight)
-    return *grads, dresidual
+    return *gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight), dresidual
 
 
 def _with_epilogue(

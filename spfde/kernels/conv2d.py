@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from spfde.kernels import call
+from spfde.kernels import call, plain
 from spfde.kernels.dtypes import (
     cast,
     compute_and_result_dtype,
+    exports_to_onnx,
+    in_torch_ops,
+    is_batched,
     packed,
-    refuse_double_backward,
     through_dispatcher,
     without_autocast,
 )
@@ -40,7 +42,11 @@ def conv2d(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, ke
     if x.dim() != 4:
         _check_image(x, plan)
         return conv2d(x.unsqueeze(0), values, plan, bias, kernel).squeeze(0)
-    if through_dispatcher(x):
+    through = through_dispatcher(x)
+    if in_torch_ops() or (through and exports_to_onnx()):
+        _check_image(x, plan)
+        return plain.run(x, values, bias, plan)
+    if through:
         _check_image(x, plan)
         return _through_dispatcher(x, values, plan, bias, kernel)
     return call.run(x, values, bias, plan, call.find(x, values, plan, bias, kernel, _check_image))
@@ -57,7 +63,7 @@ def conv2d_with_epilogue(
     if x.dim() != 4 or x.shape[1] != plan.shape[1] * window.groups or x.device != values.device:
         return None
     size = window.output_size(*x.shape[2:])
-    if min(size) < 1 or values.shape != plan.values_shape:
+    if min(size) < 1 or values.shape != plan.values_shape or in_torch_ops():
         return None
     found = call.find(x, values, plan, None, kernel)
     if not found.kernel.fuses_epilogue or found.composite is not None:
@@ -204,10 +210,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    x, values, *index = (None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors)
-    product, needs = _Registered(ctx.options, ctx.kernel), ctx.needs_input_grad[:3]
-    grads = product.gradients(dy.detach(), x, values, index, None, ctx.size, needs)
-    return *refuse_double_backward(grads), [None] * len(index), *[None] * 6
+    x, values, *index = ctx.saved_tensors
+    needs, rest = ctx.needs_input_grad[:3], ([None] * len(index), *[None] * 6)
+    if torch.is_grad_enabled() or is_batched(dy):
+        weight = plain.weight_at(unpacked(index), tuple(ctx.options[0]), _window(*ctx.options), values.shape[1:])
+        return *plain.gradients(dy, x, values, weight, ctx.size, needs), *rest
+    return *_Registered(ctx.options, ctx.kernel).gradients(dy, x, values, index, None, ctx.size, needs), *rest
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

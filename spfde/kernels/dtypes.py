@@ -7,11 +7,12 @@ where autocast is on, else the input's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _NOTHING = nullcontext()
 
@@ -63,23 +64,23 @@ def through_dispatcher(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack() > 0
 
 
-class _FirstOrderOnly(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *tensors):
-        return tensors
+def in_torch_ops() -> bool:
+    """Whether something looks through an op, which must then be made of torch's own.
 
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            "expected first derivatives only, got a double backward through a spfde op, try float64 inputs (their "
-            "reference path is differentiable to any order) or spfde.densify(model)"
-        )
+    That is torch.func (vmap, grad, jvp, ...), a forward-mode derivative or torch.jit.trace.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch._C._get_tracing_state() is not None
 
 
-def refuse_double_backward(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Marks gradients so that differentiating them again raises, if a graph of them is being built."""
-    if not torch.is_grad_enabled():
-        return grads
-    live = [g.detach().requires_grad_() for g in grads if g is not None]
-    marked = iter(_FirstOrderOnly.apply(*live))
-    return [None if g is None else next(marked) for g in grads]
+def exports_to_onnx() -> bool:
+    """Whether a graph is made for ONNX, which knows torch's ops only."""
+    onnx = sys.modules.get("torch.onnx")  # torch imports it when it is first used
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for many: under vmap, or one of `is_grads_batched`."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)

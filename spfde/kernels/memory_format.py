@@ -8,7 +8,9 @@ from torch import Tensor
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """The memory format that x has, or is copied to."""
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    if x.dim() != 4 or x.is_contiguous() or torch._C._functorch.is_batchedtensor(x):  # vmap does not tell
+        return torch.contiguous_format
+    last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 

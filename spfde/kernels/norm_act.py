@@ -17,8 +17,9 @@ from torch import Tensor
 from spfde._names import unknown
 from spfde._native import native
 from spfde.kernels import norm_act_frozen as frozen
+from spfde.kernels import norm_act_second as second
 from spfde.kernels.clock import timed
-from spfde.kernels.dtypes import refuse_double_backward, through_dispatcher
+from spfde.kernels.dtypes import in_torch_ops, through_dispatcher
 from spfde.kernels.memory_format import address, memory_format_of
 
 # In the order of Activation in csrc/include/spfde/norm_act.h.
@@ -79,6 +80,7 @@ def norm_act(
         )  # fmt: skip
     statistics = (running_mean, running_var, training, momentum, eps)
     if not through_dispatcher(x):
+        x, residual = packed(x, residual)
         return _NormAct.apply(x, residual, weight, bias, *statistics, act, _holds(residual, act, recompute))
     fixed = (None, None) if training else (running_mean, running_var)
     y, mean, var = torch.ops.spfde.norm_act(x, residual, weight, bias, *fixed, eps, act)
@@ -123,7 +125,7 @@ def _check(
 
 def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
     """Whether the native kernel takes these: float32 in a CPU's memory, some values, vectors without gaps."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or in_torch_ops():
         return False
     if residual is not None and (residual.dtype != x.dtype or residual.device != x.device):
         return False
@@ -220,7 +222,6 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act, holds):
-        x, residual = packed(x, residual)
         y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
         ctx.settings, ctx.residual, ctx.holds = (training, eps, act), residual is not None, holds
         ctx.remade = ctx.unpacked = None
@@ -232,8 +233,7 @@ class _NormAct(torch.autograd.Function):
         x, y, *rest = _unpacked(ctx)
         y = remake(ctx) if ctx.holds == "residual" else y
         ctx.remade = ctx.unpacked = None
-        with torch.no_grad():
-            grads = compute_grad(dy, x, y, *rest, *ctx.settings)
+        grads = (second.compute_grad if second.wanted(dy) else compute_grad)(dy, x, y, *rest, *ctx.settings)
         return (*wanted_grads(ctx, dy, grads), *[None] * 7)
 
 
@@ -271,4 +271,4 @@ def wanted_grads(ctx, dy: Tensor, grads: tuple[Tensor | None, ...]) -> list[Tens
     dx, dresidual, dweight, dbias = grads
     dresidual = dy if dresidual is None and ctx.residual else dresidual
     pairs = zip((dx, dresidual, dweight, dbias), ctx.needs_input_grad[:4], strict=True)
-    return refuse_double_backward([grad if need else None for grad, need in pairs])
+    return [grad if need else None for grad, need in pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spfde.kernels import norm_act_second as second
 from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.norm_act import compute, compute_grad, packed, wanted_grads
 
@@ -64,10 +65,13 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, *_):
-    tensors = [None if t is None else t.detach() for t in (dy, *ctx.saved_tensors)]
-    dx, dresidual, dweight, dbias = torch.ops.spfde.norm_act_grad(*tensors, *ctx.settings)
-    dresidual = None if tensors[2] is None else dresidual
-    return (*wanted_grads(ctx, dy, (dx, dresidual, dweight, dbias)), None, None, None, None)
+    tensors = (dy, *ctx.saved_tensors)
+    if second.wanted(dy):
+        grads = second.compute_grad(*tensors, *ctx.settings)
+    else:
+        dx, dresidual, dweight, dbias = torch.ops.spfde.norm_act_grad(*tensors, *ctx.settings)
+        grads = dx, None if tensors[2] is None else dresidual, dweight, dbias
+    return (*wanted_grads(ctx, dy, grads), None, None, None, None)
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

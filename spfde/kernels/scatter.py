@@ -12,20 +12,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde._native import native
+from spfde.kernels.dtypes import in_torch_ops
 from spfde.sparse.kernel_index import KernelIndex, places_of
 from spfde.sparse.plan import Plan
 
 
 def to_dense(values: Tensor, index: KernelIndex, shape: tuple[int, ...]) -> Tensor:
     """The dense weight, zeros exact, differentiable in `values` to any order. Returns a new tensor of `shape`."""
-    places = places_of(index, shape).long()
+    return place(values, places_of(index, shape).long(), shape)
+
+
+def place(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`to_dense` for values whose flat places (int64) are known, the weight's size for those that have none."""
     return values.new_zeros(prod(shape) + 1).scatter(0, places, values.reshape(-1))[:-1].view(shape)
+
+
+def constant_places(plan: Plan) -> Tensor:
+    """`Plan.places` (int64), a constant of whatever is being traced."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return plan.derive("places", _places)
+    tracing = torch._C._get_tracing_state()
+    if tracing is None:
+        return _places(plan)
+    torch._C._set_tracing_state(None)
+    try:
+        return _places(plan)
+    finally:
+        torch._C._set_tracing_state(tracing)
+
+
+def _places(plan: Plan) -> Tensor:
+    return plan.places.long()
 
 
 def dense_weight(values: Tensor, plan: Plan) -> Tensor:
     """`to_dense` by a plan; a backward pass is refused once its topology has moved."""
-    weight = to_dense(values, plan.kernel_index, plan.shape)
-    if weight.requires_grad and not torch.compiler.is_compiling():
+    weight = place(values, constant_places(plan), plan.shape)
+    if weight.requires_grad and not torch.compiler.is_compiling() and not in_torch_ops():
         version = plan.topology_version
         weight.register_hook(lambda _: plan.check(version))
     return weight

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from spfde.kernels import call
+from spfde.kernels import call, plain
 from spfde.kernels.dtypes import (
     cast,
     compute_and_result_dtype,
+    exports_to_onnx,
+    in_torch_ops,
+    is_batched,
     packed,
-    refuse_double_backward,
     through_dispatcher,
     without_autocast,
 )
@@ -22,6 +24,7 @@ from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import check_parameters
 from spfde.kernels.registry import Product, index_for, unpacked
 from spfde.kernels.sddmm import resolve
+from spfde.sparse.kernel_index import ONE_TAP
 from spfde.sparse.plan import Plan
 
 
@@ -38,8 +41,11 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     shape = x.shape
     if not shape or shape[-1] != plan.shape[1]:
         raise ValueError(f"expected x of shape [..., {plan.shape[1]}], got {list(shape)}")
+    through = through_dispatcher(x)
+    if in_torch_ops() or (through and exports_to_onnx()):
+        return plain.run(x, values, bias, plan)
     flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
-    if through_dispatcher(x):
+    if through:
         y = _through_dispatcher(flat, values, plan, bias, kernel)
     else:
         y = call.run(flat, values, bias, plan, call.find(flat, values, plan, bias, kernel))
@@ -55,6 +61,8 @@ def spmm_with_epilogue(
     """
     shape = x.shape
     if not shape or shape[-1] != plan.shape[1] or x.device != values.device or values.shape != plan.values_shape:
+        return None
+    if in_torch_ops():
         return None
     flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
     found = call.find(flat, values, plan, None, kernel)
@@ -129,11 +137,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    x, values, *index = (None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors)
-    product, needs = _Registered(ctx.kernel), ctx.needs_input_grad[:3]
-    grads = product.gradients(dy.detach(), x, values, index, None, ctx.size, needs)
-    dx, dvalues, dbias = refuse_double_backward(grads)
-    return dx, dvalues, dbias, [None] * len(index), None, None
+    x, values, *index = ctx.saved_tensors
+    needs, rest = ctx.needs_input_grad[:3], ([None] * len(index), None, None)
+    if torch.is_grad_enabled() or is_batched(dy):
+        weight = plain.weight_at(unpacked(index), (dy.shape[1], ctx.size[1]), ONE_TAP, values.shape[1:])
+        return *plain.gradients(dy, x, values, weight, ctx.size, needs), *rest
+    return *_Registered(ctx.kernel).gradients(dy, x, values, index, None, ctx.size, needs), *rest
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,4 +1,4 @@
-"""The registered ops: opcheck, fullgraph compilation, fake tensors, FLOP counts, autocast, double backward."""
+"""The registered ops: opcheck, fullgraph compilation, fake tensors, FLOP counts, autocast."""
 
 import pytest
 import torch
@@ -167,23 +167,6 @@ def test_a_half_precision_layer_trains(case):
     y = layer(x.bfloat16())
     y.sum().backward()
     assert y.dtype == layer.values.grad.dtype == layer.bias.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("case", [0, 1], ids=["linear", "conv2d"])
-def test_a_double_backward_is_refused(case, compiled):
-    torch._dynamo.reset()
-    layer, x = layers()[case]
-    x.requires_grad_()
-    with torch.inference_mode(False):
-        if compiled:
-            with FlopCounterMode(display=False):  # a dispatch mode takes the registered op
-                y = layer(x)
-        else:
-            y = layer(x)
-        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="expected first derivatives only.*densify"):
-            grad.sum().backward()
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x2", "block:1x3", "channel"])

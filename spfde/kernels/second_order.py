@@ -1,0 +1,68 @@
+"""Gradients that can be differentiated again, by the very kernels that made them.
+
+<dY, op(X, W)> is linear in each of dY, X and W, and its derivatives by them are the three products y, dX and dW. The
+derivative of each by its two factors is another of them, with the gradient in place of the third: any order is made of
+the same three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spfde.kernels import clock, plain
+from spfde.kernels.dtypes import cast, is_batched
+from spfde.kernels.registry import Gradients, bias_grad
+from spfde.sparse.plan import Plan
+
+if TYPE_CHECKING:
+    from spfde.kernels.call import Call
+
+
+def gradients(
+    dy: Tensor, x: Tensor | None, values: Tensor, plan: Plan, call: Call, size: Sequence[int], needs: Sequence[bool]
+) -> Gradients:
+    """The gradients of x, values and bias that are needed, as `Product.gradients`, differentiable to any order."""
+    need_x, need_values, need_bias = needs
+    dx = _Derivative.apply(dy, None, values, plan, call, size) if need_x else None
+    dvalues = _Derivative.apply(dy, x, None, plan, call, size) if need_values else None
+    return dx, dvalues, bias_grad(dy) if need_bias else None
+
+
+class _Derivative(torch.autograd.Function):
+    """The derivative of <dy, op(x, values)> by the one of the three that is None."""
+
+    @staticmethod
+    def forward(ctx: Any, dy, x, values, plan, call, size):
+        ctx.save_for_backward(dy, x, values)
+        ctx.plan, ctx.call, ctx.size, ctx.topology_version = plan, call, size, plan.topology_version
+        product, index, problem = call.product, call.index, call.problem
+        if dy is None:
+            return _timed(product.forward)(x, values, None, index, problem)
+        if x is None:
+            return _timed(product.input_grad)(dy, values, index, problem, size)
+        return _timed(product.weight_grad)(dy, x, index, plan.arranged_block, problem, False)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        plan, call, given = ctx.plan, ctx.call, ctx.saved_tensors
+        plan.check(ctx.topology_version)
+        grad = cast(grad, call.compute).contiguous()
+        batched, grads = is_batched(grad), []
+        for wanted, factor in enumerate(given):
+            if factor is None or not ctx.needs_input_grad[wanted]:
+                grads.append(None)
+                continue
+            parts = [None if i == wanted else grad if part is None else part for i, part in enumerate(given)]
+            if batched:
+                grads.append(plain.derivative(*parts, plain.weight_of(plan), ctx.size))
+            else:
+                grads.append(_Derivative.apply(*parts, plan, call, ctx.size))
+        return *grads, None, None, None
+
+
+def _timed(kernel: Any) -> Any:
+    return clock.timed(kernel) if clock.running else kernel
