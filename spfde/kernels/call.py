@@ -17,13 +17,14 @@ from spfde.kernels import clock, plain, second_order
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import cast, compute_and_result_dtype, is_batched, packed
 from spfde.kernels.epilogue import Epilogue, act_grad, untracked
-from spfde.kernels.memory_format import check_parameters
+from spfde.kernels.memory_format import check_parameters, reshaped
 from spfde.kernels.problem import Problem, problem_of
 from spfde.kernels.registry import Composite, Kernel, Product, get, names
 from spfde.kernels.scatter import write
 from spfde.sparse.kernel_index import KernelIndex
 from spfde.sparse.plan import Plan
 
+Shape = tuple[int, ...]
 MOST = 64  # kinds of input that a plan remembers: sentences of every length must not fill the memory
 
 
@@ -134,30 +135,34 @@ def check_device(x: Tensor, values: Tensor) -> None:
         )
 
 
-def run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call) -> Tensor:
-    """y by a call of a plan, eagerly. x: [batch, features] or [batch, channels, height, width]."""
+def run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call, shape: Shape | None = None) -> Tensor:
+    """y by a call of a plan, eagerly, in another `shape` where one is given, and never a view.
+
+    x: [batch, features] or [batch, channels, height, width].
+    """
     if call.as_is:
-        return _run(x, values, bias, plan, call)
+        return _run(x, values, bias, plan, call, shape)
     with torch.autocast(x.device.type, enabled=False):  # the precisions are settled
-        y = _run(cast(x, call.compute), cast(values, call.compute), cast(bias, call.compute), plan, call)
+        y = _run(cast(x, call.compute), cast(values, call.compute), cast(bias, call.compute), plan, call, shape)
         return cast(y, call.result)
 
 
-def _run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call) -> Tensor:
+def _run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call, shape: Shape | None) -> Tensor:
     if not values.is_contiguous():
         values = values.contiguous()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     if call.composite is not None:
         composite = clock.timed(call.composite) if clock.running else call.composite
-        return composite(x, values, bias, plan)
+        y = composite(x, values, bias, plan)
+        return y if shape is None else reshaped(y, shape)
     if call.arranges:
         values = plan.arrange(values)
-    return _Product.apply(x, values, bias, None, plan, call)
+    return _Product.apply(x, values, bias, None, plan, call, shape)
 
 
 def run_with_epilogue(
-    x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call, shape: tuple[int, ...]
+    x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call, shape: Shape
 ) -> Tensor | None:
     """y = epilogue(product) in the kernel, None where the epilogue misfits or has no gradient that is wanted.
 
@@ -169,23 +174,22 @@ def run_with_epilogue(
     x, values = cast(x, call.compute), packed(values, call.compute)
     result, epilogue = epilogue.result(call.result), epilogue.in_precision(call.compute)
     if untracked(x, values, *epilogue.tensors):
-        y = clock.timed(_without_graph)(x, plan.arrange(values), epilogue, plan, call)
+        y = clock.timed(_without_graph)(x, plan.arrange(values), epilogue, plan, call, shape)
     elif epilogue.has_gradient:
         bias = packed(epilogue.bias, call.compute)
         ended = replace(call, act=epilogue.act, residual_after_act=epilogue.residual_after_act)
-        y = _Product.apply(x, plan.arrange(values), bias, epilogue.residual, plan, ended)
+        y = _Product.apply(x, plan.arrange(values), bias, epilogue.residual, plan, ended, shape)
     else:
         return None
     return cast(y, result)
 
 
-def _without_graph(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call) -> Tensor:
-    shape, residual = None, epilogue.residual
-    if residual is not None and x.dim() == 2:
-        shape, epilogue = residual.shape, epilogue._replace(residual=residual.reshape(-1, plan.rows))
+def _without_graph(x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call, shape: Shape) -> Tensor:
+    if epilogue.residual is not None and x.dim() == 2:
+        epilogue = epilogue._replace(residual=epilogue.residual.reshape(-1, plan.rows))
     weight = write(values, plan)[0] if call.needs_weight else None
     y = call.product.forward(x, values, None, call.index, call.problem, weight, epilogue)
-    return y if shape is None else y.view(shape)
+    return y if y.dim() == len(shape) else y.view(shape)
 
 
 def weight_gradient(dy: Tensor, x: Tensor, plan: Plan, route: str = "auto") -> Tensor:
@@ -211,10 +215,13 @@ def weight_gradient(dy: Tensor, x: Tensor, plan: Plan, route: str = "auto") -> T
 
 
 class _Product(torch.autograd.Function):
-    """The eager route of every op: what the registered ops compute, without the dispatcher's overhead."""
+    """The eager route of every op: what the registered ops compute, without the dispatcher's overhead.
+
+    shape: of y, None for that which the product has.
+    """
 
     @staticmethod
-    def forward(ctx, x, values, bias, residual, plan, call):
+    def forward(ctx, x, values, bias, residual, plan, call, shape):
         ctx.plan, ctx.call, ctx.size, ctx.topology_version = plan, call, x.shape, plan.topology_version
         weight = pre_act = None
         if call.needs_weight:
@@ -222,8 +229,9 @@ class _Product(torch.autograd.Function):
         forward = clock.timed(call.product.forward) if clock.running else call.product.forward
         if call.act == "none" and residual is None:
             y = forward(x, values, bias, call.index, call.problem, weight)
+            y = y if shape is None else y.view(shape).data  # no view: those lose their hooks when changed in place
         else:
-            y, pre_act = _with_epilogue(forward, x, values, bias, residual, plan, call, weight)
+            y, pre_act = _with_epilogue(forward, x, values, bias, residual, plan, call, weight, shape)
         ctx.save_for_backward(x if values.requires_grad else None, values, pre_act)
         return y
 
@@ -232,7 +240,7 @@ class _Product(torch.autograd.Function):
         if torch.is_autocast_enabled(dy.device.type):  # the precisions are settled
             with torch.autocast(dy.device.type, enabled=False):
                 return _Product.backward(ctx, dy)
-        return *_backward(ctx, dy), None, None
+        return *_backward(ctx, dy), None, None, None
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -250,7 +258,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         given, dy = dy, act_grad(dy, None if pre_act is None else pre_act.detach(), call.act)
         if need_residual:
             dresidual = given if call.residual_after_act else dy
-    if dy.dim() != len(ctx.size):  # a residual of more dimensions gave y its shape
+    if dy.dim() != len(ctx.size):  # y has another shape
         dy = dy.reshape(-1, plan.rows)
     if dy.dtype is not values.dtype:
         dy = dy.to(values.dtype)
@@ -273,11 +281,10 @@ def _with_epilogue(
     plan: Plan,
     call: Call,
     weight: Tensor | None,
+    shape: Shape,
 ) -> tuple[Tensor, Tensor | None]:
     """Y, and what backward needs to see where the activation bends: what it was given, or y itself."""
     images = x.dim() == 4
-    shape = (len(x), plan.rows, *call.problem.size) if images else (len(x), plan.rows)
-    shape = shape if residual is None or images else residual.shape  # what is added has its gradient's shape
     flat = residual if residual is None or images else residual.reshape(-1, plan.rows)
     end = Epilogue(bias, None, flat, call.act, call.residual_after_act)
     pre_act = None
@@ -286,5 +293,5 @@ def _with_epilogue(
         pre_act = torch.empty(shape, dtype=end.result(x.dtype), device=x.device, memory_format=memory)
         end = end._replace(pre_act_out=pre_act if images else pre_act.view(-1, plan.rows))
     y = forward(x, values, None, call.index, call.problem, weight, end)
-    y = y if y.dim() == len(shape) else y.view(shape)  # a view could not be changed in place
+    y = y if y.dim() == len(shape) else y.view(shape).data  # a view could not be changed in place
     return y, y if pre_act is None and call.act != "none" else pre_act

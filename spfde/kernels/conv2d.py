@@ -21,7 +21,7 @@ from spfde.kernels.dtypes import (
     without_autocast,
 )
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.memory_format import check_parameters, memory_format_of
+from spfde.kernels.memory_format import check_parameters, memory_format_of, reshaped
 from spfde.kernels.registry import Product, index_for, unpacked
 from spfde.kernels.sddmm import multiplied, resolve
 from spfde.sparse.kernel_index import Window, slots
@@ -41,7 +41,8 @@ def conv2d(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, ke
     """
     if x.dim() != 4:
         _check_image(x, plan)
-        return conv2d(x.unsqueeze(0), values, plan, bias, kernel).squeeze(0)
+        y = conv2d(x.unsqueeze(0), values, plan, bias, kernel)
+        return y.squeeze(0) if in_torch_ops() else reshaped(y, y.shape[1:])
     through = through_dispatcher(x)
     if in_torch_ops() or (through and exports_to_onnx()):
         _check_image(x, plan)

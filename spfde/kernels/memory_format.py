@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
         return torch.contiguous_format
     last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
+
+
+def reshaped(y: Tensor, shape: Sequence[int]) -> Tensor:
+    """y in another shape, for torch no view of it: a view loses the hooks on it once it is changed in place."""
+    return torch.ops.aten._unsafe_view.default(y, shape)
 
 
 def address(tensor: Tensor | None) -> int:

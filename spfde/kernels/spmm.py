@@ -21,7 +21,7 @@ from spfde.kernels.dtypes import (
     without_autocast,
 )
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.memory_format import check_parameters
+from spfde.kernels.memory_format import check_parameters, reshaped
 from spfde.kernels.registry import Product, index_for, unpacked
 from spfde.kernels.sddmm import resolve
 from spfde.sparse.kernel_index import ONE_TAP
@@ -44,12 +44,11 @@ def spmm(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None = None, kern
     through = through_dispatcher(x)
     if in_torch_ops() or (through and exports_to_onnx()):
         return plain.run(x, values, bias, plan)
-    flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+    flat, full = (x, None) if len(shape) == 2 else (x.reshape(-1, shape[-1]), (*shape[:-1], plan.shape[0]))
     if through:
         y = _through_dispatcher(flat, values, plan, bias, kernel)
-    else:
-        y = call.run(flat, values, bias, plan, call.find(flat, values, plan, bias, kernel))
-    return y if len(shape) == 2 else y.view(*shape[:-1], plan.shape[0])
+        return y if full is None else reshaped(y, full)
+    return call.run(flat, values, bias, plan, call.find(flat, values, plan, bias, kernel), full)
 
 
 def spmm_with_epilogue(
@@ -68,8 +67,7 @@ def spmm_with_epilogue(
     found = call.find(flat, values, plan, None, kernel)
     if not found.kernel.fuses_epilogue or found.composite is not None:
         return None
-    y = call.run_with_epilogue(flat, values, epilogue(), plan, found, (*shape[:-1], plan.shape[0]))
-    return y if y is None or y.dim() == len(shape) else y.view(*shape[:-1], plan.shape[0])
+    return call.run_with_epilogue(flat, values, epilogue(), plan, found, (*shape[:-1], plan.shape[0]))
 
 
 def _through_dispatcher(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, kernel: str) -> Tensor:

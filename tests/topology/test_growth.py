@@ -86,14 +86,42 @@ def test_accumulation_and_loss_scale_change_nothing():
     assert torch.equal(grown(1), grown(2, scaled=1024.0))
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "channel", "block:2x2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_output_that_is_changed_in_place_is_watched(dtype, pattern):
+    """Tokens behind which a ReLU or a sum works in place, and one image: what grows is what grows otherwise."""
+
+    def found(inplace):
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.Linear(6, 8), nn.Conv2d(2, 8, 3), nn.Linear(8, 4)])
+        sparsify(model, distribution={str(i): 0.5 for i in range(3)}, pattern=pattern).to(dtype)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        topology = RigL(model, optimizer, total_steps=99, every=1, drop_fraction=0.5)
+        tokens, image = model[0](torch.randn(2, 3, 6, dtype=dtype)), model[1](torch.randn(2, 5, 4, dtype=dtype))
+        seen = []
+        tokens.register_hook(lambda grad: seen.append(grad))
+        if inplace:
+            image = F.relu_(image)
+            tokens += image.flatten(1).t()[:3]
+            tokens = F.relu_(tokens)
+        else:
+            tokens = F.relu(tokens + F.relu(image).flatten(1).t()[:3])
+        model[2](tokens).square().sum().backward()
+        assert [grad.shape for grad in seen] == [(2, 3, 8)]
+        assert topology.step()
+        return [layer.mask() for layer in model]
+
+    assert all(map(torch.equal, found(True), found(False)))
+
+
 def test_dstee_reads_its_bonus_in_unscaled_units():
     """One stored weight of gradient 1 that the scaler shows as 1024: c must be scaled with it."""
 
     def chosen(scale):
         layer = sparsify(nn.Linear(4, 1, bias=False), 0.5, init="magnitude")
         with torch.no_grad():
-            layer.values.copy_(torch.tensor([4.0, 1.0]).view(2, 1, 1))
             layer.move_to(torch.tensor([0, 1]))
+            layer.values.copy_(torch.tensor([4.0, 1.0]).view(2, 1, 1))
         topology = DSTEE(layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=10**6, every=1,
                          drop_fraction=0.51, c=2.0)  # fmt: skip
         topology.steps_done, topology.rounds[""][2] = 3, 1

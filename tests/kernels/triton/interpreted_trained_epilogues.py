@@ -181,7 +181,7 @@ def test_a_float32_residual_makes_a_float32_sum_of_half_products(name, act, wher
     x, values, bias, residual = (t.requires_grad_() for t in half.values())
     found = call.find(x, values, plan, None, "triton")
     ended_call = replace(found, act=act, residual_after_act=where == "after")
-    y = call._Product.apply(x, plan.arrange(values), bias, residual, plan, ended_call)
+    y = call._Product.apply(x, plan.arrange(values), bias, residual, plan, ended_call, residual.shape)
     weight = to_dense(plan.arrange(wide["values"]), plan.kernel_index, plan.shape)
     expected = ended(product(wide["x"], weight, window), wide["bias"], wide["residual"], act, where)
     assert y.dtype == torch.float32
