@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -38,9 +38,58 @@ def random_state_restored(*values: Any) -> AbstractContextManager:
     return torch.random.fork_rng(devices=sorted(cards))
 
 
-def as_args(example_input: Any) -> tuple[Any, ...]:
-    """The positional arguments that an example input stands for: those of a tuple, else itself."""
-    return example_input if isinstance(example_input, tuple) else (example_input,)
+def as_args(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that an input stands for: (positional, keyword).
+
+    A tuple stands for positional arguments, a mapping for keywords, anything else (a list too) for one argument. So a
+    model whose one argument is a mapping is given ({...},).
+
+    Raises:
+        TypeError: a mapping with keys that are no names.
+    """
+    if isinstance(inputs, Mapping):
+        odd = [key for key in inputs if not isinstance(key, str)]
+        if odd:
+            raise TypeError(
+                f"expected a mapping of keyword arguments, got the key {odd[0]!r}, try (mapping,) for a model that "
+                "takes it as its one argument"
+            )
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """What the model returns for an input, which is a tuple of arguments, a mapping of keywords, or one argument."""
+    args, kwargs = as_args(inputs)
+    return model(*args, **kwargs)
+
+
+def map_tensors(function: Callable[[Tensor], Any], inputs: Any) -> Any:
+    """An input with the function applied to its tensors: itself, or those in its tuples, lists and mappings."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: map_tensors(function, value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        values = [map_tensors(function, value) for value in inputs]
+        return values if isinstance(inputs, list) else tuple(values)
+    return inputs
+
+
+def batch_size(inputs: Any) -> int:
+    """The length of the first dimension of the first tensor that has one.
+
+    Raises:
+        TypeError: there is none.
+    """
+    sizes = (tensor.shape[0] for tensor in tensors(inputs) if tensor.dim())
+    size = next(sizes, None)
+    if size is None:
+        raise TypeError(
+            f"expected example_input to hold a batch [N, ...], got {type(inputs).__name__} without a tensor that has a "
+            "dimension; try one batch of the training set"
+        )
+    return size
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from spfde._modules import as_args, eval_mode, tensors
+from spfde._modules import batch_size, eval_mode, run, tensors
 from spfde.nn import SparseLayer
 from spfde.nn.kinds import has_kind
 from spfde.nn.weighted import weighted, weighted_layers
@@ -60,7 +60,8 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
     runs. One whose parent reads `.weight` and multiplies by itself counts, last, the tokens of the parent's output:
     an nn.MultiheadAttention's projections, and sparse layers. What a module does with bare Parameters is not known.
 
-    example_input: a batched input, or a tuple of inputs. Runs the model once in eval mode; modes are restored.
+    example_input: a batch (a tuple: positional arguments, a mapping: keywords). Runs the model once in eval mode; modes
+    are restored.
     """
     projections = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     layers = {name: e.module for name, e in weighted_layers(model).items() if not isinstance(e.module, LOOKUPS)}
@@ -80,7 +81,7 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
     hooks = [module.register_forward_hook(count) for module in model.modules()]
     try:
         with eval_mode(model):
-            model(*as_args(example_input))
+            run(model, example_input)
     finally:
         for hook in hooks:
             hook.remove()
@@ -115,10 +116,11 @@ def _tokens_around(name: str, model: nn.Module, tokens: dict[nn.Module, int]) ->
 def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
     """The work of every weighted layer that one forward pass uses, in execution order.
 
-    example_input: a batched input, or a tuple of inputs. Runs the model once in eval mode; modes are restored. What is
-    counted at how many positions is said in `positions`.
+    example_input: a batch (a tuple: positional arguments, a mapping: keywords), whose size is the first dimension of
+    its first tensor. Runs the model once in eval mode; modes are restored. What is counted at how many positions is
+    said in `positions`.
     """
-    batch = max(1, next(tensors(as_args(example_input))).shape[0])
+    batch = max(1, batch_size(example_input))
     names = {module: name for name, module in model.named_modules()}
     return {
         names[module]: LayerWork(names[module], used // batch, stored_weights(module), first=i == 0)

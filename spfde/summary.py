@@ -146,8 +146,9 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
     Every weighted layer is a row, and every bare weight Parameter (experts, packed projections, position embeddings).
     Kernels are known after one forward pass.
 
-    example_input: an input (or tuple of inputs) to run the model on once, in eval mode without gradients: multiply-adds
-    are then counted in the whole model (see `spfde.flops.positions`), not only in sparse layers.
+    example_input: an input (a tuple: positional arguments, a mapping: keywords) to run the model on once, in eval mode
+    without gradients: multiply-adds are then counted in the whole model (see `spfde.flops.positions`), not only in
+    sparse layers.
     """
     used = None if example_input is None else positions(model, example_input)
     owners = owners_of(model)

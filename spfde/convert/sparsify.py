@@ -50,10 +50,11 @@ def sparsify(
         exclude: module names, fnmatch patterns or module classes that stay dense, with everything inside them.
         seed: of the random masks, and of dropout while the model is scored.
         data: for inits that run the model: a batch (x, y), or a list of batches, whose gradients are averaged with one
-            batch in memory at a time; x may be a tuple of inputs. "synflow" looks at the shape of x alone.
+            batch in memory at a time; x may be a tuple (positional arguments) or a mapping (keywords). "synflow" looks
+            at the shape of x alone.
         loss_fn: for inits that run the model: loss_fn(model(x), y) gives a scalar. "synflow" does not call it.
-        example_input: an input (or tuple of inputs) of the model, to find the order of execution ("uniform"), or
-            instead of data ("synflow").
+        example_input: an input of the model (a tuple: positional arguments, a mapping: keywords), to find the order of
+            execution ("uniform"), or instead of data ("synflow").
 
     Raises:
         ValueError: an argument is out of range or contradicts the pattern; layers are subclasses, parametrized, hooked,

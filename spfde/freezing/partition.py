@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import nn
 
+from spfde._modules import batch_size
 from spfde.flops import layer_work
 from spfde.freezing.block import FreezeBlock, TracedLayer
 from spfde.freezing.freeze import has_mode_or_state
@@ -17,7 +18,7 @@ from spfde.nn import SparseLinear
 __all__ = ["blocks"]
 
 
-def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> list[FreezeBlock]:
+def blocks(model: nn.Module, example_input: Any) -> list[FreezeBlock]:
     """The blocks of `model`, front to back by execution order.
 
     A module with two or more weighted layers inside (a residual block, a transformer layer) is one block.
@@ -32,11 +33,11 @@ def blocks(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, .
 
     Args:
         model: any model, dense or sparse.
-        example_input: a batch [N, ...], or a tuple of tensors for a model with several inputs. N = 1 is
+        example_input: a batch [N, ...]; a tuple stands for positional arguments, a mapping for keywords. N = 1 is
             enough.
 
     Raises:
-        TypeError: `model` is not a module, or `example_input` neither a tensor nor a tuple of tensors.
+        TypeError: `model` is not a module, or `example_input` holds no tensor.
         ValueError: the model has no block, or one that runs in two places.
     """
     _check(model, example_input)
@@ -150,7 +151,7 @@ def _homes(groups: Sequence[_Group], head: Sequence[Call]) -> dict[int, int]:
 
 def _loose(
     model: nn.Module,
-    example_input: torch.Tensor | tuple[torch.Tensor, ...],
+    example_input: Any,
     groups: Sequence[_Group],
     head: Sequence[Call],
 ) -> list[tuple[tuple[str, nn.Parameter], _Group]]:
@@ -199,9 +200,4 @@ def _title(groups: Sequence[_Group], index: int) -> str:
 def _check(model: nn.Module, example_input: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try blocks(model, example_input)")
-    parts = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not parts or not all(isinstance(x, torch.Tensor) for x in parts):
-        raise TypeError(
-            f"expected a tensor or a tuple of tensors as example_input, got {type(example_input).__name__}; "
-            "try one batch of the training set"
-        )
+    batch_size(example_input)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from spfde._modules import as_args, eval_mode, random_state_restored, tensors
+from spfde._modules import eval_mode, map_tensors, random_state_restored, run, tensors
 
 
 @dataclass(eq=False)
@@ -21,7 +22,7 @@ class Call:
     inner: list[Call] = field(default_factory=list)
 
 
-def trace(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> Call:
+def trace(model: nn.Module, example_input: Any) -> Call:
     """The tree of module executions of one forward pass."""
     names = {id(m): name for name, m in model.named_modules()}
     root = Call("", model)
@@ -45,7 +46,7 @@ def trace(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ..
 
 def reached(
     model: nn.Module,
-    example_input: torch.Tensor | tuple[torch.Tensor, ...],
+    example_input: Any,
     parameters: Iterable[nn.Parameter],
     modules: Iterable[nn.Module],
 ) -> list[nn.Module]:
@@ -61,11 +62,10 @@ def reached(
     return hit
 
 
-def _run(model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+def _run(model: nn.Module, example_input: Any) -> None:
     """One forward pass in eval mode; modes and random state are as before afterwards."""
-    args = as_args(example_input)
-    with eval_mode(model), random_state_restored(model, args):
-        model(*(x.detach() for x in args))
+    with eval_mode(model), random_state_restored(model, example_input):
+        run(model, map_tensors(torch.Tensor.detach, example_input))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde._modules import as_args, eval_mode
+from spfde._modules import eval_mode, run
 from spfde._names import unknown
 from spfde.nn.kinds import has_kind, sparse_form
 from spfde.nn.layer import SparseLayer
@@ -172,7 +172,7 @@ def _execution_order(model: nn.Module, modules: list[nn.Module], example_input: 
     hooks = [m.register_forward_pre_hook(lambda m, _: order.append(m)) for m in modules]
     try:
         with eval_mode(model):
-            model(*as_args(example_input))
+            run(model, example_input)
     finally:
         for hook in hooks:
             hook.remove()

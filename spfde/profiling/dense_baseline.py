@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spfde._modules import as_args
+from spfde._modules import map_tensors, run, tensors
 from spfde.convert.sparsify import densify
 from spfde.fusing import unfuse
 from spfde.nn import FusedNormAct2d, SparseLayer
@@ -37,7 +37,7 @@ class Step:
         with phase("optimizer"):
             self.optimizer.zero_grad()
         with phase("forward"):
-            output = self.model(*as_args(inputs))
+            output = run(self.model, inputs)
         with phase("loss"):
             loss = self.loss_fn(output)
             del output
@@ -83,14 +83,11 @@ def has_dense_baseline(model: nn.Module) -> bool:
 
 def takes_images(inputs: Any) -> bool:
     """Whether an input is a batch of images, for which there are two memory formats."""
-    return any(isinstance(x, Tensor) and x.dim() == 4 for x in as_args(inputs))
+    return any(x.dim() == 4 for x in tensors(inputs))
 
 
 def _channels_last(inputs: Any) -> Any:
-    if isinstance(inputs, tuple):
-        return tuple(map(_channels_last, inputs))
-    is_image = isinstance(inputs, Tensor) and inputs.dim() == 4
-    return inputs.contiguous(memory_format=torch.channels_last) if is_image else inputs
+    return map_tensors(lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, inputs)
 
 
 def _dense_name(name: str, model: nn.Module) -> str:

@@ -44,10 +44,11 @@ def profile(
 ) -> StepProfile:
     """Where the time and memory of one training step go, by layer and by kind of work, beside the dense network's.
 
-    example_input: a batch as in training, or a tuple of inputs. loss_fn: from the model's output to a scalar; None: the
-    mean of its squares. optimizer: the model's own; None: SGD with momentum, fused. data: what makes the inputs of a
-    step, to be profiled with it; None: `example_input`, at no cost. dense: whether the dense baseline runs too, in the
-    faster of contiguous and channels_last. rounds: steps of each variant, taken in turns; medians count.
+    example_input: a batch as in training (a tuple: positional arguments, a mapping: keywords). loss_fn: from the
+    model's output to a scalar; None: the mean of its squares. optimizer: the model's own; None: SGD with momentum,
+    fused. data: what makes the inputs of a step, to be profiled with it; None: `example_input`, at no cost. dense:
+    whether the dense baseline runs too, in the faster of contiguous and channels_last. rounds: steps of each variant,
+    taken in turns; medians count.
 
     Steps are taken on copies, in training mode and on torch's present number of threads: the model, its gradients and
     buffers, the optimizer and torch's random state stay as they are. A model's other side effects (a counter, a hook
@@ -65,8 +66,7 @@ def profile(
         _warm_up(steps)
         measured = _measure(steps, rounds)
         found = [Variant(s.name, *_seconds_and_parts(*measured[s.name]), memory_of(s)) for s in steps]
-    x = next(tensors(example_input), None)
-    batch = x.shape[0] if x is not None and x.dim() else 0
+    batch = next((x.shape[0] for x in tensors(example_input) if x.dim()), 0)
     return StepProfile(found[0], found[1] if len(found) > 1 else None, batch, torch.get_num_threads(), rounds)
 
 

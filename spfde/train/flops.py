@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spfde._modules import eval_mode, tensors
+from spfde._modules import eval_mode, run, tensors
 from spfde.flops import layer_work
 
 
-def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[str, int]:
+def gradients(model: nn.Module, names: Iterable[str], example: Any) -> dict[str, int]:
     """Count the gradients that a training step computes in each named layer: of its weight, of its input.
 
     Read from a forward pass of `example` [n, ...] with autograd on: a frozen layer has no weight gradient, a
@@ -31,7 +31,7 @@ def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[s
     handles = [modules[name].register_forward_hook(partial(count, name)) for name in names]
     try:
         with eval_mode(model), torch.enable_grad():
-            model(example)
+            run(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -40,7 +40,7 @@ def gradients(model: nn.Module, names: Iterable[str], example: Tensor) -> dict[s
     return counts
 
 
-def training_flops(model: nn.Module, example: Tensor) -> float:
+def training_flops(model: nn.Module, example: Any) -> float:
     """Count the FLOPs of one sample in training, over weighted layers: forward * (1 + gradients computed).
 
     2 FLOPs per multiply-add; each gradient costs what the forward does; weights count where they are stored.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spfde._machine import Machine
-from spfde._modules import as_args, eval_mode, random_state_restored
+from spfde._modules import eval_mode, random_state_restored, run
 from spfde.kernels.dispatch import in_use
 from spfde.kernels.dispatch.rule import candidates, forget
 from spfde.kernels.dispatch.table import Table
@@ -28,10 +28,10 @@ def tune(
 ) -> Table:
     """Measures the kernels of every sparse layer, forward + backward, and fixes the layers' choices.
 
-    example_input: a batch as in training, or a tuple of inputs: another batch size or image size is another problem,
-    which the table leaves to the cost model. table: measurements to add to; what it holds is not measured again.
-    repeats: timings of each kernel, taken in turns after warm-up; their median counts. threads: for a model on a CPU;
-    torch's if None.
+    example_input: a batch as in training (a tuple: positional arguments, a mapping: keywords): another batch size or
+    image size is another problem, which the table leaves to the cost model. table: measurements to add to; what it
+    holds is not measured again. repeats: timings of each kernel, taken in turns after warm-up; their median counts.
+    threads: for a model on a CPU; torch's if None.
 
     The model runs once, in eval mode; weights, gradients, buffers, modes and torch's random state stay as they are. A
     layer whose `kernel` is forced is measured too and stays forced. Returns the table, which the layers now use (see
@@ -129,7 +129,7 @@ def _cases(model: nn.Module, example_input: Any) -> list[Case]:
         # Only a process that has compiled something has torch._dynamo, whose import takes a second.
         eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
         with torch.no_grad(), _untouched(model), eager:
-            model(*as_args(example_input))
+            run(model, example_input)
     finally:
         for hook in hooks:
             hook.remove()

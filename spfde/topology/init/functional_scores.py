@@ -21,7 +21,8 @@ class ScoringContext:
     """A model and the data that scores are taken on.
 
     weights: the scored weights, by layer. batches: pairs (x, y), in memory one after the other; x may be a tuple of
-    inputs. example: x of a batch or an example input, for methods that need no data. seed: of dropout.
+    arguments or a mapping of keywords. example: x of a batch or an example input, for methods that need no data. seed:
+    of dropout.
     """
 
     model: nn.Module
@@ -83,9 +84,10 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def call(model: nn.Module, tensors: dict[str, Tensor], x: Any) -> Any:
-    """The model's output for x (a tuple: several inputs), with `tensors` (see `state`) as parameters and buffers."""
+    """The model's output for x (a tuple or mapping: its arguments), run on `tensors` (see `state`)."""
     # tie_weights would swap a module used twice two times, and leave the second copy behind.
-    return functional_call(model, tensors, as_args(x), tie_weights=False)
+    args, kwargs = as_args(x)
+    return functional_call(model, tensors, args, kwargs, tie_weights=False)
 
 
 @contextmanager

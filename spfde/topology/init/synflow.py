@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from spfde._modules import map_tensors
 from spfde.topology.allocation import Budget, Scores
 from spfde.topology.init.functional_scores import (
     ScoringContext,
@@ -58,9 +59,10 @@ def _positive(tensor: Tensor) -> Tensor:
 
 
 def _ones(x: Any) -> Any:
-    """Ones like the first sample of x, or of each input in a tuple."""
-    if isinstance(x, tuple):
-        return tuple(map(_ones, x))
-    if not isinstance(x, Tensor):
-        return x
-    return torch.ones_like(x[:1], dtype=torch.float64) if x.is_floating_point() else x[:1]
+    """Ones like the first sample of x, or of each tensor in it."""
+
+    def first(tensor: Tensor) -> Tensor:
+        one = tensor[:1] if tensor.dim() else tensor
+        return torch.ones_like(one, dtype=torch.float64) if one.is_floating_point() else one
+
+    return map_tensors(first, x)
