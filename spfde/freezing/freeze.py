@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+
+from spfde.freezing.group_norm import guard_group_norm
 
 __all__ = ["freeze", "is_frozen", "unfreeze"]
 
@@ -23,6 +26,10 @@ class _Held:
         self.module = module
         self.mode = module.training
         self.trainable = tuple(name for name, p in _own_parameters(module) if p.requires_grad)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        guard_group_norm()  # a frozen model may come from another process
+        vars(self).update(state)
 
     def __call__(self, mode: bool = True) -> nn.Module:
         if not isinstance(mode, bool):
@@ -65,6 +72,7 @@ def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:
     _check_module(module)
     if model is not None:
         check_unshared([module], model)
+    guard_group_norm()
     fresh = [m for m in module.modules() if not _is_held(m)]
     held = [_Held(m) for m in fresh]  # all remembered before the first change: tied parameters appear twice
     for m, hold in zip(fresh, held, strict=True):

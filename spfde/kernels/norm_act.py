@@ -70,7 +70,7 @@ def norm_act(
         ValueError: a shape does not fit, `act` names none, statistics are missing, or one value per channel would have
             to give a variance. The running statistics have not moved then.
     """
-    _check(x, running_mean, running_var, weight, bias, residual, act, training)
+    _check(x, running_mean, running_var, weight, bias, residual, act, training, eps)
     if not _runs_native(x, residual, running_mean, running_var, weight, bias):
         if not training and frozen.runs(x, residual, running_mean, running_var, weight, bias):
             return frozen.compute(x, residual, running_mean, running_var, weight, bias, eps, act)
@@ -101,6 +101,7 @@ def _check(
     residual: Tensor | None,
     act: str,
     training: bool,
+    eps: float,
 ) -> None:
     if act not in ACTIVATIONS:
         raise unknown("act", act, ACTIVATIONS)
@@ -121,6 +122,8 @@ def _check(
         raise ValueError(f"expected residual of shape {list(x.shape)} like x, got {list(residual.shape)}")
     if training and x.numel() == channels:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")  # torch's
+    if eps < 0 or (training and eps == 0):  # torch's as well: a channel of one value would be 0 / 0
+        raise ValueError(f"expected eps > 0 in training and >= 0 in evaluation, got {eps}, try 1e-5")
 
 
 def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:

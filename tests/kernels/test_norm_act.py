@@ -110,6 +110,37 @@ def test_a_small_variance_on_a_large_mean_and_an_outlier(layout):
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=2e-4)
 
 
+OUTLIERS = {
+    "a border first": (0, slice(None), 0), "an image first": (0,), "a value first": (0, slice(None), 0, 0),
+    "the last value": (-1, slice(None), -1, -1), "half of the batch": (slice(0, 16),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(16, 16), (7, 7)])
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("place", OUTLIERS.values(), ids=OUTLIERS)
+def test_whatever_comes_first_is_as_close_to_float64_as_torch(place, layout, size):
+    generator = torch.Generator().manual_seed(0)
+    normal, dy = torch.randn(2, 32, 4, *size, generator=generator)
+    for value, x in ((0.0, 1e3 + normal), (1e4, normal), (-3e3, torch.full_like(normal, 1e3))):
+        x[place] = value
+        x = x.contiguous(**CHANNELS_LAST) if layout == "channels_last" else x
+        running = (torch.zeros(4), torch.zeros(4))
+        problem = Problem(x, None, torch.ones(4), torch.zeros(4), running, dy, "none", training=True)
+        contiguous = Problem(x.contiguous(), None, torch.ones(4), torch.zeros(4), running, dy, "none", training=True)
+        exact = problem.run(norm_act_ref, torch.float64)
+        for got, torchs, wanted in zip(problem.run(), contiguous.run(norm_act_ref), exact, strict=True):
+            error, theirs = ((t - wanted).abs().max() / wanted.abs().max() for t in (got, torchs))
+            assert error <= 6 * max(theirs, 1e-7)
+
+
+def test_a_constant_channel_has_no_variance():
+    for layout in LAYOUTS[:2]:
+        x = torch.full((4, 3, 5, 5), 0.1)
+        x = x.contiguous(**CHANNELS_LAST) if layout == "channels_last" else x
+        assert norm_act(x, None, None, training=True).count_nonzero() == 0
+
+
 @given(problems())
 def test_results_keep_the_memory_format_of_x(problem):
     y, *_ = problem.run()
@@ -276,6 +307,9 @@ WRONG = [
     (dict(running_mean=None), "expected running_mean and running_var both or neither"),
     (dict(running_mean=None, running_var=None, training=False), "expected running_mean and running_var, got None, try"),
     (dict(residual=torch.ones(2, 3, 4, 1)), r"expected residual of shape \[2, 3, 4, 4\] like x, got \[2, 3, 4, 1\]"),
+    (dict(eps=0.0), "expected eps > 0 in training and >= 0 in evaluation, got 0.0, try 1e-5"),
+    (dict(eps=-1e-5), "expected eps > 0 in training"),
+    (dict(eps=-1e-5, training=False), "and >= 0 in evaluation, got -1e-05"),
     (dict(x=torch.ones(1, 3, 1, 1)), "Expected more than 1 value per channel when training, got input size"),
 ]
 

@@ -1,8 +1,9 @@
 // Two passes over the values of every channel, sums and then the result, in either memory layout.
 //
 // An operation says what to sum and what to write, for a vector of values or a single one (T), at position `at` of
-// the image tensors: before(c, numbers), term(T, numbers, at, lane), after(c, sums, numbers), write(T, numbers, at,
-// lane); sums() says whether the first pass is wanted.
+// the image tensors: before(c, numbers), term(T, numbers, at, lane), misses(sums, numbers), after(c, sums, numbers),
+// write(T, numbers, at, lane); sums() says whether the first pass is wanted, misses() whether it is wanted again with
+// the numbers that it has changed.
 #pragma once
 
 #include "cpu/workspace.h"
@@ -58,34 +59,46 @@ inline void write_span(Op op, Numbers m, int64_t at, int64_t n) {
   for (; i < n; ++i) op.write(float{}, m, at + i, i);
 }
 
-inline double sum_of_lanes(Vec v) {
+typedef double Doubles __attribute__((vector_size(kWidth * 8)));
+typedef double DoublesUnaligned __attribute__((vector_size(kWidth * 8), aligned(8), may_alias));
+
+inline Doubles in_double(Vec v) { return __builtin_convertvector(v, Doubles); }
+
+inline double sum_of_lanes(Doubles v) {
   double sum = 0.;
   for (int i = 0; i < kWidth; ++i) sum += v[i];
   return sum;
 }
 
 constexpr int kUnroll = 4;  // independent sums in flight
+// Terms of a sum in float, before it is added to one in double: behind an outlier every term may lose half a bit of it.
+constexpr int64_t kTerms = 8;
 
 // ---- planes: neighbouring channels are taken together, so that memory is read in long runs --------------------------
 
-// Lanes of float, emptied into double before they have taken many terms.
+// Lanes of float, emptied into double before they have taken more than kTerms.
 struct Sums {
   Vec first = {}, second = {};
-  Pair<double> total = {0., 0.};
   int64_t held = 0;
+  Doubles firsts = {}, seconds = {};
+  Pair<double> rest = {0., 0.};
 
   void empty() {
-    total.first += sum_of_lanes(first);
-    total.second += sum_of_lanes(second);
+    firsts += in_double(first);
+    seconds += in_double(second);
     first = second = Vec{};
     held = 0;
   }
+  Pair<double> total() {
+    empty();
+    return {rest.first + sum_of_lanes(firsts), rest.second + sum_of_lanes(seconds)};
+  }
   template <class Op>
   void add(Op op, Shared m, int64_t at, int64_t n) {
-    constexpr int64_t kStep = kUnroll * kWidth, kMost = 64 * kStep;
+    constexpr int64_t kStep = kUnroll * kWidth;
     int64_t i = 0;
     while (i + kWidth <= n) {
-      const int64_t begin = i, end = min(n, i + kMost);
+      const int64_t begin = i, end = min(n, i + kTerms * kStep);
       Vec a[kUnroll] = {}, b[kUnroll] = {};
       const auto take = [&](int k, Pair<Vec> t) {
         a[k] += t.first;
@@ -94,17 +107,15 @@ struct Sums {
       for (; i + kStep <= end; i += kStep)
         for (int k = 0; k < kUnroll; ++k) take(k, op.term(Vec{}, m, at + i + k * kWidth, 0));
       for (; i + kWidth <= end; i += kWidth) take(0, op.term(Vec{}, m, at + i, 0));
-      for (int k = 0; k < kUnroll; ++k) {
-        first += a[k];
-        second += b[k];
-      }
-      held += i - begin;
-      if (held >= kMost) empty();
+      first += (a[0] + a[1]) + (a[2] + a[3]);
+      second += (b[0] + b[1]) + (b[2] + b[3]);
+      held += ceil_div(i - begin, kStep);
+      if (held >= kTerms) empty();
     }
     for (; i < n; ++i) {
       const Pair<float> t = op.term(float{}, m, at + i, 0);
-      total.first += t.first;
-      total.second += t.second;
+      rest.first += t.first;
+      rest.second += t.second;
     }
   }
 };
@@ -118,27 +129,26 @@ void over_planes(const NormShape& s, int threads, Op op) {
     const int64_t count = min(together, s.channels - begin);
     Shared m[kMost] = {};
     Sums sums[kMost];
+    const auto at = [&](int64_t b, int64_t k) { return (b * s.channels + begin + k) * s.pixels; };
     for (int64_t k = 0; k < count; ++k) op.before(begin + k, m[k].numbers);
     if (op.sums())
       for (int64_t b = 0; b < s.batch; ++b)
-        for (int64_t k = 0; k < count; ++k) sums[k].add(op, m[k], (b * s.channels + begin + k) * s.pixels, s.pixels);
+        for (int64_t k = 0; k < count; ++k) sums[k].add(op, m[k], at(b, k), s.pixels);
     for (int64_t k = 0; k < count; ++k) {
-      sums[k].empty();
-      op.after(begin + k, sums[k].total, m[k].numbers);
+      if (op.sums() && op.misses(sums[k].total(), m[k].numbers)) {
+        sums[k] = {};
+        for (int64_t b = 0; b < s.batch; ++b) sums[k].add(op, m[k], at(b, k), s.pixels);
+      }
+      op.after(begin + k, sums[k].total(), m[k].numbers);
     }
     for (int64_t b = 0; b < s.batch; ++b)
-      for (int64_t k = 0; k < count; ++k) write_span(op, m[k], (b * s.channels + begin + k) * s.pixels, s.pixels);
+      for (int64_t k = 0; k < count; ++k) write_span(op, m[k], at(b, k), s.pixels);
   }
 }
 
 // ---- channels_last: several pixels make a row of whole vectors, rows are split into shares -------
 
-typedef double Doubles __attribute__((vector_size(kWidth * 8)));
-typedef double DoublesUnaligned __attribute__((vector_size(kWidth * 8), aligned(8), may_alias));
-
-inline void add_in_double(double* sums, Vec v) {
-  *reinterpret_cast<DoublesUnaligned*>(sums) += __builtin_convertvector(v, Doubles);
-}
+inline void add_in_double(double* sums, Vec v) { *reinterpret_cast<DoublesUnaligned*>(sums) += in_double(v); }
 inline void add_in_double(double* sums, const double* others) {
   *reinterpret_cast<DoublesUnaligned*>(sums) += *reinterpret_cast<const DoublesUnaligned*>(others);
 }
@@ -162,9 +172,8 @@ void add_rows(Op op, PerLane m, int64_t begin, int64_t end, int64_t lanes, int64
 template <class Op>
 void sum_share(const Op& op, const PerLane& m, int64_t begin, int64_t end, int64_t lanes, double* sums) {
   for (int64_t i = 0; i < 2 * lanes; ++i) sums[i] = 0.;
-  const int64_t step = max(8, min(64, 8192 / lanes));  // rows that stay in the first cache, and float sums short
-  for (int64_t r = begin; r < end; r += step) {
-    const int64_t stop = min(end, r + step);
+  for (int64_t r = begin; r < end; r += kTerms) {
+    const int64_t stop = min(end, r + kTerms);
     int64_t lane = 0;
     for (; lane + kUnroll * kWidth <= lanes; lane += kUnroll * kWidth)
       add_rows<kUnroll>(op, m, r, stop, lanes, lane, sums);
@@ -185,10 +194,14 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
   float* table = take<float>(scratch, kNumbers * wide);
   double* sums = take<double>(scratch, 2 * shares * lanes);
   const PerLane m = {table, wide};
+  bool again = false;
 
   const auto spread = [&](int64_t c, const float* numbers) {
     for (int k = 0; k < kNumbers; ++k)
       for (int64_t i = c; i < wide; i += s.channels) table[k * wide + i] = numbers[k];
+  };
+  const auto collect = [&](int64_t c, float* numbers) {
+    for (int k = 0; k < kNumbers; ++k) numbers[k] = table[k * wide + c];
   };
   const auto total = [&](int64_t c) {
     Pair<double> sum = {0., 0.};
@@ -212,7 +225,7 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
       op.before(c, numbers);
       spread(c, numbers);
     }
-    if (op.sums()) {
+    for (int pass = 0; pass < 2 && op.sums(); ++pass) {
 #pragma omp for schedule(static)
       for (int64_t s = 0; s < shares; ++s)
         sum_share(op, m, s * share, min(rows, (s + 1) * share), lanes, sums + 2 * s * lanes);
@@ -220,11 +233,21 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < 2 * lanes; i += kWidth)
         for (int64_t s = 1; s < shares; ++s) add_in_double(sums + i, sums + 2 * s * lanes + i);
+      if (pass > 0) break;
+#pragma omp for schedule(static) reduction(|| : again)
+      for (int64_t c = 0; c < s.channels; ++c) {
+        float numbers[kNumbers];
+        collect(c, numbers);
+        if (!op.misses(total(c), numbers)) continue;
+        spread(c, numbers);
+        again = true;
+      }
+      if (!again) break;
     }
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < s.channels; ++c) {
       float numbers[kNumbers];
-      for (int k = 0; k < kNumbers; ++k) numbers[k] = table[k * wide + c];
+      collect(c, numbers);
       op.after(c, op.sums() ? total(c) : Pair<double>{0., 0.}, numbers);
       spread(c, numbers);
     }
