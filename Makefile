@@ -2,6 +2,7 @@
 # make demo       set-up, then dense against sparse + frozen + sieved training on the embedded data, then the report
 # make test       set-up, then the tests            make test-full  the long matrices as well
 # make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test-full
+# make test-models  models of timm, transformers and others, stage by stage against the masked dense copy
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
@@ -16,7 +17,7 @@ PARALLEL := -n 2 --dist worksteal
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full test-triton test-native test-aarch64 cross-tools bench lint format
+.PHONY: setup demo test test-full test-triton test-models test-native test-aarch64 cross-tools bench lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -48,6 +49,20 @@ endif
 
 $(OLD)/.installed:
 	$(BIN)/python -m pip install --upgrade --target $(OLD) $(OLD_TRITON)
+	@touch $@
+
+# Models of other libraries, in an environment of its own that sees .venv's packages and leaves them as they are. $(TORCH) once
+# more: torchvision, which they import, is made for one torch. ONLY='-k bert' tries a part.
+MODELS := build/models
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+test-models: setup $(MODELS)/.installed
+	$(MODELS)/bin/python -m pytest tests/models_sweep/sweep.py $(PARALLEL) $(ONLY)
+
+$(MODELS)/.installed: .venv/.installed
+	$(BIN)/python -m venv --clear $(MODELS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(MODELS)/bin/python $(SITE))/base.pth"
+	$(MODELS)/bin/python -m pip install 'spfde[models]' $(TORCH)
 	@touch $@
 
 # Both build only csrc and tests/native, so that a CPU without a torch of its own can be tried; QEMU=... names another one.
