@@ -14,10 +14,14 @@ Batch = tuple[Any, ...] | dict[str, Any]
 
 @dataclass(frozen=True)
 class Definition:
-    """How to make a model and its batch: a tuple of positional inputs or a dictionary of keyword arguments."""
+    """How to make a model and its batch: a tuple of positional inputs or a dictionary of keyword arguments.
+
+    seed: of the batch.
+    """
 
     make: Callable[[], nn.Module]
     batch: Callable[[], Batch]
+    seed: int = 1
 
     def model(self) -> nn.Module:
         """The model in training mode; random numbers drawn in training are off, so that precisions can be compared."""
@@ -31,7 +35,7 @@ class Definition:
         return model.train()
 
     def inputs(self) -> Batch:
-        torch.manual_seed(1)
+        torch.manual_seed(self.seed)
         return self.batch()
 
 
