@@ -6,17 +6,12 @@ called by the same forward, and what is rewritten stays as small as one block.
 
 from __future__ import annotations
 
-import inspect
 import operator
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from spfde.fusing.epilogue import hooked
 from spfde.kernels.recompute import without_saving
@@ -30,12 +25,6 @@ ACT_FUNCTIONS = {
     "relu_": "relu",
 }  # fmt: skip
 _ADDITIONS = {operator.add: "add", operator.iadd: "add_", torch.add: "add", "add": "add", "add_": "add_"}
-# What tracing would silently settle once and for all.
-_UNSTABLE = {"isinstance", "type", "is_tensor", "is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled"}
-
-
-class Untraceable(Exception):
-    """A forward that must not be replaced by its trace; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,77 +43,6 @@ class Addition:
     node: fx.Node
     function: str
     other: fx.Node
-
-
-class _Proxy(fx.Proxy):
-    """Keeps what is done in place in place: torch.fx would trace `x += y` as `x = x + y`."""
-
-
-def _in_place(function: Callable) -> Callable:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Shallow(fx.Tracer):
-    """Every module called is a leaf, and no tensor is a constant."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not any(a is t for t in (*self.root.parameters(), *self.root.buffers())):
-            raise Untraceable("its forward makes a tensor of its own")
-        return super().create_arg(a)
-
-
-def trace(module: nn.Module) -> fx.Graph:
-    """The graph of the module's own forward, as its class defines it, in its present mode.
-
-    Raises:
-        Untraceable: torch.fx cannot follow, or what it follows would not always hold.
-    """
-    forward = inspect.unwrap(type(module).forward)
-    parameters = list(inspect.signature(forward).parameters.values())
-    if any(p.kind != p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
-        raise Untraceable("its forward has optional arguments")
-    looks_at = _UNSTABLE.intersection(getattr(getattr(forward, "__code__", None), "co_names", ()))
-    if looks_at:
-        raise Untraceable(f"its forward asks {' and '.join(sorted(looks_at))}")
-    with _unchanged(module):
-        try:
-            return _Shallow().trace(module)
-        except Untraceable:
-            raise
-        except Exception as error:
-            problem = (str(error) or type(error).__name__).splitlines()[0]
-            raise Untraceable(f"torch.fx cannot trace its forward: {problem}") from error
-
-
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Refuses a forward that draws random numbers or sets attributes, both restored."""
-    state, drawn, tensors = dict(vars(module)), random.getstate(), torch.get_rng_state()
-    try:
-        yield
-        changed = vars(module).keys() != state.keys() or any(vars(module)[k] is not state[k] for k in state)
-        if changed:
-            raise Untraceable("its forward sets attributes")
-        if random.getstate() != drawn or not torch.equal(torch.get_rng_state(), tensors):
-            raise Untraceable("its forward draws random numbers")
-    finally:
-        vars(module).clear()
-        vars(module).update(state)
-        random.setstate(drawn)
-        torch.set_rng_state(tensors)
 
 
 def rewrite(graph: fx.Graph, module: nn.Module, recompute: bool) -> tuple[list[Call], bool]:

@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.fusing import residual
-from spfde.fusing.chains import Call, rewrite, trace
+from spfde.fusing.chains import Call, rewrite
 from spfde.fusing.epilogue import FUNCTIONS, hooked
 from spfde.fusing.layers import LayerCall, merge
+from spfde.fusing.trace import Traced, trace
 from spfde.nn.norm import ADDITIONS
 
 
@@ -22,10 +23,12 @@ from spfde.nn.norm import ADDITIONS
 class Rewritten:
     """A rewritten forward, the norms and sparse layers it calls, the modules it calls with an addition and without.
 
-    useful: whether it differs from the module's own.
+    unchanged: whether what it has read still is as it was, None where it has read nothing. useful: whether it differs
+    from the module's own.
     """
 
     function: Callable[..., Any]
+    unchanged: Callable[[nn.Module], bool] | None
     norms: tuple[Call, ...]
     layers: tuple[LayerCall, ...]
     added: tuple[residual.Added, ...]
@@ -51,7 +54,10 @@ class FusedForward:
         self.functions = _functions(rewritten)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.functions[self.module.training, ""](self.module, *args, **kwargs)
+        unchanged, function = self.functions[self.module.training, ""]
+        if _holds(unchanged, self.module):
+            return function(self.module, *args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedForward:
         other = object.__new__(FusedForward)
@@ -84,7 +90,9 @@ def plus(module: nn.Module, function: str, other: Any, *args: Any) -> Any:
     if not torch.compiler.is_compiling() and isinstance(other, Tensor) and is_fused(module):
         adding = module.forward.functions.get((module.training, function))
         if adding is not None and not (hooked(module) or module._compiled_call_impl or _has_any_global_hook()):
-            return adding(module, other, *args)
+            unchanged, add = adding
+            if _holds(unchanged, module):
+                return add(module, other, *args)
     return FUNCTIONS[function](module(*args), other)
 
 
@@ -96,27 +104,30 @@ def rewritten_forwards(
     inner: of which the modules inside have one. Raises Untraceable: the forward must not be replaced.
     """
     rewritten = {}
-    before = module.training
-    try:
-        for mode in (False, True):
-            module.training = mode  # not train(): what is inside stays as it is
-            graph = trace(module)
-            for function in (*ADDITIONS, ""):
-                made = _rewritten(copy.deepcopy(graph), module, function, recompute, inner)
-                if made is not None:
-                    rewritten[mode, function] = made
-    finally:
-        module.training = before
+    for mode in (False, True):
+        traced = trace(module, mode)
+        for function in (*ADDITIONS, ""):
+            made = _rewritten(traced, module, function, recompute, inner)
+            if made is not None:
+                rewritten[mode, function] = made
     return rewritten
 
 
-def _functions(rewritten: Mapping[Key, Rewritten]) -> dict[Key, Callable[..., Any]]:
-    return {key: made.function for key, made in rewritten.items()}
+def _holds(unchanged: Callable[[nn.Module], bool] | None, module: nn.Module) -> bool:
+    try:
+        return unchanged is None or unchanged(module)
+    except (AttributeError, KeyError):  # it is gone
+        return False
+
+
+def _functions(rewritten: Mapping[Key, Rewritten]) -> dict[Key, tuple[Callable[..., Any] | None, Callable[..., Any]]]:
+    return {key: (made.unchanged, made.function) for key, made in rewritten.items()}
 
 
 def _rewritten(
-    graph: fx.Graph, module: nn.Module, function: str, recompute: bool, inner: Mapping[nn.Module, Container[Key]]
+    traced: Traced, module: nn.Module, function: str, recompute: bool, inner: Mapping[nn.Module, Container[Key]]
 ) -> Rewritten | None:
+    graph = copy.deepcopy(traced.graph)
     if function and not residual.with_residual(graph, function):
         return None
     norms, useful = rewrite(graph, module, recompute)
@@ -126,9 +137,9 @@ def _rewritten(
     if function and residual.adds_apart(graph):
         return None
     called = [module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
-    return Rewritten(
-        _compiled(graph), tuple(norms), tuple(layers), added, tuple(called), useful or bool(layers) or bool(added)
-    )
+    useful = useful or bool(layers) or bool(added)
+    norms, layers, called = tuple(norms), tuple(layers), tuple(called)
+    return Rewritten(_compiled(graph), traced.unchanged, norms, layers, added, called, useful)
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from spfde.fusing.chains import Untraceable, obstacle
+from spfde.fusing.chains import obstacle
 from spfde.fusing.forward import FusedForward, Key, Rewritten, is_fused, rewritten_forwards
 from spfde.fusing.residual import Added
+from spfde.fusing.stand_in import Untraceable
 from spfde.kernels.triton.model import hindrance
 from spfde.nn import SparseLayer, SparseLinear
 from spfde.nn.norm import FusedNormAct2d
@@ -90,7 +91,8 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     recompute: a layer that reads what a fused norm or a GELU made does not save it, backward makes it again: up to half
     of the memory, for 5 to 8% of the time of a step.
 
-    A rewritten forward is the one of the moment: fuse again after changing an attribute on which it branches.
+    A rewritten forward holds as long as what the forward reads beside its arguments is as it was: a number, a flag or a
+    list of the module, a global. Otherwise the module's own forward runs, until you fuse again.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -99,11 +101,12 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     useful = {module for module, rewritten in _used(forwards) if any(forward.useful for forward in rewritten)}
     for module in model.modules():
         if module in useful:
-            module.forward = FusedForward(module, recompute, forwards[module])
+            vars(module)["forward"] = FusedForward(module, recompute, forwards[module])
         elif is_fused(module):
-            del module.forward  # of an earlier call
+            del vars(module)["forward"]  # of an earlier call
         if type(module) is nn.BatchNorm2d and not obstacle(module):
             module.__class__ = FusedNormAct2d
+            vars(module)[_OURS] = True
     return model
 
 
@@ -115,8 +118,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     for module in _checked(model).modules():
         if is_fused(module):
-            del module.forward
-        if type(module) is FusedNormAct2d:
+            del vars(module)["forward"]
+        if vars(module).pop(_OURS, False) and type(module) is FusedNormAct2d:
             module.__class__ = nn.BatchNorm2d
     return model
 
@@ -160,6 +163,7 @@ fuse.report = report  # type: ignore[attr-defined]
 
 
 _Forwards = dict[nn.Module, dict[Key, Rewritten]]
+_OURS = "_fused_by_spfde"  # in the __dict__ of a norm that was a BatchNorm2d
 _SOUGHT = (nn.modules.batchnorm._BatchNorm, nn.GELU, SparseLayer)
 
 
