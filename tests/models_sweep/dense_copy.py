@@ -94,8 +94,8 @@ class DenseCopy:
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state_dict, with a dense weight for every sparse layer."""
-    layers = sparse_layers(model)
+    """A copy of the state_dict, with a dense weight for every sparse layer, under each of its names."""
+    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, SparseLayer)}
     state = {k: v.clone() for k, v in model.state_dict().items() if k.rpartition(".")[0] not in layers}
     for name, layer in layers.items():
         state[f"{name}.weight"] = layer.dense_weight().clone()
