@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import operator
 import random
 import sys
 import sysconfig
@@ -22,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
 from spfde.fusing.reads import Reads
+from spfde.fusing.recorded import OnlyRecorded, Recorded
 from spfde.fusing.stand_in import StandIn, Untraceable, join, on_the_class, plain, restore, same, stand_ins
 
 # What a trace would settle once and for all, and where modes are set and gradients made that a trace does not show.
@@ -70,37 +68,6 @@ def trace(module: nn.Module, training: bool) -> Traced:
     return Traced(tracer.graph, tracer.reads.compiled())
 
 
-class _Proxy(fx.Proxy):
-    """Keeps what is done in place in place: torch.fx would trace `x += y` as `x = x + y`. No key of a cache."""
-
-    def __hash__(self) -> int:
-        raise self.tracer.refuse("its forward keeps values by key")
-
-
-def _in_place(function: Callable) -> Callable:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _OnlyStandIns(TorchFunctionMode):
-    """Refuses calls of torch that no stand-in has a part in: their results would be constants, or random."""
-
-    def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if not any(isinstance(value, fx.Proxy) for value in _pytree.tree_leaves((args, kwargs))):
-            raise self.tracer.refuse("its forward makes a tensor of its own")
-        return func(*args, **(kwargs or {}))
-
-
 class _Tracer(GraphAppendingTracer):
     """Every module called is a leaf, no tensor is a constant, and what else the forward reads is in `reads`."""
 
@@ -122,7 +89,7 @@ class _Tracer(GraphAppendingTracer):
         before = [dict(vars(one.copy)) for one in self.copies]
         given = [self.create_proxy("placeholder", name, (), {}) for name in arguments]
         try:
-            with _profiled(self._profile), _OnlyStandIns(self):
+            with _profiled(self._profile), OnlyRecorded(self):
                 result = forward(self.copies[0].copy, *given)
         finally:
             changed = [what for what, value, original in self.outside if not same(value, original)]
@@ -171,7 +138,7 @@ class _Tracer(GraphAppendingTracer):
     # ---- what the stand-ins ask ----
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Recorded(node, self)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):

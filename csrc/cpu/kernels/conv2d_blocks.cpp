@@ -30,7 +30,7 @@ struct BlockConv {
                float* packed) const {
     const int64_t size = layout.planes.target_size, real = min(end, geometry.target_channels);
     pack_target(geometry, layout, dy, channels_last, first, images, begin, real, packed);
-    memset(packed + (real - begin) * size, 0, (end - real) * size * sizeof(float));
+    clear(packed + (real - begin) * size, (end - real) * size);
   }
 
   BlockPanel panel(const Streams& streams, int64_t q, int64_t begin, int64_t end, const float* values) const {
@@ -82,7 +82,7 @@ void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a, const Conv2dGe
   Scratch scratch;
   const BlockConv conv(g, a.shape, a.index, exec.threads, scratch);
   if (conv.empty) {
-    memset(a.dx, 0, g.batch * g.source_channels * g.h.source_length * g.w.source_length * sizeof(float));
+    clear(floats(a.dx), g.batch * g.source_channels * g.h.source_length * g.w.source_length);
     return;
   }
   const Layout& l = conv.layout;
@@ -102,8 +102,7 @@ void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a, const Conv2dGe
       const int64_t first = chunk * p.images, images = min(p.images, g.batch - first);
       float *source = sources.mine(), *target = targets.mine();
       conv.pack_dy(floats(a.dy), a.dy_channels_last, first, images, 0, conv.rows, target);
-      memset(source + begin * p.channel_stride * p.lanes, 0,
-             (end - begin) * p.channel_stride * p.lanes * sizeof(float));
+      clear(source + begin * p.channel_stride * p.lanes, (end - begin) * p.channel_stride * p.lanes);
       for (int64_t run = 0; run < p.runs; ++run)
         for (int64_t s = 0; s < strips; ++s) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;

@@ -6,8 +6,6 @@
 // run and the positions that fall on padding are computed in vain.
 #pragma once
 
-#include <string.h>
-
 #include <type_traits>
 #include <utility>
 
@@ -140,7 +138,7 @@ inline Places target_places(const Conv2dGeometry& g, const Planes& p, Scratch& s
 inline Padding source_padding(const Planes& p, const Places& places, Scratch& scratch) {
   int32_t* at = take<int32_t>(scratch, 2 * p.channel_stride);
   int32_t* held = at + p.channel_stride;
-  memset(held, 0, p.channel_stride * sizeof(int32_t));
+  clear(held, p.channel_stride);
   for (int64_t i = 0; i < places.pixels; ++i)
     if (places.at[i] >= 0) held[places.at[i]] = 1;
   int64_t count = 0;

@@ -135,7 +135,7 @@ inline void pack_joined_source(const Conv2dGeometry& g, const Planes& p, const f
   const int64_t image = g.source_channels * pixels;
   const Strides by = strides(g.source_channels, pixels, channels_last);
   const int64_t next = (end - begin) * by.channel;
-  memset(planes, 0, (end - begin) * p.channel_stride * sizeof(float));
+  clear(planes, (end - begin) * p.channel_stride);
   for (int64_t ph = 0; ph < g.h.source_phases; ++ph)
     for (int64_t pw = 0; pw < g.w.source_phases; ++pw) {
       const int64_t plane = g.plane[ph * g.w.source_phases + pw];
@@ -173,7 +173,7 @@ inline void pack_joined_target(const Conv2dGeometry& g, const Planes& p, const f
   const Strides by = strides(g.target_channels, pixels, channels_last);
   const Patch patch = target_patch(g, 0, 0);
   const int64_t next = (end - begin) * by.channel;
-  memset(planes, 0, (end - begin) * p.target_size * sizeof(float));
+  clear(planes, (end - begin) * p.target_size);
   for (int64_t c = begin; c < end; ++c)
     for (int64_t n = 0; n < images; ++n)
       pack_patch(patch, dy + (first + n) * image + c * by.channel, by.pixel, next,

@@ -160,6 +160,12 @@ inline double sum_in_double(const float* p, int64_t n) {
   return sum;
 }
 
+// p[0 : n] = 0; unlike memset it bears a null pointer where n is 0.
+template <typename T>
+inline void clear(T* p, int64_t n) {
+  if (n > 0) __builtin_memset(p, 0, n * sizeof(T));
+}
+
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
