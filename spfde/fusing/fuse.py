@@ -91,8 +91,9 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     recompute: a layer that reads what a fused norm or a GELU made does not save it, backward makes it again: up to half
     of the memory, for 5 to 8% of the time of a step.
 
-    A rewritten forward holds as long as what the forward reads beside its arguments is as it was: a number, a flag or a
-    list of the module, a global. Otherwise the module's own forward runs, until you fuse again.
+    Numbers, parameters and tensors of the modules are read when the forward runs. A rewritten forward holds as long as
+    what else it has read is as it was: a flag or a list of the module, a global. Otherwise the module's own forward
+    runs, until you fuse again.
 
     Raises:
         TypeError: model is not an nn.Module.

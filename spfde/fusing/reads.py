@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,10 @@ class Reads:
         else:
             self._values.append(value)
             self._own.setdefault(f"_equal({where}, _values[{len(self._values) - 1}])")
+
+    def typed(self, path: str, name: str, kind: type) -> None:
+        """The module at `path` has an attribute `name` of just this type, int or float."""
+        self._own[f"type({_module(path)}.{name}) is {kind.__name__}"] = None
 
     def found(self, path: str, where: str, name: str, there: bool) -> None:
         """The module at `path` has something `name` among its `where`, or None; "": a tensor as an attribute."""
@@ -54,6 +59,21 @@ class Reads:
         if not outside:
             return own
         return lambda module: own(module) and all(_equal(again(), value) for again, value in outside)
+
+
+def item(space: dict[str, Any], name: str) -> Callable[[], Any]:
+    """What reads the item anew."""
+    return lambda: space.get(name)
+
+
+def content(cell: types.CellType) -> Callable[[], Any]:
+    """What reads the variable anew."""
+    return lambda: cell.cell_contents
+
+
+def attribute(owner: Any, name: str) -> Callable[[], Any]:
+    """What reads the attribute anew."""
+    return lambda: getattr(owner, name, None)
 
 
 def _module(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,10 @@ class Recorded(fx.Proxy):
         raise self.tracer.refuse("its forward keeps values by key")
 
 
+class Unsettled(Exception):
+    """The forward wants the numbers themselves."""
+
+
 def _in_place(function: Callable) -> Callable:
     def method(self: fx.Proxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -27,6 +32,55 @@ def _in_place(function: Callable) -> Callable:
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
     setattr(Recorded, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class Number(Recorded):
+    """A number of a module, read when the forward runs; where the forward asks for its value, that is noted as read.
+
+    value: what it is now. sources: the attributes that it comes from, each with path, name and value.
+    """
+
+    def __init__(self, node: fx.Node, tracer: Any, value: float, sources: frozenset[tuple[str, str, float]]) -> None:
+        super().__init__(node, tracer)
+        self.value, self.sources = value, sources
+
+    def settled(self) -> Any:
+        for source in self.sources:
+            self.tracer.reads.attribute(*source)
+        return self.value
+
+    def __hash__(self) -> int:
+        raise Unsettled("a number is the key of something")
+
+    def __str__(self) -> str:
+        return str(self.settled())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.settled(), spec)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.settled(), digits)
+
+
+def _settled(function: Callable) -> Callable:
+    return lambda self: function(self.settled())
+
+
+for _name, _function in {
+    "bool": bool, "int": int, "float": float, "complex": complex, "index": operator.index, "abs": abs,
+    "trunc": math.trunc, "floor": math.floor, "ceil": math.ceil, "repr": repr,
+}.items():  # fmt: skip
+    setattr(Number, f"__{_name}__", _settled(_function))
+
+
+def computed(function: Callable, args: tuple[Any, ...]) -> tuple[Any, frozenset[tuple[str, str, float]]] | None:
+    """The value and the sources of an operator's result, None where not all is a number."""
+    numbers = [a for a in args if isinstance(a, Number)]
+    alone = all(type(a) in (int, float, Number) for a in args)
+    if not numbers or not alone or getattr(function, "__module__", "") != "_operator":
+        return None
+    value = function(*(a.value if isinstance(a, Number) else a for a in args))
+    return value, frozenset().union(*(a.sources for a in numbers))
 
 
 class OnlyRecorded(TorchFunctionMode):

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
-from spfde.fusing.reads import Reads
-from spfde.fusing.recorded import OnlyRecorded, Recorded
+from spfde.fusing.reads import Reads, attribute, content, item
+from spfde.fusing.recorded import Number, OnlyRecorded, Recorded, computed
 from spfde.fusing.stand_in import StandIn, Untraceable, join, on_the_class, plain, restore, same, stand_ins
 
 # What a trace would settle once and for all, and where modes are set and gradients made that a trace does not show.
@@ -57,9 +57,16 @@ def trace(module: nn.Module, training: bool) -> Traced:
     parameters = list(inspect.signature(forward).parameters.values())
     if any(p.kind != p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
         raise Untraceable("its forward has optional arguments")
-    tracer = _Tracer(module, training)
+    names = [p.name for p in parameters[1:]]
     try:
-        tracer.run(forward, [p.name for p in parameters[1:]])
+        return _traced(_Tracer(module, training), forward, names)
+    except Untraceable:  # perhaps it needs the numbers themselves
+        return _traced(_Tracer(module, training, numbers=False), forward, names)
+
+
+def _traced(tracer: _Tracer, forward: Callable[..., Any], names: list[str]) -> Traced:
+    try:
+        tracer.run(forward, names)
     except Exception as error:
         if isinstance(tracer.problem or error, Untraceable):
             raise tracer.problem or error from None
@@ -71,9 +78,10 @@ def trace(module: nn.Module, training: bool) -> Traced:
 class _Tracer(GraphAppendingTracer):
     """Every module called is a leaf, no tensor is a constant, and what else the forward reads is in `reads`."""
 
-    def __init__(self, module: nn.Module, training: bool) -> None:
+    def __init__(self, module: nn.Module, training: bool, numbers: bool = True) -> None:
+        """numbers: read numbers when the forward runs, instead of asking at each call whether they are as they were."""
         super().__init__(fx.Graph())
-        self.module, self.training, self.reads = module, training, Reads()
+        self.module, self.training, self.numbers, self.reads = module, training, numbers, Reads()
         self.problem: Untraceable | None = None
         self.handed: list[tuple[str, Any, Any]] = []  # reason, what the forward may have changed, what it was
         self.read_before: dict[tuple[str, str], Any] = {}
@@ -153,7 +161,15 @@ class _Tracer(GraphAppendingTracer):
             raise self.refuse(f"its forward calls a {type(module).__name__}, whose class has a __call__ of its own")
         return self.create_proxy("call_module", path, args, kwargs)
 
+    def create_proxy(self, kind, target, args, kwargs, *rest, **more) -> fx.Proxy:
+        made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        number = computed(target, args) if kind == "call_function" and not kwargs else None
+        return made if number is None else Number(made.node, self, *number)
+
     def read(self, path: str, name: str, value: Any) -> Any:
+        if self.numbers and type(value) in (int, float):
+            self.reads.typed(path, name, type(value))
+            return Number(self.tensor(join(path, name)).node, self, value, frozenset([(path, name, value)]))
         if (path, name) not in self.read_before:
             handed, original = self._plain(path, name, value)
             self.reads.attribute(path, name, original)
@@ -221,14 +237,14 @@ class _Tracer(GraphAppendingTracer):
         for name in code.co_names:
             if name in frame.f_globals:
                 value = frame.f_globals[name]
-                self._note(value, _item(frame.f_globals, name), code.co_names, f"the global {name}", 3)
+                self._note(value, item(frame.f_globals, name), code.co_names, f"the global {name}", 3)
         for name in code.co_freevars:
             if name not in frame.f_locals:
                 continue
             value = frame.f_locals[name]
             for function in self._functions(code):
                 cell = function.__closure__[code.co_freevars.index(name)]
-                self._note(value, _content(cell), code.co_names, f"the variable {name}", 3)
+                self._note(value, content(cell), code.co_names, f"the variable {name}", 3)
             if isinstance(value, types.FunctionType):
                 self.around.append(value)
 
@@ -247,7 +263,7 @@ class _Tracer(GraphAppendingTracer):
             if depth and not str(inside.get("__name__", type(value).__module__)).startswith(("torch", "builtins")):
                 for name in names:
                     if name in inside and not name.startswith("__"):
-                        deeper = _attribute(value, name)
+                        deeper = attribute(value, name)
                         self._note(inside[name], deeper, names, f"{what}.{name}", depth - 1)
             return
         if callable(value):
@@ -260,21 +276,6 @@ class _Tracer(GraphAppendingTracer):
             return
         self.reads.outside(again, original)
         self.outside.append((what, value, original))
-
-
-def _item(space: dict[str, Any], name: str) -> Callable[[], Any]:
-    """What reads the item anew."""
-    return lambda: space.get(name)
-
-
-def _content(cell: types.CellType) -> Callable[[], Any]:
-    """What reads the variable anew."""
-    return lambda: cell.cell_contents
-
-
-def _attribute(owner: Any, name: str) -> Callable[[], Any]:
-    """What reads the attribute anew."""
-    return lambda: getattr(owner, name, None)
 
 
 @contextmanager

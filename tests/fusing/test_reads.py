@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import math
 import random
 import sys
 import threading
@@ -57,6 +58,31 @@ def images():
 def branch(m, x):
     y = m.chain(x)
     return y + x if m.skip else y
+
+
+NUMBERS = {
+    "in arithmetic": (lambda m, x: m.chain(x) * (1 - 2 * m.alpha) + m.alpha, True),
+    "in place": (lambda m, x: (lambda y: y.mul_(m.alpha))(m.chain(x) * 1), True),
+    "as an argument": (lambda m, x: torch.add(x, m.chain(x), alpha=m.alpha), True),
+    "of a child": (lambda m, x: m.chain(x) * m.inner.beta, True),
+    "as a residual": (lambda m, x: m.bn(m.conv(x)) + m.alpha, True),
+    "in a branch": (lambda m, x: m.chain(x) if m.alpha < 1 else x, False),
+    "converted": (lambda m, x: m.chain(x) * math.sqrt(m.alpha), False),
+    "as a key": (lambda m, x: m.chain(x) * {0.5: 2.0}.get(m.alpha, 4.0), False),
+    "in a text": (lambda m, x: m.chain(x) * len(f"{m.alpha}"), False),
+}
+
+
+@pytest.mark.parametrize(("body", "stays"), NUMBERS.values(), ids=NUMBERS)
+def test_a_number_that_is_annealed(body, stays):
+    plain = made(body)
+    model, called = spfde.fuse(copy.deepcopy(plain)), []
+    assert is_fused(model)
+    model.relu.register_forward_hook(lambda *_: called.append(1))  # which a fused chain does not call
+    for value in (0.5, 0.75, 16.25):
+        plain.alpha = model.alpha = plain.inner.beta = model.inner.beta = value
+        torch.testing.assert_close(model(images()), plain(images()))
+    assert not (called and stays)
 
 
 READ = {
