@@ -76,8 +76,9 @@ def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:
     fresh = [m for m in module.modules() if not _is_held(m)]
     held = [_Held(m) for m in fresh]  # all remembered before the first change: tied parameters appear twice
     for m, hold in zip(fresh, held, strict=True):
-        m.training = False
         m.__dict__["train"] = hold
+    for m in module.modules():
+        m.training = False  # of marked ones too: a `train()` of somebody's own may have set it
     fix(p for m in module.modules() for _, p in _own_parameters(m))
     return module
 
@@ -102,13 +103,16 @@ def unfreeze(module: nn.Module) -> nn.Module:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether `module` and every module inside it are frozen and no parameter asks for a gradient.
+    """Whether `module` and every module inside it are frozen, in eval mode and without a parameter to train.
+
+    A frozen module that something put into training mode past its `train()` is not: its statistics move.
 
     Raises:
         TypeError: `module` is not an nn.Module.
     """
     _check_module(module)
-    return all(map(_is_held, module.modules())) and not any(p.requires_grad for p in module.parameters())
+    constant = all(_is_held(m) and not m.training for m in module.modules())
+    return constant and not any(p.requires_grad for p in module.parameters())
 
 
 def fix(parameters: Iterable[nn.Parameter]) -> None:

@@ -210,6 +210,20 @@ def test_is_frozen_notices_a_parameter_that_was_made_trainable_by_hand():
     assert is_frozen(model)
 
 
+def test_is_frozen_notices_a_mode_that_was_set_past_train_and_freeze_sets_it_back():
+    model = ResNet()
+    freeze(model.layer1)
+    for module in model.modules():  # as a `train()` that a model writes itself may do
+        module.training = True
+    assert not is_frozen(model.layer1)
+    before = bits(model.layer1)
+    freeze(model.layer1)
+    model(torch.randn(IMAGES))
+    assert is_frozen(model.layer1) and same_bits(before, bits(model.layer1))
+    unfreeze(model.layer1)
+    assert all(m.training for m in model.modules())
+
+
 def tied_weight() -> tuple[nn.Module, nn.Module]:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
