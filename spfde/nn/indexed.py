@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from math import prod
 from typing import Any
+from weakref import ref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spfde.nn.lineage import Lineage
 from spfde.nn.loading import check_loaded, index_from_dense
 from spfde.sparse.index import Index, index_from_positions, permute
 from spfde.sparse.kernel_index import Window
@@ -46,6 +49,8 @@ class Indexed(nn.Module):
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
         self._plan: Plan | None = None
+        self._lineage = Lineage()
+        self._lineage.begin(self)
         self._build_plan()
 
     @property
@@ -70,7 +75,7 @@ class Indexed(nn.Module):
             else:
                 plan.last_seen = None if before is None else before.last_seen
                 self._plan = plan
-            self._plan.pattern = self.pattern
+            self._plan.owner = ref(self)
             self._plan.publish()
 
     # ---- what is stored -------------------------------------------------------------------------------------------
@@ -140,9 +145,29 @@ class Indexed(nn.Module):
         new = None if new is None else positions[torch.isin(positions, new)]
         return self._move(positions.clone(), new)
 
-    @torch.no_grad()
+    def enlarge(self, capacity: int) -> None:
+        """Makes room for `capacity` blocks (never less than there is), in place: new slots are dead and hold 0.
+
+        What follows the layer grows too; an optimizer's state does not (`spfde.topology.reserve` sees to that).
+        """
+        more = capacity - self.values.shape[0]
+        if more <= 0:
+            return
+        positions, grad = self.positions(), self.values.grad
+        self.values.grad = None
+        self.values.data = longer(self.values.data, more)
+        self.values.grad = None if grad is None else longer(grad, more)
+        self.col = F.pad(self.col, (0, more))
+        self._build_plan(positions)
+        self._lineage.enlarged(capacity)
+
     def _move(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
         """`move_to` for positions that are right, without a question to the device; the layer keeps them."""
+        self._lineage.leave()
+        return self._carry_to(positions, new)
+
+    @torch.no_grad()
+    def _carry_to(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
         capacity, size, old = self.values.shape[0], self.grid.size, self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
         slot = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
@@ -157,6 +182,7 @@ class Indexed(nn.Module):
         if self.values.grad is not None:
             permute(self.values.grad, source)
         self._build_plan(positions)
+        self._lineage.changed(positions)
         return source
 
     def check_values(self, name: str = "the layer") -> None:
@@ -170,6 +196,20 @@ class Indexed(nn.Module):
                 f"expected the values of {name!r} to be its Parameter, got computed ones (parametrize, prune or "
                 "weight_norm on 'values'), try removing that first"
             )
+
+    # ---- copies, and others who write the index ---------------------------------------------------------------------
+
+    def index_read(self, unwritten: bool) -> bool:
+        """Mends or refuses an index, or values, that were written in place; whether to look again next time."""
+        if not unwritten:
+            self._lineage.mend(self)
+        self._lineage.check(self, unwritten)
+        return self._lineage.suspected is not None
+
+    def index_followed(self) -> None:
+        """Others wrote another index, which the plan follows."""
+        self._lineage.reread()
+        self._lineage.changed(self._plan.positions)
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
 
@@ -186,6 +226,7 @@ class Indexed(nn.Module):
         super()._apply(fn, recurse)
         if self.row_ptr is not before[0] or self.col is not before[1]:
             self._build_plan()
+        self._lineage.converted()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,6 +234,7 @@ class Indexed(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._lineage.begin(self)
         self._build_plan()
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
@@ -206,8 +248,22 @@ class Indexed(nn.Module):
         if problem:
             errors.append(f"{prefix.rstrip('.') or 'layer'}: {problem}")
             return
+        before = self._plan.positions.clone() if self._plan is not None and self._lineage.led else None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         self._build_plan()
+        self._lineage.reread()
+        if before is not None and not torch.equal(before, self.positions()):
+            self._lineage.changed(self.positions())
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        if self._plan is not None and self._lineage.origin is not None:
+            self.plan.follow()  # an average's index may need mending
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def longer(tensor: Tensor, more: int) -> Tensor:
+    """A tensor shaped like values with as many slots more, of 0."""
+    return F.pad(tensor, (0,) * (2 * tensor.dim() - 1) + (more,))
 
 
 def _caller_parametrizes() -> bool:

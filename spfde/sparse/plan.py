@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any
-from weakref import WeakValueDictionary
+from typing import Any, Protocol
+from weakref import ReferenceType, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -37,6 +37,18 @@ def follow_index(index: KernelIndex) -> None:
     plan = _PUBLISHED.get(index.row_ptr.data_ptr()) if index.row_ptr.is_cpu else None
     if plan is not None:
         plan.follow()
+
+
+class Owner(Protocol):
+    """Whose weight a plan is of."""
+
+    pattern: Pattern
+
+    def index_read(self, unwritten: bool) -> bool:
+        """The index may have been written in place: mends it or raises ValueError; whether to ask again next time."""
+
+    def index_followed(self) -> None:
+        """The plan was derived anew."""
 
 
 @dataclass(eq=False)
@@ -73,7 +85,8 @@ class Plan:
     def __post_init__(self) -> None:
         self.calls: dict[Any, Any] = {}
         self.last_seen: Any = None
-        self.pattern: Pattern | None = None  # what an index that others write must obey
+        self.owner: ReferenceType[Owner] | None = None  # is told when others write the index
+        self._counted: tuple[int, int] | None = None  # what `_writes` was before `watch`
 
     @property
     def rows(self) -> int:
@@ -165,6 +178,7 @@ class Plan:
         if self._dense is not None:
             self._dense.zero_()  # what is written next leaves other places alone
         self.calls.clear()
+        self._counted = None
         self.dense_version += 1
         self.topology_version += 1
 
@@ -182,18 +196,30 @@ class Plan:
         rows, size = row_ptr.numel() - 1, col.numel()
         return self._fingerprint != load().fingerprint(row_ptr.data_ptr(), rows, col.data_ptr(), size, GLANCE)
 
+    def watch(self) -> None:
+        """Asks the owner at every reading, from now on until the index is another one."""
+        if self._writes is not None and self._counted is None:
+            self._counted, self._writes = self._writes, (-1, -1)
+
     def follow(self) -> None:
         """Derives the plan anew, in place, if its index was written in place and says something else now.
 
         Raises:
-            ValueError: what was written is no index of this weight.
+            ValueError: what was written is no index of this weight, or the owner refuses it.
         """
         if not self.stale:
             return
-        if self._checksum is not None and self._checksum == fingerprint(self.index, self.index.col.numel() + 1):
-            self._writes = writes(self.index)  # the same once more, as a broadcast writes it
-            return
+        owner = None if self.owner is None else self.owner()
         with torch.inference_mode(False), unset_fake_temporarily():
+            unwritten = self._unwritten()
+            if owner is not None:
+                watched = owner.index_read(unwritten)
+                unwritten = unwritten or self._unwritten()
+                if unwritten and watched:
+                    return
+            if unwritten:
+                self._writes, self._counted = writes(self.index), None  # the same once more, as a broadcast writes it
+                return
             problem = check_index(self.index, *self.grid.shape, self.values_shape[0])
             if problem:
                 raise ValueError(
@@ -201,9 +227,17 @@ class Plan:
                 )
             whole = self.grid.block[0] == 1 < self.grid.block[1] == self.cols
             new = build_plan(self.index, self.shape, self.window, self.grid, whole)
-            if self.pattern is not None and (problem := self.pattern.problem(new.positions, self.grid)):
+            if owner is not None and (problem := owner.pattern.problem(new.positions, self.grid)):
                 raise ValueError(f"{problem} (row_ptr and col were written in place), try load_state_dict")
             self.update_(new)
+            if owner is not None:
+                owner.index_followed()
+
+    def _unwritten(self) -> bool:
+        """Whether the index says what it said, whoever wrote it."""
+        if self._checksum is None:
+            return self._counted is not None and self._counted == writes(self.index)
+        return self._checksum == fingerprint(self.index, self.index.col.numel() + 1)
 
     follow._dynamo_marked_constant = True  # while a graph is traced: see `_derive`
 

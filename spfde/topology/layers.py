@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
+from spfde.nn.indexed import longer
 from spfde.sparse.pattern import Grid
 from spfde.topology.moves import count_groups
 from spfde.topology.topk import keep_highest_in_groups
@@ -132,18 +132,11 @@ def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = Non
     if capacity > layer.grid.size:
         raise ValueError(f"expected capacity <= {layer.grid.size}, the blocks of the layer, got {capacity}")
     values, old = layer.values, layer.values.shape
-    more = capacity - old[0]
-    if more <= 0:
-        return
-    state = {} if optimizer is None else optimizer.state.get(values, {})
-    grad, values.grad = values.grad, None
-    values.data = _longer(values.data, more)
-    values.grad = None if grad is None else _longer(grad, more)
-    for key, tensor in state.items():
+    layer.enlarge(capacity)
+    more = values.shape[0] - old[0]
+    for key, tensor in ({} if optimizer is None or not more else optimizer.state.get(values, {})).items():
         if isinstance(tensor, Tensor) and tensor.shape == old:
-            state[key] = _longer(tensor, more)
-    positions, layer.col = layer.positions(), F.pad(layer.col, (0, more))
-    layer._build_plan(positions)
+            optimizer.state[values][key] = longer(tensor, more)
 
 
 def reserve_all(
@@ -163,7 +156,3 @@ def reserve_all(
             )
     for name, layer in layers.items():
         reserve(layer, wanted[name], optimizer)
-
-
-def _longer(tensor: Tensor, more: int) -> Tensor:
-    return F.pad(tensor, (0, 0, 0, 0, 0, more))
