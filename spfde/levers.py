@@ -126,6 +126,15 @@ class Run(Protocol):
     def levers(self) -> Levers:
         """All levers, in their order."""
 
+    def batches(self, indices: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Training samples without augmentation, where the model is: (indices [n], inputs [n, ...], targets [n]).
+
+        For what training itself does not compute; to be called between epochs.
+        """
+
+    def predictions(self, indices: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """The outputs of `batches` in evaluation mode: (indices [n], outputs [n, ...], targets [n]), no graph."""
+
     def freeze(self, names: Iterable[str]) -> None:
         """Freezes blocks by name: masks are brought to their target first, compiled code of the model is dropped."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from spfde.sieving.shuffle import derived, shuffled
-from spfde.sieving.sieve import Sieve, SieveEvent, complement
+from spfde.sieving.checks import check_fraction, check_number
+from spfde.sieving.shuffle import derived, share, shuffled
+from spfde.sieving.sieve import Sieve, SieveEvent
 from spfde.sieving.window import Window
 
 
@@ -29,21 +29,19 @@ class QueueSieve(Sieve):
         fraction: share of the samples that is out, in [0, 1).
         interval: epochs between two updates.
         seed: of the first draw, the order of each epoch and the shuffles of the queue.
+        ranks: rank, world and group of `Sieve`.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, num_samples: int, fraction: float = 0.2, interval: int = 5, seed: int = 0) -> None:
-        super().__init__(num_samples, seed)
-        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-            raise ValueError(f"expected interval to be an integer >= 1, got {interval!r}; try 1")
-        if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 <= fraction < 1:
-            raise ValueError(f"expected fraction in [0, 1), got {fraction!r}; try 0.2")
-        self.fraction, self.interval = fraction, interval
+    def __init__(self, num_samples: int, fraction: float = 0.2, interval: int = 5, seed: int = 0, **ranks: Any) -> None:
+        super().__init__(num_samples, seed, **ranks)
+        self.interval = check_number("interval", interval, 1)
+        self.fraction = check_fraction("fraction", fraction, example=0.2)
         self.window = Window(num_samples)
         drawn = shuffled(torch.arange(num_samples), derived(seed, "first draw", 0))
-        self._place(drawn[: math.floor(fraction * num_samples)])
+        self._place(drawn[: share(fraction, num_samples)])
         self._unused = len(self._removed)  # of the first draw, still at the head of the queue
 
     @property
@@ -52,8 +50,8 @@ class QueueSieve(Sieve):
         return self._removed.clone()
 
     @abstractmethod
-    def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
-        """Rows of `active` that go out now, at most `limit`, in the order in which they queue; and why."""
+    def _leaving(self, active: np.ndarray, limit: int) -> tuple[np.ndarray, str]:
+        """Rows of `active` int64 [n] that go out now, at most `limit`, in the order in which they queue; and why."""
 
     def _note(self, samples: np.ndarray, losses: np.ndarray, correct: np.ndarray | None) -> None:
         self.window.add(samples, losses, correct)
@@ -61,21 +59,22 @@ class QueueSieve(Sieve):
     def _boundary(self) -> SieveEvent | None:
         if self.epoch % self.interval:
             return None
-        out = len(self._removed)
-        rows, reason = self._leaving(min(max(1, math.floor(self.fraction * len(self._active))), out))
-        leaving = self._active[torch.from_numpy(rows)]
-        returning, queue = rotate(self._removed, leaving)
+        active, out = self.active, len(self._removed)
+        rows, reason = self._leaving(active.numpy(), min(max(1, share(self.fraction, len(active))), out))
+        returning, queue = rotate(self._removed, active[torch.from_numpy(rows)])
         self._unused = max(0, self._unused - len(returning))
         self._place(queue if self._unused else shuffled(queue, derived(self.seed, "queue", self.epoch)))
         self.window.reset()
-        return SieveEvent(self.epoch, len(leaving), reason)
+        return SieveEvent(self.epoch, len(returning), reason)
 
     def _told(self, event: SieveEvent) -> str:
         return f"swapped {event.moved} samples"
 
     def _place(self, removed: torch.Tensor) -> None:
         self._removed = removed
-        self._choose(complement(removed, self.num_samples))
+        active = np.ones(self.num_samples, bool)
+        active[removed.numpy()] = False
+        self._choose(torch.from_numpy(np.flatnonzero(active)))
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "fraction": self.fraction, "interval": self.interval}

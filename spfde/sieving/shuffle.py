@@ -1,8 +1,9 @@
-"""Orders that are a pure function of a seed: nothing to keep for a resumed run, the same on every rank."""
+"""Orders and shares that are a pure function of a seed: nothing to keep for a resumed run, the same on every rank."""
 
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 
 import torch
 
@@ -16,3 +17,8 @@ def derived(seed: int, purpose: str, counter: int) -> int:
 def shuffled(samples: torch.Tensor, seed: int) -> torch.Tensor:
     """`samples` [n] in an order that is a pure function of their number and the seed."""
     return samples[torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))]
+
+
+def share(fraction: float, count: int) -> int:
+    """floor(fraction * count), exact for the fraction as it is written: 0.29 of 100 is 29."""
+    return int(Fraction(repr(float(fraction))) * count)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+import torch.nn.functional as F
+from torch.utils.data import DistributedSampler, Sampler
 
 from spfde.levers import Answer, Decision, Event, Loss, Run
+from spfde.sieving.checks import check_indices, check_logits, check_losses, check_number, check_range, check_state
+from spfde.sieving.ranks import Batch, Ranks
+from spfde.sieving.report import SieveReport
 from spfde.sieving.shuffle import derived, shuffled
-from spfde.sieving.window import outcome
+
+AT_ONCE = 2**16  # samples that an iterator holds as Python numbers
 
 
 @dataclass(frozen=True)
@@ -28,52 +34,90 @@ class SieveEvent:
 class Sieve(Sampler[int], ABC):
     """A sampler over part of [0, num_samples), chosen anew at the boundaries between epochs.
 
-    Iterating yields the active samples, shuffled; the order is a pure function of (seed, epoch, active). A subclass
-    chooses in `_boundary`, by `_choose`, from what it keeps of `_note`; how many samples are out may vary, and
-    `_weights` may answer a batch with weights of its losses. `QueueSieve` is the base of those of a fixed size.
+    Iterating yields the active samples, shuffled; the order is a pure function of (seed, epoch, active). With many
+    ranks each iterates an equal shard of it, `observe` gathers what it needs, and all ranks decide alike, as one
+    process would that sees all batches. After `load_state_dict` in mid-epoch it yields those not observed yet.
+
+    A subclass chooses in `_boundary`, by `_choose`, from what it keeps of `_note`; how many samples are out may vary,
+    and `_weights` may answer a batch with weights of its losses. `QueueSieve` is the base of those of a fixed size.
 
     Args:
         num_samples: size of the data set.
         seed: of the order of each epoch.
+        rank, world: which of how many equal shards is iterated here; default torch.distributed's, else the whole order.
+            world=1 where something else shares the batches out (Accelerate).
+        group: the torch.distributed group whose ranks train one model; default all.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
     needs: Collection[type[Event]] = frozenset({Loss})
+    by_logits = False  # whether losses alone do not do
 
-    def __init__(self, num_samples: int, seed: int = 0) -> None:
-        for name, value, low in (("num_samples", num_samples, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"expected {name} to be an integer >= {low}, got {value!r}; try {low}")
-        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
-        self._presentations = np.zeros(num_samples, np.int64)
+    def __init__(
+        self, num_samples: int, seed: int = 0, *, rank: int | None = None, world: int | None = None, group: Any = None
+    ) -> None:
+        self.num_samples, self.seed, self.epoch = (
+            check_number("num_samples", num_samples, 1),
+            check_number("seed", seed, 0),
+            0,
+        )
+        self._ranks = Ranks.of(rank, world, group)
+        self._presentations = np.zeros(num_samples, np.int32)
+        self._learned = np.zeros(num_samples, bool)  # was predicted right at least once
+        self._judged = False  # whether there is such a thing
+        self._volumes: list[int] = []  # active samples of the epochs that are over
+        self._position = self._start = 0  # of the epoch's order: observed so far; where iterating begins
+        self._told_why, self._extra_seconds = "", 0.0
         self._choose(torch.arange(num_samples))
 
     @property
+    def rank(self) -> int:
+        """Which of the `world` equal shards is iterated here."""
+        return self._ranks.rank
+
+    @property
+    def world(self) -> int:
+        """How many equal shards an epoch has."""
+        return self._ranks.world
+
+    @property
     def active(self) -> torch.Tensor:
-        """Samples of this epoch: int64 [active], ascending."""
-        return self._active.clone()
+        """Samples of this epoch, of all ranks: int64 [active], ascending."""
+        return torch.from_numpy(np.flatnonzero(self._is_active))
 
     @property
     def removed(self) -> torch.Tensor:
         """Samples that are out: int64 [out], ascending."""
-        return complement(self._active, self.num_samples)
+        return torch.from_numpy(np.flatnonzero(~self._is_active))
+
+    @property
+    def volume(self) -> int:
+        """Number of active samples, of all ranks."""
+        return self._volume
 
     @property
     def presentations(self) -> torch.Tensor:
         """How often each sample was observed since the start: int64 [num_samples]."""
-        return torch.from_numpy(self._presentations.copy())
+        return torch.from_numpy(self._presentations.astype(np.int64))
 
     def order(self) -> torch.Tensor:
-        """The active samples in this epoch's order: int64 [active]."""
-        return shuffled(self._active, derived(self.seed, "order", self.epoch))
+        """The active samples in this epoch's order, of all ranks: int64 [active]."""
+        return shuffled(self.active, derived(self.seed, "order", self.epoch))
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
+        shard = self._ranks.shard(self.order(), self._start)
+        return (sample for chunk in shard.split(AT_ONCE) for sample in chunk.tolist())
 
     def __len__(self) -> int:
-        return len(self._active)
+        """Samples that this rank iterates in an epoch."""
+        if sys._getframe(1).f_code is DistributedSampler.__init__.__code__:
+            raise TypeError(
+                "expected a data set in DistributedSampler, got a sieve, whose samples it would take for others; try "
+                "the sieve itself as DataLoader(sampler=...): it shares its order out to the ranks"
+            )
+        return self._ranks.length(self._volume)
 
     def observe(
         self,
@@ -83,17 +127,20 @@ class Sieve(Sampler[int], ABC):
         *,
         losses: torch.Tensor | None = None,
         correct: torch.Tensor | None = None,
+        gathered: bool = False,
     ) -> torch.Tensor | None:
         """Takes note of a training forward pass; a sample that appears twice counts in batch order.
 
-        Give logits and targets, or the losses that are there already (a task without classes has no others).
+        Give logits and targets, or the losses that are there already: a task without classes, a sequence of a language
+        model, mixed samples have no others. On many ranks all of them call it, each with its own batch.
 
         Args:
             indices: int64 [n], active samples.
             logits: floating point [n, classes], on any device.
-            targets: int64 [n], classes.
+            targets: int64 [n], classes; or floating point [n, classes], soft ones.
             losses: floating point [n], on any device, in place of logits and targets.
             correct: bool [n], with losses: whether the prediction was right, where there is such a thing.
+            gathered: the batch holds the samples of all ranks already.
 
         Returns:
             None, or weights float [n] to multiply the per-sample losses with.
@@ -101,30 +148,36 @@ class Sieve(Sampler[int], ABC):
         Raises:
             TypeError: an argument is not a tensor of the type above, or both forms are given.
             ValueError: a shape does not fit, an index is not an active sample, a target not a class, a logit or loss
-                not finite, or this sieve needs `correct`; nothing is counted then.
+                not finite, or another rank's batch is at fault; nothing is counted then.
         """
-        by_class = logits is not None and targets is not None and losses is None and correct is None
-        if not by_class and (losses is None or logits is not None or targets is not None):
-            raise TypeError("expected logits and targets, or losses (and correct), got a mixture; try one of the two")
-        samples = self._check_samples(indices)
-        if losses is None:
-            _check_logits(indices, logits, targets)
-            losses, correct = outcome(logits, targets)
-        else:
-            _check_losses(indices, losses, correct)
-        if not len(samples):
-            return None
-        loss = losses.detach().float().cpu().numpy()
-        if not np.isfinite(loss.sum()):
-            raise ValueError("expected finite losses, got NaN or infinity; try a lower learning rate")
-        self._note(samples, loss, None if correct is None else correct.cpu().numpy())
-        np.add.at(self._presentations, samples, 1)
-        return self._weights(samples)
+        return self._take(lambda: self._batch(indices, logits, targets, losses, correct, gathered), gathered)
 
     def end_epoch(self) -> SieveEvent | None:
         """Closes an epoch; where the sieve chooses anew, does so and says what moved."""
+        self._volumes.append(self._volume)
         self.epoch += 1
-        return self._boundary()
+        self._position = self._start = 0
+        event = self._boundary()
+        if event is not None:
+            self._told_why = event.reason
+        if self._expected is not None:
+            self._expect()
+        return event
+
+    def report(self) -> SieveReport:
+        """What was left out so far, and which samples were never predicted right, wrong labels among them."""
+        never = np.flatnonzero((self._presentations > 0) & ~self._learned) if self._judged else np.empty(0, np.int64)
+        shown = self._presentations[never]
+        order = np.argsort(-shown.astype(np.int64), kind="stable")
+        return SieveReport(
+            method=type(self).__name__,
+            num_samples=self.num_samples,
+            volumes=(*self._volumes, self._volume),
+            reason=self._told_why,
+            never_learned=tuple(never[order].tolist()),
+            presentations=tuple(shown[order].tolist()),
+            extra_seconds=self._extra_seconds,
+        )
 
     # ---- as a lever ------------------------------------------------------------------------------------------------
 
@@ -141,9 +194,9 @@ class Sieve(Sampler[int], ABC):
         """Observes the losses of a batch; the weights of its samples, if any."""
         if not isinstance(event, Loss):
             return None
-        classes = event.outputs.ndim == 2 and event.targets.dtype == torch.int64
-        correct = event.outputs.argmax(1) == event.targets if classes else None
-        return self.observe(event.indices, losses=event.losses, correct=correct)
+        return self._take(
+            lambda: self._known(event.indices, *self._judge(event.outputs, event.targets, event.losses), False), False
+        )
 
     # ---- what a subclass defines -----------------------------------------------------------------------------------
 
@@ -155,9 +208,19 @@ class Sieve(Sampler[int], ABC):
     def _boundary(self) -> SieveEvent | None:
         """Chooses the samples of `self.epoch`, which is about to begin; what it did."""
 
+    def _judge(
+        self, outputs: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `_note` gets of a forward pass: a figure [n], here the loss, and whether the prediction was right."""
+        outputs, targets = outputs.detach(), targets.to(outputs.device)
+        if losses is None:
+            losses = F.cross_entropy(outputs.float(), targets, reduction="none")
+        classes = outputs.ndim == 2 and targets.dtype == torch.int64 and targets.ndim == 1
+        return losses, outputs.argmax(1) == targets if classes else None
+
     def _told(self, event: SieveEvent) -> str:
         """What a boundary did, in a few words."""
-        return f"{self.num_samples - len(self)} of {self.num_samples} samples are out"
+        return f"{self.num_samples - self._volume} of {self.num_samples} samples are out"
 
     def _weights(self, samples: np.ndarray) -> torch.Tensor | None:
         """Weights float [n] of a batch's losses."""
@@ -177,110 +240,124 @@ class Sieve(Sampler[int], ABC):
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def _choose(self, active: torch.Tensor) -> None:
-        """Makes `active`, int64 [active], ascending, the samples of the epoch."""
-        self._active = active
+        """Makes `active`, int64 [active], distinct, the samples of the epoch."""
         self._is_active = np.zeros(self.num_samples, bool)
         self._is_active[active.numpy()] = True
+        self._volume = len(active)
+        self._expected: np.ndarray | None = None  # this rank's shard, once it is asked for
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors: where the sampler is, who is active, what it counted."""
+        """Plain values and tensors: who is active, how far the epoch is, what it counted; the same on all ranks."""
         return {
             **self._identity(),
             "epoch": self.epoch,
+            "position": min(self._position, self._volume),
             "active": torch.from_numpy(self._is_active.copy()),
-            "presentations": self.presentations,
+            "presentations": torch.from_numpy(self._presentations.copy()),
+            "learned": torch.from_numpy(self._learned.copy()),
+            "judged_ever": self._judged,
+            "volumes": list(self._volumes),
             **self._own_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`, in the middle of an interval too.
+        """Goes on from `state`, in the middle of an epoch too, and on any number of ranks.
 
         Raises:
             ValueError: `state` is that of another sieve, or damaged; nothing has changed then.
         """
-        for name, mine in self._identity().items():
-            if state.get(name) != mine:
-                raise ValueError(
-                    f"expected a state with {name} {mine!r}, got {state.get(name)!r}; try the sieve it was saved from"
-                )
-        for name, mine in self.state_dict().items():
-            if not _alike(mine, state.get(name)):
-                got = _kind(state.get(name))
-                raise ValueError(f"expected {_kind(mine)} as {name}, got {got}; try another checkpoint")
-        if state["epoch"] < 0:
-            raise ValueError(f"expected epoch >= 0, got {state['epoch']}; try another checkpoint")
-        before = self._active
+        check_state(self.state_dict(), self._identity(), state)
+        before = self.active
         self._choose(state["active"].nonzero().flatten())
         try:
             self._load_own(state)
         except ValueError:
             self._choose(before)
             raise
-        self.epoch, self._presentations = state["epoch"], state["presentations"].numpy().copy()
+        self.epoch, self._position = state["epoch"], state["position"]
+        self._start = min(self._position, self._volume)
+        self._presentations, self._learned = state["presentations"].numpy().copy(), state["learned"].numpy().copy()
+        self._judged, self._volumes = state["judged_ever"], list(state["volumes"])
 
-    def _check_samples(self, indices: torch.Tensor) -> np.ndarray:
-        if not isinstance(indices, torch.Tensor) or indices.dtype != torch.int64:
-            raise TypeError(f"expected indices as an int64 tensor, got {_kind(indices)}; try indices.long()")
-        if indices.ndim != 1:
-            raise ValueError(f"expected indices [n], got {list(indices.shape)}; try flattening the batch")
-        samples = indices.cpu().numpy()
-        if len(samples):
-            _check_range("indices", samples, self.num_samples)
-            active = self._is_active[samples]
-            if not active.all():
-                raise ValueError(
-                    f"expected active samples, got {samples[~active][0]}, which is out in epoch {self.epoch}; "
-                    "try iterating this sampler, and calling end_epoch after the epoch's last observe"
-                )
-        return samples
+    # ---- a batch ---------------------------------------------------------------------------------------------------
 
+    def _take(self, make: Callable[[], Batch], gathered: bool) -> torch.Tensor | None:
+        """Gathers and counts a batch; a rank whose own is at fault takes part in the gathering before it raises."""
+        batch: Batch | None = None
+        fault: Exception | None = None
+        try:
+            batch = make()
+        except (TypeError, ValueError) as error:
+            if gathered:
+                raise
+            fault = error
+        whole = batch if gathered else self._ranks.gather(batch, fault)
+        assert batch is not None and whole is not None
+        if len(whole.samples):
+            self._count(whole)
+        return self._weights(batch.samples) if len(batch.samples) else None
 
-def complement(samples: torch.Tensor, num_samples: int) -> torch.Tensor:
-    """All of range(num_samples) that is not in `samples`, ascending."""
-    left = torch.ones(num_samples, dtype=torch.bool)
-    left[samples] = False
-    return left.nonzero().flatten()
-
-
-def _check_logits(indices: torch.Tensor, logits: Any, targets: Any) -> None:
-    if not isinstance(targets, torch.Tensor) or targets.dtype != torch.int64:
-        raise TypeError(f"expected targets as an int64 tensor, got {_kind(targets)}; try targets.long()")
-    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-        raise TypeError(f"expected logits as a floating point tensor, got {_kind(logits)}; try the model's output")
-    if logits.ndim != 2 or len(logits) != len(indices) or targets.shape != indices.shape:
-        raise ValueError(
-            "expected indices [n], logits [n, classes] and targets [n], got "
-            f"{list(indices.shape)}, {list(logits.shape)} and {list(targets.shape)}; try flattening the batch"
-        )
-    if len(targets):
-        _check_range("targets", targets.cpu().numpy(), logits.shape[1])
-
-
-def _check_losses(indices: torch.Tensor, losses: Any, correct: Any) -> None:
-    if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
-        raise TypeError(f"expected losses as a floating point tensor, got {_kind(losses)}; try reduction='none'")
-    if correct is not None and (not isinstance(correct, torch.Tensor) or correct.dtype != torch.bool):
-        raise TypeError(f"expected correct as a bool tensor, got {_kind(correct)}; try logits.argmax(1) == targets")
-    for name, given in (("losses", losses), ("correct", correct)):
-        if given is not None and given.shape != indices.shape:
+    def _batch(self, indices: Any, logits: Any, targets: Any, losses: Any, correct: Any, gathered: bool) -> Batch:
+        by_class = logits is not None and targets is not None and losses is None and correct is None
+        if not by_class and (losses is None or logits is not None or targets is not None):
+            raise TypeError("expected logits and targets, or losses (and correct), got a mixture; try one of the two")
+        if self.by_logits and not by_class:
             raise ValueError(
-                f"expected {name} [{len(indices)}], one for each index, got {list(given.shape)}; try reduction='none'"
+                f"expected logits and targets for {type(self).__name__}, got losses; try Circular or InfoBatch"
             )
+        check_indices(indices)
+        if by_class:
+            check_logits(indices, logits, targets)
+            losses, correct = self._judge(logits, targets, None)
+        else:
+            check_losses(indices, losses, correct)
+        return self._known(indices, losses, correct, gathered)
 
+    def _known(
+        self, indices: torch.Tensor, losses: torch.Tensor, correct: Any, gathered: bool, active: bool = True
+    ) -> Batch:
+        samples = check_indices(indices)
+        check_range("indices", samples, self.num_samples)
+        if active:
+            self._check_shown(samples, gathered)
+        figures = losses.detach().float().cpu().numpy()
+        if not np.isfinite(figures.sum()):
+            raise ValueError("expected finite losses, got NaN or infinity; try a lower learning rate")
+        return Batch(samples, figures, None if correct is None else correct.cpu().numpy())
 
-def _check_range(name: str, values: np.ndarray, end: int) -> None:
-    if values.view(np.uint64).max() >= end:  # a negative one is huge as unsigned: one pass for both ends
-        wrong = values[(values < 0) | (values >= end)][0]
-        raise ValueError(f"expected {name} in [0, {end}), got {wrong}; try the data set's own numbers")
+    def _check_shown(self, samples: np.ndarray, gathered: bool) -> None:
+        active = self._is_active[samples]
+        if not active.all():
+            raise ValueError(
+                f"expected active samples, got {samples[~active][0]}, which is out in epoch {self.epoch}; "
+                "try iterating this sampler, and calling end_epoch after the epoch's last observe"
+            )
+        if self.world > 1 and not gathered:
+            if self._expected is None:
+                self._expect()
+            mine = self._expected[samples]
+            if not mine.all():
+                raise ValueError(
+                    f"expected samples of rank {self.rank}'s shard, got {samples[~mine][0]}, which is another's; try "
+                    "world=1, rank=0 where the trainer shares batches out itself (Accelerate), or "
+                    "use_distributed_sampler=False (Lightning)"
+                )
 
+    def _expect(self) -> None:
+        self._expected = np.zeros(self.num_samples, bool)
+        self._expected[self._ranks.shard(self.order(), self._start).numpy()] = True
 
-def _alike(mine: object, theirs: object) -> bool:
-    if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
-        return theirs.shape == mine.shape and theirs.dtype == mine.dtype
-    return type(theirs) is type(mine)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {list(value.shape)}"
-    return type(value).__name__
+    def _count(self, batch: Batch) -> None:
+        """Counts presentations, but for those that only fill the last shards up."""
+        first, last = self._position, self._position + len(batch.samples)
+        self._position = last
+        if self.world > 1 and last > self._volume >= 1:
+            places = np.arange(first, last) - self._volume
+            filled = (places >= 0) & (places < self.world)
+            filled[filled] = self.order().numpy()[places[filled] % self._volume] == batch.samples[filled]
+            batch = batch.take(~filled)
+        if batch.correct is not None:
+            self._judged = True
+            self._learned[batch.samples[batch.correct]] = True
+        self._note(batch.samples, batch.figures, batch.correct)
+        np.add.at(self._presentations, batch.samples, 1)

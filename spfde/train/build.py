@@ -214,7 +214,12 @@ def sieve(samples: int, recipe: Recipe) -> Lever | None:
     """Return the recipe's sieve over `samples`, or None."""
     if not recipe.sieve:
         return None
-    shared = {"fraction": recipe.sieve, "interval": recipe.interval, "seed": recipe.seed}
+    shared = {
+        "fraction": recipe.sieve,
+        "interval": recipe.interval,
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+    }
     method = SIEVES[recipe.sieve_by]
     return method(samples, **_taken(method, shared), **recipe.sieve_options)
 

@@ -21,8 +21,9 @@ from spfde.freezing import Compiled, FreezeBlock, blocks
 from spfde.freezing.block import check_freezable
 from spfde.levers import Forward, Lever, LeverFactory, Levers
 from spfde.sieving.shuffle import shuffled
+from spfde.train import samples
 from spfde.train.checkpoint import CheckpointError
-from spfde.train.data import Source, epoch_seed, random_state, restore_random
+from spfde.train.data import Batch, Source, epoch_seed, random_state, restore_random
 from spfde.train.device import Device, Layout
 from spfde.train.optimizer import Factory, moments, set_learning_rate, steps_per_epoch
 from spfde.train.recipe import Recipe
@@ -166,6 +167,14 @@ class Session:
                     group["horizon"] = 1.0
         if back:
             self._drop_compiled()
+
+    def batches(self, indices: Tensor) -> Iterator[Batch]:
+        """Yield training samples without augmentation: indices [n], inputs [n, ...] and targets [n]."""
+        return samples.batches(self, indices)
+
+    def predictions(self, indices: Tensor) -> Iterator[Batch]:
+        """Yield indices [n], the outputs [n, ...] of the network in evaluation, and targets [n], without a graph."""
+        return samples.predictions(self, indices)
 
     @contextmanager
     def graph(self) -> Iterator[None]:

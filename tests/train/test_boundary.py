@@ -28,7 +28,7 @@ def log(monkeypatch):
     record(MEST, "step", lambda lever, moved: "prune and grow" if moved else "step")
     record(MEST, "settle", lambda lever, names, module: ("settle", *names))
     record(Progressive, "on", lambda lever, made, event, run: ("freeze", *(d.text for d in made)))
-    record(Circular, "end_epoch", lambda lever, event: ("sieve", event is not None, lever.window.counts.sum()))
+    record(Circular, "end_epoch", lambda lever, event: ("sieve", event is not None, lever.window.shown.sum()))
     return calls
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spfde.sieving.queue import QueueSieve
-from spfde.sieving.window import CORRECT, FORGOTTEN, easiest
+from spfde.sieving.window import EVER, lowest
 
 __all__ = ["Circular"]
 
@@ -16,19 +16,23 @@ class Circular(QueueSieve):
     Easy is a sample with few forgetting events (a wrong presentation after a correct one) within this
     interval; one that was never correct is the hardest. Ties, which are most samples, are broken by the lower
     mean loss of the interval, then by the lower index. A sample that was not observed in the interval stays.
-    Counters start from zero at every interval, so that newcomers are treated as the others.
+    Counters start from zero at every interval, so that newcomers are treated as the others. Where predictions are
+    neither right nor wrong (losses alone, soft labels), the mean loss decides.
 
     Source: SpFDE (NeurIPS 2022), "Circular Data Sieving"; the rule for samples that were never correct is
     that of Toneva et al. (ICLR 2019).
     """
 
-    def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
-        counts = self.window.counts[self._active.numpy()]
-        rows = easiest(counts, limit)
+    def _leaving(self, active: np.ndarray, limit: int) -> tuple[np.ndarray, str]:
+        rows = lowest(self.window.hardness(active), limit)
         if not len(rows):
             return rows, "no sample is out" if limit == 0 else "no sample was observed: none moved"
-        known = np.count_nonzero((counts[:, CORRECT] > 0) & (counts[:, FORGOTTEN] == 0))
+        if self.window.judged:
+            ever = (self.window.right[active] & EVER).astype(bool)
+            known = np.count_nonzero(ever & (self.window.forgotten[active] == 0))
+            easy = f"right and not forgotten since the last swap ({known} samples), and the lower the loss the easier"
+        else:
+            easy = "the lower the mean loss since the last swap the easier, as predictions are not right or wrong"
         return rows, (
-            f"the {len(rows)} easiest of {len(counts)} go out, as many come back, those out longest; easy: right and "
-            f"not forgotten since the last swap ({known} samples), and the lower the loss the easier"
+            f"the {len(rows)} easiest of {len(active)} go out, as many come back, those out longest; easy: {easy}"
         )

@@ -21,6 +21,6 @@ class Random(QueueSieve):
     def _note(self, samples: np.ndarray, losses: np.ndarray, correct: np.ndarray | None) -> None:
         """Nothing: no score."""
 
-    def _leaving(self, limit: int) -> tuple[np.ndarray, str]:
-        rows = shuffled(torch.arange(len(self._active)), derived(self.seed, "leaving", self.epoch))[:limit]
-        return rows.numpy(), f"{len(rows)} of {len(self._active)} drawn at random, the control"
+    def _leaving(self, active: np.ndarray, limit: int) -> tuple[np.ndarray, str]:
+        rows = shuffled(torch.arange(len(active)), derived(self.seed, "leaving", self.epoch))[:limit]
+        return rows.numpy(), f"{len(rows)} of {len(active)} drawn at random, the control"

@@ -62,7 +62,7 @@ def topology_options(name: str | None) -> dict[str, Option]:
 # What a freezer or a sieve is called with, if it takes it: model and blocks, or the number of samples, come first.
 LEVER_ARGUMENTS = (
     *("model", "blocks", "epochs", "interval", "flops_reduction", "fraction"),
-    *("num_samples", "fraction", "interval", "seed"),
+    *("num_samples", "fraction", "interval", "epochs", "seed", "ranks"),
 )
 
 

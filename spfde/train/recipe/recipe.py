@@ -148,9 +148,9 @@ class Recipe:
     freeze_options: Mapping[str, Any] = _knob({}, rules.OPTIONS, "Other options of the freezer, by its own names.")
     sieve: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Fraction of samples out at any time, 0 = off.")
     sieve_by: str = _knob(
-        "forgetting",
+        "circular",
         rules.registered(SIEVES),
-        "What the sieve takes out: the easiest, or any (the control).",
+        "What the sieve takes out: the easiest in turn (SpFDE), any (the control), or by another method.",
     )
     sieve_options: Mapping[str, Any] = _knob({}, rules.OPTIONS, "Other options of the sieve, by its own names.")
     layout: str = _knob(

@@ -1,0 +1,109 @@
+"""GraNd: samples whose loss has a small gradient early in the training leave once, for good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spfde.levers import Answer, EpochEnd, Event, Loss, Run
+from spfde.sieving.oneshot import OneShot
+
+__all__ = ["GraNd"]
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class GraNd(OneShot):
+    """Score = |gradient of the sample's loss by all trained weights|_2, at the end of epoch `at` - 1.
+
+    It takes a forward and a backward pass for every sample, once, in evaluation mode (batch norm would mix samples): in
+    `fit` by itself, in a loop of your own by `look`. Its seconds are in `report()`. The source averages over ten
+    networks: `GraNd(..., scores=[...])` takes their `scores`.
+
+    Args: those of every one-shot sieve (num_samples, fraction, at, epochs, scores, seed).
+
+    Source: Paul, Ganguli, Dziugaite, Deep Learning on a Data Diet (NeurIPS 2021), definition 1.
+    """
+
+    AT = 0.1
+    needs = frozenset({Loss, EpochEnd})
+
+    def __init__(
+        self,
+        num_samples: int,
+        fraction: float = 0.5,
+        *,
+        at: int | None = None,
+        epochs: int = 200,
+        scores: Sequence[torch.Tensor] | None = None,
+        seed: int = 0,
+        **ranks: Any,
+    ) -> None:
+        super().__init__(num_samples, fraction, at, epochs, scores, seed, **ranks)
+        self._norms = np.full(num_samples, np.nan, np.float32)
+
+    def look(
+        self,
+        model: nn.Module,
+        batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        loss_fn: LossFunction = F.cross_entropy,
+    ) -> None:
+        """Scores the samples of `batches` of (indices int64 [n], inputs [n, ...], targets [n, ...]).
+
+        loss_fn: the loss of (outputs [1, ...], targets [1, ...]). Weights, gradients, modes and statistics of the model
+        stay as they are. On many ranks all of them look at all batches.
+        """
+        begin = time.perf_counter()
+        for indices, inputs, targets in batches:
+            self._norms[indices.cpu().numpy()] = gradient_norms(model, inputs, targets, loss_fn).cpu().numpy()
+        self._extra_seconds += time.perf_counter() - begin
+
+    def on(self, event: Event, run: Run) -> Answer:
+        """Counts presentations; scores all samples once, at the end of epoch `at` - 1."""
+        if not isinstance(event, EpochEnd):
+            return super().on(event, run)
+        if event.epoch == self.at - 1 and self._given is None:
+            self.look(run.model, run.batches(torch.arange(self.num_samples)))
+        return None
+
+    def _note(self, samples: np.ndarray, losses: np.ndarray, correct: np.ndarray | None) -> None:
+        """Nothing: the score is a pass of its own."""
+
+    def _hardness(self) -> np.ndarray:
+        return self._norms
+
+    def _why(self) -> str:
+        return f"least gradient norm at the end of epoch {self.at - 1}"
+
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "norms": torch.from_numpy(self._norms.copy())}
+
+    def _load_own(self, state: Mapping[str, Any]) -> None:
+        super()._load_own(state)
+        self._norms = state["norms"].numpy().copy()
+
+
+def gradient_norms(
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss_fn: LossFunction = F.cross_entropy
+) -> torch.Tensor:
+    """|d loss_i / d weights|_2 [n], by all parameters that require a gradient, in evaluation mode."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        norms = []
+        for row in range(len(inputs)):
+            with torch.enable_grad():
+                loss = loss_fn(model(inputs[row : row + 1]), targets[row : row + 1]).sum()
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            norms.append(torch.stack([g.detach().float().norm() for g in gradients if g is not None]).norm())
+        return torch.stack(norms) if norms else torch.zeros(0)
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,106 @@
+"""What each of several processes does in test_ranks.py."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, TensorDataset
+
+from spfde.sieving import METHODS, Circular, Random, Sieve
+
+SAMPLES, EPOCHS, BATCH = 47, 4, 6
+CASES = {
+    "circular": {"fraction": 0.3, "interval": 1},
+    "random": {"fraction": 0.3, "interval": 2},
+    "infobatch": {"fraction": 0.5, "epochs": 8},
+    "once": {"fraction": 0.24, "at": 2, "epochs": 8},
+    "kakurenbo": {"fraction": 0.3, "epochs": 8},
+    "oscillating": {"fraction": 0.1, "groups": 4, "epochs": 8},
+    "ucb": {"fraction": 0.4, "interval": 1},
+}
+
+
+def logits_of(samples: torch.Tensor, epoch: int) -> torch.Tensor:
+    """[n, 3]: a pure function of sample and epoch, as if one network had computed them."""
+    angle = samples[:, None] * torch.tensor([1.0, 2.0, 3.0]) + epoch * torch.tensor([0.7, 0.3, 1.1])
+    return 3 * angle.sin()
+
+
+def train(sieve: Sieve, epoch: int) -> list[int]:
+    """One epoch of this rank: the samples that it trained on."""
+    seen = []
+    data = TensorDataset(torch.arange(SAMPLES))
+    for (samples,) in DataLoader(data, batch_size=BATCH, sampler=sieve):
+        sieve.observe(samples, logits_of(samples, epoch), samples % 3)
+        seen += samples.tolist()
+    return seen
+
+
+def run(name: str, epochs: int, group: Any = None) -> list[dict]:
+    """States after each epoch."""
+    sieve = METHODS[name](SAMPLES, seed=5, group=group, **CASES[name])
+    states = []
+    for epoch in range(sieve.epoch, epochs):
+        train(sieve, epoch)
+        sieve.end_epoch()
+        states.append(sieve.state_dict())
+    return states
+
+
+def work(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    pair = dist.new_group([0, 1])
+    for group, size in ((pair, 2), (None, world)):
+        if rank < size:
+            torch.save(check(rank, size, group), f"{folder}/{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def check(rank: int, world: int, group: Any) -> dict:
+    """What one of `world` ranks found."""
+    found = {name: run(name, EPOCHS, group) for name in CASES}
+    sieve = Circular(
+        SAMPLES, fraction=0.3, interval=1, seed=5, group=group
+    )  # half an epoch, for another number of ranks
+    assert (sieve.rank, sieve.world) == (rank, world)
+    shard = list(sieve)
+    assert len(sieve) == len(shard) == math.ceil(sieve.volume / world)
+    begun = torch.tensor(shard[:BATCH])
+    sieve.observe(begun, logits_of(begun, 0), begun % 3)
+    found["half"], found["begun"], found["rest"] = sieve.state_dict(), shard[:BATCH], shard[BATCH:]
+
+    unsharded = Random(SAMPLES, rank=0, world=1, group=group)  # another shares the batches out: observing still gathers
+    unsharded.observe(unsharded.order()[rank : rank + 1], losses=torch.ones(1))
+    assert unsharded.presentations.sum() == world
+
+    faults = []
+    for make, words in (
+        (lambda: (begun, torch.full((len(begun), 3), math.nan if rank == world - 1 else 0.0), begun % 3), "NaN"),
+        (
+            lambda: (
+                torch.tensor([shard[0], SAMPLES if rank == 0 else shard[1]]),
+                torch.zeros(2, 3),
+                torch.zeros(2).long(),
+            ),
+            "indices",
+        ),
+    ):
+        before = sieve.presentations
+        with pytest.raises(ValueError, match=f"{words}|without a fault on all ranks, got one on rank") as caught:
+            sieve.observe(*make())
+        faults.append(str(caught.value))
+        assert sieve.presentations.equal(before)
+    if world > 1:
+        with pytest.raises(ValueError, match="another's; try world=1|without a fault"):
+            other = torch.tensor([next(s for s in sieve.order().tolist() if s not in shard)])
+            sieve.observe(other, torch.zeros(1, 3), torch.zeros(1).long())
+        with pytest.raises(ValueError, match=f"expected world 1 or the {world} processes"):
+            Circular(SAMPLES, rank=0, world=world + 1, group=group)
+        gathered = Random(SAMPLES, group=group)
+        gathered.observe(gathered.active, losses=torch.ones(gathered.volume), gathered=True)
+        assert gathered.presentations.sum() == gathered.volume
+    return {**found, "faults": faults}

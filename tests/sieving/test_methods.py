@@ -1,0 +1,306 @@
+"""Every sieve by name: one update worked out by hand, the invariants, resuming."""
+
+import inspect
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spfde.sieving import (
+    EL2N,
+    METHODS,
+    UCB,
+    Circular,
+    EpsGreedy,
+    Forgetting,
+    GraNd,
+    InfoBatch,
+    Kakurenbo,
+    Once,
+    Oscillating,
+    Sieve,
+)
+from spfde.sieving.methods.grand import gradient_norms
+from spfde.sieving.methods.oscillating import group_ends
+from spfde.sieving.shuffle import share
+
+RIGHT = torch.tensor([3.0, 0.0])
+
+
+def make(name: str, num_samples: int, **given: object) -> Sieve:
+    takes = inspect.signature(METHODS[name]).parameters
+    return METHODS[name](num_samples, **{key: value for key, value in given.items() if key in takes})
+
+
+def show(sieve: Sieve, losses: list[float], correct: list[bool] | None = None) -> None:
+    """One batch of samples 0.. with these losses."""
+    right = None if correct is None else torch.tensor(correct)
+    sieve.observe(torch.arange(len(losses)), losses=torch.tensor(losses), correct=right)
+
+
+def train_epoch(sieve: Sieve, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for indices in sieve.order().split(4):
+        if len(indices):
+            sieve.observe(indices, 3 * torch.randn(len(indices), 3, generator=generator), indices % 3)
+
+
+def same(one: Sieve, two: Sieve) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return all(a[k].equal(b[k]) or a[k].isnan().any() if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+
+
+def test_forgetting_by_hand():
+    sieve = Forgetting(5, fraction=0.4, at=3, epochs=8)
+    for outcome in ([1, 1, 1, 0, 1], [1, 0, 1, 0, 0], [1, 1, 1, 0, 1]):  # 1 and 4 forgotten once, 3 never right
+        show(sieve, [0.5, 0.1, 0.4, 0.1, 0.1], [bool(each) for each in outcome])
+        event = sieve.end_epoch()
+    assert sieve.removed.tolist() == [0, 2] and event.moved == 2 and "forgetting" in event.reason
+    assert sieve.scores.tolist() == [0, 1, 0, math.inf, 1]
+    assert all(sieve.end_epoch() is None for _ in range(4)) and sieve.removed.tolist() == [0, 2]  # none comes back
+
+
+def test_forgetting_by_the_scores_of_earlier_trainings():
+    first, second = torch.tensor([0.0, 2.0, 4.0, math.inf]), torch.tensor([4.0, 0.0, 1.0, 0.0])
+    sieve = Forgetting(4, fraction=0.5, scores=[first, second], epochs=8)
+    assert sieve.removed.tolist() == [0, 1]  # means 2, 1, 2.5, inf
+    train_epoch(sieve, 0)
+    assert sieve.end_epoch() is None and sieve.removed.tolist() == [0, 1]
+
+
+def test_ties_of_a_one_shot_sieve_are_broken_by_the_mean_loss():
+    sieve = Once(4, fraction=0.25, at=1, epochs=4)
+    show(sieve, [0.3, 0.2, 0.2, 0.4], [True] * 4)
+    sieve.end_epoch()
+    assert sieve.removed.tolist() == [1]
+
+
+def test_once_leaves_when_mest_does():
+    sieve = Once(50_000)
+    assert sieve.at == 70 and share(sieve.fraction, 50_000) == 12_000
+
+
+def test_el2n_by_hand():
+    sieve = EL2N(3, fraction=0.34, at=2, epochs=4, average=1)
+    logits = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0]])
+    targets = torch.tensor([0, 1, 1])
+    sieve.observe(torch.arange(3), -logits, targets)  # before the epochs that are averaged
+    sieve.end_epoch()
+    sieve.observe(torch.arange(3), logits, targets)
+    assert torch.allclose(sieve.scores, torch.tensor([math.sqrt(0.5), math.sqrt(2), 0.0]), atol=1e-6)
+    sieve.end_epoch()
+    assert sieve.removed.tolist() == [2]
+    with pytest.raises(ValueError, match="expected logits and targets for EL2N"):
+        sieve.observe(torch.tensor([0]), losses=torch.ones(1))
+
+
+def test_grand_is_the_norm_of_each_sample_s_gradient():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    x, y, before = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), [p.clone() for p in model.state_dict().values()]
+    norms = gradient_norms(model, x, y)
+    model.eval()
+    for row in range(5):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[row : row + 1]), y[row : row + 1]).backward()
+        want = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
+        assert float(norms[row]) == pytest.approx(want, rel=1e-5)
+    model.train()
+    gradient_norms(model, x, y)
+    assert model[1].training and all(a.equal(b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    sieve = GraNd(5, fraction=0.4, at=1, epochs=4)
+    sieve.look(model, [(torch.arange(5), x, y)])
+    sieve.end_epoch()
+    assert sieve.removed.tolist() == sorted(norms.argsort()[:2].tolist()) and sieve.report().extra_seconds > 0
+
+
+def test_infobatch_by_hand():
+    sieve = InfoBatch(6, fraction=0.5, epochs=8)
+    assert sieve.observe(torch.arange(6), losses=torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 10.0])) is None
+    event = sieve.end_epoch()  # mean 5: 0 to 3 are below it, two of them are out, the others weigh double
+    assert event.moved == 2 and len(sieve) == 4 and set(sieve.removed.tolist()) < {0, 1, 2, 3}
+    weights = sieve.observe(sieve.active, losses=torch.ones(4))
+    assert weights.tolist() == [2.0 if sample < 4 else 1.0 for sample in sieve.active.tolist()]
+    for _ in range(6):
+        event = sieve.end_epoch()
+    assert (
+        len(sieve) == 6 and sieve.observe(torch.arange(6), losses=torch.ones(6)) is None
+    )  # 7/8 of the epochs are over
+
+
+def test_infobatch_s_gradient_is_that_of_all_samples_in_expectation():
+    gradients = torch.tensor([0.3, -1.0, 2.0, 0.7, 5.0, -4.0, 0.1])
+    losses, total, draws = torch.tensor([1.0, 2.0, 3.0, 1.5, 9.0, 8.0, 2.5]), 0.0, 4000
+    sums = []
+    for seed in range(draws):
+        sieve = InfoBatch(7, fraction=0.4, epochs=100, seed=seed)
+        sieve.observe(torch.arange(7), losses=losses)
+        sieve.end_epoch()
+        weights = sieve.observe(sieve.active, losses=losses[sieve.active])
+        sums.append(float((gradients[sieve.active] * weights).sum()))
+    total = float(gradients.sum())
+    error = np.std(sums) / math.sqrt(draws)
+    assert error > 0 and abs(np.mean(sums) - total) < 5 * error
+
+
+def test_epsgreedy_by_hand():
+    sieve = EpsGreedy(10, fraction=0.4, interval=2, epsilon=0.5, keep=0.5)
+    show(sieve, [float(i) for i in range(10)])
+    assert sieve.end_epoch() is None and len(sieve) == 10
+    show(sieve, [0.0, 9.0] + [float(i) for i in range(2, 10)])  # means: 1 has 5, the others what they had
+    sieve.end_epoch()
+    active = sieve.active.tolist()
+    assert len(active) == 6 and {7, 8, 9} <= set(active)  # three greedy, three drawn
+    drawn = set(active) - {7, 8, 9}
+    assert drawn == set(active) & set(range(7))
+
+
+def test_ucb_by_hand():
+    sieve = UCB(4, fraction=0.5, interval=1, confidence=0.0)
+    show(sieve, [1.0, 3.0, 2.0, 4.0])
+    sieve.end_epoch()
+    assert sieve.active.tolist() == [1, 3]
+    sieve = UCB(4, fraction=0.5, interval=1, confidence=2.0, keep=0.0)
+    show(sieve, [1.0, 3.0, 2.0, 4.0])
+    for epoch in range(12):
+        sieve.end_epoch()
+        if epoch and 0 in sieve.active.tolist():
+            break
+        sieve.observe(sieve.active, losses=torch.tensor([1.0, 3.0, 2.0, 4.0])[sieve.active])
+    assert 0 in sieve.active.tolist()  # shown seldom: its bonus grew
+
+
+def test_kakurenbo_by_hand():
+    sieve = Kakurenbo(5, fraction=0.6, confidence=0.7, epochs=10)
+    logits = torch.tensor([[3.0, 0.0], [0.5, 0.0], [0.0, 4.0], [2.0, 0.0], [0.0, 2.0]])
+    targets = torch.tensor([0, 0, 0, 0, 1])
+    sieve.observe(torch.arange(5), logits, targets)  # losses .05 .47 4.0 .13 .13; 1 is right, but not sure
+    event = sieve.end_epoch()
+    assert sieve.removed.tolist() == [0, 3, 4] and event.moved == 3  # the three of the lowest loss are all sure
+    weights = sieve.observe(sieve.active, logits[sieve.active], targets[sieve.active])
+    assert weights.tolist() == [2.5, 2.5]
+    sieve.look(torch.tensor([0, 3]), logits[[0, 3]], torch.tensor([0, 1]))  # 3 is wrong now; 4 was not looked at
+    sieve.end_epoch()
+    assert sieve.removed.tolist() == [0]
+    assert sieve.presentations.tolist() == [1, 2, 2, 1, 1]  # looking is not training
+    with pytest.raises(ValueError, match="InfoBatch"):
+        sieve.look(torch.tensor([0]), torch.zeros(1, 2, 2), torch.tensor([0]))
+
+
+def test_kakurenbo_hides_less_as_the_training_goes_on():
+    sieve = Kakurenbo(1000, fraction=0.3, epochs=10)
+    hidden = []
+    for _ in range(10):
+        samples = torch.arange(1000)
+        sieve.observe(sieve.active, RIGHT.expand(len(sieve.active), 2), torch.zeros_like(sieve.active))
+        if len(sieve.removed):
+            sieve.look(sieve.removed, RIGHT.expand(len(sieve.removed), 2), torch.zeros_like(sieve.removed))
+        sieve.end_epoch()
+        hidden.append(len(samples) - len(sieve))
+    assert hidden == [300, 300, 240, 240, 240, 180, 180, 120, 120, 120]
+
+
+def test_oscillating_by_hand():
+    sieve = Oscillating(8, fraction=0.0, groups=4, window=0.5, epochs=16)
+    losses = [0.0, 0.1, 0.1, 3.0, 3.1, 6.0, 9.0, 9.1]
+    volumes, first = [], []
+    for _ in range(4):
+        sieve.observe(sieve.active, losses=torch.tensor(losses)[sieve.active])
+        sieve.end_epoch()
+        volumes.append(len(sieve))
+        first.append(sieve.active.tolist())
+    assert first == [[0, 1, 2, 3, 4], [3, 4, 5], [5, 6, 7], [0, 1, 2, 3, 4]] and volumes == [5, 3, 3, 5]
+
+
+def test_groups_of_like_loss():
+    assert group_ends(np.float32([5, 1, 1.2, 9, 5.1, 0.9]), 3).tolist() == [np.float32(1.2), np.float32(5.1), 9]
+    assert group_ends(np.float32([2, 2, 2]), 3).tolist() == [2]
+    values = np.random.default_rng(0).exponential(size=500).astype(np.float32)
+    ends = group_ends(values, 7)
+    assert len(ends) == 7 and ends[-1] == values.max() and (np.diff(ends) > 0).all()
+
+
+def test_shares_are_exact():
+    assert share(0.29, 100) == 29 and share(0.1, 30) == 3 and share(0.7, 10) == 7 and share(0.0, 9) == 0
+    assert len(Circular(100, fraction=0.29).removed) == 29
+
+
+@given(
+    name=st.sampled_from(sorted(METHODS)),
+    num_samples=st.integers(1, 40),
+    fraction=st.one_of(st.just(0.0), st.floats(0, 0.95)),
+    interval=st.integers(1, 3),
+    seed=st.integers(0, 5),
+    stop=st.integers(0, 7),
+)
+@settings(deadline=None, max_examples=120)
+def test_every_sieve_parts_the_samples_and_resumes_to_the_same_bits(name, num_samples, fraction, interval, seed, stop):
+    given_all = {"fraction": fraction, "interval": interval, "epochs": 8, "seed": seed}
+    straight, resumed = make(name, num_samples, **given_all), make(name, num_samples, **given_all)
+    for epoch in range(8):
+        assert sorted(straight.active.tolist() + straight.removed.tolist()) == list(range(num_samples))
+        assert sorted(straight) == straight.active.tolist() and len(straight) == len(straight.active) > 0
+        if epoch == stop:
+            half = straight.order().split(4)[: 1 + len(straight) // 8]
+            for indices in half:
+                straight.observe(indices, torch.ones(len(indices), 3).cumsum(1) * indices[:, None], indices % 3)
+            file = io.BytesIO()
+            torch.save(straight.state_dict(), file)
+            file.seek(0)
+            resumed.load_state_dict(torch.load(file, weights_only=True))
+            seen = torch.cat(half).tolist()
+            assert seen + list(resumed) == straight.order().tolist()  # nothing twice, nothing left out
+        train_epoch(straight, epoch)
+        a = straight.end_epoch()
+        if epoch >= stop:
+            train_epoch(resumed, epoch)
+            assert resumed.end_epoch() == a and same(straight, resumed)
+            assert straight.order().equal(resumed.order())
+    assert straight.report().volumes[0] >= 1 and str(straight.report())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_random_state_is_left_alone_and_one_seed_gives_one_result(name):
+    def run(seed: int) -> list[list[int]]:
+        sieve = make(name, 60, fraction=0.3, interval=1, epochs=6, seed=seed)
+        orders = []
+        for epoch in range(5):
+            train_epoch(sieve, epoch)
+            sieve.end_epoch()
+            orders.append(sieve.order().tolist())
+        return orders
+
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    first = run(3)
+    assert first == run(3) != run(4)
+    assert torch.equal(before[0], torch.random.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("once", {"at": 0}, "at to be an integer"),
+        ("once", {"at": 9, "epochs": 8}, "at before the last epoch"),
+        ("forgetting", {"scores": [torch.ones(3)]}, r"scores as float tensors \[10\]"),
+        ("forgetting", {"scores": []}, "scores of at least one training"),
+        ("el2n", {"average": 0}, "average"),
+        ("infobatch", {"anneal": 1.1}, r"anneal in \[0, 1\]"),
+        ("infobatch", {"fraction": 1.0}, r"fraction in \[0, 1\)"),
+        ("epsgreedy", {"epsilon": -0.1}, "epsilon"),
+        ("ucb", {"confidence": -1}, "confidence >= 0"),
+        ("ucb", {"keep": 1.0}, "keep"),
+        ("kakurenbo", {"confidence": 2}, "confidence"),
+        ("oscillating", {"groups": 0}, "groups"),
+        ("oscillating", {"window": 2.0}, "window"),
+        ("random", {"rank": 1}, "rank and world together"),
+        ("random", {"rank": 2, "world": 2}, "rank below world"),
+        ("random", {"rank": 0, "world": 0}, "world to be an integer"),
+    ],
+)
+def test_arguments_out_of_range(name, arguments, words):
+    with pytest.raises(ValueError, match=rf"expected {words}.*got.*try"):
+        METHODS[name](10, **arguments)

@@ -1,0 +1,126 @@
+"""Sieves on many ranks: equal shards, one decision, resuming on another number of them."""
+
+import math
+import os
+from itertools import chain, product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from sieve_ranks import CASES, EPOCHS, SAMPLES, run, train, work
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+from spfde.sieving import Circular, InfoBatch, Random
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory) -> dict[tuple[int, int], dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        mp.spawn(work, (3, str(folder)), nprocs=3)
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+    return {
+        (world, rank): torch.load(Path(folder) / f"{world}-{rank}.pt", weights_only=True)
+        for world in (2, 3)
+        for rank in range(world)
+    }
+
+
+def alike(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(
+        torch.equal(torch.nan_to_num(a, -1.0), torch.nan_to_num(two[k], -1.0))
+        if isinstance(a, torch.Tensor)
+        else a == two[k]
+        for k, a in one.items()
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_and_three_ranks_decide_as_one_does_to_the_bit(name, on_ranks):
+    alone = run(name, EPOCHS)
+    for states in on_ranks.values():
+        assert all(alike(a, b) for a, b in zip(alone, states[name], strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_half_epoch_goes_on_with_any_number_of_ranks(world, on_ranks):
+    parts = [on_ranks[world, rank] for rank in range(world)]
+    begun, rest = (list(chain.from_iterable(part[name] for part in parts)) for name in ("begun", "rest"))
+    sieve = Circular(SAMPLES, fraction=0.3, interval=1, seed=5)
+    sieve.load_state_dict(parts[0]["half"])
+    left = list(sieve)
+    assert sorted(begun + left) == sieve.active.tolist() and set(rest) >= set(left)
+    train(sieve, 0)
+    whole = Circular(SAMPLES, fraction=0.3, interval=1, seed=5)
+    train(whole, 0)
+    assert alike(sieve.state_dict(), whole.state_dict())
+    for other in (1, 2, 4, 5):
+        shares = []
+        for rank in range(other):
+            resumed = Circular(SAMPLES, fraction=0.3, interval=1, seed=5, rank=rank, world=other)
+            resumed.load_state_dict(parts[0]["half"])
+            shares.append(list(resumed))
+        assert {len(each) for each in shares} == {math.ceil(len(left) / other)}
+        assert set(chain.from_iterable(shares)) >= set(left)
+
+
+def test_every_rank_raises_when_one_batch_is_at_fault(on_ranks):
+    for world in (2, 3):
+        first, second = zip(*(on_ranks[world, rank]["faults"] for rank in range(world)), strict=True)
+        assert "finite losses" in first[-1] and all(f"on rank {world - 1}" in each for each in first[:-1])
+        assert "indices in" in second[0] and all("on rank 0" in each for each in second[1:])
+
+
+@pytest.mark.parametrize(("samples", "world"), [*product([1, 2, 7, 12], [1, 2, 3, 5])])
+def test_shards_are_equal_and_cover_the_order(samples, world):
+    shards = [list(Random(samples, fraction=0.0, rank=rank, world=world)) for rank in range(world)]
+    assert {len(shard) for shard in shards} == {math.ceil(samples / world)}
+    assert set(chain.from_iterable(shards)) == set(range(samples))
+    order = Random(samples, fraction=0.0).order().tolist()
+    assert [shards[i % world][i // world] for i in range(samples)] == order
+
+
+def test_a_sharded_sieve_needs_its_process_group():
+    sieve = Circular(8, rank=0, world=2)
+    batch = torch.tensor(list(sieve))
+    with pytest.raises(ValueError, match=r"process group of 2 ranks.*init_process_group, or observe.*gathered=True"):
+        sieve.observe(batch, torch.zeros(len(batch), 2), batch * 0)
+    sieve.observe(sieve.active, torch.zeros(sieve.volume, 2), sieve.active * 0, gathered=True)
+    assert sieve.presentations.sum() == sieve.volume
+
+
+def test_samplers_and_data_sets_that_do_not_fit_are_refused():
+    with pytest.raises(TypeError, match=r"expected a data set in DistributedSampler, got a sieve.*sampler="):
+        DistributedSampler(Circular(10), num_replicas=2, rank=0)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(3))
+
+    with pytest.raises(ValueError, match=r"num_samples to be an integer >= 1, got Stream; try a map-style data set"):
+        Circular(Stream())
+    with pytest.raises(ValueError, match=r"got TensorDataset; try its len\(\)"):
+        InfoBatch(TensorDataset(torch.zeros(3)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_see_every_epoch_s_own_samples(workers):
+    sieve = InfoBatch(60, fraction=0.5, epochs=8)
+    data = TensorDataset(torch.arange(60))
+    loader = DataLoader(data, batch_size=8, sampler=sieve, num_workers=workers, persistent_workers=bool(workers))
+    volumes = set()
+    for _ in range(3):
+        seen = []
+        for (samples,) in loader:
+            sieve.observe(samples, losses=samples.float())
+            seen += samples.tolist()
+        assert seen == sieve.order().tolist() and len(loader) == math.ceil(len(sieve) / 8)
+        volumes.add(len(seen))
+        sieve.end_epoch()
+    assert len(volumes) > 1
+    dropping = DataLoader(data, batch_size=7, sampler=sieve, drop_last=True)
+    assert sum(len(samples) for (samples,) in dropping) == len(sieve) // 7 * 7

@@ -1,0 +1,22 @@
+"""Every sieve in the trainer, by its name in a recipe."""
+
+import pytest
+from train.runs import bits, last_state, recipe, same, stop_within
+
+from spfde.sieving import METHODS
+
+OPTIONS = {"once": {"at": 1}, "forgetting": {"at": 1}, "el2n": {"at": 1}, "grand": {"at": 1}}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_trains_and_resumes_within_an_epoch_to_the_same_bits(name, task, tmp_path):
+    fields = {"epochs": 3, "batch_size": 16, "lr": 0.05, "freeze": 0, "sieve": 0.3, "interval": 1}
+    fields |= {"sieve_by": name, "sieve_options": OPTIONS.get(name, {})}
+    whole = task.fit(recipe(out=tmp_path / "whole", **fields))
+    assert any(record.sieved > 0 for record in whole.epochs)
+    assert any(event.kind == "sieve" and event.reason for record in whole.epochs for event in record.events)
+    if name in ("kakurenbo", "grand", "infobatch"):  # passes of its own, and weighted losses
+        stop_within(2, 2, tmp_path / "parts", fit=task.fit, fields=fields)
+        parts = task.fit(recipe(out=tmp_path / "parts", **fields), resume=True)
+        assert same(bits(parts.model), bits(whole.model))
+        assert same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
