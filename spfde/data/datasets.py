@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,3 +123,14 @@ def positions(half: str, wanted: int | None, available: int) -> np.ndarray:
     if not 1 <= wanted <= available:
         raise ValueError(f"expected {half} in [1, {available}], the images there are, got {wanted}, try {available}")
     return np.arange(wanted) * available // wanted
+
+
+def warn_of_constant(where: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Warn of a set that teaches nothing: `images` [n, C, H, W] that are one picture, or `labels` [N] of one class."""
+    found = []
+    if (images == images[:1]).all() and (len(images) > 1 or images.min() == images.max()):
+        found.append(f"all {len(images)} training images looked at are the same")
+    if len(labels) > 1 and labels.min() == labels.max():
+        found.append(f"all {len(labels)} training labels are {int(labels[0])}")
+    if found:
+        warnings.warn(f"expected images to learn from in {where}, but {' and '.join(found)}", stacklevel=4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -85,7 +87,7 @@ class _Indexed(Dataset):
             image, target = self.dataset[index]
         except UnreadableImage as error:
             return error  # raised from a worker, it would carry the worker's traceback as its message
-        return image, target, index
+        return image, _class_index(target, index), index
 
 
 def _collated(items: list[Any]) -> Any:
@@ -116,10 +118,25 @@ class LoaderSource:
             worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # torch's own would move by the seeds that it draws for its workers
         )
-        for batch in loader:
-            if isinstance(batch, UnreadableImage):
-                raise batch
-            yield batch
+        iterator = iter(loader)
+        # At a program's end multiprocessing sends its workers SIGTERM, which these ignore, and waits for them: they are
+        # stopped before. A generator that a traceback holds is not closed by then.
+        stop = Finalize(None, _stop_workers, args=(iterator,), exitpriority=1)
+        try:
+            for batch in iterator:
+                if isinstance(batch, UnreadableImage):
+                    raise batch
+                yield batch
+        finally:
+            stop()
+
+
+def _stop_workers(iterator: Any) -> None:
+    if hasattr(iterator, "_shutdown_workers"):  # not without workers
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            if worker.is_alive():  # within an item still
+                worker.kill()
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -148,17 +165,38 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
         return TensorSource(dataset.tensors[0], dataset.tensors[1].long())
     item = dataset[0]
     pair = isinstance(item, tuple | list) and len(item) == 2
-    if not (pair and isinstance(item[0], Tensor) and isinstance(item[1], Tensor | Integral)):
+    if not (pair and isinstance(item[0], Tensor) and isinstance(item[1], Tensor | Integral | np.ndarray)):
         raise TypeError(
             f"expected items (image tensor, class index), got {_describe(item)}, try a transform that makes them so"
         )
-    _require_classes(torch.as_tensor(item[1]))
+    if not isinstance(item[1], Integral):
+        _require_one(item[1])
+    if isinstance(item[1], Tensor | bool):
+        _require_classes(torch.as_tensor(item[1]))
     return LoaderSource(dataset, workers)
 
 
 def _require_classes(targets: Tensor) -> None:
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise TypeError(f"expected class indices as integers, got {targets.dtype}, try targets.long()")
+
+
+def _require_one(target: Tensor | np.ndarray) -> None:
+    if target.ndim:
+        raise TypeError(
+            f"expected items (image tensor, class index), got a label of shape {list(target.shape)},"
+            " try label.argmax() if it is one-hot, or label.item()"
+        )
+
+
+def _class_index(target: Any, index: int) -> int:
+    try:
+        return operator.index(target)
+    except TypeError as error:
+        raise TypeError(
+            f"expected a class index as an integer in item {index}, got {target!r} ({type(target).__name__}),"
+            " try int(label)"
+        ) from error
 
 
 def _describe(item: object) -> str:

@@ -1,5 +1,7 @@
 """Arrays of a directory, mapped into memory."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,14 @@ def test_a_channel_that_never_varies_is_only_centred(tmp_path):
             r"12 integer labels \[N\] in .*train_labels.*, got int64 \[11\]",
         ),
         ("train_labels", np.zeros(12), "expected 12 integer labels .*, got float64"),
+        ("train_labels", np.zeros((12, 1), np.int64), r"got int64 \[12, 1\], try labels.reshape"),
+        ("train_labels", np.arange(12, dtype=np.uint64) + np.uint64(2**63), r"labels below 2\*\*63 in .*, got 9223"),
+        ("train_labels", np.arange(12) * 10**8, r"without large gaps in .*, got the label 1100000000 for 12 images"),
+        ("train_labels", np.arange(12) % 2 == 0, "expected 12 integer labels .*, got bool"),
+        ("train_images", np.zeros((12, 6, 5, 3), np.uint8), r"channels come last, try images.transpose\(0, 3, 1, 2\)"),
+        ("train_images", np.zeros((12, 6, 5, 1), np.float32), "channels come last"),
+        ("train_images", np.zeros((12, 3, 6, 5), np.uint16), "got uint16 .*, try .*astype"),
+        ("train_images", np.zeros((12, 3, 6, 5), ">f4"), "got >f4 .*, try .*astype"),
         ("train_labels", np.full(12, -1), "expected labels >= 0 in .*, got -1, try"),
         ("test_labels", np.full(8, 4), r"expected labels in \[0, 4\), those of training, in .*, got 4, try"),
         ("train_images", np.array([print], object), "expected a numpy array in .*, got an error .*, try numpy.save"),
@@ -105,4 +115,34 @@ def test_files_that_are_no_arrays_are_refused_by_name(content, tmp_path):
     if content is not None:
         (tmp_path / "test_labels.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"expected an? (numpy )?array in .*test_labels\.npy, got .*, try numpy.save"):
+        load(tmp_path)
+
+
+def test_what_is_no_file_of_an_array_is_refused_and_never_waited_for(tmp_path):
+    write(tmp_path)
+    np.savez(tmp_path / "x.npz", np.zeros(3))
+    (tmp_path / "x.npz").replace(tmp_path / "train_images.npy")
+    with pytest.raises(ValueError, match=r"array in .*train_images\.npy, got an \.npz archive, try numpy\.save"):
+        load(tmp_path)
+    (tmp_path / "train_images.npy").unlink()
+    os.mkfifo(tmp_path / "train_images.npy")
+    with pytest.raises(ValueError, match=r"array in .*train_images\.npy, got no regular file"):
+        load(tmp_path)
+
+
+def test_arrays_in_fortran_order_are_the_same_images(tmp_path):
+    arrays = write(tmp_path)
+    for half in ("train", "test"):
+        np.save(tmp_path / f"{half}_images.npy", np.asfortranarray(arrays[half][0]))
+    assert np.array_equal(load(tmp_path).train.images.numpy(), arrays["train"][0])
+
+
+def test_a_set_that_is_constant_is_told(tmp_path):
+    write(tmp_path)
+    np.save(tmp_path / "train_images.npy", np.full((12, 3, 6, 5), 255, np.uint8))
+    with pytest.warns(UserWarning, match="but all 12 training images looked at are the same$"):
+        load(tmp_path)
+    for half, count in (("train", 12), ("test", 8)):
+        np.save(tmp_path / f"{half}_labels.npy", np.zeros(count, int))
+    with pytest.warns(UserWarning, match="the same and all 12 training labels are 0"):
         load(tmp_path)

@@ -1,5 +1,6 @@
 """Image folders: classes, decoding, and what happens to a file that is no image."""
 
+import os
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from spfde import data
 from spfde.data import UnreadableImage
+from spfde.data.folder import decode
 from spfde.train.data import source
 
 Image = pytest.importorskip("PIL.Image")
@@ -123,3 +125,70 @@ def test_folders_that_do_not_fit_are_refused(root, tmp_path):
 def test_options_are_checked(root, options, said):
     with pytest.raises(ValueError, match=said):
         data.load("folder", data_dir=str(root), **options)
+
+
+def test_a_photo_is_decoded_as_it_is_shown(tmp_path):
+    shown = np.zeros((8, 8, 3), np.uint8)
+    shown[:4] = 255
+    tag = Image.Exif()
+    tag[0x0112] = 6  # stored a quarter turn to the left
+    Image.fromarray(np.rot90(shown, 1).copy()).save(tmp_path / "a.png", exif=tag)
+    assert np.array_equal(decode(tmp_path / "a.png", 8), shown.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
+def test_sixteen_bits_keep_their_meaning(tmp_path, kind):
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(levels).save(tmp_path / f"a.{kind}")
+    assert np.array_equal(decode(tmp_path / f"a.{kind}", 8), np.stack([np.rint(levels / 257)] * 3))
+
+
+def test_floats_are_read_in_one_range_and_deeper_integers_refused(tmp_path):
+    levels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "a.tiff")
+    assert np.array_equal(decode(tmp_path / "a.tiff", 8)[0], np.rint(levels * 255))
+    for wrong, said in ((levels * 255, "floats in .*, not in"), (levels * np.nan, "floats in .nan")):
+        Image.fromarray(wrong).save(tmp_path / "a.tiff")
+        with pytest.raises(UnreadableImage, match=said):
+            decode(tmp_path / "a.tiff", 8)
+    Image.fromarray(np.full((8, 8), 70000, np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(UnreadableImage, match="32-bit integers"):
+        decode(tmp_path / "a.tiff", 8)
+
+
+def test_links_are_followed_and_strays_are_no_classes(root):
+    more = root / "more"
+    (root / "train" / "cat" / "deep").rename(more)
+    (root / "train" / "cat" / "linked").symlink_to(more)
+    for stray in ("train/__MACOSX/cat", "train/.git", "test/__MACOSX"):
+        (root / stray).mkdir(parents=True)
+    (root / "train" / "__MACOSX" / "cat" / "._0.png").write_text("no image")
+    (root / "train" / "cat" / "Thumbs.db").write_text("no image")
+    (root / "train" / "cat" / "._0.png").write_text("no image")
+    sets = load(root)
+    assert (sets.num_classes, len(sets.train), len(sets.test)) == (2, 10, 6)
+    (more / "round").symlink_to(root / "train" / "cat")
+    with pytest.raises(ValueError, match="expected folders that end, got a link back to .*cat in .*round, try"):
+        load(root)
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(root):
+    (root / "train" / "cat" / "gone.png").symlink_to(root / "gone.png")
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    with pytest.warns(UserWarning, match=r"left out 2 of 12 .*: cat/gone\.png, cat/pipe\.png"):
+        assert len(load(root, bad_images="skip").train) == 10
+    with pytest.raises(UnreadableImage, match=r"(gone|pipe)\.png, got a file that cannot be decoded"):
+        batch(load(root, train=12).train)
+
+
+def test_a_class_without_an_image_is_refused(root):
+    (root / "train" / "dog").mkdir()
+    with pytest.raises(ValueError, match=r"every class folder of .*train, got none in 'dog' \(1 of 3\), try removing"):
+        load(root)
+
+
+def test_a_folder_of_one_picture_is_told(root):
+    for path in (root / "train").rglob("[0-9].*"):
+        Image.new("L", (8, 8), 255).save(path)
+    with pytest.warns(UserWarning, match="all 10 training images looked at are the same"):
+        load(root)

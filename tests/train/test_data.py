@@ -165,3 +165,38 @@ def test_isolated_generators_are_as_they_were_even_after_an_error():
     assert torch.equal(before["torch"], after["torch"])
     assert torch.equal(before["numpy"][1], after["numpy"][1]) and before["numpy"][2:] == after["numpy"][2:]
     assert before["python"] == after["python"]
+
+
+@pytest.mark.parametrize(
+    "kind", [np.uint8, np.int32, np.uint64, lambda i: np.array(i), lambda i: torch.tensor(i, dtype=torch.int32)]
+)
+def test_labels_of_any_integer_type_are_class_indices(kind):
+    class Own(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return torch.zeros(1, 2, 2), kind(index)
+
+    ((_, targets, _),) = source(Own()).batches(torch.arange(4), 4)
+    assert targets.dtype == torch.int64 and targets.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 0.5], r"an integer in item 1, got 0\.5 \(float\), try"),
+        ([torch.tensor([0, 1])] * 2, r"a label of shape \[2\], try label.argmax"),
+        ([True, False], "as integers, got torch.bool"),
+    ],
+)
+def test_labels_that_are_no_class_index_are_refused(labels, said):
+    class Own(Dataset):
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, index):
+            return torch.zeros(1, 2, 2), labels[index]
+
+    with pytest.raises(TypeError, match=said):
+        list(source(Own()).batches(torch.arange(2), 2))
