@@ -38,11 +38,15 @@ class Tracer(Protocol):
 
 @dataclass(frozen=True)
 class StandIn:
-    """The copy of one module, and where in the tree it is."""
+    """The copy of one module, and where in the tree it is; copied: names of its dictionaries of hooks and the like."""
 
     path: str
     original: nn.Module
     copy: nn.Module
+
+    @property
+    def copied(self) -> list[str]:
+        return [name for name, value in vars(self.original).items() if _holds_hooks(name, value)]
 
 
 def plain(value: Any) -> tuple[Any, Any]:
@@ -98,6 +102,7 @@ def stand_ins(module: nn.Module, tracer: Tracer, training: bool) -> list[StandIn
     for one in found:
         original, root = one.original, one.original is module
         state = {key: value for key, value in vars(original).items() if key in INTERNAL}
+        state.update((key, state[key].copy()) for key in one.copied)
         mode = training if original.training == module.training else state.pop("training")
         read = {name: value for name, value in vars(original).items() if name not in INTERNAL}
         children = {name: None if m is None else copies[id(m)] for name, m in original._modules.items()}
@@ -108,6 +113,10 @@ def stand_ins(module: nn.Module, tracer: Tracer, training: bool) -> list[StandIn
         state.pop("training", None)
         vars(one.copy).update(state, **({"training": training} if root else {}))
     return found
+
+
+def _holds_hooks(name: str, value: Any) -> bool:
+    return name in INTERNAL - {"_parameters", "_buffers", "_modules"} and isinstance(value, dict | set)
 
 
 def on_the_class(module: nn.Module) -> Iterator[str]:

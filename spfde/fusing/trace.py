@@ -29,7 +29,7 @@ from spfde.fusing.stand_in import StandIn, Untraceable, join, on_the_class, plai
 # What a trace would settle once and for all, and where modes are set and gradients made that a trace does not show.
 _UNSTABLE = {"isinstance", "type", "is_tensor", "is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled"}
 _DICTIONARIES = {"vars", "__dict__"}
-_MODES = ("torch.autograd", "torch.amp", "torch.utils.checkpoint", "torch.random")
+_MODES = ("torch.autograd", "torch.amp", "torch.utils.checkpoint", "torch._compile", "torch.random")
 _TORCH, _OURS = f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/"
 _STDLIB = f"{sysconfig.get_paths()['stdlib']}/"
 _SETTERS = {
@@ -53,7 +53,7 @@ def trace(module: nn.Module, training: bool) -> Traced:
     Raises:
         Untraceable: torch.fx cannot follow, or what it follows would not always hold.
     """
-    forward = inspect.unwrap(type(module).forward)
+    forward = type(module).forward  # with its decorators: one may be torch.no_grad
     parameters = list(inspect.signature(forward).parameters.values())
     if any(p.kind != p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
         raise Untraceable("its forward has optional arguments")
@@ -111,6 +111,8 @@ class _Tracer(GraphAppendingTracer):
             now = vars(one.copy)
             if now.keys() != state.keys() or any(now[key] is not value for key, value in state.items()):
                 raise Untraceable("its forward sets attributes")
+            if not all(same(now[key], vars(one.original)[key]) for key in one.copied):
+                raise Untraceable("its forward registers hooks")
         for reason, value, original in self.handed:
             if not same(value, original):
                 raise Untraceable(reason)
@@ -209,7 +211,7 @@ class _Tracer(GraphAppendingTracer):
             raise self.refuse("its forward draws random numbers")
         if file.startswith(_TORCH):
             self._enter_torch(frame, inside)
-        elif code not in self.seen and (not file.startswith(_STDLIB) or "site-packages" in file):
+        elif code not in self.seen and (not file.startswith((_STDLIB, "<frozen")) or "site-packages" in file):
             self.seen.add(code)
             asks = _UNSTABLE.intersection(code.co_names)
             if asks:
