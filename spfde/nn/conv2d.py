@@ -75,6 +75,8 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [(batch,) in_channels, height, width]. Returns [(batch,) out_channels, out_height, out_width]."""
+        if type(x) is not Tensor and (node := self._traced(x)) is not None:
+            return node
         if self._pads_or_thins:
             x = self._prepared(x)
         values = self.values if "transform" not in self._modules else self._effective()

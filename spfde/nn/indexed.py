@@ -44,8 +44,11 @@ class Indexed(nn.Module):
                 got = f"{mask.dtype} {list(mask.shape)}"
                 raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
             positions = self.pattern.positions(mask.to(weight.device), self.grid)
-        index = index_from_positions(positions, *self.grid.shape, positions.numel())
-        self.values = nn.Parameter(self.grid.cut(weight.detach())[positions], weight.requires_grad)
+        room = max(1, positions.numel())  # where nothing is stored one slot is dead: torch has no norm of nothing
+        index = index_from_positions(positions, *self.grid.shape, room)
+        blocks = self.grid.cut(weight.detach())[positions]
+        blocks = blocks if len(blocks) == room else blocks.new_zeros(room, *blocks.shape[1:])
+        self.values = nn.Parameter(blocks, weight.requires_grad)
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
         self._plan: Plan | None = None

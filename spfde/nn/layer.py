@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 
 from spfde._modules import inside_a_forward
 from spfde.kernels.dispatch import rule
@@ -145,6 +146,17 @@ class SparseLayer(Indexed, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._settle_dispatch_key()
+
+    def _traced(self, x: Any) -> Any:
+        """A call of this layer in the graph that torch.fx traces, as of any layer of torch's own, else None."""
+        if isinstance(x, Proxy) and isinstance(x.tracer, Tracer):
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        return None
+
+    def __prepare_scriptable__(self):
+        what = f"got {type(self).__name__}, whose kernels torch.jit.script cannot compile"
+        how = "torch.jit.script(spfde.densify(copy.deepcopy(model))), or torch.jit.trace"
+        raise TypeError(f"expected a dense model, {what}, try {how}")
 
     def _replicate_for_data_parallel(self):
         what = f"got DataParallel, whose copies of {type(self).__name__} would read one GPU's index"

@@ -48,6 +48,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]. Returns [..., out_features]."""
+        if type(x) is not Tensor and (node := self._traced(x)) is not None:
+            return node
         values = self.values if "transform" not in self._modules else self._effective()
         y = spmm(x, values, self.plan, self.bias, self._dispatch_key)
         if self._grad_probe is not None:

@@ -14,7 +14,7 @@ from weakref import ReferenceType, WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
 
 from spfde._native import load
 from spfde.sparse.index import (
@@ -151,7 +151,7 @@ class Plan:
 
     def _derive(self, name: str, build: Callable[[Plan], Any]) -> None:
         if name not in self.derived:
-            with torch.inference_mode(False), unset_fake_temporarily():  # it outlives the modes it is asked for in
+            with torch.inference_mode(False), _disable_current_modes():  # it outlives the modes it is asked for in
                 self.derived[name] = build(self)
                 self._builders[name] = build
 
@@ -210,7 +210,7 @@ class Plan:
         if not self.stale:
             return
         owner = None if self.owner is None else self.owner()
-        with torch.inference_mode(False), unset_fake_temporarily():
+        with torch.inference_mode(False), _disable_current_modes():
             unwritten = self._unwritten()
             if owner is not None:
                 watched = owner.index_read(unwritten)
