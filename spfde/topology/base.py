@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from spfde.levers import Answer, Decision, EpochStart, Event, Run, Step
@@ -18,14 +17,17 @@ from spfde.nn import SparseLayer
 from spfde.sparse.no_sync import to_host
 from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, check_layers, magnitude, sparse_layers
+from spfde.topology.optimizer_state import check
 from spfde.topology.options import Option, checked, documented, options_of, signature_with
-from spfde.topology.probes import GradientProbes, finite_gradients
+from spfde.topology.probes import GradientProbes
+from spfde.topology.ranks import Ranks
 from spfde.topology.report import Report
 from spfde.topology.schedule import Schedule
-from spfde.topology.update_rule import UpdateRule
+from spfde.topology.stepping import Stepping
+from spfde.topology.wrappers import bare, check_unsharded, renamed, wrapper_of
 
 
-class Topology(UpdateRule):
+class Topology(Stepping):
     """Moves the stored weights of a model's sparse layers during training.
 
     In a loop of your own call `step()` after every optimizer step and before zero_grad(). As a lever (`spfde.levers`)
@@ -44,10 +46,12 @@ class Topology(UpdateRule):
         seed: of random growth.
         every_epochs: epochs between updates, in place of `every`: for a loop that tells each epoch's number of steps
             by `begin_epoch`, as the levers' does. An update follows the last step of an epoch.
+        process_group: the ranks that train together; None: DistributedDataParallel's, else the default group.
 
     Raises:
         ValueError: an argument is out of range, the method does not have it or has no meaning for a layer's pattern,
-            the model has no sparse layer, or the optimizer does not hold one's values.
+            the model has no sparse layer or is sharded, the optimizer does not hold one's values, or what it remembers
+            cannot follow a mask.
     """
 
     needs: Collection[type[Event]] = frozenset({EpochStart, Step})
@@ -74,6 +78,7 @@ class Topology(UpdateRule):
         drop_fraction: float | None = None,
         seed: int = 0,
         every_epochs: int | None = None,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         vars(self).update(checked(type(self), options))
@@ -83,17 +88,21 @@ class Topology(UpdateRule):
         self.schedule = Schedule(total_steps, self.default_every if every is None else every, every_epochs)
         self.drop_fraction = self._checked_drop(drop_fraction)
         self.layers = sparse_layers(model)
+        check_unsharded(model, self.layers)
         check_layers(self.layers, optimizer, self)
+        wrapper = wrapper_of(model, self.layers)
+        if process_group is None and wrapper is not None:
+            process_group = wrapper.process_group
+        self._ranks, self._wrapped = Ranks(process_group), wrapper is not None
+        self._probes = GradientProbes(self._ranks)
         self.optimizer = optimizer
         self.target = {name: layer.nnz for name, layer in self.layers.items()}
         self.reason = "no update yet"
-        self._wrapped = isinstance(model, DistributedDataParallel)
         self._history = {name: History.start(layer) for name, layer in self.layers.items()}
         self._late = False
         self._told = False
         self.steps_done = 0
         self.generator = torch.Generator().manual_seed(seed)
-        self._probes = GradientProbes()
         self.setup()
         self._prepare()
 
@@ -103,49 +112,6 @@ class Topology(UpdateRule):
         return options_of(cls)
 
     # ---- in a training ---------------------------------------------------------------------------------------------
-
-    def step(self) -> bool:
-        """Follows one optimizer step; True when a mask moved.
-
-        An update that needs gradients waits for the next step when this one's are not finite (GradScaler skipped it).
-
-        Raises:
-            ValueError: updates are counted in epochs, and no epoch was told.
-        """
-        if self.schedule.every_epochs is not None and not self._told:
-            raise ValueError(
-                "expected begin_epoch(epoch, steps, epochs) before the first step with every_epochs, got none,"
-                " try every="
-            )
-        self.steps_done += 1
-        self.after_step()
-        moved = False
-        if self.due(self.steps_done):
-            self._late = self.reads_gradient() and not finite_gradients(self.optimizer)
-            moved = not self._late and self.update()
-        return self._end_step() or moved
-
-    def skip(self) -> bool:
-        """Follows an optimizer step that did not move the weights; True when a mask moved, as the training ended here.
-
-        The schedule does not advance: what is left of the training is a step shorter, and an update that was to follow
-        the step follows the next one.
-        """
-        self.schedule = self.schedule.skip()
-        self._late |= self.schedule.next_update == self.steps_done
-        return self._end_step()
-
-    def begin_epoch(self, epoch: int, steps: int, epochs: int) -> None:
-        """Tells how many optimizer steps the coming epoch has: `every_epochs` counts by it.
-
-        epoch: counts from 0. epochs: of the whole training; those after this one are taken to be as long. A run that
-        resumes within an epoch does not tell it again: the state has it.
-        """
-        before = self.schedule.next_update
-        self._late |= before is not None and before > self.steps_done  # the epoch was shorter than it was said to be
-        self.schedule = self.schedule.begin_epoch(self.steps_done, epoch, steps, epochs)
-        self._told = True
-        self._prepare()
 
     def on(self, event: Event, run: Run) -> Answer:
         """Follows an event of a training; decisions where a mask moved."""
@@ -158,22 +124,14 @@ class Topology(UpdateRule):
             return [Decision("topology", self.reason, f"due every {count} {unit}")]
         return None
 
-    @property
-    def armed(self) -> bool:
-        """Whether the coming backward passes are watched: run them through the model itself, not a compiled copy."""
-        return bool(self._probes.of)
-
-    def arm(self) -> None:
-        """Watches the backward passes from now on, for an `update()` out of turn; `step()` arms by itself."""
-        self._probes.arm(self.live())
-
     @torch.no_grad()
     def update(self) -> bool:
         """One update now, whatever the interval; True when a mask moved.
 
         Raises:
-            ValueError: the method needs gradients that are not there.
+            ValueError: the method needs gradients that are not there, or the optimizer's state cannot follow.
         """
+        check(self.optimizer, self.live())
         moved = self._count_moved(self._rearrange())
         self.reason = f"{type(self).__name__} moved {moved} weights at step {self.steps_done}"
         return moved > 0
@@ -218,6 +176,7 @@ class Topology(UpdateRule):
         Raises:
             ValueError: the state is of a model with other layers, or of another method.
         """
+        state = self._named_as_here(state)
         if set(state["target"]) != set(self.layers):
             other = sorted(set(state["target"]) ^ set(self.layers))
             raise ValueError(f"expected the state of a model with the same sparse layers, got a difference in {other}")
@@ -234,6 +193,13 @@ class Topology(UpdateRule):
         self._probes.disarm()
         self._prepare()
 
+    def _named_as_here(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state of the same model that was wrapped otherwise, under the names that its layers have here."""
+        here = {bare(name): name for name in self.layers}
+        names = {name: here.get(bare(name), name) for name in state["target"]}
+        same = set(names) == set(self.layers) or len(set(names.values())) < len(names)
+        return state if same else renamed(dict(state), names)
+
     # ---- how an update happens -------------------------------------------------------------------------------------
 
     def _checked_drop(self, fraction: float | None) -> float:
@@ -246,20 +212,6 @@ class Topology(UpdateRule):
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"expected drop_fraction in [0, 1] (share of the stored weights), got {fraction}")
         return fraction or 0.0
-
-    def _prepare(self) -> None:
-        """Watches the next step if an update follows it."""
-        if self.watches(self.steps_done + 1):
-            self.arm()
-
-    def _end_step(self) -> bool:
-        """Ends the training if this was its last step, else prepares for the next one; True when a mask moved."""
-        self._probes.disarm()
-        trimmed = self.finish() if self.steps_done == self.total_steps else 0
-        if trimmed:
-            self.reason = f"{type(self).__name__} trimmed {trimmed} weights at step {self.steps_done}"
-        self._prepare()
-        return trimmed > 0
 
     @torch.no_grad()
     def finish(self) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.nn.indexed import longer
 from spfde.sparse.pattern import Grid
 from spfde.topology.moves import count_groups
+from spfde.topology.optimizer_state import check, enlarge
 from spfde.topology.topk import keep_highest_in_groups
 
 
@@ -132,11 +132,11 @@ def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = Non
     if capacity > layer.grid.size:
         raise ValueError(f"expected capacity <= {layer.grid.size}, the blocks of the layer, got {capacity}")
     values, old = layer.values, layer.values.shape
+    if optimizer is not None and capacity > old[0]:
+        check(optimizer, {"": layer})
     layer.enlarge(capacity)
-    more = values.shape[0] - old[0]
-    for key, tensor in ({} if optimizer is None or not more else optimizer.state.get(values, {})).items():
-        if isinstance(tensor, Tensor) and tensor.shape == old:
-            optimizer.state[values][key] = longer(tensor, more)
+    if optimizer is not None and values.shape != old:
+        enlarge(optimizer, values, old)
 
 
 def reserve_all(

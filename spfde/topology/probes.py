@@ -8,13 +8,15 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.sparse import no_sync
 from spfde.topology.gradients import dense_gradient, factors, wide
+from spfde.topology.optimizer_state import optimizers
+from spfde.topology.ranks import Ranks
+from spfde.topology.steps import taken
 
 # Weights in a slab: large enough for a matrix product to run well, small beside any model.
 SLAB = 1 << 20
@@ -24,23 +26,63 @@ class GradientProbe:
     """Collects what the dense weight gradient of one layer is made of, over all backward passes of a step.
 
     It keeps the factors dY and X while they are smaller than the dense weight, else their product, so an armed step
-    needs at most one dense gradient per layer and mostly far less.
+    needs at most one dense gradient per layer and mostly far less. A pass counts once it has added to `values.grad`,
+    as long as that is not set to zero: what `autograd.grad` or a pass before zero_grad did is no part of the step.
+
+    optimizer: what takes the steps; passes after its next one belong to another step. None: all count.
     """
 
-    def __init__(self, layer: SparseLayer) -> None:
-        self.layer = layer
+    def __init__(self, layer: SparseLayer, ranks: Ranks | None = None, optimizer: Any = None) -> None:
+        self.layer, self.ranks = layer, Ranks() if ranks is None else ranks
+        self._optimizers = optimizers(optimizer)
+        self._steps = taken(self._optimizers)
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._sum: Tensor | None = None
+        self._pending: list[tuple[Tensor, Tensor | None]] = []  # of a pass that has not added to `values.grad` yet
+        self._pass: int | None = None
+        self._grad: tuple[Tensor, int] | None = None  # `values.grad` and its version after the last pass
+        self._handle = layer.values.register_post_accumulate_grad_hook(self._accumulated)
+
+    def close(self) -> None:
+        """Follows the layer's backward passes no longer."""
+        self._handle.remove()
 
     def __call__(self, dy: Tensor, x: Tensor | None = None) -> None:
         """One more backward pass. dy: gradient of the output for input x, or that of the dense weight itself."""
-        dy = dy.detach()
-        if x is None:
-            self._sum = wide(dy) if self._sum is None else self._sum + wide(dy)
-            return
-        self._factors.append(factors(self.layer, dy, x))
-        if sum(dy.numel() + x.numel() for dy, x in self._factors) > prod(self.layer.shape):
-            self.multiply()
+        now = torch._C._current_graph_task_id()
+        if now != self._pass:
+            self._pass, self._pending = now, []
+            if self._was_zeroed():
+                self._factors, self._sum = [], None
+        self._pending.append((dy.detach(), x))
+        if now == -1:  # outside of a backward pass: shown by hand
+            self._take()
+
+    def _accumulated(self, values: Tensor) -> None:
+        """The pass has added to `values.grad`."""
+        this_pass = self._pass == torch._C._current_graph_task_id()
+        if self._pending and this_pass and taken(self._optimizers) == self._steps:
+            self._take()
+        self._pending = []
+        self._grad = None if values.grad is None else (values.grad, values.grad._version)
+
+    def _was_zeroed(self) -> bool:
+        """Whether `values.grad` lost what the passes so far added."""
+        grad = self.layer.values.grad
+        if grad is None or self._grad is None:
+            return grad is None
+        same = grad is self._grad[0] and grad._version == self._grad[1]
+        return not same and not bool(grad.any())
+
+    def _take(self) -> None:
+        for dy, x in self._pending:
+            if x is None:
+                self._sum = wide(dy) if self._sum is None else self._sum + wide(dy)
+                continue
+            self._factors.append(factors(self.layer, dy, x))
+            if sum(dy.numel() + x.numel() for dy, x in self._factors) > prod(self.layer.shape):
+                self.multiply()
+        self._pending = []
 
     @property
     def seen(self) -> bool:
@@ -61,10 +103,7 @@ class GradientProbe:
         grid = self.layer.grid
         for start, stop in self._spans():
             slab = self._slab(start, stop)
-            if ranks() > 1:
-                slab = slab.clone(memory_format=torch.contiguous_format)  # it may be a view of the sum
-                dist.all_reduce(slab)
-                slab /= ranks()
+            slab = self.ranks.average(slab)
             yield start // grid.block[0] * grid.shape[1], replace(grid, outputs=stop - start).cut(slab)
 
     def magnitudes(self) -> Iterator[tuple[int, Tensor]]:
@@ -109,13 +148,14 @@ class GradientProbes:
     A copy of a topology is armed as its original was, with nothing seen yet; a copy of a model has no probes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
         self.of: dict[str, GradientProbe] = {}
+        self.ranks = Ranks() if ranks is None else ranks
 
-    def arm(self, layers: Mapping[str, SparseLayer]) -> None:
+    def arm(self, layers: Mapping[str, SparseLayer], optimizer: Any = None) -> None:
         """Puts a probe on each of these layers; what was seen before is forgotten."""
         self.disarm()
-        self.of = {name: GradientProbe(layer) for name, layer in layers.items()}
+        self.of = {name: GradientProbe(layer, self.ranks, optimizer) for name, layer in layers.items()}
         for probe in self.of.values():
             probe.layer._grad_probe = probe
 
@@ -123,6 +163,7 @@ class GradientProbes:
         """Takes all probes away."""
         for probe in self.of.values():
             probe.layer._grad_probe = None
+            probe.close()
         self.of = {}
 
     def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:
@@ -143,36 +184,23 @@ class GradientProbes:
                     f"expected the backward pass of {name!r} to be watched, got a gradient from elsewhere (a compiled "
                     f"model?), try the model itself, uncompiled, while topology.armed is true"
                 )
-        seen = agree([self.of[name].seen for name in armed], any_rank=True)
+        seen = self.ranks.agree([self.of[name].seen for name in armed], any_rank=True)
         return {name: layer for (name, layer), there in zip(armed.items(), seen, strict=True) if there}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"layers": {name: probe.layer for name, probe in self.of.items()}}
+        held = {name: probe.layer for name, probe in self.of.items()}
+        probe = next(iter(self.of.values()), None)
+        return {"layers": held, "ranks": self.ranks, "optimizers": [] if probe is None else probe._optimizers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.of = {}
-        self.arm(state["layers"])
+        self.of, self.ranks = {}, state["ranks"]
+        self.arm(state["layers"], state["optimizers"])
 
 
-def finite_gradients(optimizer: Optimizer) -> bool:
+def finite_gradients(optimizer: Optimizer, ranks: Ranks) -> bool:
     """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
-
-
-def ranks() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def agree(flags: list[bool], any_rank: bool) -> list[bool]:
-    """Each flag over all ranks: set on any of them, or on every one."""
-    if ranks() == 1 or not flags:
-        return flags
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor(flags, dtype=torch.int32, device=device)
-    dist.all_reduce(votes, dist.ReduceOp.MAX if any_rank else dist.ReduceOp.MIN)
-    return [bool(vote) for vote in votes.tolist()]
+    return ranks.agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
 
 
 def _stored(blocks: Tensor, here: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
-from spfde.sparse.index import permute
 from spfde.topology import moves
 from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, magnitude, reserve_all
+from spfde.topology.optimizer_state import follow
 from spfde.topology.probes import GradientProbes
+from spfde.topology.ranks import Ranks
 from spfde.topology.schedule import Schedule
 from spfde.topology.topk import keep_highest_in_groups
 
@@ -36,6 +37,7 @@ class UpdateRule:
     _history: dict[str, History]
     _probes: GradientProbes
     _late: bool
+    _ranks: Ranks
     _wrapped: bool
 
     default_every: int | None = 100  # None: it depends on the options
@@ -147,9 +149,11 @@ class UpdateRule:
         """Changes the positions of a layer and carries its optimizer state along. grown: those that are new."""
         sparse = layer.module
         source = sparse._move(positions, grown if self.reset_regrown else None)
-        for state in self.optimizer.state.get(sparse.values, {}).values():
-            if isinstance(state, Tensor) and state.shape == sparse.values.shape:
-                permute(state, source)
+        self.carry(sparse, source)
         self.slots_moved(layer, source)
         self._history[layer.name].see(positions)
         return Shift(layer.nnz, sparse.nnz, (source[: sparse.nnz] < 0).count_nonzero())
+
+    def carry(self, layer: SparseLayer, source: Tensor) -> None:
+        """Moves what the optimizer remembers of a layer's slots with them, after every move: `source` as `follow`'s."""
+        follow(self.optimizer, layer.values, source)

@@ -46,7 +46,7 @@ class SNFS(Redistribution):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        if not self.armed or not finite_gradients(self.optimizer):
+        if not self.armed or not finite_gradients(self.optimizer, self._ranks):
             return
         for name in self._probes.seen(self.live()):
             probe, momentum = self._probes.of[name], self.momentum[name]

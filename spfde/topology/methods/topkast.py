@@ -31,6 +31,7 @@ class Exploration:
     def __init__(self, layer: SparseLayer, positions: Tensor, penalty: float) -> None:
         self.layer, self.penalty = layer, penalty
         self.grad: Tensor | None = None
+        self._pass: int | None = None
         self.plan: Plan | None = None
         self.place(positions)
         layer._grad_probe = self
@@ -61,6 +62,9 @@ class Exploration:
     def __call__(self, dy: Tensor, x: Tensor | None = None) -> None:
         """One backward pass. dy: gradient of the output for input x, or that of the dense weight itself."""
         layer, dtype = self.layer, self.layer.values.dtype
+        now = torch._C._current_graph_task_id()
+        if now != self._pass:  # an earlier pass that never reached `values` is none that the optimizer sees
+            self._pass, self.grad = now, None
         dy = dy.detach().to(dtype)
         if x is None:
             grad = layer.grid.cut(dy)[self.positions]
@@ -178,9 +182,7 @@ class TopKAST(Topology):
         if grad is not None:
             permute(grad, source)
             layer.values.grad.copy_(grad)
-        for tensor in self.optimizer.state.get(layer.values, {}).values():
-            if isinstance(tensor, Tensor) and tensor.shape == layer.values.shape:
-                permute(tensor, source)
+        self.carry(layer, source)
         exploration.place(explored)
         self.reservoir[name] = theta
         self._history[name].see(forward)

@@ -1,0 +1,57 @@
+"""What wraps a model for several processes: found where a topology is made, refused where masks cannot move."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spfde.nn import SparseLayer
+
+T = TypeVar("T")
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+def wrapper_of(model: nn.Module, layers: Mapping[str, SparseLayer]) -> DistributedDataParallel | None:
+    """The DistributedDataParallel that holds these layers, also where the model inside it is what is given."""
+    if isinstance(model, DistributedDataParallel):
+        return model
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    values = {id(layer.values) for layer in layers.values()}
+    wrapped = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
+    return next((one for one in wrapped if any(id(p) in values for p in one.parameters())), None)
+
+
+def check_unsharded(model: nn.Module, layers: Mapping[str, SparseLayer]) -> None:
+    """Refuses weights of which each rank has a part.
+
+    Raises:
+        ValueError: FullyShardedDataParallel or fully_shard holds the model.
+    """
+    kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    sharded = next((n for n, layer in layers.items() if hasattr(layer.values, "device_mesh")), None)
+    kind = "FullyShardedDataParallel" if "FullyShardedDataParallel" in kinds else "fully_shard (FSDP2)"
+    if kind == "FullyShardedDataParallel" or sharded is not None:
+        raise ValueError(
+            f"expected every rank to hold all stored weights, so that their masks can move, got {kind}, try "
+            "DistributedDataParallel"
+        )
+
+
+def bare(name: str) -> str:
+    """A layer's name without what DistributedDataParallel and torch.compile put in front."""
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
+    return name if name not in ("module", "_orig_mod") else ""
+
+
+def renamed(state: Any, names: Mapping[str, str]) -> Any:
+    """Plain state with the layers' names changed, as keys of its dictionaries, however deep."""
+    if not isinstance(state, dict):
+        return state
+    return {names.get(key, key): renamed(value, names) for key, value in state.items()}
