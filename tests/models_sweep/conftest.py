@@ -48,8 +48,18 @@ class Record:
     def pytest_sessionfinish(self) -> None:
         if self.rows and RECORD.parent.is_dir():
             versions = {package: version(package) for package in PACKAGES}
-            record = {"date": datetime.date.today().isoformat(), "versions": versions, "rows": self.rows}
-            RECORD.write_text(json.dumps(record, indent=1))
+            record = {"date": datetime.date.today().isoformat(), "versions": versions}
+            RECORD.write_text(json.dumps(record | {"rows": [*earlier(record, self.rows), *self.rows]}, indent=1))
+
+
+def earlier(record: dict[str, object], rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """What was recorded on the same day with the same packages and has not run again: a sweep may be run in parts."""
+    if not RECORD.exists():
+        return []
+    before = json.loads(RECORD.read_text())
+    again = {(row["model"], row["stage"]) for row in rows}
+    same = {key: before[key] for key in record} == record
+    return [row for row in before["rows"] if same and (row["model"], row["stage"]) not in again]
 
 
 def version(package: str) -> str:

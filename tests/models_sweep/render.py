@@ -1,4 +1,4 @@
-"""Writes docs/models-tested.md from the record of a whole run: build/models/bin/python tests/models_sweep/render.py."""
+"""Writes docs/models-tested.md from a day's record: build/models/bin/python tests/models_sweep/render.py."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def page(record: dict) -> str:
             reasons[reason].append(row["model"])
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     head = f"| model | {' | '.join(STAGES)} |\n|---|{'---|' * len(STAGES)}"
-    lines = [f"| {name} | {' | '.join(found.get(s, '') for s in STAGES)} |" for name, found in sorted(cells.items())]
+    lines = [
+        f"| {name} | {' | '.join(found.get(s, 'not run') for s in STAGES)} |" for name, found in sorted(cells.items())
+    ]
     known = [f"- {', '.join(models)}: {reason}." for reason, models in reasons.items()]
-    run = f"The run of {record['date']}, {len(cells)} models, with {versions}:"
+    run = f"Run on {record['date']}, {len(cells)} models, with {versions}:"
     parts = [INTRODUCTION, run, "\n".join([head, *lines]), "## Known exceptions", "\n".join(known or ["None."])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
