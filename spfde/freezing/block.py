@@ -8,20 +8,29 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from spfde.flops import LayerWork, stored_weights
-from spfde.freezing.freeze import check_unshared, fix, freeze, is_frozen, unfreeze
+from spfde.freezing.freeze import check_unshared, fix, hold, is_constant, release
 
 
 @dataclass(frozen=True, eq=False)
 class TracedLayer:
-    """One layer and its work as it was when the model was traced."""
+    """One layer and its work as it was when the model was traced.
+
+    behind: whether something that never freezes runs in front of it, so that its input gradient is always computed.
+    """
 
     module: nn.Module = field(repr=False)
     traced: LayerWork
+    behind: bool = False
 
     @property
     def work(self) -> LayerWork:
         """The work at the layer's present density."""
         return replace(self.traced, weights=stored_weights(self.module))
+
+    @property
+    def credit(self) -> int:
+        """Backward FLOPs of one sample that freezing saves."""
+        return self.work.forward if self.behind else self.work.backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +45,8 @@ class FreezeBlock:
         parameters: (qualified name, parameter) that the model uses directly, outside any block, and that are
             frozen with this one (a position embedding).
         rest: the layers of the model that are no block's (stem and head); the same in every block of a model.
+        active: single modules inside of `modules` that are never frozen, as the model uses them or their parameters
+            in another place too; the same in every block of a model.
     """
 
     name: str
@@ -43,6 +54,19 @@ class FreezeBlock:
     layers: tuple[TracedLayer, ...] = field(default=(), repr=False)
     parameters: tuple[tuple[str, nn.Parameter], ...] = field(default=(), repr=False)
     rest: tuple[TracedLayer, ...] = field(default=(), repr=False)
+    active: frozenset[nn.Module] = field(default=frozenset(), repr=False)
+
+    @property
+    def members(self) -> tuple[nn.Module, ...]:
+        """Every single module that freezes with the block."""
+        inside = dict.fromkeys(m for _, module in self.modules for m in module.modules())
+        return tuple(m for m in inside if m not in self.active)
+
+    @property
+    def trainable(self) -> tuple[nn.Parameter, ...]:
+        """Every parameter that freezes with the block."""
+        own = [p for m in self.members for p in m.parameters(recurse=False)]
+        return tuple(dict.fromkeys([*(p for _, p in self.parameters), *own]))
 
     @property
     def work(self) -> tuple[LayerWork, ...]:
@@ -56,24 +80,27 @@ class FreezeBlock:
 
     @property
     def backward(self) -> int:
-        """FLOPs of one sample's backward pass, at the present densities: the credit for freezing it."""
+        """FLOPs of one sample's backward pass, at the present densities."""
         return sum(work.backward for work in self.work)
+
+    @property
+    def credit(self) -> int:
+        """Those of the backward FLOPs that freezing saves: behind a part that stays active, the weight gradients."""
+        return sum(layer.credit for layer in self.layers)
 
     @property
     def is_frozen(self) -> bool:
         """Whether all of it is frozen now."""
-        return all(is_frozen(module) for _, module in self.modules)
+        return is_constant(self.members)
 
     def freeze(self) -> None:
-        """Makes the block constant (`spfde.freezing.freeze`)."""
-        for _, module in self.modules:
-            freeze(module)
+        """Makes the block constant (`spfde.freezing.freeze`), but for what stays active."""
+        hold(self.members)
         fix(parameter for _, parameter in self.parameters)
 
     def unfreeze(self) -> None:
         """Gives the block back to the training."""
-        for _, module in self.modules:
-            unfreeze(module)
+        release(self.members)
         for _, parameter in self.parameters:
             parameter.requires_grad_(True)
 
@@ -86,9 +113,8 @@ def check_freezable(blocks: Iterable[FreezeBlock], model: nn.Module) -> None:
     """
     blocks = list(blocks)
     modules = [module for block in blocks for _, module in block.modules]
-    check_unshared(modules, model)
-    fixed = {id(p) for module in modules for p in module.parameters()}
-    fixed |= {id(p) for block in blocks for _, p in block.parameters}
+    check_unshared(modules, model, active=frozenset(m for block in blocks for m in block.active))
+    fixed = {id(p) for block in blocks for p in block.trainable}
     if all(id(p) in fixed for p in model.parameters() if p.requires_grad):
         raise ValueError(
             f"expected some parameter to stay trainable, got {len(blocks)} blocks to freeze, all that the model "

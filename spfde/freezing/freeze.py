@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -72,14 +72,7 @@ def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:
     _check_module(module)
     if model is not None:
         check_unshared([module], model)
-    guard_group_norm()
-    fresh = [m for m in module.modules() if not _is_held(m)]
-    held = [_Held(m) for m in fresh]  # all remembered before the first change: tied parameters appear twice
-    for m, hold in zip(fresh, held, strict=True):
-        m.__dict__["train"] = hold
-    for m in module.modules():
-        m.training = False  # of marked ones too: a `train()` of somebody's own may have set it
-    fix(p for m in module.modules() for _, p in _own_parameters(m))
+    hold(module.modules())
     return module
 
 
@@ -93,12 +86,7 @@ def unfreeze(module: nn.Module) -> nn.Module:
         TypeError: `module` is not an nn.Module.
     """
     _check_module(module)
-    for m in [m for m in module.modules() if _is_held(m)]:
-        hold = m.__dict__.pop("train")
-        m.training = hold.mode
-        for name, parameter in _own_parameters(m):
-            if name in hold.trainable:
-                parameter.requires_grad_(True)
+    release(module.modules())
     return module
 
 
@@ -111,8 +99,37 @@ def is_frozen(module: nn.Module) -> bool:
         TypeError: `module` is not an nn.Module.
     """
     _check_module(module)
-    constant = all(_is_held(m) and not m.training for m in module.modules())
-    return constant and not any(p.requires_grad for p in module.parameters())
+    return is_constant(module.modules())
+
+
+def hold(modules: Iterable[nn.Module]) -> None:
+    """Freezes each of `modules` without what is inside it."""
+    guard_group_norm()
+    modules = list(modules)
+    fresh = [m for m in modules if not _is_held(m)]
+    held = [_Held(m) for m in fresh]  # all remembered before the first change: tied parameters appear twice
+    for m, mark in zip(fresh, held, strict=True):
+        m.__dict__["train"] = mark
+    for m in modules:
+        m.training = False  # of marked ones too: a `train()` of somebody's own may have set it
+    fix(p for m in modules for _, p in _own_parameters(m))
+
+
+def release(modules: Iterable[nn.Module]) -> None:
+    """Unfreezes each of `modules` without what is inside it."""
+    for m in [m for m in modules if _is_held(m)]:
+        mark = m.__dict__.pop("train")
+        m.training = mark.mode
+        for name, parameter in _own_parameters(m):
+            if name in mark.trainable:
+                parameter.requires_grad_(True)
+
+
+def is_constant(modules: Iterable[nn.Module]) -> bool:
+    """Whether each of `modules` is frozen, without what is inside it."""
+    return all(
+        _is_held(m) and not m.training and not any(p.requires_grad for _, p in _own_parameters(m)) for m in modules
+    )
 
 
 def fix(parameters: Iterable[nn.Parameter]) -> None:
@@ -122,19 +139,24 @@ def fix(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def check_unshared(modules: Iterable[nn.Module], model: nn.Module) -> None:
+def check_unshared(
+    modules: Iterable[nn.Module], model: nn.Module, *, active: Collection[nn.Module] = frozenset()
+) -> None:
     """Refuses by name what `modules`, about to be frozen, share with a part of `model` that stays active.
+
+    active: single modules inside of `modules` that are not frozen with them.
 
     Raises:
         ValueError: a parameter, buffer or dropout serves both sides.
     """
     roots = list(modules)
     names = {id(m): name for name, m in model.named_modules()}
-    inside = {id(m) for root in roots for m in root.modules()}
+    inside = {id(m) for root in roots for m in root.modules() if m not in active}
     ours = {
         id(thing): where
         for root in roots
         for name, m in root.named_modules(prefix=names.get(id(root), type(root).__name__))
+        if m not in active
         for where, thing in ((name, m), *_own_state(name, m))
     }
     inner = inside - {id(root) for root in roots}

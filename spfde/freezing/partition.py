@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from spfde._modules import batch_size
-from spfde.flops import layer_work
+from spfde.flops import LOOKUPS, layer_work
 from spfde.freezing.block import FreezeBlock, TracedLayer
-from spfde.freezing.freeze import has_mode_or_state
 from spfde.freezing.trace import Call, reached, trace
 from spfde.nn import SparseLinear
 
@@ -41,27 +40,37 @@ def blocks(model: nn.Module, example_input: Any) -> list[FreezeBlock]:
         ValueError: the model has no block, or one that runs in two places.
     """
     _check(model, example_input)
-    units = _units(trace(model, example_input))
-    groups, head = _group(units)
+    root = trace(model, example_input)
+    units = _units(root)
+    tied = _tied(model, _group(units)[0])
+    groups, head = _group(units, tied)
     if not groups:
         raise ValueError(
             "expected a model with weighted layers in front of its last linear layer, got "
             f"{type(model).__name__} with none that ran as a module; try freeze() on the part itself"
         )
-    home = _homes(groups, head)
-    layers = [TracedLayer(model.get_submodule(n), work) for n, work in layer_work(model, example_input).items()]
-    credited = [{id(m) for m in group.body.module.modules()} for group in groups]
-    rest = tuple(layer for layer in layers if not any(id(layer.module) in ids for ids in credited))
+    home, active = _homes(groups, head)
+    active |= tied
     loose = _loose(model, example_input, groups, head)
-    return [
+    parts = [
         FreezeBlock(
             name=group.body.name,
-            modules=tuple((u.name, u.module) for u in _once(group.units) if home.get(id(u.module)) == i),
-            layers=tuple(layer for layer in layers if id(layer.module) in credited[i]),
+            modules=tuple(
+                (u.name, u.module)
+                for u in _once(group.units)
+                if home[id(u.module)] == i and not active.issuperset(u.module.modules())
+            ),
             parameters=tuple(p for p, owner in loose if owner is group),
-            rest=rest,
+            active=frozenset(active),
         )
         for i, group in enumerate(groups)
+    ]
+    layers = _layers(model, example_input, root, parts)
+    credited = [set(group.body.module.modules()) - active for group in groups]
+    rest = tuple(layer for layer in layers if not any(layer.module in own for own in credited))
+    return [
+        replace(part, layers=tuple(layer for layer in layers if layer.module in own), rest=rest)
+        for part, own in zip(parts, credited, strict=True)
     ]
 
 
@@ -100,8 +109,11 @@ def _wrapper(units: list[Call]) -> Call | None:
     return None
 
 
-def _group(units: Sequence[Call]) -> tuple[list[_Group], list[Call]]:
-    """Groups of consecutive units, and the units of the head."""
+def _group(units: Sequence[Call], tied: Collection[nn.Module] = frozenset()) -> tuple[list[_Group], list[Call]]:
+    """Groups of consecutive units, and the units of the head.
+
+    A unit whose weights are all tied or looked up starts no group: it waits for the next one.
+    """
     weights = [_weights(u.module) for u in units]
     weighted = [i for i, count in enumerate(weights) if count]
     end = len(units)
@@ -114,39 +126,51 @@ def _group(units: Sequence[Call]) -> tuple[list[_Group], list[Call]]:
     groups: list[_Group] = []
     waiting: list[Call] = []
     for i, unit in enumerate(units[:end]):
-        if i < first_composite or not (groups or weights[i]):
-            waiting.append(unit)
-        elif weights[i]:
+        if i >= first_composite and _weights(unit.module, tied):
             groups.append(_Group(unit, [*waiting, unit]))
             waiting = []
+        elif waiting or not groups or _looks_up(unit.module) or weights[i]:
+            waiting.append(unit)
         else:
             groups[-1].units.append(unit)
     return groups, [*waiting, *units[end:]]
 
 
-def _homes(groups: Sequence[_Group], head: Sequence[Call]) -> dict[int, int]:
-    """Index of the group that owns a module (by id); the head's is len(groups).
+def _homes(groups: Sequence[_Group], head: Sequence[Call]) -> tuple[dict[int, int], set[nn.Module]]:
+    """Index of the group that owns a module (by id), the head's being len(groups), and what no group can own.
 
-    A module with nothing to freeze that serves two groups (one ReLU for a whole network) has no owner.
+    A module that serves two groups has no owner if it has nothing to freeze (one ReLU or one dropout for a whole
+    network), only looks up (the embedding of two stacks), or is part of one and also called by itself.
 
     Raises:
-        ValueError: a module with weights, statistics or dropout serves two groups.
+        ValueError: any other module with weights or statistics serves two groups.
     """
+    places = [(i, unit) for i, units in enumerate([*(g.units for g in groups), head]) for unit in units]
+    inner = {m for _, unit in places for m in unit.module.modules() if m is not unit.module}
+    called_too = inner & {unit.module for _, unit in places}
     home: dict[int, int] = {}
-    shared: set[int] = set()
-    for i, units in enumerate([*(g.units for g in groups), head]):
-        for unit in units:
-            for name, m in unit.module.named_modules(prefix=unit.name):
-                if home.setdefault(id(m), i) == i:
-                    continue
-                if has_mode_or_state(m):
-                    raise ValueError(
-                        f"expected a module to run in one block only, got {name!r} in "
-                        f"{_title(groups, home[id(m)])} and again in {_title(groups, i)}; "
-                        "try one module per place"
-                    )
-                shared.add(id(m))
-    return {key: i for key, i in home.items() if key not in shared}
+    active: set[nn.Module] = set()
+    for i, unit in places:
+        for name, m in unit.module.named_modules(prefix=unit.name):
+            if home.setdefault(id(m), i) == i or m in active:
+                continue
+            if m not in called_too and _holds_state(m):
+                raise ValueError(
+                    f"expected a module to run in one block only, got {name!r} in {_title(groups, home[id(m)])} and "
+                    f"again in {_title(groups, i)}; try one module per place"
+                )
+            active.update(m.modules())
+    return home, active
+
+
+def _tied(model: nn.Module, groups: Sequence[_Group]) -> set[nn.Module]:
+    """Modules with a parameter of their own that a module of another group, or of none, has too."""
+    home = {m: i for i, group in enumerate(groups) for unit in group.units for m in unit.module.modules()}
+    holders: dict[nn.Parameter, list[nn.Module]] = {}
+    for m in model.modules():
+        for p in m.parameters(recurse=False):
+            holders.setdefault(p, []).append(m)
+    return {m for own in holders.values() if len({home.get(m) for m in own}) > 1 for m in own}
 
 
 def _loose(
@@ -168,9 +192,39 @@ def _loose(
     return found
 
 
-def _weights(module: nn.Module) -> int:
-    """Number of weighted layers inside: modules with a parameter of their own of two or more dimensions."""
-    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules())
+def _layers(model: nn.Module, example_input: Any, root: Call, parts: Sequence[FreezeBlock]) -> list[TracedLayer]:
+    """The layers that ran, in execution order, each with whether a part that never freezes is in front of it."""
+    work = layer_work(model, example_input)
+    ran = {call.name for call in root.all()}
+    called = {name: name for name in work}  # a layer that its parent multiplies for: the module around that ran
+    for name in work:
+        while called[name] not in ran:
+            called[name] = called[name].rpartition(".")[0]
+    freezes = {p for part in parts for p in part.trainable}
+    never = [p for p in model.parameters() if p.requires_grad and p not in freezes]
+    wanted = {name: model.get_submodule(around) for name, around in called.items()}
+    behind = set(reached(model, example_input, never, set(wanted.values())))
+    return [TracedLayer(model.get_submodule(name), each, wanted[name] in behind) for name, each in work.items()]
+
+
+def _weights(module: nn.Module, tied: Collection[nn.Module] = frozenset()) -> int:
+    """Number of weighted layers inside: modules with a parameter of their own of two or more dimensions.
+
+    Not counted are lookups, which multiply nothing, and those in `tied`, which never freeze.
+    """
+    own = (m for m in module.modules() if m not in tied and not isinstance(m, LOOKUPS))
+    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in own)
+
+
+def _looks_up(module: nn.Module) -> bool:
+    """Whether an embedding is inside."""
+    return any(isinstance(m, LOOKUPS) for m in module.modules())
+
+
+def _holds_state(module: nn.Module) -> bool:
+    """Whether anything inside has parameters or buffers, lookups left aside."""
+    own = (m for m in module.modules() if not isinstance(m, LOOKUPS))
+    return any(True for m in own for _ in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
 
 
 def _is_linear(module: nn.Module) -> bool:

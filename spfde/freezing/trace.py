@@ -21,6 +21,12 @@ class Call:
     module: nn.Module
     inner: list[Call] = field(default_factory=list)
 
+    def all(self) -> Iterator[Call]:
+        """This call and all that it caused, in order."""
+        yield self
+        for call in self.inner:
+            yield from call.all()
+
 
 def trace(model: nn.Module, example_input: Any) -> Call:
     """The tree of module executions of one forward pass."""

@@ -17,8 +17,8 @@ class GPT(nn.Module):
     10,745,088 (mini: dim 384, depth 6, 6 heads, vocabulary 65, context 256, no biases; without positions 10,646,784).
 
     `head` shares its weight with `token` unless `tied` is False. A tied weight cannot be sparse: spfde.sparsify keeps
-    the head dense in its "uniform" distribution, elsewhere it says to exclude it. Freezing the first block
-    freezes `token`, and so a tied head.
+    the head dense in its "uniform" distribution, elsewhere it says to exclude it. A tied `token` is not frozen with
+    the first block, it stays active with the head.
 
     Args:
         dim: width of a token.

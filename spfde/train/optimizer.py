@@ -72,9 +72,7 @@ def parameter_groups(model: nn.Module, blocks: Iterable[FreezeBlock], horizons: 
     left = {id(p): p for p in model.parameters()}
     groups = []
     for block in (block for name, block in names.items() if name in horizons):
-        loose = [p for _, p in block.parameters]
-        own = [*loose, *(p for _, module in block.modules for p in module.parameters())]
-        params = [p for p in (left.pop(key, None) for key in map(id, own)) if p is not None]
+        params = [p for p in (left.pop(id(p), None) for p in block.trainable) if p is not None]
         groups.append({"params": params, "horizon": horizons[block.name], "block": block.name})
     return [*groups, {"params": list(left.values()), "horizon": 1.0}]
 

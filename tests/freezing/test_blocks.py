@@ -225,18 +225,12 @@ def one_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 4), norm, nn.Linear(4, 2))
 
 
-def one_dropout() -> nn.Module:
-    drop = nn.Dropout()
-    return nn.Sequential(nn.Linear(3, 4), drop, nn.Linear(4, 4), drop, nn.Linear(4, 2))
-
-
 @pytest.mark.parametrize(
     ("make", "shape", "words"),
     [
         (run_twice, (2, 3), "'1' in block '1' and again in block '1'"),
         (shared_inside, (2, 5, 8), "'1.layers.2.mlp' in block '1.layers.0' and again in block '1.layers.2'"),
         (one_norm, (2, 3), "'1' in block '0' and again in block '2'"),
-        (one_dropout, (2, 3), "'1' in block '0' and again in block '2'"),
     ],
 )
 def test_what_runs_in_two_blocks_is_refused_by_name(make, shape, words):

@@ -16,10 +16,11 @@ from spfde.levers import Answer, Decision, EpochStart, Event, Run
 class Progressive:
     """Freezes blocks front to back, so that training costs `flops_reduction` fewer FLOPs.
 
-    Counted as saved are the backward FLOPs of each block, at its density now, times the epochs it stays
-    frozen, out of the forward and backward FLOPs of the whole model, stem and head included, over all epochs.
-    The first block freezes at `first_epoch`, the latest multiple of `interval` that meets the target, then
-    one block every `interval` epochs until about `fraction` of the blocks are frozen.
+    Counted as saved are the backward FLOPs of each block (behind a part that stays active only those of the weight
+    gradients), at its density now, times the epochs it stays frozen, out of the forward and backward FLOPs of the
+    whole model, stem and head included, over all epochs. The first block freezes at `first_epoch`, the latest multiple
+    of `interval` that meets the target, then one block every `interval` epochs until about `fraction` of the blocks
+    are frozen.
 
     Args:
         model: the network in training.
@@ -61,7 +62,7 @@ class Progressive:
         self._epochs = epochs
         self._schedule: FreezeSchedule = SCHEMES[scheme](
             [block.name for block in blocks],
-            [block.backward for block in blocks],
+            [block.credit for block in blocks],
             _training_flops(blocks),
             epochs=epochs,
             interval=interval,
