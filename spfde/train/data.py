@@ -181,6 +181,19 @@ def _require_classes(targets: Tensor) -> None:
         raise TypeError(f"expected class indices as integers, got {targets.dtype}, try targets.long()")
 
 
+def require_within(targets: Tensor, classes: int) -> None:
+    """Check that class indices [n] are in [0, classes), the logits that there are; ValueError else.
+
+    torch's loss would leave -100 out without a word, and evaluation count any such label as a mistake.
+    """
+    outside = targets[(targets < 0) | (targets >= classes)]
+    if len(outside):
+        raise ValueError(
+            f"expected labels in [0, {classes}), the classes of the model's output, got {int(outside[0])},"
+            " try a model with more classes, or labels that count from 0"
+        )
+
+
 def _require_one(target: Tensor | np.ndarray) -> None:
     if target.ndim:
         raise TypeError(

@@ -12,13 +12,14 @@ from torch import Tensor
 from spfde.levers import Decision, EpochEnd, EpochStart, Step
 from spfde.train import record, run_dir
 from spfde.train.checkpointer import Checkpointer, Start
+from spfde.train.data import require_within
 from spfde.train.flops import training_flops
 from spfde.train.optimizer import steps_per_epoch
 from spfde.train.progress import Progress
 from spfde.train.session import Session
 from spfde.train.stats import Epoch, EpochProgress, Stopwatch
 from spfde.train.step import forward_backward, update
-from spfde.train.stops import diverged
+from spfde.train.stops import diverged, unranked
 
 EVALUATION_BATCH = 256
 
@@ -152,12 +153,20 @@ def evaluate(session: Session, pause: Callable[[], None] = lambda: None) -> floa
     """Return the fraction of test samples whose largest logit is their class; the model is left in eval mode.
 
     `pause` is called before every batch.
+
+    Raises:
+        Diverged: a logit is NaN, which has no largest.
+        ValueError: a label is none of the model's classes.
     """
     model, source = session.model.eval(), session.test
     correct = 0
     with torch.no_grad(), session.device.autocast():
         for images, targets, _ in source.batches(torch.arange(len(source)), EVALUATION_BATCH):
             pause()
-            images, targets = session.device.put(session.layout.images(images)), session.device.put(targets)
-            correct += int((model(images).argmax(1) == targets).sum())
+            images, labels = session.device.put(session.layout.images(images)), session.device.put(targets)
+            logits = model(images)
+            require_within(targets, logits.shape[1])
+            if logits.isnan().any():
+                raise unranked(model, images, session.epoch)
+            correct += int((logits.argmax(1) == labels).sum())
     return correct / len(source)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from spfde.levers import Backward, Forward, Loss
+from spfde.train.data import require_within
 from spfde.train.session import Session
 from spfde.train.stats import Stopwatch
 
@@ -30,6 +31,8 @@ def forward_backward(
         share = len(classes) / len(targets)
         output, blocks = session.forward(part)
         logits.append(output.detach())
+        if classes.device.type == "cpu":  # a GPU would be waited for; there torch's loss asserts
+            require_within(classes, output.shape[1])
         log_p = functional.log_softmax(output.float(), 1)  # once: for the mean and for each sample
         mean = loss = mean_loss(log_p, classes, recipe.label_smoothing) * share
         if levers.needing(Forward):

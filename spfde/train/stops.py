@@ -81,3 +81,11 @@ def diverged(model: nn.Module, images: Tensor, loss: float, *, epoch: int, step:
         f"expected a finite loss, got {loss} at epoch {epoch}, step {step} (both from 0), learning rate {lr:.3g}:"
         f" {diagnose_nonfinite(model, images)}"
     )
+
+
+def unranked(model: nn.Module, images: Tensor, epoch: int) -> Diverged:
+    """Build the error for logits that are NaN in the evaluation of an epoch (from 0)."""
+    return Diverged(
+        f"expected logits that are numbers, got NaN in the evaluation of epoch {epoch} (from 0):"
+        f" {diagnose_nonfinite(model, images)}"
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from train.conftest import CLASSES
 from train.runs import bits, recipe, same
 
 from spfde import data, models
@@ -62,7 +63,7 @@ def test_stops_with_the_step_and_what_to_look_at_and_goes_on_once_mended(poison,
 
 
 def test_a_learning_rate_that_is_far_too_high_is_noticed_at_its_step():
-    with pytest.raises(Diverged, match=r"at epoch \d, step \d.*try a lower lr"):
+    with pytest.raises(Diverged, match=r"(at epoch \d, step \d|evaluation of epoch \d).*try a lower lr"):
         fit(recipe(lr=1e6, warmup=0))
 
 
@@ -103,3 +104,23 @@ def test_a_step_that_is_not_finite_is_not_taken(task):
     with pytest.raises(Diverged, match="1 of the batch's 90 images hold NaN or infinity"):
         fit(recipe, model=model, train_set=Images(pixels, task.train.targets), test_set=task.test)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_evaluation_refuses_logits_that_are_nan(task, tmp_path):
+    pixels = task.test.images.clone()
+    pixels[3, 0, 1, 1] = torch.nan
+    recipe, test = task.recipe(epochs=1, freeze=0, out=str(tmp_path)), Images(pixels, task.test.targets)
+    with pytest.raises(Diverged, match=r"got NaN in the evaluation of epoch 0 .*: 1 of the batch's 64 images hold NaN"):
+        fit(recipe, model=task.model(), train_set=task.train, test_set=test)
+
+
+@pytest.mark.parametrize("label", [CLASSES, -1, -100])
+@pytest.mark.parametrize("half", ["train", "test"])
+def test_a_label_that_is_none_of_the_classes_is_refused(task, half, label):
+    sets = {"train": task.train, "test": task.test}
+    targets = sets[half].targets.clone()
+    targets[5] = label
+    sets[half] = Images(sets[half].images, targets)
+    recipe = task.recipe(epochs=1, freeze=0, sieve=0)
+    with pytest.raises(ValueError, match=rf"expected labels in \[0, {CLASSES}\), .*, got {label}, try"):
+        fit(recipe, model=task.model(), train_set=sets["train"], test_set=sets["test"])
