@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spfde.kernels.dtypes import in_torch_ops
 from spfde.kernels.norm_act import can_remake, remake
 
 Result = TypeVar("Result")
@@ -22,7 +23,7 @@ def without_saving(layer: Callable[[Tensor], Result], y: Tensor, gelu: bool = Fa
     just before, torch's or at the end of a layer's kernel; any other y is saved as ever. Gradients are the same bits,
     but for how that kernel and torch's round a GELU.
     """
-    make = None if torch.compiler.is_compiling() else _maker(y.grad_fn, gelu)
+    make = None if torch.compiler.is_compiling() or in_torch_ops() else _maker(y.grad_fn, gelu)
     if make is None:
         return layer(y)
     place, order = _place(y), (y.shape, y.stride(), y.is_contiguous())  # values only: the hooks must not hold y

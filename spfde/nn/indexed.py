@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spfde.kernels.dtypes import is_batched
 from spfde.nn.lineage import Lineage
 from spfde.nn.loading import check_loaded, index_from_dense
-from spfde.sparse.index import Index, index_from_positions, permute
+from spfde.sparse.index import Index, check_index, index_from_positions, permute
 from spfde.sparse.kernel_index import Window
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import Plan, build_plan
@@ -64,7 +65,24 @@ class Indexed(nn.Module):
             raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
         if torch.compiler.is_compiling() or plan.stale:  # once, while it is traced: later the registered ops look
             plan.follow()
-        return plan
+        buffers, index = self._buffers, plan.index
+        if buffers["row_ptr"] is not index.row_ptr or buffers["col"] is not index.col:
+            self._take_over(Index(buffers["row_ptr"], buffers["col"]))
+        return self._plan
+
+    def _take_over(self, index: Index) -> None:
+        """Follows buffers that were exchanged, by torch.func.functional_call or by hand."""
+        if torch.compiler.is_compiling() or not all(type(part) is Tensor for part in index):
+            return  # while a graph is traced they are stand-ins
+        if any(is_batched(part) for part in index):
+            raise ValueError(
+                f"expected one index, got a {type(self).__name__} whose index is one of many under torch.func, try a "
+                "loop over the models, or buffers that are not mapped"
+            )
+        problem = check_index(index, *self.grid.shape, self.values.shape[0])
+        if problem:
+            raise ValueError(f"{problem} (row_ptr and col were exchanged), try load_state_dict, which checks")
+        self._build_plan()
 
     def _build_plan(self, positions: Tensor | None = None) -> None:
         if self.row_ptr.is_meta and positions is None:  # it cannot be asked where the blocks are
