@@ -22,6 +22,7 @@ __all__ = [
     "freezing",
     "fuse",
     "fusing",
+    "integrations",
     "memory",
     "models",
     "nn",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 # Loaded when asked for: what runs a training, not what a layer needs.
-_LAZY = ("data", "models", "report", "train", "env", "flops")
+_LAZY = ("data", "integrations", "models", "report", "train", "env", "flops")
 
 
 def __getattr__(name: str) -> Any:

@@ -199,7 +199,7 @@ class Lineage:
         raise ValueError(
             "expected a copy of a layer to be averaged weight by weight, got one that was written slot by slot after "
             "its model's mask had moved, so that it mixes different weights, try "
-            "torch.optim.swa_utils.AveragedModel(model), which follows, or load_state_dict to copy the model"
+            "spfde.integrations.EMA(model, topology), topology.follow(copy), or load_state_dict to copy the model"
         )
 
     def mend(self, layer: Indexed) -> None:

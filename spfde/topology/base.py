@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from spfde.levers import Answer, Decision, EpochStart, Event, Run, Step
 from spfde.nn import SparseLayer
 from spfde.sparse.no_sync import to_host
+from spfde.topology.following import Followers
 from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, check_layers, magnitude, sparse_layers
 from spfde.topology.optimizer_state import check
@@ -103,6 +104,7 @@ class Topology(Stepping):
         self._told = False
         self.steps_done = 0
         self.generator = torch.Generator().manual_seed(seed)
+        self._followers = Followers(self.layers)
         self.setup()
         self._prepare()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from spfde.nn import SparseLayer
 from spfde.topology import moves
+from spfde.topology.following import Fill, Followers
 from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, magnitude, reserve_all
 from spfde.topology.optimizer_state import follow
@@ -36,6 +37,7 @@ class UpdateRule:
     optimizer: Optimizer
     _history: dict[str, History]
     _probes: GradientProbes
+    _followers: Followers
     _late: bool
     _ranks: Ranks
     _wrapped: bool
@@ -145,6 +147,19 @@ class UpdateRule:
         """Makes room for that many blocks in each layer, as far as it has them."""
         reserve_all(self.layers, capacity, self.optimizer, self._wrapped)
 
+    def follow(self, what: nn.Module | Mapping[str, Tensor] | Sequence[Tensor], fill: Fill = 0.0) -> None:
+        """Carries tensors with a row for every slot of `values` along at every move: anchors, importance scores.
+
+        what: tensors by a layer's or its Parameter's name, or one for each layer in order; entries may be replaced by
+        others, shapes stay. Of a copied state_dict the index follows too. Or a copy of the model (an average), with the
+        model's masks now. fill: what new slots hold, a number or fill(layer name, positions) -> [new, ...].
+
+        Raises:
+            ValueError: a shape does not fit, or names or masks are not the model's.
+            TypeError: it is nothing of that kind.
+        """
+        self._followers.add(what, fill)
+
     def move(self, layer: LayerState, positions: Tensor, grown: Tensor | None = None) -> Shift:
         """Changes the positions of a layer and carries its optimizer state along. grown: those that are new."""
         sparse = layer.module
@@ -155,5 +170,6 @@ class UpdateRule:
         return Shift(layer.nnz, sparse.nnz, (source[: sparse.nnz] < 0).count_nonzero())
 
     def carry(self, layer: SparseLayer, source: Tensor) -> None:
-        """Moves what the optimizer remembers of a layer's slots with them, after every move: `source` as `follow`'s."""
+        """Moves what is remembered of a layer's slots with them, after every move: `source` as `move_to` returns it."""
         follow(self.optimizer, layer.values, source)
+        self._followers.moved(layer, source)
