@@ -11,6 +11,7 @@ from torch import nn
 from spfde._modules import batch_size
 from spfde.flops import LOOKUPS, layer_work
 from spfde.freezing.block import FreezeBlock, TracedLayer
+from spfde.freezing.stacks import Stacks, find_stacks, weights
 from spfde.freezing.trace import Call, reached, trace
 from spfde.nn import SparseLinear
 
@@ -21,10 +22,11 @@ def blocks(model: nn.Module, example_input: Any) -> list[FreezeBlock]:
     """The blocks of `model`, front to back by execution order.
 
     A module with two or more weighted layers inside (a residual block, a transformer layer) is one block.
-    Around it, Sequential, ModuleList and modules that hold a list of such blocks are looked into. A weighted
-    layer that stands alone starts a block of its own, and the norm, activation and pooling after it join it.
-    What runs before the first composite block (the stem) belongs to that block; the last linear layer, and
-    what follows the last composite block, is the head and belongs to none. A parameter that the model uses
+    Around it, Sequential, ModuleList and modules that hold, at any depth, a list of two or more such blocks that run
+    one behind the other are looked into. A weighted layer that stands alone starts a block of its own, and the norm,
+    activation and pooling after it join it. What runs before the first composite block (the stem) belongs to that
+    block; what lies outside and behind the lists, linear layers at their end, or without a list the last linear layer
+    and what follows the last composite block, is the head and belongs to none. A parameter that the model uses
     outside of any block (a position embedding) belongs to the first block whose input depends on it.
 
     The model runs once in eval mode without gradients (once more for each parameter used outside any block);
@@ -41,9 +43,10 @@ def blocks(model: nn.Module, example_input: Any) -> list[FreezeBlock]:
     """
     _check(model, example_input)
     root = trace(model, example_input)
-    units = _units(root)
-    tied = _tied(model, _group(units)[0])
-    groups, head = _group(units, tied)
+    stacks = find_stacks(model, example_input, root)
+    units = _units(root, stacks)
+    tied = _tied(model, _group(units, stacks)[0])
+    groups, head = _group(units, stacks, tied)
     if not groups:
         raise ValueError(
             "expected a model with weighted layers in front of its last linear layer, got "
@@ -82,58 +85,75 @@ class _Group:
     units: list[Call]
 
 
-def _units(root: Call) -> list[Call]:
+def _units(root: Call, stacks: Stacks) -> list[Call]:
     """What ran, at the level at which it is grouped: containers and wrappers replaced by what they ran."""
-    units = list(_expand(root))
+    units = list(_expand(root, stacks))
     while (wrapper := _wrapper(units)) is not None:
         at = units.index(wrapper)
-        units[at : at + 1] = _expand(wrapper)
+        units[at : at + 1] = _expand(wrapper, stacks)
     return units
 
 
-def _expand(call: Call) -> Iterator[Call]:
+def _expand(call: Call, stacks: Stacks) -> Iterator[Call]:
     for inner in call.inner:
-        if _is_chain(inner.module) or _holds_stack(inner.module):
-            yield from _expand(inner)
+        if _is_chain(inner.module) or stacks.around(inner.module):
+            yield from _expand(inner, stacks)
         else:
             yield inner
 
 
 def _wrapper(units: list[Call]) -> Call | None:
-    """The one unit that holds every weighted layer but the head, if it ran any inside."""
-    weighted = [u for u in units if _weights(u.module)]
-    if len(weighted) == 2 and _is_linear(weighted[1].module):
+    """The one unit that holds every weighted layer but linear ones behind it, if it ran any inside."""
+    weighted = [u for u in units if weights(u.module)]
+    while len(weighted) > 1 and _is_linear(weighted[-1].module):
         weighted.pop()
-    if len(weighted) == 1 and any(_weights(inner.module) for inner in weighted[0].inner):
+    if len(weighted) == 1 and any(weights(inner.module) for inner in weighted[0].inner):
         return weighted[0]
     return None
 
 
-def _group(units: Sequence[Call], tied: Collection[nn.Module] = frozenset()) -> tuple[list[_Group], list[Call]]:
+def _group(
+    units: Sequence[Call], stacks: Stacks, tied: Collection[nn.Module] = frozenset()
+) -> tuple[list[_Group], list[Call]]:
     """Groups of consecutive units, and the units of the head.
 
     A unit whose weights are all tied or looked up starts no group: it waits for the next one.
     """
-    weights = [_weights(u.module) for u in units]
-    weighted = [i for i, count in enumerate(weights) if count]
-    end = len(units)
-    if weighted and _is_linear(units[weighted[-1]].module):
-        end = weighted.pop()
-    last = weighted[-1] if weighted else end
-    if weighted and weights[last] > 1:
-        end = last + 1
-    first_composite = next((i for i in weighted if weights[i] > 1), -1)
+    counts = [weights(u.module) for u in units]
+    weighted = [i for i, count in enumerate(counts) if count]
+    end = _end(units, weighted, stacks)
+    weighted = [i for i in weighted if i < end]
+    first_composite = next((i for i in weighted if counts[i] > 1), -1)
     groups: list[_Group] = []
     waiting: list[Call] = []
     for i, unit in enumerate(units[:end]):
-        if i >= first_composite and _weights(unit.module, tied):
+        if i >= first_composite and weights(unit.module, tied):
             groups.append(_Group(unit, [*waiting, unit]))
             waiting = []
-        elif waiting or not groups or _looks_up(unit.module) or weights[i]:
+        elif waiting or not groups or _looks_up(unit.module) or counts[i]:
             waiting.append(unit)
         else:
             groups[-1].units.append(unit)
     return groups, [*waiting, *units[end:]]
+
+
+def _end(units: Sequence[Call], weighted: Sequence[int], stacks: Stacks) -> int:
+    """Index of the first unit of the head, given those of the weighted units.
+
+    Where the model has stacks the head is what lies outside and behind them and the linear layers at their end,
+    elsewhere the last linear layer. What has no weights behind a weighted layer that stands alone goes with that layer.
+    """
+    left = [i for i in weighted if units[i].module in stacks.inside]
+    if left:
+        while len(left) > 1 and _ends_linear(units[left[-1]].module, stacks):
+            left.pop()
+    else:
+        left = list(weighted)
+        if left and _is_linear(units[left[-1]].module):
+            left.pop()
+    if left and weights(units[left[-1]].module) > 1:
+        return left[-1] + 1
+    return next((i for i in weighted if not left or i > left[-1]), len(units))
 
 
 def _homes(groups: Sequence[_Group], head: Sequence[Call]) -> tuple[dict[int, int], set[nn.Module]]:
@@ -182,7 +202,7 @@ def _loose(
     """Trainable parameters that no unit owns, each with the first group whose input depends on it."""
     owned = {id(p) for units in (*(g.units for g in groups), head) for u in units for p in u.module.parameters()}
     loose = [(name, p) for name, p in model.named_parameters() if id(p) not in owned and p.requires_grad]
-    owner = {id(u.module): group for group in groups for u in group.units if _weights(u.module)}
+    owner = {id(u.module): group for group in groups for u in group.units if weights(u.module)}
     modules = [u.module for group in groups for u in _once(group.units) if id(u.module) in owner]
     found = []
     for name, p in loose:
@@ -207,15 +227,6 @@ def _layers(model: nn.Module, example_input: Any, root: Call, parts: Sequence[Fr
     return [TracedLayer(model.get_submodule(name), each, wanted[name] in behind) for name, each in work.items()]
 
 
-def _weights(module: nn.Module, tied: Collection[nn.Module] = frozenset()) -> int:
-    """Number of weighted layers inside: modules with a parameter of their own of two or more dimensions.
-
-    Not counted are lookups, which multiply nothing, and those in `tied`, which never freeze.
-    """
-    own = (m for m in module.modules() if m not in tied and not isinstance(m, LOOKUPS))
-    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in own)
-
-
 def _looks_up(module: nn.Module) -> bool:
     """Whether an embedding is inside."""
     return any(isinstance(m, LOOKUPS) for m in module.modules())
@@ -229,18 +240,21 @@ def _holds_state(module: nn.Module) -> bool:
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether the only weighted layer inside is a linear one, dense or sparse."""
-    return _weights(module) == 1 and any(isinstance(m, nn.Linear | SparseLinear) for m in module.modules())
+    return weights(module) == 1 and _all_linear(module)
+
+
+def _all_linear(module: nn.Module) -> bool:
+    return weights(module) == sum(isinstance(m, nn.Linear | SparseLinear) for m in module.modules())
+
+
+def _ends_linear(module: nn.Module, stacks: Stacks) -> bool:
+    """Whether a unit at the end of a stack is a head's: one linear layer, or several that are no stack's member."""
+    return _is_linear(module) or (_all_linear(module) and module not in stacks.innermost)
 
 
 def _is_chain(module: nn.Module) -> bool:
     plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     return plain or isinstance(module, nn.ModuleList)
-
-
-def _holds_stack(module: nn.Module) -> bool:
-    """Whether a child of `module` is a list of two or more composite modules (an encoder's layers)."""
-    lists = [c for c in module.children() if isinstance(c, nn.Sequential | nn.ModuleList | nn.ModuleDict)]
-    return any(sum(_weights(m) > 1 for m in c.children()) > 1 for c in lists)
 
 
 def _once(units: Iterable[Call]) -> list[Call]:
