@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from spfde.cli.terminal import steady
 from spfde.sparse.pattern import Pattern
 from spfde.tuning.compare import Cell, Comparison, check_device, compare
 from spfde.tuning.layer import DTYPES, PARTS, LayerSpec, parse_shape
@@ -72,7 +72,7 @@ def bench(
         json.parent.mkdir(parents=True, exist_ok=True)
     fixed = Pattern.parse(made.pattern).sparsity
     found = compare(made, sparsity or (SPARSITIES if fixed is None else [fixed]), device, repeats)
-    console = Console()
+    console = steady()
     console.print(Text(f"{found.layer}, {_where(found)}, {repeats} repeats"), soft_wrap=True)
     console.print(terminal(found))
     for cell in found.cells:
@@ -96,7 +96,7 @@ def _tune(device: str, given: dict[str, Any], path: Path | None, seconds: float,
     if given["shape"] is None:
         _refuse("with --shape", "adding --shape", **given)
     layers = usual_layers(device) if given["shape"] is None else [make_layer(given)]
-    console = Console(highlight=False)
+    console = steady(highlight=False)
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)

@@ -47,7 +47,7 @@ def recipe_lines(recipe: Recipe) -> str:
 
 def say(console: Console, text: str) -> None:
     """Print a line as it is: no markup read into paths, no wrapping."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class Display:

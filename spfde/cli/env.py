@@ -6,10 +6,10 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spfde.cli.terminal import steady
 from spfde.env import report, rows
 
 
@@ -19,7 +19,7 @@ def env(
     """Show versions, the native core, the instruction set in use, CUDA, threads and OpenMP."""
     facts = report()
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        steady().print(json.dumps(facts, indent=2), markup=False, emoji=False, highlight=False, soft_wrap=True)
     else:
         table = Table(show_header=False, box=None)
         table.add_column(no_wrap=True)
@@ -27,6 +27,6 @@ def env(
         for what, value in rows(facts):
             style = "yellow" if what == "warning" else ""
             table.add_row(Text(what, style or "bold"), Text(value, style))
-        Console().print(table)
+        steady().print(table)
     if "error" in facts["native"]:
         raise typer.Exit(1)

@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from spfde import env as environment
 from spfde import fuse, models, sparsify
 from spfde import profile as profile_step
+from spfde.cli.terminal import steady
 from spfde.profiling.result import StepProfile
 
 IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
@@ -53,7 +53,7 @@ def profile(
         return F.cross_entropy(output.flatten(0, -2), y)
 
     found = profile_step(network, x, loss_fn, rounds=rounds)
-    console = Console()
+    console = steady()
     for title, table in terminal(found):
         console.print(title, soft_wrap=True)
         console.print(table)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from spfde.cli.terminal import steady
 from spfde.report import compare
 
 Runs = Annotated[
@@ -20,7 +20,7 @@ Out = Annotated[Path, typer.Option(help="The page to write.")]
 def report(runs: Runs, out: Out = Path("report.html")) -> None:
     """Compare finished runs: a table here, and one self-contained HTML page."""
     compared = compare(runs)
-    console = Console()
+    console = steady()
     console.print(compared.table())
     page = compared.save(out)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from spfde.cli.display import Display, say
+from spfde.cli.terminal import steady
 from spfde.train import Diverged, Recipe, Result, fit
 from spfde.train.build import build
 from spfde.train.checkpoint import require_same_recipe
@@ -106,7 +107,7 @@ def train(
     **fields: Any,
 ) -> None:
     """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare dense)."""
-    console = Console()
+    console = steady(lost=went_dark)
     given = {name: value for name, value in fields.items() if typed(context, name)}
     try:
         given = {**(read(recipe) if recipe else {}), **given}
@@ -131,7 +132,7 @@ def train(
             if len(runs) > 1:
                 report(console, Path(given["out"]), [name for name, _, _ in runs])
     except KeyboardInterrupt as stop:
-        say(Console(stderr=True), stopped(given.get("out")))
+        say(steady(lambda error: None, stderr=True), stopped(given.get("out")))
         raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None  # as a shell reports it
     except (TypeError, Diverged) as error:
         raise ValueError(str(error)) from error
@@ -150,6 +151,12 @@ def watcher(console: Console, name: str, recipe: Recipe, tensorboard: bool) -> P
     if recipe.out is None:
         raise ValueError("expected a run directory with --tensorboard, got none, try --out runs/first")
     return MultiProgress(display, TensorBoard(Path(recipe.out) / "tensorboard"))
+
+
+def went_dark(error: OSError) -> None:
+    """Say on standard error, if that is there, why nothing more is shown."""
+    text = f"spfde: the display ended ({error.strerror}); training goes on"
+    say(steady(lambda error: None, stderr=True), text)
 
 
 def stopped(out: str | None) -> str:

@@ -141,7 +141,7 @@ def _stop_workers(iterator: Any) -> None:
 
 def _leave_signals_to_the_run(worker: int) -> None:
     # Terminals and service managers signal the whole group; a worker that died of it would end the step it feeds.
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
 
 

@@ -68,7 +68,7 @@ def fit(
         TypeError: one of `levers` is none.
         CheckpointError: no checkpoint to resume can be read, or it belongs to another run.
         WriteError: a file cannot be written; what was kept before stands.
-        Interrupted: SIGINT or SIGTERM asked a run with `out` to stop; it is kept up to its last step.
+        Interrupted: SIGINT, SIGTERM or SIGHUP asked a run with `out` to stop; it is kept up to its last step.
         Diverged: the loss became NaN or infinite.
     """
     if resume and (recipe.out is None or overwrite):

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 # A handler that the caller has put in place stays.
-_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_USUAL = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,  # a terminal that was closed; nohup has it ignored
+}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,6 +37,8 @@ class Interrupts:
     def caught(self) -> Iterator[None]:
         """Take note of the first signal instead of dying of it; the second one acts as usual.
 
+        But for SIGHUP after SIGHUP: a closed terminal's kernel and shell both send it.
+
         Outside of the main thread, where Python handles no signals, nothing changes.
         """
         main = threading.current_thread() is threading.main_thread()
@@ -41,6 +47,8 @@ class Interrupts:
         def note(number: int, frame: FrameType | None) -> None:
             self.asked = signal.Signals(number)
             usual()
+            if number == signal.SIGHUP:
+                signal.signal(number, signal.SIG_IGN)
 
         def usual() -> None:
             for each in ours:

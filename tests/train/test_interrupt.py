@@ -62,11 +62,16 @@ def test_goes_on_with_the_command_that_it_names(press, tmp_path, monkeypatch):
     assert same(last_state(out), last_state(whole))
 
 
-def test_sigterm_does_the_same(press, tmp_path, monkeypatch):
-    press(1, signal.SIGTERM)
-    stopped = spfde(*FLAGS, "--out", tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_do_the_same(press, tmp_path, monkeypatch, number):
+    before = signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored
+    try:
+        press(1, number)
+        stopped = spfde(*FLAGS, "--out", tmp_path)
+    finally:
+        signal.signal(number, before)
     monkeypatch.undo()
-    assert stopped.exit_code == 128 + signal.SIGTERM
+    assert stopped.exit_code == 128 + number
     assert stopped.stderr.startswith("stopped, and kept; continue with: spfde train --resume --out ")
     resumed = spfde("--resume", "--out", tmp_path)
     assert resumed.exit_code == 0 and "starts at epoch 0" in resumed.stdout
