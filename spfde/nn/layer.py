@@ -16,6 +16,7 @@ from spfde.kernels.dispatch.in_use import use
 from spfde.kernels.dispatch.table import Table
 from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
+from spfde.nn.guard import guarded
 from spfde.nn.indexed import Indexed
 from spfde.sparse.kernel_index import ONE_TAP, Window
 
@@ -54,14 +55,20 @@ class SparseLayer(Indexed, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`."""
+        """The dense weight, differentiable, made anew at every reading: for code that looks at `.weight`.
+
+        Outside of a module's forward it refuses to be written in place, which would not reach the layer.
+        """
         dense = self._dense()
-        if not torch.compiler.is_compiling():
-            if self._grad_probe is not None and dense.requires_grad:
-                dense.register_hook(self._grad_probe)
-            # With grad, one that also runs by itself is rather read for a penalty than by a fast path of inference.
-            if (self._last() is None or not torch.is_grad_enabled()) and inside_a_forward():
-                self._last_input, self._weight_taken, self.plan.last_seen = self._last(), True, None
+        if torch.compiler.is_compiling():
+            return dense
+        if self._grad_probe is not None and dense.requires_grad:
+            dense.register_hook(self._grad_probe)
+        if not inside_a_forward():
+            return guarded(dense)
+        # With grad, one that also runs by itself is rather read for a penalty than by a fast path of inference.
+        if self._last() is None or not torch.is_grad_enabled():
+            self._last_input, self._weight_taken, self.plan.last_seen = self._last(), True, None
         return dense
 
     @property
