@@ -21,6 +21,7 @@ class Stepping(UpdateRule):
     _optimizer: Any
     _stepped: int
     _since: int
+    _unseen: int
 
     @abstractmethod
     def update(self) -> bool:
@@ -38,6 +39,7 @@ class Stepping(UpdateRule):
     @optimizer.setter
     def optimizer(self, optimizer: Any) -> None:
         check(optimizer, self.layers)
+        self._unseen = 0
         self._optimizer, self._stepped, self._since = optimizer, taken(optimizers(optimizer)), now()
         if self._probes.of:
             self._probes.arm(self.live(), optimizer)
@@ -135,6 +137,8 @@ class Stepping(UpdateRule):
         before, since = self._stepped, self._since
         self._stepped, self._since = self._steps_seen(), now()
         if self._stepped != before:
+            if before == 0:
+                self._forget_unseen()
             return True
         values = {id(layer.values) for layer in self.live().values()}
         other = stepping_instead(values, optimizers(self.optimizer), since)
@@ -143,7 +147,20 @@ class Stepping(UpdateRule):
                 f"expected the optimizer that this topology was given to take the steps, got another "
                 f"{type(other).__name__} that holds the same values, try topology.optimizer = optimizer"
             )
-        return self._stepped == 0 or not any(_is_new(grad) for grad in self._gradients())
+        fresh = any(_is_new(grad) for grad in self._gradients())
+        if self._stepped == 0:
+            self._unseen += fresh
+            return True
+        return not fresh
+
+    def _forget_unseen(self) -> None:
+        """The first step that is seen to be taken tells that those before it were skipped: GradScaler's first ones."""
+        if self._unseen:
+            self.steps_done -= self._unseen
+            self._late = False
+            for _ in range(self._unseen):
+                self.schedule = self.schedule.skip()
+            self._unseen = 0
 
     def _gradients(self) -> list[Tensor]:
         grads = [layer.values.grad for layer in self.layers.values()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -64,7 +66,8 @@ def fit(
         progress: told what happens as it happens.
 
     Raises:
-        ValueError: `out` cannot be used, or an option does not fit the data or the network.
+        ValueError: `out` cannot be used, an option does not fit the data or the network, or several processes train
+            together (torchrun): this trains in one.
         TypeError: one of `levers` is none.
         CheckpointError: no checkpoint to resume can be read, or it belongs to another run.
         WriteError: a file cannot be written; what was kept before stands.
@@ -74,6 +77,7 @@ def fit(
     if resume and (recipe.out is None or overwrite):
         got = "overwrite" if overwrite else "out=None"
         raise ValueError(f"expected a run directory to resume, got {got}, try out=... and resume only")
+    _check_alone()
     inputs = Inputs(recipe, model, train_set, test_set, optimizer, tuple(levers))
     with ExitStack() as stack:
         if inputs.out is not None:
@@ -105,6 +109,19 @@ def _run(inputs: Inputs, resume: bool, on_epoch: Callable[[Epoch], None] | None,
     if out is not None:
         record.write_result(out, result, loop.session)
     return result
+
+
+def _check_alone() -> None:
+    """Refuses to train in several processes that know of each other, each of which would train a model of its own."""
+    told = os.environ.get("WORLD_SIZE", "")
+    count = int(told) if told.isdecimal() else 1
+    if dist.is_available() and dist.is_initialized():
+        count = dist.get_world_size()
+    if count > 1:
+        raise ValueError(
+            f"expected one process, in which spfde.train.fit and `spfde train` run, got {count} (torchrun?), try it "
+            "without torchrun, or a loop of your own with DistributedDataParallel"
+        )
 
 
 @contextmanager

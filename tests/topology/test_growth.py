@@ -68,15 +68,17 @@ def test_a_weight_that_is_read_is_watched_too():
     assert topology.step()
 
 
-def grown(passes, scaled=1.0):
-    """Where RigL grows after `passes` backward passes that split one batch."""
+def grown(passes, scaled=1.0, part=None, **options):
+    """Where RigL grows after `passes` backward passes that split one batch, or one of its two parts."""
     torch.manual_seed(0)
     layer = sparsify(nn.Linear(30, 20), 0.8)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    topology = RigL(layer, optimizer, total_steps=99, every=1)
+    topology = RigL(layer, optimizer, total_steps=99, every=1, **options)
     x, target = torch.randn(12, 30), torch.randn(12, 20)
-    for part, wanted in zip(x.chunk(passes), target.chunk(passes), strict=True):
-        (F.mse_loss(layer(part), wanted, reduction="sum") * scaled).backward()
+    if part is not None:
+        x, target = x[part::2], target[part::2]
+    for some, wanted in zip(x.chunk(passes), target.chunk(passes), strict=True):
+        (F.mse_loss(layer(some), wanted, reduction="sum") * scaled).backward()
     topology.step()
     return layer.positions()
 
@@ -201,11 +203,14 @@ def rank(number, place, results):
     torch.manual_seed(0)
     layer = sparsify(nn.Linear(30, 20), 0.8)
     model = nn.parallel.DistributedDataParallel(layer)
-    topology = RigL(model, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=99, every=1)
+    inside = model.module  # as programs hold it that wrap for you
+    topology = RigL(inside, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=99, every=1)
     x, target = torch.randn(12, 30), torch.randn(12, 20)
     F.mse_loss(model(x[number::2]), target[number::2], reduction="sum").backward()
     topology.step()
     results[number] = layer.positions().tolist()
+    alone = [dist.new_group([other]) for other in range(2)][number]
+    results[number, "alone"] = grown(1, part=number, process_group=alone).tolist()
     dist.destroy_process_group()
 
 
@@ -215,6 +220,9 @@ def test_ranks_grow_by_the_average(tmp_path):
         results = manager.dict()
         mp.spawn(rank, (str(tmp_path / "store"), results), nprocs=2)
         assert results[0] == results[1] == grown(1).tolist()
+        for number in range(2):  # in a group of its own each grows by what it has
+            assert results[number, "alone"] == grown(1, part=number).tolist()
+        assert results[0, "alone"] != results[1, "alone"]
 
 
 def test_a_compiled_model_is_told_to_run_uncompiled():

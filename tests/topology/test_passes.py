@@ -171,6 +171,23 @@ def test_a_skipped_step_moves_nothing_and_is_no_step():
     assert topology.steps_done == topology.total_steps == 5
 
 
+def test_steps_that_were_skipped_before_the_first_one_are_none():
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(8, 12), 0.7)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    topology = RigL(layer, optimizer, total_steps=20, every=2, drop_fraction=0.9)
+    moved = []
+    for i in range(5):
+        scaler.scale(loss_of(layer, 1) * (torch.inf if i < 2 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        moved.append(topology.step())
+        optimizer.zero_grad()
+    assert moved == [False, False, False, True, False]
+    assert (topology.steps_done, topology.total_steps) == (3, 18)
+
+
 def test_an_update_that_waits_says_why():
     layer = sparsify(nn.Linear(8, 12), 0.7)
     topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.0), total_steps=9, every=1)

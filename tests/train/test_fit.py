@@ -255,3 +255,10 @@ def test_a_run_is_replaced_only_when_asked_and_only_by_one_that_starts(task, tmp
     assert (tmp_path / run_dir.RESULT).read_bytes() == before
     task.fit(task.recipe(epochs=1, freeze=0, out=tmp_path), overwrite=True)
     assert json.loads((tmp_path / run_dir.RESULT).read_text())["epochs"] == len(run_dir.checkpoints(tmp_path)) == 1
+
+
+def test_several_processes_are_refused_before_anything_is_written(task, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"expected one process, .*, got 2 \(torchrun\?\), try it without torchrun"):
+        task.fit(dataclasses.replace(task.recipe(), out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
