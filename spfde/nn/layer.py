@@ -14,6 +14,7 @@ from spfde._modules import inside_a_forward
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dispatch.in_use import use
 from spfde.kernels.dispatch.table import Table
+from spfde.kernels.dtypes import in_torch_ops, is_batched
 from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
 from spfde.nn.guard import guarded
@@ -134,15 +135,27 @@ class SparseLayer(Indexed, ABC):
     def _attach_probe(self, x: Tensor, y: Tensor) -> None:
         """Shows x and, in the backward pass, the gradient of y to the probe that watches the dense weight gradient."""
         # A compiled graph must not look: it would be compiled anew for every probe.
-        if torch.compiler.is_compiling() or not y.requires_grad:
+        if torch.compiler.is_compiling() or not y.requires_grad or in_torch_ops():
             return
         probe, x, plan, version = self._grad_probe, x.detach(), self.plan, self.plan.topology_version
 
         def show(dy: Tensor) -> None:
             plan.check(version)
+            if is_batched(dy):  # many gradients, none of which is accumulated
+                return
+            if torch.is_grad_enabled() and (plan.kept_rows is not None or self.kernel == "reference"):
+                raise RuntimeError(
+                    "expected first derivatives while a topology watches the dense gradient of a layer that torch "
+                    "differentiates, got create_graph=True, try float32 and another pattern than 'channel', or SET"
+                )
             probe(dy, x)
 
         y.register_hook(show)
+
+    def show_gradient(self, dy: Tensor, x: Tensor) -> None:
+        """A part of a second derivative, for the probe."""
+        if self._grad_probe is not None:
+            self._grad_probe(dy, x.detach())
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
 

@@ -50,6 +50,9 @@ class Owner(Protocol):
     def index_followed(self) -> None:
         """The plan was derived anew."""
 
+    def show_gradient(self, dy: Tensor, x: Tensor) -> None:
+        """A second derivative reaches the weight: the gradient of an output dy for an input x."""
+
 
 @dataclass(eq=False)
 class Plan:
