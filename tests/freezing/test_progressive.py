@@ -230,6 +230,24 @@ def test_a_plan_that_leaves_nothing_to_train_is_refused():
     assert freezer(model, fraction=0.5).plan[0][1] == "0"
 
 
+def test_the_plan_states_what_stays_trainable():
+    model = ResNet()
+    plan = freezer(model)
+    total = sum(p.numel() for p in model.parameters())
+    plan.begin_epoch(11)
+    left = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert f"{left / total:.1%} of the parameters stay trainable" in plan.reason and plan.reason in str(plan)
+
+
+def test_a_plan_that_leaves_next_to_nothing_to_train_is_refused_unless_all_is_asked_for():
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
+
+    with pytest.raises(ValueError, match=r"leaves 5% of the parameters to train, got 3.5% after freezing 0; try"):
+        freezer(net())
+    assert "3.5% of the parameters stay trainable" in freezer(net(), fraction=1.0).reason
+
+
 def test_a_scheme_that_gives_blocks_back(monkeypatch):
     def there_and_back(names, backward, total, **options):
         changes = (Change(2, names[0]), Change(4, names[0], frozen=False), Change(6, names[0]), Change(6, names[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,8 @@ from spfde._names import unknown
 from spfde.freezing.block import FreezeBlock, check_freezable
 from spfde.freezing.schedule import SCHEMES, Change, FreezeSchedule
 from spfde.levers import Answer, Decision, EpochStart, Event, Run
+
+LEAST = 0.05  # a plan that leaves less of a model to train is taken for a mistake, unless fraction is 1
 
 
 class Progressive:
@@ -36,7 +39,7 @@ class Progressive:
         TypeError: `blocks` are not FreezeBlocks.
         ValueError: an argument is out of its range, the target cannot be reached, the blocks are not those of
             `model` as it is now, a planned block shares state with an active part, or nothing would be left
-            to train.
+            to train, or less than 5% of the parameters although `fraction` is below 1.
 
     Source: SpFDE (NeurIPS 2022), "Layer Freezing Algorithm".
     """
@@ -71,6 +74,15 @@ class Progressive:
         )
         for count in range(len(self.plan)):  # each stage: what is frozen by then may share nothing with the rest
             check_freezable(blocks[: count + 1], model)
+        final = self._schedule.frozen(epochs - 1)
+        share = _trainable_share(model, [block for block in blocks if block.name in final])
+        if share < LEAST and fraction < 1:
+            raise ValueError(
+                f"expected a plan that leaves {LEAST:.0%} of the parameters to train, got {share:.1%} after freezing "
+                f"{', '.join(final)}; try a smaller fraction, or 1 if that is what you want"
+            )
+        reason = f"{self.reason}; {share:.1%} of the parameters stay trainable to the end"
+        self._schedule = replace(self._schedule, reason=reason)
         self._frozen: list[str] = []
 
     @property
@@ -85,7 +97,7 @@ class Progressive:
 
     @property
     def reason(self) -> str:
-        """Why the plan starts when it starts, with its saving."""
+        """Why the plan starts when it starts, with its saving and the share of parameters that never freezes."""
         return self._schedule.reason
 
     @property
@@ -195,6 +207,13 @@ class Progressive:
 
     def __str__(self) -> str:
         return str(self._schedule)
+
+
+def _trainable_share(model: nn.Module, frozen: Sequence[FreezeBlock]) -> float:
+    """The share of the parameters that train now, by number of stored weights, that `frozen` leaves to train."""
+    gone = {p for block in frozen for p in block.trainable}
+    counts = {p: p.numel() for p in model.parameters() if p.requires_grad}
+    return sum(n for p, n in counts.items() if p not in gone) / max(1, sum(counts.values()))
 
 
 def _training_flops(blocks: Sequence[FreezeBlock]) -> int:
