@@ -7,15 +7,23 @@ follows, so the operator itself is told, for the process: given such an input it
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 
 import torch
 from torch import Tensor
 
+_LOCK = threading.Lock()
+
+
+def guard_group_norm() -> None:
+    """Registers the remedy, once; every other call goes to torch's operator as it is."""
+    with _LOCK:
+        _registered()
+
 
 @cache
-def guard_group_norm() -> torch.library.Library:
-    """Registers the remedy, once; every other call goes to torch's operator as it is."""
+def _registered() -> torch.library.Library:
     operator = torch.ops.aten.native_group_norm_backward.default
 
     def backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, *sizes_and_mask):
