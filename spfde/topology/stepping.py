@@ -137,7 +137,8 @@ class Stepping(UpdateRule):
         before, since = self._stepped, self._since
         self._stepped, self._since = self._steps_seen(), now()
         if self._stepped != before:
-            if before == 0:
+            if before == 0:  # now it has state, long before the first update
+                check(self.optimizer, self.layers)
                 self._forget_unseen()
             return True
         values = {id(layer.values) for layer in self.live().values()}
