@@ -77,7 +77,7 @@ class Report:
         path, text = Path(path), self.html()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name may be no UTF-8
         except OSError as error:
             raise OSError(f"expected to write the page {path}, got {error.strerror}, try another out") from error
         return path

@@ -1,6 +1,7 @@
 """Recipes as TOML, alone and under flags; and 500 bad ones, each answered in one clear line."""
 
 import dataclasses
+import os
 import random
 import re
 import string
@@ -48,6 +49,15 @@ def test_what_is_no_recipe_is_refused(content, said, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
         recipe_file.read(path)
+
+
+def test_a_path_that_is_not_utf8_is_a_comment(tmp_path):
+    (tmp_path / "recipe.toml").write_text(
+        recipe_file.text(Recipe(epochs=7, out=os.fsdecode(b"r\xff"))), encoding="utf-8"
+    )
+    assert '# not UTF-8: out = "r\\udcff"\n' in (tmp_path / "recipe.toml").read_text(encoding="utf-8")
+    fields = recipe_file.read(tmp_path / "recipe.toml")
+    assert fields["epochs"] == 7 and "out" not in fields
 
 
 def test_a_missing_file_is_refused(tmp_path):

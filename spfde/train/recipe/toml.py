@@ -33,8 +33,17 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def text(recipe: Recipe) -> str:
-    """Write a recipe as TOML that `read` takes back; a field without a value is left out, TOML has no word for None."""
-    return "".join(f"{name} = {_value(v)}\n" for name, v in recipe.to_dict().items() if v not in (None, {}))
+    """Write a recipe as TOML that `read` takes back.
+
+    A field without a value is left out, TOML has no word for None; a path that is not UTF-8 becomes a comment.
+    """
+    return "".join(_line(name, v) for name, v in recipe.to_dict().items() if v not in (None, {}))
+
+
+def _line(name: str, value: Any) -> str:
+    line = f"{name} = {_value(value)}\n"
+    shown = line.encode(errors="backslashreplace").decode()
+    return line if shown == line else f"# not UTF-8: {shown}"
 
 
 def _value(value: Any) -> str:
