@@ -56,8 +56,8 @@ class Lineage:
     """Whose copy a layer is, and what follows it; all of them may be gone.
 
     followers: of the layer. copies: deep copies that do not follow. origin: what the layer is a copy of, unless it
-    leads a life of its own. kept: the index of one that follows, whatever an average writes over it. suspected: the
-    values when the origin first moved away.
+    leads a life of its own. mover: what moves it, if not its lineage. kept: the index of one that follows, whatever an
+    average writes over it. suspected: the values when the origin first moved away.
     """
 
     def __init__(self, origin: Indexed | None = None, follows: bool = False) -> None:
@@ -67,6 +67,7 @@ class Lineage:
         self.followers: WeakSet[Follower] = WeakSet()
         self.copies: WeakSet[Indexed] = WeakSet()
         self.kept: Index | None = None
+        self.mover: Follower | None = None
         self.suspected: _Values | None = None
         self._hooked = False
 
@@ -96,6 +97,7 @@ class Lineage:
         theirs.leave()
         theirs.origin, theirs.follows = self.owner, True
         theirs.keep()
+        theirs.mover = follower  # lives as long as what it moves
         self.followers.add(theirs if follower is None else follower)
 
     def leave(self) -> None:

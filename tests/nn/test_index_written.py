@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 import spfde
@@ -165,3 +166,15 @@ def test_an_index_that_breaks_the_pattern_is_refused_every_time():
     for _ in range(2):
         with pytest.raises(ValueError, match="'2:4'.*written in place"):
             layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_is_followed(tmp_path):
+    mine, theirs = (nn.Sequential(sparse("unstructured", seed)) for seed in range(2))
+    x = torch.randn(5, 24)
+    mine(x).sum().backward()
+    state = mine.state_dict()
+    distributed.checkpoint.save(theirs.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+    distributed.checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)  # in place
+    assert torch.equal(mine(x), theirs(x))
+    check_equal(mine[0], theirs[0], False)

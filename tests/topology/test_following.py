@@ -91,6 +91,14 @@ def test_the_average_goes_on_from_its_state():
     assert torch.equal(third.module[3].dense_weight(), ema.module[3].dense_weight())
 
 
+def test_the_averaged_model_follows_for_as_long_as_it_lives():
+    model = network()
+    optimizer, topology = moving(model, every=1)
+    averaged = EMA(model, topology, 0.9).module
+    step(model, optimizer, topology)
+    assert torch.equal(averaged[3].mask(), model[3].mask())
+
+
 def test_bad_arguments_of_the_average():
     model = network()
     with pytest.raises(ValueError, match=r"expected decay in \[0, 1\], got 2"):
