@@ -7,6 +7,7 @@ module instead, and a profile function of this thread alone follows which code i
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import random
 import sys
@@ -282,7 +283,8 @@ class _Tracer(GraphAppendingTracer):
 
 @contextmanager
 def _profiled(function: Callable[..., None]) -> Iterator[None]:
-    before = sys.getprofile()
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()  # what others let run when garbage is collected is none of the forward's code
     sys.setprofile(function)
     try:
         yield
@@ -291,3 +293,5 @@ def _profiled(function: Callable[..., None]) -> Iterator[None]:
             sys.setprofile(before)
         else:
             before.enable()  # cProfile, before Python 3.12
+        if collects:
+            gc.enable()
