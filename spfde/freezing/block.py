@@ -9,6 +9,7 @@ from torch import nn
 
 from spfde.flops import LayerWork, stored_weights
 from spfde.freezing.freeze import check_unshared, fix, hold, is_constant, release
+from spfde.freezing.wrapped import check_wrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +111,12 @@ def check_freezable(blocks: Iterable[FreezeBlock], model: nn.Module) -> None:
 
     Raises:
         ValueError: they share state with a part that stays active, or nothing would be left to train.
+        RuntimeError: a DistributedDataParallel around them would wait for their gradients.
     """
     blocks = list(blocks)
     modules = [module for block in blocks for _, module in block.modules]
     check_unshared(modules, model, active=frozenset(m for block in blocks for m in block.active))
+    check_wrapped([p for block in blocks for p in block.trainable])
     fixed = {id(p) for block in blocks for p in block.trainable}
     if all(id(p) in fixed for p in model.parameters() if p.requires_grad):
         raise ValueError(

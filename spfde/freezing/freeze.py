@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from spfde.freezing.group_norm import guard_group_norm
+from spfde.freezing.wrapped import check_wrapped
 
 __all__ = ["freeze", "is_frozen", "unfreeze"]
 
@@ -68,6 +69,7 @@ def freeze(module: nn.Module, *, model: nn.Module | None = None) -> nn.Module:
     Raises:
         TypeError: `module` is not an nn.Module.
         ValueError: something of `module` also serves an unfrozen part of `model`; nothing has changed then.
+        RuntimeError: a DistributedDataParallel around it would wait for its gradients; nothing has changed then.
     """
     _check_module(module)
     if model is not None:
@@ -104,8 +106,9 @@ def is_frozen(module: nn.Module) -> bool:
 
 def hold(modules: Iterable[nn.Module]) -> None:
     """Freezes each of `modules` without what is inside it."""
-    guard_group_norm()
     modules = list(modules)
+    check_wrapped([p for m in modules for _, p in _own_parameters(m)])
+    guard_group_norm()
     fresh = [m for m in modules if not _is_held(m)]
     held = [_Held(m) for m in fresh]  # all remembered before the first change: tied parameters appear twice
     for m, mark in zip(fresh, held, strict=True):
