@@ -37,12 +37,4 @@ EXCEPTIONS: dict[tuple[str, str], Known] = {
         "expected a module to run in one block only, got '.*cpe'",
         "the convolution of a stage's position encoding serves every block of the stage, so no block can freeze alone",
     ),
-    ("timm: visformer_tiny", "freeze"): Known(
-        ValueError, "expected a module to run in one block only, got 'pos_drop'", "one dropout serves several blocks"
-    ),
-    ("transformers: T5ForConditionalGeneration", "freeze"): Known(
-        ValueError,
-        "expected a module to run in one block only, got 'encoder.dropout'",
-        "an encoder's dropout serves its input and its output",
-    ),
 }

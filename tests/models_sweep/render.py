@@ -25,6 +25,7 @@ and float64: outputs, the gradients of inputs and parameters, what training step
 The number behind a semicolon is the largest error as a share of what is allowed: ten times the distance that torch's
 own float32 has from float64 (`tests/models_sweep/dense_copy.py`). *Refused* is a known exception, listed below.
 *Batch 2* means that the first one had an activation at a kink (ReLU, max pooling) nearer than float32 can tell.
+A sweep may run in parts: the cells are of one day and one set of packages, not always of one commit of spfde.
 """
 
 
