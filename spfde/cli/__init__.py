@@ -8,6 +8,8 @@ from importlib import import_module
 
 import typer
 
+from spfde._names import printable
+
 # Subcommand -> module that defines a function of the same name.
 COMMANDS = {
     "train": "spfde.cli.train",
@@ -38,12 +40,12 @@ def main() -> None:
     try:
         build(command)(prog_name="spfde")
     except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"spfde: {error}") from error
+        raise SystemExit(printable(f"spfde: {error}")) from error
     except (MemoryError, RuntimeError) as error:
         told = machine_fault(error)
         if told is None:
             raise
-        raise SystemExit(f"spfde: {told}") from error
+        raise SystemExit(printable(f"spfde: {told}")) from error
     except KeyboardInterrupt:  # while a subcommand is imported; later on it is the subcommand's
         raise SystemExit(128 + signal.SIGINT) from None
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.segment import Segment
+
+from spfde._names import printable
 
 
 class Steady:
@@ -59,6 +62,15 @@ class Steady:
             self._lost(error)
 
 
+class Terminal(Console):
+    """A rich console that shows control characters of text escaped; its own styles stay."""
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Render, escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def steady(lost: Callable[[OSError], None] | None = None, *, stderr: bool = False, **options: Any) -> Console:
     """Make a console on standard output, or on standard error, that outlives it; see `Steady`.
 
@@ -66,8 +78,8 @@ def steady(lost: Callable[[OSError], None] | None = None, *, stderr: bool = Fals
     """
     file = sys.stderr if stderr else sys.stdout
     if file is None:  # closed before the start
-        return Console(stderr=stderr, **options)
-    return Console(file=Steady(file, lost or unless_closed), **options)  # type: ignore[arg-type]
+        return Terminal(stderr=stderr, **options)
+    return Terminal(file=Steady(file, lost or unless_closed), **options)  # type: ignore[arg-type]
 
 
 def unless_closed(error: OSError) -> None:

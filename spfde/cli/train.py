@@ -92,7 +92,7 @@ def _options(text: str | None) -> dict[str, Any]:
 def _plain(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -233,7 +233,7 @@ def kept_run(out: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": {}}
         Recipe.from_dict(kept["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"expected a run's recipe in {path}, got {error}, try without --resume") from error
     return kept
 

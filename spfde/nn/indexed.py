@@ -62,7 +62,7 @@ class Indexed(nn.Module):
         """What the kernels read; a topology change writes into its tensors, and it is never saved."""
         plan = self._plan
         if plan is None:
-            raise ValueError("expected data, got a layer on the meta device, try to_empty() and load_state_dict()")
+            raise ValueError("expected data, got a layer on the meta device, try load_state_dict(state, assign=True)")
         if torch.compiler.is_compiling() or plan.stale:  # once, while it is traced: later the registered ops look
             plan.follow()
         buffers, index = self._buffers, plan.index

@@ -160,6 +160,8 @@ def _json(path: Path) -> Any:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"expected a run's JSON in {where}, got one nested too deeply, try a fresh run") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"expected JSON in {where}, got {text[-40:]!r} ({error.msg}: damaged, or cut off by a crash), "

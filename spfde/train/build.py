@@ -44,6 +44,12 @@ def build(inputs: Inputs, layout: Layout | None = None) -> Session:
         raise ValueError("expected both train_set and test_set, got one of them, try passing both or none")
     if inputs.train_set is not None and model is None:
         raise ValueError("expected a model for your data set, got none, try model=spfde.models.create(...)")
+    empty = next((name for name, p in model.named_parameters() if p.is_meta), None) if model is not None else None
+    if empty is not None:
+        raise ValueError(
+            f"expected a model with data, got {empty!r} on the meta device, try"
+            " model.load_state_dict(state, assign=True) first"
+        )
     device = Device.of(recipe.device, recipe.precision)
     torch.manual_seed(recipe.seed)
     train_set, test_set = inputs.train_set, inputs.test_set

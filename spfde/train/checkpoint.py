@@ -120,7 +120,7 @@ def read(path: Path) -> Kept:
         behind = [item.epoch for item in history] + ([underway.epoch] if underway else [])
         if not behind or behind != list(range(len(behind))):
             raise ValueError(f"epochs {behind}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"expected a whole run's state at {path}, got one with a fault ({type(error).__name__}: {error}),"
             " try an older checkpoint or a new run"

@@ -84,6 +84,8 @@ def fit(
             run_dir.check_directory(inputs.out, resume=resume, overwrite=overwrite)
             stack.enter_context(run_dir.locked(inputs.out))
         stack.enter_context(isolated(Device.of(recipe.device).where))
+        if resume and recipe.threads is None:  # the numbers depend on it: a run goes on with its own
+            recipe = dataclasses.replace(recipe, threads=record.kept_threads(inputs.out))
         stack.enter_context(_threads(recipe.threads))
         inputs = dataclasses.replace(inputs, recipe=dataclasses.replace(recipe, threads=torch.get_num_threads()))
         return _run(inputs, resume, on_epoch, progress or NullProgress())

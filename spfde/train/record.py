@@ -128,11 +128,20 @@ def require_begun(out: Path, recipe: Recipe) -> None:
     path = out / run_dir.RUN
     try:
         kept = dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise checkpoint.CheckpointError(
             f"expected a run's recipe in {path}, got {type(error).__name__}: {error}, try without resume"
         ) from error
     checkpoint.require_same_recipe(kept, recipe, path)
+
+
+def kept_threads(out: Path) -> int | None:
+    """Return the threads that the run of a directory has, None where its run.json does not say."""
+    try:
+        threads = json.loads((out / run_dir.RUN).read_text(encoding="utf-8"))["recipe"]["threads"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return threads if isinstance(threads, int) else None
 
 
 def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -74,8 +74,14 @@ def _told(path: Path) -> Iterator[None]:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause)
         raise WriteError(
-            f"expected to write {path}, got {reason}; what was kept before stands, try freeing space, then resume"
+            f"expected to write {path}, got {reason}; what was kept before stands, try {_remedy(cause)}, then resume"
         ) from error
+
+
+def _remedy(error: BaseException) -> str:
+    # torch's own errors have no number: its writer fails on full disks.
+    full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "freeing space" if full else "a directory that can be written"
 
 
 def _sync_directory(path: Path) -> None:
@@ -168,7 +174,7 @@ def holds_comparison(path: Path) -> bool:
     """Tell whether a directory is that of several runs, each in a folder of its own."""
     try:
         return "compare" in json.loads((path / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

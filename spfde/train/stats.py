@@ -106,7 +106,7 @@ def parse_lines(text: str) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             break
         if not isinstance(record, dict):
             break

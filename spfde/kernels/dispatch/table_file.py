@@ -46,7 +46,7 @@ def read(path: Path) -> Content:
         values = json.loads(path.read_text(encoding="utf-8"))
         entries = tuple(_numbered(i, entry) for i, entry in enumerate(values["entries"]))
         return Machine.from_dict(values["machine"]), entries
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"expected a table written by Table.save in {path}, got {type(error).__name__}: {error}, try spfde.tune"
         ) from error

@@ -160,7 +160,7 @@ class Recipe:
     )
     device: str = _knob("cpu", rules.DEVICE, "Where it computes: cpu, cuda, or cuda:1 and so on.")
     compile: bool = _knob(False, rules.FLAG, "Run training passes through torch.compile.")
-    threads: int | None = _knob(None, rules.integer(1, 1024).or_none(), "Threads (torch's current number).")
+    threads: int | None = _knob(None, rules.integer(1, 2**16).or_none(), "Threads (torch's current number).")
     workers: int = _knob(0, rules.integer(0, 1024), "Loader processes, for data sets that do not hold tensors.")
     out: str | None = _knob(None, rules.PATH.or_none(), "Run directory (none: no files are written).")
     keep_checkpoints: int | None = _knob(
