@@ -27,6 +27,7 @@ class _Held:
         self.module = module
         self.mode = module.training
         self.trainable = tuple(name for name, p in _own_parameters(module) if p.requires_grad)
+        self.children = dict(module.named_children())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         guard_group_norm()  # a frozen model may come from another process
@@ -35,9 +36,21 @@ class _Held:
     def __call__(self, mode: bool = True) -> nn.Module:
         if not isinstance(mode, bool):
             raise ValueError(f"expected a bool as training mode, got {mode!r}; try True or False")
+        self.adopt()
         for child in self.module.children():  # a child may have been unfrozen on its own
             child.train(mode)
         return self.module
+
+    def adopt(self) -> None:
+        """Marks what took a frozen child's place with its very tensors, as a SyncBatchNorm does."""
+        for name, child in self.module.named_children():
+            old = self.children.get(name)
+            if old is None or old is child or not _is_held(old):
+                continue
+            own, before = dict(_own_state("", child)), dict(_own_state("", old))
+            if own and own.keys() == before.keys() and all(own[key] is before[key] for key in own):
+                old.__dict__["train"].hand_over(child)
+            self.children[name] = child
 
     def hand_over(self, module: nn.Module) -> None:
         """Leaves the mark with `module`, which takes the frozen one's place, dense for sparse or sparse for dense."""
@@ -106,7 +119,7 @@ def is_frozen(module: nn.Module) -> bool:
 
 def hold(modules: Iterable[nn.Module]) -> None:
     """Freezes each of `modules` without what is inside it."""
-    modules = list(modules)
+    modules = _adopted(modules)
     check_wrapped([p for m in modules for _, p in _own_parameters(m)])
     guard_group_norm()
     fresh = [m for m in modules if not _is_held(m)]
@@ -120,7 +133,7 @@ def hold(modules: Iterable[nn.Module]) -> None:
 
 def release(modules: Iterable[nn.Module]) -> None:
     """Unfreezes each of `modules` without what is inside it."""
-    for m in [m for m in modules if _is_held(m)]:
+    for m in [m for m in _adopted(modules) if _is_held(m)]:
         mark = m.__dict__.pop("train")
         m.training = mark.mode
         for name, parameter in _own_parameters(m):
@@ -131,7 +144,8 @@ def release(modules: Iterable[nn.Module]) -> None:
 def is_constant(modules: Iterable[nn.Module]) -> bool:
     """Whether each of `modules` is frozen, without what is inside it."""
     return all(
-        _is_held(m) and not m.training and not any(p.requires_grad for _, p in _own_parameters(m)) for m in modules
+        _is_held(m) and not m.training and not any(p.requires_grad for _, p in _own_parameters(m))
+        for m in _adopted(modules)
     )
 
 
@@ -182,6 +196,14 @@ def _check_module(module: nn.Module) -> None:
 
 def _is_held(module: nn.Module) -> bool:
     return isinstance(module.__dict__.get("train"), _Held)
+
+
+def _adopted(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    modules = list(modules)
+    for m in modules:
+        if _is_held(m):
+            m.__dict__["train"].adopt()
+    return modules
 
 
 def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

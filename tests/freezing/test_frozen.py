@@ -224,6 +224,24 @@ def test_is_frozen_notices_a_mode_that_was_set_past_train_and_freeze_sets_it_bac
     assert all(m.training for m in model.modules())
 
 
+def test_the_mark_goes_with_a_norm_that_is_converted_for_several_processes():
+    model = ResNet()
+    freeze(model.layer1)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert is_frozen(model.layer1) and isinstance(model.layer1[0].bn1, nn.SyncBatchNorm)
+    model.train()
+    assert not any(m.training for m in model.layer1.modules()) and model.layer2[0].bn1.training
+    unfreeze(model.layer1)
+    assert all(p.requires_grad for p in model.parameters()) and all(m.training for m in model.modules())
+
+
+def test_a_new_layer_in_a_frozen_model_trains():
+    model = freeze(ResNet())
+    model.fc = nn.Linear(8, 2)
+    model.train()
+    assert model.fc.training and model.fc.weight.requires_grad and not is_frozen(model)
+
+
 def tied_weight() -> tuple[nn.Module, nn.Module]:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
