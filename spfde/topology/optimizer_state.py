@@ -55,7 +55,8 @@ def check(optimizer: Any, layers: Mapping[str, SparseLayer]) -> None:
     for name, layer in layers.items():
         values = layer.values
         for one, _, key, tensor in _tensors(optimizer, values):
-            if type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype in (torch.uint8, torch.int8):
+            plain = type(tensor) in (Tensor, nn.Parameter, type(values.data))
+            if not plain or tensor.dtype in (torch.uint8, torch.int8):
                 raise _refused(one, f"quantised {key!r} ({type(tensor).__name__}, {tensor.dtype})", name)
             if tensor.numel() != 1 and not is_aligned(tensor, values.shape):
                 raise _refused(one, f"{key!r} of shape {list(tensor.shape)}", name)
