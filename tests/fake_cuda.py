@@ -185,6 +185,7 @@ def install() -> None:
     from triton.runtime.jit import KernelInterface
 
     from spfde.kernels import conv2d, norm_act, spmm
+    from spfde.sparse import plan
 
     cuda = torch.cuda
     cuda.is_available, cuda._lazy_init, cuda.synchronize = lambda: True, lambda: None, lambda *_: None
@@ -205,8 +206,16 @@ def install() -> None:
     KernelInterface.__getitem__ = lambda kernel, grid: lambda *args, **options: _launch(kernel, grid, args, options)
     for module in (spmm, conv2d, norm_act):  # not for a tensor subclass alone
         module.through_dispatcher = lambda x: torch.compiler.is_compiling()
+    plan._disable_current_modes = _modes_of_a_gpu
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda"): made on the CPU, then moved
     MODE.__enter__()
+
+
+@contextmanager
+def _modes_of_a_gpu() -> Iterator[None]:
+    """No mode but the device itself, which a real one is not."""
+    with _disable_current_modes(), MODE:
+        yield
 
 
 class _Event:

@@ -52,7 +52,7 @@ CASES = {
     ),
     "mobilenet_v2": Case(
         lambda: models.create("mobilenet_v2_cifar", width=0.35),
-        (2, 3, 29, 32), (2, 10), [*(f"blocks.{i}" for i in range(17)), "last.0"], ["stem.0", "classifier"],
+        (2, 3, 29, 32), (2, 10), [f"blocks.{i}" for i in range(17)], ["stem.0", "last.0", "classifier"],
     ),
     "vit": Case(
         lambda: models.ViT(24, 3, heads=3, image_size=12, patch_size=4, num_classes=5, in_channels=2),

@@ -33,7 +33,9 @@ class Redistribution(Topology):
 
     def counts(self, layers: Mapping[str, LayerState], kept: Mapping[str, Tensor]) -> dict[str, int]:
         held = {name: slots.numel() for name, slots in kept.items()}
-        limit = {name: layer.module.values.shape[0] - held[name] for name, layer in layers.items()}
+        room = {name: layer.module.values.shape[0] for name, layer in layers.items()}
+        # One slot and no weight: a layer that was asked to store nothing holds it for optimizers alone.
+        limit = {n: 0 if room[n] == 1 and not layer.nnz else room[n] - held[n] for n, layer in layers.items()}
         freed = sum(layer.nnz for layer in layers.values()) - sum(held.values())
         given = self.allocate(freed, layers, held, limit)
         return {name: held[name] + given[name] for name in layers}
