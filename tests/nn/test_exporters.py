@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spfde import densify, sparsify
+from spfde import densify, fuse, sparsify
 
 PATTERNS = ["unstructured", "block:4x2", "channel"]
 
@@ -110,3 +110,11 @@ def test_what_is_saved_shares_no_memory_and_has_no_gaps():
     state = model().state_dict()
     assert all(tensor.is_contiguous() for tensor in state.values())
     assert len({tensor.untyped_storage().data_ptr() for tensor in state.values()}) == len(state)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_fused_model_is_exported(strict):
+    net, (x, other) = fuse(model()), inputs()
+    assert "norm" in str(fuse.report(net))
+    exported = torch.export.export(net, (x,), strict=strict).module()
+    torch.testing.assert_close(exported(other), net(other))
