@@ -50,8 +50,11 @@ class OneShot(Sieve):
         self.fraction = check_fraction("fraction", fraction, example=0.2)
         self.epochs = check_number("epochs", epochs, 1)
         self.at = max(1, round(self.AT * epochs)) if at is None else check_number("at", at, 1)
-        if self.at >= epochs and scores is None and epochs > 1:
-            raise ValueError(f"expected at before the last epoch, got {self.at} of {epochs}; try at={epochs // 2}")
+        if self.at >= epochs and scores is None:
+            raise ValueError(
+                f"expected at before the last of {epochs} epochs, got {self.at}; try at={max(1, epochs // 2)}, or "
+                "scores of an earlier training"
+            )
         self._given = None if scores is None else _mean(scores, num_samples)
         if self._given is not None:
             self._leave(lowest(_keys(self._given), share(fraction, num_samples)))

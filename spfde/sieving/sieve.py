@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DistributedSampler, Sampler
 
 from spfde.levers import Answer, Decision, Event, Loss, Run
-from spfde.sieving.checks import check_indices, check_logits, check_losses, check_number, check_range, check_state
-from spfde.sieving.ranks import Batch, Ranks
+from spfde.sieving.checks import check_indices, check_logits, check_losses, check_range, check_state
+from spfde.sieving.ranks import Batch
 from spfde.sieving.report import SieveReport
-from spfde.sieving.shuffle import derived, shuffled
-
-AT_ONCE = 2**16  # samples that an iterator holds as Python numbers
+from spfde.sieving.sampler import ActiveSampler
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class SieveEvent:
     reason: str
 
 
-class Sieve(Sampler[int], ABC):
+class Sieve(ActiveSampler, ABC):
     """A sampler over part of [0, num_samples), chosen anew at the boundaries between epochs.
 
     Iterating yields the active samples, shuffled; the order is a pure function of (seed, epoch, active). With many
@@ -58,66 +54,17 @@ class Sieve(Sampler[int], ABC):
     def __init__(
         self, num_samples: int, seed: int = 0, *, rank: int | None = None, world: int | None = None, group: Any = None
     ) -> None:
-        self.num_samples, self.seed, self.epoch = (
-            check_number("num_samples", num_samples, 1),
-            check_number("seed", seed, 0),
-            0,
-        )
-        self._ranks = Ranks.of(rank, world, group)
+        super().__init__(num_samples, seed, rank, world, group)
         self._presentations = np.zeros(num_samples, np.int32)
         self._learned = np.zeros(num_samples, bool)  # was predicted right at least once
         self._judged = False  # whether there is such a thing
         self._volumes: list[int] = []  # active samples of the epochs that are over
-        self._position = self._start = 0  # of the epoch's order: observed so far; where iterating begins
         self._told_why, self._extra_seconds = "", 0.0
-        self._choose(torch.arange(num_samples))
-
-    @property
-    def rank(self) -> int:
-        """Which of the `world` equal shards is iterated here."""
-        return self._ranks.rank
-
-    @property
-    def world(self) -> int:
-        """How many equal shards an epoch has."""
-        return self._ranks.world
-
-    @property
-    def active(self) -> torch.Tensor:
-        """Samples of this epoch, of all ranks: int64 [active], ascending."""
-        return torch.from_numpy(np.flatnonzero(self._is_active))
-
-    @property
-    def removed(self) -> torch.Tensor:
-        """Samples that are out: int64 [out], ascending."""
-        return torch.from_numpy(np.flatnonzero(~self._is_active))
-
-    @property
-    def volume(self) -> int:
-        """Number of active samples, of all ranks."""
-        return self._volume
 
     @property
     def presentations(self) -> torch.Tensor:
         """How often each sample was observed since the start: int64 [num_samples]."""
         return torch.from_numpy(self._presentations.astype(np.int64))
-
-    def order(self) -> torch.Tensor:
-        """The active samples in this epoch's order, of all ranks: int64 [active]."""
-        return shuffled(self.active, derived(self.seed, "order", self.epoch))
-
-    def __iter__(self) -> Iterator[int]:
-        shard = self._ranks.shard(self.order(), self._start)
-        return (sample for chunk in shard.split(AT_ONCE) for sample in chunk.tolist())
-
-    def __len__(self) -> int:
-        """Samples that this rank iterates in an epoch."""
-        if sys._getframe(1).f_code is DistributedSampler.__init__.__code__:
-            raise TypeError(
-                "expected a data set in DistributedSampler, got a sieve, whose samples it would take for others; try "
-                "the sieve itself as DataLoader(sampler=...): it shares its order out to the ranks"
-            )
-        return self._ranks.length(self._volume)
 
     def observe(
         self,
@@ -156,12 +103,10 @@ class Sieve(Sampler[int], ABC):
         """Closes an epoch; where the sieve chooses anew, does so and says what moved."""
         self._volumes.append(self._volume)
         self.epoch += 1
-        self._position = self._start = 0
+        self._begin(0)
         event = self._boundary()
         if event is not None:
             self._told_why = event.reason
-        if self._expected is not None:
-            self._expect()
         return event
 
     def report(self) -> SieveReport:
@@ -239,13 +184,6 @@ class Sieve(Sampler[int], ABC):
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    def _choose(self, active: torch.Tensor) -> None:
-        """Makes `active`, int64 [active], distinct, the samples of the epoch."""
-        self._is_active = np.zeros(self.num_samples, bool)
-        self._is_active[active.numpy()] = True
-        self._volume = len(active)
-        self._expected: np.ndarray | None = None  # this rank's shard, once it is asked for
-
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: who is active, how far the epoch is, what it counted; the same on all ranks."""
         return {
@@ -274,8 +212,8 @@ class Sieve(Sampler[int], ABC):
         except ValueError:
             self._choose(before)
             raise
-        self.epoch, self._position = state["epoch"], state["position"]
-        self._start = min(self._position, self._volume)
+        self.epoch = state["epoch"]
+        self._begin(state["position"])
         self._presentations, self._learned = state["presentations"].numpy().copy(), state["learned"].numpy().copy()
         self._judged, self._volumes = state["judged_ever"], list(state["volumes"])
 
@@ -325,37 +263,9 @@ class Sieve(Sampler[int], ABC):
             raise ValueError("expected finite losses, got NaN or infinity; try a lower learning rate")
         return Batch(samples, figures, None if correct is None else correct.cpu().numpy())
 
-    def _check_shown(self, samples: np.ndarray, gathered: bool) -> None:
-        active = self._is_active[samples]
-        if not active.all():
-            raise ValueError(
-                f"expected active samples, got {samples[~active][0]}, which is out in epoch {self.epoch}; "
-                "try iterating this sampler, and calling end_epoch after the epoch's last observe"
-            )
-        if self.world > 1 and not gathered:
-            if self._expected is None:
-                self._expect()
-            mine = self._expected[samples]
-            if not mine.all():
-                raise ValueError(
-                    f"expected samples of rank {self.rank}'s shard, got {samples[~mine][0]}, which is another's; try "
-                    "world=1, rank=0 where the trainer shares batches out itself (Accelerate), or "
-                    "use_distributed_sampler=False (Lightning)"
-                )
-
-    def _expect(self) -> None:
-        self._expected = np.zeros(self.num_samples, bool)
-        self._expected[self._ranks.shard(self.order(), self._start).numpy()] = True
-
     def _count(self, batch: Batch) -> None:
         """Counts presentations, but for those that only fill the last shards up."""
-        first, last = self._position, self._position + len(batch.samples)
-        self._position = last
-        if self.world > 1 and last > self._volume >= 1:
-            places = np.arange(first, last) - self._volume
-            filled = (places >= 0) & (places < self.world)
-            filled[filled] = self.order().numpy()[places[filled] % self._volume] == batch.samples[filled]
-            batch = batch.take(~filled)
+        batch = batch.take(self._advance(batch.samples))
         if batch.correct is not None:
             self._judged = True
             self._learned[batch.samples[batch.correct]] = True

@@ -43,6 +43,12 @@ def show(sieve: Sieve, losses: list[float], correct: list[bool] | None = None) -
 
 
 def train_epoch(sieve: Sieve, seed: int) -> None:
+    if isinstance(sieve, GraNd) and sieve.epoch == sieve.at - 1:
+        everyone, model = torch.arange(sieve.num_samples), torch.nn.utils.skip_init(torch.nn.Linear, 1, 3)
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[0.1], [0.2], [0.3]]))
+            model.bias.zero_()
+        sieve.look(model, [(everyone, everyone[:, None] / 10, everyone % 3)])
     generator = torch.Generator().manual_seed(seed)
     for indices in sieve.order().split(4):
         if len(indices):
@@ -113,6 +119,9 @@ def test_grand_is_the_norm_of_each_sample_s_gradient():
     gradient_norms(model, x, y)
     assert model[1].training and all(a.equal(b) for a, b in zip(before, model.state_dict().values(), strict=True))
     sieve = GraNd(5, fraction=0.4, at=1, epochs=4)
+    with pytest.raises(ValueError, match=r"samples to be scored by the end of epoch 0, got none; try sieve.look"):
+        sieve.end_epoch()
+    assert sieve.epoch == 0
     sieve.look(model, [(torch.arange(5), x, y)])
     sieve.end_epoch()
     assert sieve.removed.tolist() == sorted(norms.argsort()[:2].tolist()) and sieve.report().extra_seconds > 0
@@ -284,7 +293,8 @@ def test_random_state_is_left_alone_and_one_seed_gives_one_result(name):
     ("name", "arguments", "words"),
     [
         ("once", {"at": 0}, "at to be an integer"),
-        ("once", {"at": 9, "epochs": 8}, "at before the last epoch"),
+        ("once", {"at": 9, "epochs": 8}, "at before the last of 8 epochs"),
+        ("once", {"epochs": 1}, "at before the last of 1 epochs"),
         ("forgetting", {"scores": [torch.ones(3)]}, r"scores as float tensors \[10\]"),
         ("forgetting", {"scores": []}, "scores of at least one training"),
         ("el2n", {"average": 0}, "average"),

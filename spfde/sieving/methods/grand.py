@@ -13,6 +13,7 @@ from torch import nn
 
 from spfde.levers import Answer, EpochEnd, Event, Loss, Run
 from spfde.sieving.oneshot import OneShot
+from spfde.sieving.sieve import SieveEvent
 
 __all__ = ["GraNd"]
 
@@ -71,6 +72,19 @@ class GraNd(OneShot):
         if event.epoch == self.at - 1 and self._given is None:
             self.look(run.model, run.batches(torch.arange(self.num_samples)))
         return None
+
+    def end_epoch(self) -> SieveEvent | None:
+        """Closes an epoch; before epoch `at` the easiest leave.
+
+        Raises:
+            ValueError: no sample was scored until then; nothing has changed.
+        """
+        if self.epoch == self.at - 1 and self._given is None and np.isnan(self._norms).all():
+            raise ValueError(
+                f"expected the samples to be scored by the end of epoch {self.epoch}, got none; try sieve.look(model, "
+                "batches) before end_epoch, or scores="
+            )
+        return super().end_epoch()
 
     def _note(self, samples: np.ndarray, losses: np.ndarray, correct: np.ndarray | None) -> None:
         """Nothing: the score is a pass of its own."""

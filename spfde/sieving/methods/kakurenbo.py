@@ -74,6 +74,8 @@ class Kakurenbo(Sieve):
         """Observes the losses of a batch; looks at what hides once an epoch is over."""
         if not isinstance(event, EpochEnd):
             return super().on(event, run)
+        if event.epoch + 1 >= run.epochs:
+            return None  # nothing is chosen any more
         begin = time.perf_counter()
         for indices, outputs, targets in run.predictions(self.removed):
             self.look(indices, outputs, targets)
