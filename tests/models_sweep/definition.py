@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from spfde import _modules
 
 Batch = tuple[Any, ...] | dict[str, Any]
 
@@ -45,15 +47,7 @@ def images(batch: int = 4, size: int = 64, channels: int = 3) -> Callable[[], Ba
 
 def tensors(output: Any) -> Iterator[Tensor]:
     """The floating point tensors of a model's output, in order."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from tensors(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from tensors(part)
+    return (tensor for tensor in _modules.tensors(output) if tensor.is_floating_point())
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
