@@ -12,7 +12,7 @@ import torch
 from spfde.sieving.checks import check_fraction, check_number, kind
 from spfde.sieving.shuffle import share
 from spfde.sieving.sieve import Sieve, SieveEvent
-from spfde.sieving.window import HIDDEN, lowest, ordered
+from spfde.sieving.window import hidden, lowest, ordered
 
 
 class OneShot(Sieve):
@@ -57,7 +57,7 @@ class OneShot(Sieve):
             )
         self._given = None if scores is None else _mean(scores, num_samples)
         if self._given is not None:
-            self._leave(lowest(_keys(self._given), share(fraction, num_samples)))
+            self._leave(lowest(ordered(self._given), share(fraction, num_samples), in_order=False))
 
     @property
     def scores(self) -> torch.Tensor:
@@ -68,17 +68,19 @@ class OneShot(Sieve):
     def _hardness(self) -> np.ndarray:
         """How hard each sample is: float32 [num_samples], infinity the hardest, NaN unknown."""
 
-    def _ties(self) -> np.ndarray:
-        """What decides between samples of one score: float32 [num_samples], the lower the easier."""
-        return np.zeros(self.num_samples, np.float32)
+    def _ties(self) -> np.ndarray | None:
+        """What decides between samples of one score: float32 [num_samples], the lower the easier; None: the index."""
+        return None
 
     def _boundary(self) -> SieveEvent | None:
         if self._given is not None or self.epoch != self.at:
             return None
-        keys = _keys(self._hardness())
-        known = keys != HIDDEN
-        keys[known] = (keys[known] << np.uint64(32)) | ordered(self._ties()[known])
-        rows = lowest(keys, share(self.fraction, self.num_samples))
+        keys, ties = ordered(self._hardness()), self._ties()
+        if ties is not None:
+            unknown = keys == hidden(keys)
+            keys = (keys.astype(np.uint64) << np.uint64(32)) | ordered(ties)
+            keys[unknown] = hidden(keys)
+        rows = lowest(keys, share(self.fraction, self.num_samples), in_order=False)
         self._leave(rows)
         return SieveEvent(
             self.epoch, len(rows), f"the {len(rows)} easiest of {self.num_samples} leave for good: {self._why()}"
@@ -101,14 +103,6 @@ class OneShot(Sieve):
 
     def _load_own(self, state: Mapping[str, Any]) -> None:
         self._given = state["given"].numpy().copy() if len(state["given"]) else None
-
-
-def _keys(scores: np.ndarray) -> np.ndarray:
-    """Sort keys, below 2**32, of scores float32 [n]; HIDDEN where one is NaN."""
-    unknown = np.isnan(scores)
-    keys = ordered(np.where(unknown, np.float32(0), scores))
-    keys[unknown] = HIDDEN
-    return keys
 
 
 def _mean(scores: Sequence[torch.Tensor], num_samples: int) -> np.ndarray:

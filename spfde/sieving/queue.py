@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from spfde.sieving.checks import check_fraction, check_number
-from spfde.sieving.shuffle import derived, share, shuffled
+from spfde.sieving.shuffle import derived, permutation, share, shuffled
 from spfde.sieving.sieve import Sieve, SieveEvent
 from spfde.sieving.window import Window
 
@@ -40,7 +40,7 @@ class QueueSieve(Sieve):
         self.interval = check_number("interval", interval, 1)
         self.fraction = check_fraction("fraction", fraction, example=0.2)
         self.window = Window(num_samples)
-        drawn = shuffled(torch.arange(num_samples), derived(seed, "first draw", 0))
+        drawn = permutation(num_samples, derived(seed, "first draw", 0))
         self._place(drawn[: share(fraction, num_samples)])
         self._unused = len(self._removed)  # of the first draw, still at the head of the queue
 

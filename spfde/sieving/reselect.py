@@ -67,5 +67,7 @@ class ReselectSieve(Sieve):
 
 
 def highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Samples of the `count` highest scores float32 [n], highest first, equal ones by index; NaN is the highest."""
-    return lowest(np.uint64(2**32) - ordered(np.where(np.isnan(scores), np.float32(np.inf), scores)), count)
+    """Samples of the `count` highest scores float32 [n], of equal ones the first; NaN is the highest. In no order."""
+    keys = ordered(-scores)
+    keys[np.isnan(scores)] = 0
+    return lowest(keys, count, in_order=False)

@@ -16,7 +16,12 @@ def derived(seed: int, purpose: str, counter: int) -> int:
 
 def shuffled(samples: torch.Tensor, seed: int) -> torch.Tensor:
     """`samples` [n] in an order that is a pure function of their number and the seed."""
-    return samples[torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))]
+    return samples[permutation(len(samples), seed)]
+
+
+def permutation(count: int, seed: int) -> torch.Tensor:
+    """range(count) in an order that is a pure function of both: int64 [count]."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def share(fraction: float, count: int) -> int:

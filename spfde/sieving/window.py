@@ -70,43 +70,48 @@ class Window:
             room = counter[samples] <= MOST // 2  # repeats of a batch cannot carry one over the end
             np.add.at(counter, samples[room], by[room])
 
-    def mean_loss(self, samples: np.ndarray) -> np.ndarray:
-        """Mean loss of `samples`, float32 [n]; 0 for those that were not shown."""
+    def mean_loss(self, samples: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Mean loss of `samples`, all by default: float32 [n]; 0 for those that were not shown."""
         return self.loss[samples] / np.maximum(self.shown[samples], 1)
 
     def hardness(self, samples: np.ndarray) -> np.ndarray:
-        """Keys uint64 [n] that sort `samples` from easy to hard; those that were not shown come last, with HIDDEN.
+        """Keys uint64 [n] that sort `samples` from easy to hard; those that were not shown come last, with `hidden`.
 
         Fewest forgetting events first, a sample that was never correct after all others (it has not been learnt);
         then the lower mean loss. Where predictions are neither right nor wrong (regression, soft labels), the mean loss
         alone.
         """
-        keys = ordered(self.mean_loss(samples))
+        keys = ordered(self.mean_loss(samples)).astype(np.uint64)
         if self.judged:
             never = (self.right[samples] & EVER) == 0
             keys |= np.where(never, MOST, self.forgotten[samples]).astype(np.uint64) << np.uint64(32)
-        keys[self.shown[samples] == 0] = HIDDEN
+        keys[self.shown[samples] == 0] = hidden(keys)
         return keys
 
 
-HIDDEN = np.uint64(2**64 - 1)
+def hidden(keys: np.ndarray) -> np.unsignedinteger:
+    """The key of what is never chosen: the largest of its type."""
+    return keys.dtype.type(np.iinfo(keys.dtype).max)
 
 
 def ordered(values: np.ndarray) -> np.ndarray:
-    """Keys uint64 [n], below 2**32, that sort as `values` float32 [n] do; -0 is 0."""
+    """Keys uint32 [n] that sort as `values` float32 [n] do; -0 is 0, and NaN is `hidden`."""
     bits = (values + np.float32(0)).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(2**31)).astype(np.uint64)
+    keys = bits ^ ((bits.view(np.int32) >> 31).view(np.uint32) | np.uint32(2**31))  # flip all bits of a negative one
+    keys[np.isnan(values)] = hidden(keys)
+    return keys
 
 
-def lowest(keys: np.ndarray, limit: int) -> np.ndarray:
-    """Rows of the `limit` lowest keys uint64 [n], lowest first, equal ones by row; never one with HIDDEN.
+def lowest(keys: np.ndarray, limit: int, *, in_order: bool = True) -> np.ndarray:
+    """Rows of the `limit` lowest keys [n], of equal ones the first rows; never a `hidden` one.
 
-    Selects before it sorts: ten million keys take a fraction of a second.
+    Selects before it sorts, lowest first and equal ones by row, or does not sort if not `in_order`. Ten million keys
+    take a fraction of a second.
     """
-    limit = min(limit, len(keys) - int(np.count_nonzero(keys == HIDDEN)))
+    limit = min(limit, len(keys) - int(np.count_nonzero(keys == hidden(keys))))
     if limit <= 0:
         return np.empty(0, np.int64)
     last = np.partition(keys, limit - 1)[limit - 1]
     rows = np.flatnonzero(keys < last)
     rows = np.concatenate([rows, np.flatnonzero(keys == last)[: limit - len(rows)]])
-    return rows[keys[rows].argsort(kind="stable")]
+    return rows[keys[rows].argsort(kind="stable")] if in_order else rows

@@ -120,8 +120,8 @@ class LoaderSource:
         )
         iterator = iter(loader)
         # At a program's end multiprocessing sends its workers SIGTERM, which these ignore, and waits for them: they are
-        # stopped before, and before it closes (at priority 10) the queues by which they are told to end. A generator that
-        # a traceback holds is not closed by then.
+        # stopped before, and before it closes, at priority 10, the queues by which they are told to end. A generator
+        # that a traceback holds is not closed by then.
         stop = Finalize(None, _stop_workers, args=(iterator,), exitpriority=11)
         try:
             for batch in iterator:

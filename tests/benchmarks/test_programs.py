@@ -1,5 +1,6 @@
 """Each program once, on something small."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import overhead
 import plot
 import pytest
 import scaling
+import sieving
 import step
 import sweep
 import targets
@@ -26,6 +28,7 @@ from cases import Case, Layer, conv, in_blocks
 from record import Record
 from torch import nn
 
+from spfde.sieving import METHODS as SIEVES
 from spfde.topology import METHODS
 from spfde.tuning.timing import TimeLimit
 
@@ -221,3 +224,13 @@ def test_a_step_and_its_memory(monkeypatch):
     assert row.speedup > 0 and 0 < row.memory < 1 and "small" in step.line(row)
     assert memory.allocated("small", "contiguous") == row.peaks["contiguous"]  # alike in every run
     assert memory.share({"contiguous": 8, "channels_last": 4, "sparse": 3}) == 0.75
+
+
+def test_sieving_measures_every_method(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sieving, "training_step", lambda: lambda: None)
+    sieving.main(["--samples", "3000", "--threads", "1", "--rounds", "2", "--json", str(tmp_path / "record.json")])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [row["method"] for row in record["rows"]] == list(SIEVES) and "cpu" in record["machine"]
+    assert all(row["state_mb"] > 0 and row["boundary_s"] > 0 for row in record["rows"])
+    _, *printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == list(SIEVES)

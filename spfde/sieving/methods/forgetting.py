@@ -47,13 +47,13 @@ class Forgetting(OneShot):
     def _hardness(self) -> np.ndarray:
         window = self.window
         if not window.judged:  # neither right nor wrong: the mean loss alone
-            scores = window.mean_loss(np.arange(self.num_samples))
+            scores = window.mean_loss()
         else:
             scores = np.where(window.right & EVER, window.forgotten, np.inf).astype(np.float32)
         return np.where(window.shown > 0, scores, np.nan).astype(np.float32)
 
     def _ties(self) -> np.ndarray:
-        return self.window.mean_loss(np.arange(self.num_samples))
+        return self.window.mean_loss()
 
     def _why(self) -> str:
         return "fewest forgetting events so far, then the lower mean loss"

@@ -15,7 +15,7 @@ from spfde.sieving.ranks import Batch
 from spfde.sieving.scores import LatestScores
 from spfde.sieving.shuffle import share
 from spfde.sieving.sieve import Sieve, SieveEvent
-from spfde.sieving.window import HIDDEN, lowest, ordered
+from spfde.sieving.window import lowest, ordered
 
 __all__ = ["Kakurenbo"]
 
@@ -106,10 +106,7 @@ class Kakurenbo(Sieve):
         done = self.epoch / self.epochs
         part = next(part for begin, part in reversed(STEPS) if done >= begin)
         limit = share(self.fraction * part, self.num_samples)
-        losses = self._losses.values
-        keys = ordered(np.where(np.isnan(losses), np.float32(0), losses))
-        keys[np.isnan(losses)] = HIDDEN
-        low = lowest(keys, limit)
+        low = lowest(ordered(self._losses.values), limit, in_order=False)
         hide = low[self._sure[low]]
         self._losses.values[hide] = np.nan  # until it is looked at: else it would hide for ever unseen
         active = np.ones(self.num_samples, bool)

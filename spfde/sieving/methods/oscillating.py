@@ -10,7 +10,7 @@ import torch
 
 from spfde.sieving.checks import check_fraction, check_number
 from spfde.sieving.scores import LatestScores
-from spfde.sieving.shuffle import derived, share, shuffled
+from spfde.sieving.shuffle import derived, permutation, share
 from spfde.sieving.sieve import Sieve, SieveEvent
 
 __all__ = ["Oscillating"]
@@ -63,8 +63,10 @@ class Oscillating(Sieve):
 
     def _boundary(self) -> SieveEvent | None:
         kept = self.num_samples - share(self.fraction, self.num_samples)
-        drawn = shuffled(torch.arange(self.num_samples), derived(self.seed, "drawn", self.epoch))[:kept]
-        drawn = drawn.sort().values
+        out = permutation(self.num_samples, derived(self.seed, "drawn", self.epoch))[kept:]
+        inside = np.ones(self.num_samples, bool)
+        inside[out.numpy()] = False
+        drawn = torch.from_numpy(np.flatnonzero(inside))
         losses = self._losses.values[drawn.numpy()]
         sliding = self.epoch < share(self.anneal, self.epochs) and not np.isnan(losses).any()
         if not sliding:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from spfde.sieving.queue import QueueSieve
-from spfde.sieving.shuffle import derived, shuffled
+from spfde.sieving.shuffle import derived, permutation
 
 __all__ = ["Random"]
 
@@ -22,5 +21,5 @@ class Random(QueueSieve):
         """Nothing: no score."""
 
     def _leaving(self, active: np.ndarray, limit: int) -> tuple[np.ndarray, str]:
-        rows = shuffled(torch.arange(len(active)), derived(self.seed, "leaving", self.epoch))[:limit]
+        rows = permutation(len(active), derived(self.seed, "leaving", self.epoch))[:limit]
         return rows.numpy(), f"{len(rows)} of {len(active)} drawn at random, the control"
