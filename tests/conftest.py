@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread, so that they do not fight over the machine, and patience where it is busy."""
+"""Shared by all tests: one thread, the same random numbers in every run, and patience where the machine is busy."""
+
+import zlib
 
 import pytest
 import torch
@@ -9,5 +11,10 @@ settings.load_profile("spfde")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
+def one_thread():  # so that they do not fight over the machine
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import operator
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx
@@ -94,3 +98,36 @@ class OnlyRecorded(TorchFunctionMode):
         if not any(isinstance(value, fx.Proxy) for value in _pytree.tree_leaves((args, kwargs))):
             raise self.tracer.refuse("its forward makes a tensor of its own")
         return func(*args, **(kwargs or {}))
+
+
+_lock = threading.Lock()
+_collected: list[bool] = []  # by each thread that is followed: whether garbage was collected when that began
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage is collected while any thread is followed: what that lets run is none of the forward's code."""
+    with _lock:
+        _collected.append(gc.isenabled())
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            if _collected.pop():  # the last to leave takes what the first one found
+                gc.enable()
+
+
+@contextmanager
+def profiled(function: Callable[..., None]) -> Iterator[None]:
+    """The function follows what code this thread reaches; whoever followed it before does so again after."""
+    before = sys.getprofile()
+    with _without_collection():
+        sys.setprofile(function)
+        try:
+            yield
+        finally:
+            if before is None or callable(before):
+                sys.setprofile(before)
+            else:
+                before.enable()  # cProfile, before Python 3.12

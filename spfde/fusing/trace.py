@@ -7,14 +7,12 @@ module instead, and a profile function of this thread alone follows which code i
 from __future__ import annotations
 
 import dis
-import gc
 import inspect
 import random
 import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
 from spfde.fusing.reads import Reads, attribute, content, item
-from spfde.fusing.recorded import Number, OnlyRecorded, Recorded, computed
+from spfde.fusing.recorded import Number, OnlyRecorded, Recorded, computed, profiled
 from spfde.fusing.stand_in import StandIn, Untraceable, join, on_the_class, plain, restore, same, stand_ins
 
 # What a trace would settle once and for all, and where modes are set and gradients made that a trace does not show.
@@ -98,7 +96,7 @@ class _Tracer(GraphAppendingTracer):
         before = [dict(vars(one.copy)) for one in self.copies]
         given = [self.create_proxy("placeholder", name, (), {}) for name in arguments]
         try:
-            with _profiled(self._profile), OnlyRecorded(self):
+            with profiled(self._profile), OnlyRecorded(self):
                 result = forward(self.copies[0].copy, *given)
         finally:
             changed = [what for what, value, original in self.outside if not same(value, original)]
@@ -279,19 +277,3 @@ class _Tracer(GraphAppendingTracer):
             return
         self.reads.outside(again, original)
         self.outside.append((what, value, original))
-
-
-@contextmanager
-def _profiled(function: Callable[..., None]) -> Iterator[None]:
-    before, collects = sys.getprofile(), gc.isenabled()
-    gc.disable()  # what others let run when garbage is collected is none of the forward's code
-    sys.setprofile(function)
-    try:
-        yield
-    finally:
-        if before is None or callable(before):
-            sys.setprofile(before)
-        else:
-            before.enable()  # cProfile, before Python 3.12
-        if collects:
-            gc.enable()
