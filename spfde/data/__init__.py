@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spfde._names import unknown
-from spfde.data import arrays, cifar, digits, folder
+from spfde.data import arrays, cifar, digits, folder, idx
 from spfde.data.augment import CropFlip
 from spfde.data.datasets import DataSets, Images, Pixels
 from spfde.data.folder import UnreadableImage
@@ -18,6 +18,7 @@ DATASETS: Mapping[str, Callable[..., DataSets]] = {
     "digits": digits.load,
     "cifar10": cifar.load10,
     "cifar100": cifar.load100,
+    "idx": idx.load,
     "folder": folder.load,
     "arrays": arrays.load,
 }

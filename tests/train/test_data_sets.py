@@ -1,5 +1,8 @@
 """Local data sets by a recipe's word: trained on, augmented, stopped and resumed."""
 
+import gzip
+import struct
+
 import numpy as np
 import pytest
 from train.runs import Stop, bits, figures, same
@@ -26,9 +29,18 @@ def write_folder(root):
                 Image.fromarray(pixels).save(root / half / name / f"{i}.png")
 
 
+def write_idx(root):
+    random = np.random.default_rng(0)
+    for half, count in (("train", 24), ("t10k", 8)):
+        images = random.integers(0, 256, (count, 16, 16), dtype=np.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", np.arange(count, dtype=np.uint8) % 3)):
+            header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            (root / f"{half}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+
+
 @pytest.mark.parametrize(
     ("dataset", "write", "options"),
-    [("arrays", write_arrays, {}), ("folder", write_folder, {"image_size": 16, "workers": 1})],
+    [("arrays", write_arrays, {}), ("idx", write_idx, {}), ("folder", write_folder, {"image_size": 16, "workers": 1})],
 )
 def test_a_run_is_stopped_and_resumed_to_the_same_bits(dataset, write, options, tmp_path):
     write(tmp_path)

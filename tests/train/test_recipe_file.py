@@ -130,6 +130,7 @@ ABSENT = {
     'dataset = "cifar100"\ndata_dir = "none"': "none/train.bin",
     'dataset = "folder"\ndata_dir = "none"': "none/train",
     'dataset = "arrays"\ndata_dir = "none"': "none/train_images.npy",
+    'dataset = "idx"\ndata_dir = "none"': "none-train-images-idx3-ubyte",
 }
 
 
