@@ -10,10 +10,9 @@ from torch import nn
 
 from spfde._names import unknown
 from spfde.freezing.block import FreezeBlock, check_freezable
+from spfde.freezing.checks import LEAST, check_blocks, check_share, check_whole, trainable_share
 from spfde.freezing.schedule import SCHEMES, Change, FreezeSchedule
 from spfde.levers import Answer, Decision, EpochStart, Event, Run
-
-LEAST = 0.05  # a plan that leaves less of a model to train is taken for a mistake, unless fraction is 1
 
 
 class Progressive:
@@ -59,7 +58,7 @@ class Progressive:
         _check_arguments(epochs, interval, flops_reduction, fraction)
         if scheme not in SCHEMES:
             raise unknown("scheme", scheme, SCHEMES)
-        _check_blocks(blocks, model)
+        check_blocks(blocks, model)
         self.blocks = tuple(blocks)
         self._scheme = scheme
         self._epochs = epochs
@@ -75,7 +74,7 @@ class Progressive:
         for count in range(len(self.plan)):  # each stage: what is frozen by then may share nothing with the rest
             check_freezable(blocks[: count + 1], model)
         final = self._schedule.frozen(epochs - 1)
-        share = _trainable_share(model, [block for block in blocks if block.name in final])
+        share = trainable_share(model, [block for block in blocks if block.name in final])
         if share < LEAST and fraction < 1:
             raise ValueError(
                 f"expected a plan that leaves {LEAST:.0%} of the parameters to train, got {share:.1%} after freezing "
@@ -113,7 +112,7 @@ class Progressive:
 
     def due(self, epoch: int) -> list[FreezeBlock]:
         """Blocks that `begin_epoch(epoch)` would freeze, front to back. Changes nothing."""
-        _check_whole("epoch", epoch, 0, self._epochs - 1)
+        check_whole("epoch", epoch, 0, self._epochs - 1)
         wanted = self._schedule.frozen(epoch)
         return [block for block in self.blocks if block.name in wanted and block.name not in self._frozen]
 
@@ -209,53 +208,14 @@ class Progressive:
         return str(self._schedule)
 
 
-def _trainable_share(model: nn.Module, frozen: Sequence[FreezeBlock]) -> float:
-    """The share of the parameters that train now, by number of stored weights, that `frozen` leaves to train."""
-    gone = {p for block in frozen for p in block.trainable}
-    counts = {p: p.numel() for p in model.parameters() if p.requires_grad}
-    return sum(n for p, n in counts.items() if p not in gone) / max(1, sum(counts.values()))
-
-
 def _training_flops(blocks: Sequence[FreezeBlock]) -> int:
     """Forward + backward FLOPs per sample of the whole model, stem and head included."""
     work = [*(w for block in blocks for w in block.work), *(layer.work for layer in blocks[0].rest)]
     return sum(w.forward + w.backward for w in work)
 
 
-def _check_blocks(blocks: Sequence[FreezeBlock], model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected an nn.Module as model, got {type(model).__name__}; try Progressive(model, blocks)")
-    if not all(isinstance(block, FreezeBlock) for block in blocks):
-        kinds = ", ".join(sorted({type(block).__name__ for block in blocks}))
-        raise TypeError(f"expected a list of FreezeBlock, got {kinds}; try spfde.freezing.blocks(model, example_input)")
-    names = [block.name for block in blocks]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"expected blocks with different names, got {names}; try blocks(model, example_input)")
-    inside = {id(m) for m in model.modules()}
-    for block in blocks:
-        for name, module in (*block.modules, *((layer.work.name, layer.module) for layer in block.layers)):
-            if id(module) not in inside:
-                raise ValueError(
-                    f"expected blocks of this model as it is now, got {name!r} of block {block.name!r}, "
-                    "which is not in it; try calling blocks(model, example_input) again, after sparsify"
-                )
-
-
 def _check_arguments(epochs: int, interval: int, flops_reduction: float, fraction: float) -> None:
-    _check_whole("epochs", epochs, 2, None)
-    _check_whole("interval", interval, 1, epochs - 1)
-    _check_share("flops_reduction", flops_reduction, "(0, 1)", 0.2)
-    _check_share("fraction", fraction, "(0, 1]", 2 / 3)
-
-
-def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        span = f">= {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"expected {name} to be an integer {span}, got {value!r}; try {low}")
-
-
-def _check_share(name: str, value: object, span: str, usual: float) -> None:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not (0 < value < 1 or (value == 1 and span.endswith("]"))):
-        raise ValueError(f"expected {name} in {span}, got {value!r}; try {usual:.2g}")
+    check_whole("epochs", epochs, 2)
+    check_whole("interval", interval, 1, epochs - 1)
+    check_share("flops_reduction", flops_reduction, "(0, 1)", 0.2)
+    check_share("fraction", fraction, "(0, 1]", 2 / 3)
