@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from spfde import freezing, fusing, nn, profiling, sieving, topology
+from spfde import analysis, freezing, fusing, nn, profiling, sieving, topology
 from spfde._version import __version__
 from spfde.convert.sparsify import densify, sparsify
 from spfde.fusing import fuse, unfuse
@@ -17,6 +17,7 @@ from spfde.tuning.tune import tune, use_table
 __all__ = [
     "Table",
     "__version__",
+    "analysis",
     "data",
     "densify",
     "freezing",
