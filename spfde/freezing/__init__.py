@@ -3,6 +3,7 @@
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.compiled import Compiled
 from spfde.freezing.freeze import freeze, is_frozen, unfreeze
+from spfde.freezing.freezer import Freezer, Verdict
 from spfde.freezing.methods import METHODS, register
 from spfde.freezing.methods.progressive import Progressive
 from spfde.freezing.partition import blocks
@@ -13,7 +14,9 @@ __all__ = [
     "Compiled",
     "FreezeBlock",
     "FreezeSchedule",
+    "Freezer",
     "Progressive",
+    "Verdict",
     "blocks",
     "freeze",
     "is_frozen",
