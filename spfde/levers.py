@@ -49,9 +49,10 @@ class Forward(Event):
 class Loss(Event):
     """The per-sample losses of a batch are known. Answer: weights float [n] that multiply them, or None.
 
-    indices: int64 [n]. outputs: what the model returned, detached, [n, ...]. targets: [n]. losses: detached, [n], label
-    smoothing included. Told once for each part of a batch that is computed in parts, before its backward pass. Weights
-    of several levers are multiplied; what is differentiated is the mean of losses * weights.
+    indices: int64 [n]. outputs: what the model returned, detached, [n, ...]. targets: [n], or [n, t] next tokens.
+    losses: detached, [n], label smoothing included, of a sequence the mean of its tokens'. Told once for each part of a
+    batch that is computed in parts, before its backward pass. Weights of several levers are multiplied; what is
+    differentiated is the mean of losses * weights.
     """
 
     indices: Tensor
@@ -74,7 +75,10 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class EpochEnd(Event):
-    """After the last step of an epoch and its evaluation. accuracy: of the test set. Answer: decisions, or None."""
+    """After the last step of an epoch and its evaluation. Answer: decisions, or None.
+
+    accuracy: the share of the test set's targets that are right.
+    """
 
     epoch: int
     accuracy: float

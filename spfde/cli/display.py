@@ -13,6 +13,7 @@ from spfde.levers import Decision
 from spfde.train.recipe import Recipe
 from spfde.train.recipe.toml import text
 from spfde.train.stats import Epoch
+from spfde.train.task import CLASSIFICATION, TASKS
 
 REFRESH_SECONDS = 0.2
 
@@ -24,12 +25,13 @@ def place(epoch: int, epochs: int) -> str:
 
 
 def epoch_line(record: Epoch, epochs: int) -> str:
-    """Sum up an epoch of `epochs`: loss, accuracies and seconds."""
-    return (
-        f"{place(record.epoch, epochs)}  loss {record.train_loss:.3f}"
-        f"  train {record.train_accuracy:6.1%}  test {record.test_accuracy:6.1%}"
-        f"  {record.total_seconds:6.1f} s"
+    """Sum up an epoch of `epochs`: loss, accuracies or perplexity, and seconds."""
+    figures = (
+        f"train {record.train_accuracy:6.1%}  test {record.test_accuracy:6.1%}"
+        if record.task == CLASSIFICATION.name
+        else f"{TASKS[record.task].metric} {record.figure:6.3f}"
     )
+    return f"{place(record.epoch, epochs)}  loss {record.train_loss:.3f}  {figures}  {record.total_seconds:6.1f} s"
 
 
 def event_line(event: Decision, *, told: bool = False) -> str:

@@ -98,7 +98,7 @@ def _plain(text: str) -> Any:
 
 @_with_recipe_flags
 def train(
-    context: typer.Context,
+    invocation: typer.Context,
     recipe: RecipeFile = None,
     compare: Compare = None,
     resume: Resume = False,
@@ -108,7 +108,7 @@ def train(
 ) -> None:
     """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare dense)."""
     console = steady(lost=went_dark)
-    given = {name: value for name, value in fields.items() if typed(context, name)}
+    given = {name: value for name, value in fields.items() if typed(invocation, name)}
     try:
         given = {**(read(recipe) if recipe else {}), **given}
         if resume and overwrite:
@@ -169,9 +169,9 @@ def stopped(out: str | None) -> str:
     return f"stopped, and kept; continue with: spfde train --resume --out {shlex.quote(out)}"
 
 
-def typed(context: typer.Context, name: str) -> bool:
+def typed(invocation: typer.Context, name: str) -> bool:
     """Tell whether a flag was typed, or only has its default."""
-    source = context.get_parameter_source(name)
+    source = invocation.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
@@ -241,7 +241,7 @@ def kept_run(out: Path) -> dict[str, Any]:
 def outcome(name: str, result: Result) -> str:
     """Say in one line what a run came to, and in one more what each round of imp did."""
     lines = [
-        f"{name}: test accuracy {result.test_accuracy:.2%}, {result.training_seconds:.1f} s of training"
+        f"{name}: {result.task.metric} {result.task.text(result.figure)}, {result.training_seconds:.1f} s of training"
         f" ({result.total_seconds:.1f} s with evaluation and checkpoints), {result.flops:.3g} FLOPs",
         *(
             f"  round {row['round']}: {row['sparsity']:.1%} sparsity, test accuracy {row['test_accuracy']:.2%},"

@@ -1,4 +1,4 @@
-"""Data sets: `load(name)` returns the train and test halves of an embedded one, or of one in a local directory."""
+"""Data sets: `load(name)` returns the train and test halves of one that is here already, or of a local directory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spfde._names import unknown
-from spfde.data import arrays, cifar, digits, folder, idx
+from spfde.data import arrays, cifar, digits, folder, idx, stdlib
 from spfde.data.augment import CropFlip
-from spfde.data.datasets import DataSets, Images, Pixels
+from spfde.data.datasets import DataSets, Images, Pixels, Sequences
 from spfde.data.folder import UnreadableImage
 
-__all__ = ["DATASETS", "CropFlip", "DataSets", "Images", "Pixels", "UnreadableImage", "load"]
+__all__ = ["DATASETS", "CropFlip", "DataSets", "Images", "Pixels", "Sequences", "UnreadableImage", "load"]
 
 DATASETS: Mapping[str, Callable[..., DataSets]] = {
     "digits": digits.load,
@@ -21,6 +21,7 @@ DATASETS: Mapping[str, Callable[..., DataSets]] = {
     "idx": idx.load,
     "folder": folder.load,
     "arrays": arrays.load,
+    "stdlib": stdlib.load,
 }
 
 

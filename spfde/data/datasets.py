@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the library: images and classes, in a train and a test half."""
+"""What a data set is to the rest of the library: images and classes, or sequences, in a train and a test half."""
 
 from __future__ import annotations
 
@@ -99,15 +99,43 @@ class Pixels(Dataset):
         return self.normalise(self.images[index]), int(self.targets[index])
 
 
+class Sequences(Dataset):
+    """A data set of `tokens` [N, T + 1], of any integer type: an item is (tokens int64 [T], the next ones int64 [T]).
+
+    Raises:
+        TypeError: `tokens` are no integers.
+        ValueError: the shape is not [N, T + 1].
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise TypeError(f"expected tokens as integers, got {tokens.dtype}, try tokens.long()")
+        if tokens.ndim != 2 or tokens.shape[1] < 2:
+            raise ValueError(
+                f"expected tokens [N, T + 1] with T >= 1, got {list(tokens.shape)}, try text.unfold(0, T + 1, T)"
+            )
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        tokens = self.tokens[index].long()
+        return tokens[:-1], tokens[1:]
+
+
 @dataclass(frozen=True)
 class DataSets:
-    """A named task: `train` and `test` yield (image float32 [C, H, W], int label); `shape` is (C, H, W)."""
+    """A named task: `train` and `test` yield (image float32 [C, H, W], int label), and `shape` is (C, H, W).
+
+    Or they yield (tokens int64 [T], the next ones int64 [T]), `shape` is (T,) and `num_classes` the number of tokens.
+    """
 
     name: str
     train: Dataset
     test: Dataset
     num_classes: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
 
 def positions(half: str, wanted: int | None, available: int) -> np.ndarray:
@@ -121,7 +149,7 @@ def positions(half: str, wanted: int | None, available: int) -> np.ndarray:
     if not isinstance(wanted, int) or isinstance(wanted, bool):
         raise TypeError(f"expected {half} to be an int, got {wanted!r}, try {half}={available}")
     if not 1 <= wanted <= available:
-        raise ValueError(f"expected {half} in [1, {available}], the images there are, got {wanted}, try {available}")
+        raise ValueError(f"expected {half} in [1, {available}], all there are, got {wanted}, try {available}")
     return np.arange(wanted) * available // wanted
 
 

@@ -45,6 +45,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "vit_small_cifar": partial(ViT, 384, 12, 6, image_size=32, patch_size=4, num_classes=10),
     "gpt2": partial(GPT, 768, 12, 12),
     "gpt_mini": partial(GPT, 384, 6, 6, vocab_size=65, context=256, bias=False),
+    "gpt_micro": partial(GPT, 192, 4, 4, vocab_size=256, context=128, bias=False),
 }
 
 

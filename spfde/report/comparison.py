@@ -91,7 +91,8 @@ def compare(runs: Iterable[str | os.PathLike[str]]) -> Report:
 
     Raises:
         TypeError: `runs` is a single path.
-        ValueError: there is no run, one comes twice, or one is unfinished, damaged or of another schema.
+        ValueError: there is no run, one comes twice, or one is unfinished, damaged or of another schema, or they
+            are of different tasks.
     """
     if isinstance(runs, str | os.PathLike):
         raise TypeError(f"expected a list of run directories, got {runs!r}, try [{runs!r}]")
@@ -102,6 +103,12 @@ def compare(runs: Iterable[str | os.PathLike[str]]) -> Report:
     if twice:
         raise ValueError(f"expected each run once, got {', '.join(twice)} again, try leaving it out")
     found = [read(path) for path in paths]
+    tasks = {run.task.name: run.path for run in found}
+    if len(tasks) > 1:
+        raise ValueError(
+            f"expected runs of one task, got {' and '.join(f'{name} in {path}' for name, path in tasks.items())},"
+            " try a report of each"
+        )
     baseline = next((run for run in found if run.method == "dense"), found[0])
     return Report((baseline, *(run for run in found if run is not baseline)))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from spfde.report.metric import bits
 from spfde.report.run import CATEGORIES, Run
 from spfde.report.words import NONE, duration, percent, ratio, size, work
+from spfde.train.task import LANGUAGE
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ TIME = {
     "step": "Seconds of the rest of forward, backward and optimizer step.",
     "data": "Seconds of shuffling samples and fetching batches.",
     "levers": "Seconds of deciding: prune and grow, freezing, sieving.",
-    "evaluation": "Seconds of measuring test accuracy after every epoch; not training.",
+    "evaluation": "Seconds of measuring on the test set after every epoch; not training.",
     "checkpoint": "Seconds of writing the checkpoint after every epoch; not training.",
     "other": "Seconds of everything else between the start and the end of an epoch.",
 }
@@ -45,25 +47,36 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
     def row(name: str, value: Callable[[Run], str], meaning: str) -> Row:
         return Row(name, tuple(value(run) for run in runs), meaning)
 
-    outcome = (
+    task, metric = baseline.task, baseline.metric
+    kind, best = task.metric.split()[-1], "highest" if task.higher else "lowest"
+    outcome = [
+        row(task.metric, lambda run: metric.exact(run.last.figure), metric.meaning),
         row(
-            "test accuracy",
-            lambda run: percent(run.last.test_accuracy, 2),
-            "Share of test images classified correctly after the last epoch.",
+            f"best {task.metric}",
+            lambda run: f"{metric.exact(run.best.figure)} (epoch {run.best.epoch})",
+            f"{best.capitalize()} {task.metric} of any epoch. Picking it looks at the test set: "
+            "compare the line above.",
         ),
-        row(
-            "best test accuracy",
-            lambda run: f"{percent(run.best.test_accuracy, 2)} (epoch {run.best.epoch})",
-            "Highest test accuracy of any epoch. Picking it looks at the test set: compare the line above.",
-        ),
-        row(
-            "train accuracy",
-            lambda run: percent(run.last.train_accuracy, 2),
-            "Share right among the samples that the last epoch trained on, as they were seen in training; "
-            "a sieve leaves the easy ones out.",
-        ),
-    )
-    target = min(run.best.test_accuracy for run in runs)
+    ]
+    if task is LANGUAGE:
+        outcome += [
+            row("bits a token", lambda run: bits(run.last.figure), "The base-2 logarithm of the test perplexity."),
+            row(
+                "next tokens right",
+                lambda run: percent(run.last.test_accuracy, 2),
+                "Share of the test set's tokens that got the highest probability, after the last epoch.",
+            ),
+        ]
+    else:
+        outcome.append(
+            row(
+                "train accuracy",
+                lambda run: percent(run.last.train_accuracy, 2),
+                "Share right among the samples that the last epoch trained on, as they were seen in training; "
+                "a sieve leaves the easy ones out.",
+            )
+        )
+    target = (min if task.higher else max)(run.best.figure for run in runs)
     time = (
         row(
             "training time",
@@ -82,9 +95,9 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             "Wall-clock of all epochs with evaluation and checkpoints.",
         ),
         row(
-            f"time to {percent(target, 2)}",
+            f"time to {metric.exact(target)}",
             lambda run: duration(time_to(run, target)),
-            "Training time up to the first epoch that reached the highest accuracy that every run reached.",
+            f"Training time up to the first epoch that reached the {best} {kind} that every run reached.",
         ),
         row(
             "first epoch",
@@ -143,23 +156,23 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
     )
     total = row("sum", lambda run: _part(run, run.total_seconds), "The total time, to which the lines above add up.")
     return (
-        Section("Outcome", outcome),
+        Section("Outcome", tuple(outcome)),
         Section("Time", time),
         Section("Work", cost),
         Section("Where the time went", (*attribution, total)),
     )
 
 
-def time_to(run: Run, accuracy: float) -> float:
-    """Training seconds up to the end of the first epoch with at least this test accuracy.
+def time_to(run: Run, target: float) -> float:
+    """Training seconds up to the end of the first epoch whose figure of the test set is at least this good.
 
     Raises:
         ValueError: no epoch has it.
     """
     for epoch, seconds in zip(run.epochs, run.clock, strict=True):
-        if epoch.test_accuracy >= accuracy:
+        if not run.task.better(target, epoch.figure):
             return seconds
-    raise ValueError(f"expected an accuracy that the run reached, got {accuracy}, try at most {run.best.test_accuracy}")
+    raise ValueError(f"expected a {run.task.metric} that the run reached, got {target}, try {run.best.figure}")
 
 
 def _sparse_layers(run: Run) -> str:

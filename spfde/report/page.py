@@ -63,15 +63,15 @@ def _tiles(run: Run, baseline: Run, label: str) -> Html:
     """The figures to remember: of the run against the baseline, or its own where there is no other."""
     if run is baseline:
         figures = [
-            (percent(run.last.test_accuracy), "test accuracy"),
+            (run.metric.text(run.last.figure), run.task.metric),
             (duration(run.training_seconds), "of training"),
             (work(run.work[-1]), "of training"),
         ]
     else:
-        gain = 100 * (run.last.test_accuracy - baseline.last.test_accuracy)
+        gain, of = run.metric.signed(run.last.figure, baseline.last.figure)
         figures = [
             (ratio(baseline.training_seconds / run.training_seconds), f"the training speed of {label}"),
-            (f"{gain:+.1f}", f"percentage points of test accuracy against {label}"),
+            (gain, f"{of} against {label}"),
             (ratio(baseline.work[-1] / run.work[-1]), f"fewer training FLOPs than {label}"),
             (percent(run.last.sparsity), "of the weights in sparse layers are zero"),
         ]

@@ -12,16 +12,21 @@ from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.settings import command
 from spfde.report.words import NONE, count, percent
+from spfde.train.task import CLASSIFICATION
 
 
 def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     """The plots that hold every run."""
     drawings = (
         (
-            plots.accuracy(runs, labels),
-            "Test accuracy against training time",
-            "Measured after every epoch. The vertical axis is stretched towards 100%: every halving of the errors is "
-            "equally high.",
+            plots.outcome(runs, labels),
+            f"{runs[0].task.metric.capitalize()} against training time",
+            "Measured after every epoch."
+            + (
+                " The vertical axis is stretched towards 100%: every halving of the errors is equally high."
+                if runs[0].task is CLASSIFICATION
+                else " Lower is better."
+            ),
         ),
         (
             plots.epochs(runs, labels),

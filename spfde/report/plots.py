@@ -11,6 +11,7 @@ from spfde.report.run import NOT_TRAINING, Run
 from spfde.report.svg import STYLE, inline
 from spfde.report.theme import SERIES, TOKEN
 from spfde.report.words import percent, shortened, size, work
+from spfde.train.task import CLASSIFICATION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,24 +24,27 @@ DOTS = 40  # epochs beyond which a line has no dots
 LANES = ("freeze", "sieve", "topology")  # kinds of events, top to bottom
 
 
-def accuracy(runs: Sequence[Run], labels: Sequence[str]) -> Html:
-    """Test accuracy against training seconds; the axis is logarithmic in the error."""
+def outcome(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """The task's figure against training seconds; the axis is logarithmic in the error of an accuracy."""
+    task, metric = runs[0].task, runs[0].metric
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         floor = 0.5 / max(run.samples["test"] for run in runs)
         for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
-            values = [epoch.test_accuracy for epoch in run.epochs]
-            name = f"{shortened(label)}: {percent(values[-1])} at the end"
+            values = [epoch.figure for epoch in run.epochs]
+            name = f"{shortened(label)}: {metric.text(values[-1])} at the end"
             marker = "o" if len(values) <= DOTS else None
             colour = TOKEN[series_name(index)]
             axes.plot(run.clock, values, color=colour, marker=marker, markersize=3.5, label=name)
-        _error_scale(axes, floor)
+        if task is CLASSIFICATION:
+            _error_scale(axes, floor)
         axes.set_xlim(left=0)
         axes.set_xlabel("training time, seconds")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right" if task.higher else "upper right")
 
-    return _draw("accuracy", 3.3, draw, "Test accuracy against training time, one line per run")
+    kind = task.metric.split()[-1]
+    return _draw(kind, 3.3, draw, f"{task.metric.capitalize()} against training time, one line per run")
 
 
 def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:

@@ -11,11 +11,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from spfde.report.metric import METRICS, Metric
 from spfde.report.schema import WRITER, build, checked
 from spfde.summary import LayerSummary
 from spfde.train import run_dir as files
 from spfde.train.recipe import Recipe, all_epochs
 from spfde.train.stats import CATEGORIES, Epoch
+from spfde.train.task import TASKS, Task
 
 NEEDED = ("dataset", "model", "method", "epochs", "batch_size", "seed")  # of a recipe, whatever its version
 NOT_TRAINING = ("evaluation", "checkpoint")
@@ -51,8 +53,18 @@ class Run:
 
     @property
     def best(self) -> Epoch:
-        """Record of the epoch with the highest test accuracy, the earliest of equals."""
-        return max(self.epochs, key=lambda epoch: epoch.test_accuracy)
+        """Record of the epoch with the best figure of the test set, the earliest of equals."""
+        return (max if self.task.higher else min)(self.epochs, key=lambda epoch: epoch.figure)
+
+    @property
+    def task(self) -> Task:
+        """What was learnt, which says by which figure runs are judged."""
+        return TASKS[self.last.task]
+
+    @property
+    def metric(self) -> Metric:
+        """How that figure is told."""
+        return METRICS[self.last.task]
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -133,6 +145,8 @@ def _epochs(path: Path) -> tuple[Epoch, ...]:
         epoch = build(Epoch, record, where)
         if epoch.epoch != number - 1:
             raise ValueError(f"expected epoch {number - 1} in {where}, got {epoch.epoch}, try a fresh run")
+        if epoch.task not in TASKS:
+            raise ValueError(f"expected one of {', '.join(TASKS)} in {where}, task, got {epoch.task!r}, {WRITER}")
         if missing := [name for name in CATEGORIES if name not in epoch.seconds]:
             got = ", ".join(map(repr, epoch.seconds))
             raise ValueError(f"expected {missing[0]!r} in {where}, seconds, got only {got}, {WRITER}")

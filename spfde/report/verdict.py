@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from spfde.report.run import Run
 from spfde.report.settings import differences
-from spfde.report.words import count, duration, percent, points, ratio
+from spfde.report.words import count, duration, points, ratio
+from spfde.train.task import CLASSIFICATION
 
 SAME_TIME = 0.02  # times closer than this share are called equal
-SAME_ACCURACY = 0.0005  # accuracies closer than this round to the same tenth of a point
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Verdict:
 def judge(run: Run, label: str, baseline: Run, baseline_label: str) -> Verdict:
     """Compare a run with the baseline."""
     return Verdict(
-        headline=f"{label} {_speed(run, baseline, baseline_label)}, {_accuracy(run, baseline)}.",
+        headline=f"{label} {_speed(run, baseline, baseline_label)}, {_outcome(run, baseline)}.",
         notes=(
             f"Training took {duration(run.training_seconds)} against {duration(baseline.training_seconds)}; "
-            f"test accuracy is {percent(run.last.test_accuracy)} against "
-            f"{percent(baseline.last.test_accuracy)}.",
+            f"{run.task.metric} is {run.metric.text(run.last.figure)} against "
+            f"{run.metric.text(baseline.last.figure)}.",
             *_noise(run, baseline),
             *_same_time(run, baseline, baseline_label),
             *_flops(run, baseline),
@@ -45,10 +45,7 @@ def judge(run: Run, label: str, baseline: Run, baseline_label: str) -> Verdict:
 
 def alone(run: Run, label: str) -> Verdict:
     """What can be said of a single run."""
-    headline = (
-        f"{label} reached {percent(run.last.test_accuracy)} test accuracy after "
-        f"{duration(run.training_seconds)} of training."
-    )
+    headline = f"{label} reached {_reached(run)} after {duration(run.training_seconds)} of training."
     return Verdict(headline, ("There is no second run here, so this says nothing about speed.",), ())
 
 
@@ -61,15 +58,22 @@ def _speed(run: Run, baseline: Run, label: str) -> str:
     return f"trained {ratio(factor)} as fast as {label}"
 
 
-def _accuracy(run: Run, baseline: Run) -> str:
-    ours, theirs = run.last.test_accuracy, baseline.last.test_accuracy
-    if abs(ours - theirs) < SAME_ACCURACY:
-        return "to the same test accuracy"
-    return f"to a test accuracy {points(ours - theirs)} {'higher' if ours > theirs else 'lower'}"
+def _reached(run: Run) -> str:
+    figure = run.metric.text(run.last.figure)
+    return f"{figure} {run.task.metric}" if run.task is CLASSIFICATION else f"a {run.task.metric} of {figure}"
+
+
+def _outcome(run: Run, baseline: Run) -> str:
+    ours, theirs = run.last.figure, baseline.last.figure
+    if run.metric.same(ours, theirs):
+        return f"to the same {run.task.metric}"
+    return f"to a {run.task.metric} {run.metric.gap(ours, theirs)} {'higher' if ours > theirs else 'lower'}"
 
 
 def _noise(run: Run, baseline: Run) -> tuple[str, ...]:
-    """Whether the test set can tell the accuracies apart: twice the binomial standard error."""
+    """Whether the test set can tell accuracies apart: twice the binomial standard error."""
+    if run.task is not CLASSIFICATION:
+        return (f"Each method ran with one seed, and another seed moves {run.task.metric.split()[-1]} too.",)
     ours, theirs = run.last.test_accuracy, baseline.last.test_accuracy
     images = min(run.samples["test"], baseline.samples["test"])
     error = 2 * math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / images)
@@ -91,7 +95,7 @@ def _same_time(run: Run, baseline: Run, label: str) -> tuple[str, ...]:
         return (f"In that time {label} did not finish its first epoch.",)
     return (
         f"In that time {label} had done {count(len(done), 'epoch')} of {len(baseline.epochs)} and was at "
-        f"{percent(done[-1].test_accuracy)}, its learning rate still meant for the full length; a fair "
+        f"{run.metric.text(done[-1].figure)}, its learning rate still meant for the full length; a fair "
         f"control is {label} trained for fewer epochs.",
     )
 

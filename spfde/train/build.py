@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from spfde.freezing import METHODS as FREEZERS
 from spfde.freezing import FreezeBlock, blocks
@@ -24,6 +23,7 @@ from spfde.train.optimizer import make, parameter_groups, recipe_optimizer, step
 from spfde.train.recipe import Recipe
 from spfde.train.recipe.defaults import OPTION_FIELDS
 from spfde.train.session import Inputs, Session
+from spfde.train.step import batch_loss
 
 SHOWN = 256  # images that an init looks at: one batch of the published ones
 
@@ -59,10 +59,15 @@ def build(inputs: Inputs, layout: Layout | None = None) -> Session:
         if model is None:
             model = network(recipe, loaded.num_classes, loaded.shape)
     train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
-    first, _, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
+    first, target, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
     if (recipe.crop or recipe.flip) and first.ndim != 4:
         raise ValueError(
             f"expected images [n, c, h, w] for crop and flip, got inputs of shape {list(first.shape)}, try crop=0"
+        )
+    if recipe.sieve and target.ndim > 1 and getattr(SIEVES[recipe.sieve_by], "by_logits", False):
+        raise ValueError(
+            f"expected a sieve by losses for sequences, got sieve_by={recipe.sieve_by!r}, which looks at classes,"
+            " try 'circular' or 'infobatch'"
         )
     model = fused(sparsified(model, recipe, train), recipe).to(device.where)
     if layout is None:
@@ -127,23 +132,29 @@ def datasets(recipe: Recipe) -> Any:
         "test": recipe.test_images,
         "data_dir": recipe.data_dir,
         "image_size": recipe.image_size,
+        "context": recipe.context,
         "bad_images": recipe.bad_images,
     }
     return load(recipe.dataset, **{name: value for name, value in options.items() if value is not None})
 
 
-def network(recipe: Recipe, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """Create the recipe's network for images of `shape` (c, h, w).
+def network(recipe: Recipe, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """Create the recipe's network for images of `shape` (c, h, w), or for (t,) tokens of `num_classes`.
 
     Raises:
-        ValueError: an unknown name, a network that does not take images, or a width that it does not have.
+        ValueError: an unknown name, a network that does not take such inputs, or a width that it does not have.
     """
     from spfde.models import create, options
 
     known = options(recipe.model)
-    if "num_classes" not in known:
-        raise ValueError(f"expected a network for images, got {recipe.model!r}, try 'resnet20'")
-    given = {"num_classes": num_classes, "in_channels": shape[0]}
+    tokens = len(shape) == 1
+    if ("vocab_size" if tokens else "num_classes") not in known:
+        what, example = ("tokens", "gpt_micro") if tokens else ("images", "resnet20")
+        raise ValueError(f"expected a network for {what}, got {recipe.model!r}, try {example!r}")
+    if tokens:
+        given = {"vocab_size": num_classes, "context": shape[0]}
+    else:
+        given = {"num_classes": num_classes, "in_channels": shape[0]}
     if "image_size" in known:
         given["image_size"] = shape[1]
     return create(recipe.model, **given, **({"width": recipe.width} if recipe.width != 1 else {}))
@@ -166,7 +177,7 @@ def sparsified(model: nn.Module, recipe: Recipe, train: Source) -> nn.Module:
     looks = INITS[recipe.init].needs != "weights"
     first = order[: SHOWN if looks else 1]
     batches = [(images, targets) for images, targets, _ in train.batches(first, recipe.batch_size)]
-    smoothed = partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
+    smoothed = partial(batch_loss, smoothing=recipe.label_smoothing)
     shown = {"data": batches, "loss_fn": smoothed} if looks else {}
     return sparsify(
         model,

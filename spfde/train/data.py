@@ -1,4 +1,4 @@
-"""Mini-batches of (images, targets, indices) in a given order, and the generators that a run may draw from."""
+"""Mini-batches of (inputs, targets, indices) in a given order, and the generators that a run may draw from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from spfde.data import Images, Pixels, UnreadableImage
+from spfde.data import Images, Pixels, Sequences, UnreadableImage
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -28,7 +28,7 @@ class Source(Protocol):
         """Count the samples."""
 
     def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
-        """Yield images, targets [b] and indices [b] of the samples in `order` [n].
+        """Yield inputs, targets [b] (or tokens [b, t]) and indices [b] of the samples in `order` [n].
 
         What is random about a batch is a function of `key` (integers >= 0) and the batch alone.
         """
@@ -64,7 +64,7 @@ class TensorSource:
         """Yield images, targets and indices."""
         for indices in split(order, batch_size):
             images = self.images[indices]
-            yield images if self.finish is None else self.finish(images), self.targets[indices], indices
+            yield images if self.finish is None else self.finish(images), self.targets[indices].long(), indices
 
 
 class _Indexed(Dataset):
@@ -87,7 +87,7 @@ class _Indexed(Dataset):
             image, target = self.dataset[index]
         except UnreadableImage as error:
             return error  # raised from a worker, it would carry the worker's traceback as its message
-        return image, _class_index(target, index), index
+        return image, target if _is_tokens(image, target) else _class_index(target, index), index
 
 
 def _collated(items: list[Any]) -> Any:
@@ -95,7 +95,7 @@ def _collated(items: list[Any]) -> Any:
 
 
 class LoaderSource:
-    """A torch DataLoader over any map-style data set of (image, target)."""
+    """A torch DataLoader over any map-style data set of (image, target), or (tokens, next tokens)."""
 
     def __init__(self, dataset: Dataset, workers: int = 0) -> None:
         self.dataset, self.workers = dataset, workers
@@ -149,11 +149,13 @@ def _leave_signals_to_the_run(worker: int) -> None:
 def source(dataset: Dataset, workers: int = 0) -> Source:
     """Return the fastest source for a data set.
 
-    spfde's Images and Pixels and torch's TensorDataset of two tensors are indexed a whole batch at a time. Any other
-    one, a subclass of these too, goes through a DataLoader: its items may be more than its tensors (an augmentation).
+    spfde's Images, Pixels and Sequences and torch's TensorDataset of two tensors are indexed a whole batch at a time.
+    Any other one, a subclass of these too, goes through a DataLoader: its items may be more than its tensors (an
+    augmentation).
 
     Raises:
-        TypeError: it has no length, is empty, or its items are not (image tensor, class index).
+        TypeError: it has no length, is empty, or its items are neither (image tensor, class index) nor (tokens, next
+            tokens).
     """
     if not hasattr(dataset, "__len__") or len(dataset) == 0:
         raise TypeError(f"expected a data set with a length > 0, got {type(dataset).__name__}, try a map-style one")
@@ -161,11 +163,15 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
         return TensorSource(dataset.images, dataset.targets)
     if type(dataset) is Pixels:
         return TensorSource(dataset.images, dataset.targets, dataset.normalise)
+    if type(dataset) is Sequences:
+        return TensorSource(dataset.tokens[:, :-1], dataset.tokens[:, 1:], Tensor.long)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[1].ndim == 1:
         _require_classes(dataset.tensors[1])
         return TensorSource(dataset.tensors[0], dataset.tensors[1].long())
     item = dataset[0]
     pair = isinstance(item, tuple | list) and len(item) == 2
+    if pair and _is_tokens(*item):
+        return LoaderSource(dataset, workers)
     if not (pair and isinstance(item[0], Tensor) and isinstance(item[1], Tensor | Integral | np.ndarray)):
         raise TypeError(
             f"expected items (image tensor, class index), got {_describe(item)}, try a transform that makes them so"
@@ -177,13 +183,19 @@ def source(dataset: Dataset, workers: int = 0) -> Source:
     return LoaderSource(dataset, workers)
 
 
+def _is_tokens(inputs: Any, targets: Any) -> bool:
+    """Whether an item is a sequence of int64 tokens and as many next ones."""
+    both = isinstance(inputs, Tensor) and isinstance(targets, Tensor)
+    return both and inputs.ndim == 1 and inputs.shape == targets.shape and inputs.dtype == targets.dtype == torch.int64
+
+
 def _require_classes(targets: Tensor) -> None:
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise TypeError(f"expected class indices as integers, got {targets.dtype}, try targets.long()")
 
 
 def require_within(targets: Tensor, classes: int) -> None:
-    """Check that class indices [n] are in [0, classes), the logits that there are; ValueError else.
+    """Check that class indices (or tokens) are in [0, classes), the logits that there are; ValueError else.
 
     torch's loss would leave -100 out without a word, and evaluation count any such label as a mistake.
     """

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from spfde.levers import Decision, EpochEnd, EpochStart, Step
 from spfde.train import record, run_dir
@@ -18,10 +20,20 @@ from spfde.train.optimizer import steps_per_epoch
 from spfde.train.progress import Progress
 from spfde.train.session import Session
 from spfde.train.stats import Epoch, EpochProgress, Stopwatch
-from spfde.train.step import forward_backward, update
+from spfde.train.step import forward_backward, log_probabilities, update
 from spfde.train.stops import diverged, unranked
+from spfde.train.task import Task, task_of
 
 EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network on the test set: the share of targets that have the largest logit, their mean loss if it is finite."""
+
+    accuracy: float
+    loss: float | None
+    task: Task
 
 
 class Loop:
@@ -69,15 +81,15 @@ class Loop:
         underway = self._steps(order, steps, underway, watch)
         memory = session.device.peak_bytes()  # before evaluation, whose batches are larger
         with watch("evaluation"):
-            accuracy = evaluate(session, lambda: self.checkpointer.pause(underway))
+            tested = evaluate(session, lambda: self.checkpointer.pause(underway))
         with watch("levers"):
-            ended = session.levers.tell(EpochEnd(epoch, accuracy), session)
+            ended = session.levers.tell(EpochEnd(epoch, tested.accuracy), session)
         self._tell(epoch, ended)
         done = Epoch(
             epoch=epoch,
             train_loss=underway.loss / samples,
-            train_accuracy=underway.correct / samples,
-            test_accuracy=accuracy,
+            train_accuracy=underway.correct / underway.targets,
+            test_accuracy=tested.accuracy,
             lr=underway.lr,
             samples=samples,
             flops=underway.flops,
@@ -88,6 +100,8 @@ class Loop:
             events=(*underway.events, *ended),
             layers=record.layer_sparsity(session.model),
             memory=memory,
+            test_loss=tested.loss,
+            task=tested.task.name,
         )
         with watch("checkpoint"):
             self.checkpointer.epoch(done)
@@ -121,7 +135,7 @@ class Loop:
                     logits, value = forward_backward(session, images, targets, indices, watch)
                 if not math.isfinite(value):
                     raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
-                correct = int((logits.argmax(1) == targets).sum())  # before the update: a GPU is waited for once a step
+                correct = int((logits.argmax(-1) == targets).sum())  # not after the update: a GPU is waited for once
                 taken = update(session)
             watch.move("step", "kernels", kernels.seconds)
             session.step, session.samples = session.step + 1, session.samples + len(targets)
@@ -134,6 +148,7 @@ class Loop:
                 flops=underway.flops + flops * len(targets),
                 sample_flops=flops if session.frozen == frozen else training_flops(model, session.example),
                 loss=underway.loss + value * len(targets),
+                targets=underway.targets + targets.numel(),
                 correct=underway.correct + correct,
                 lr=lr,
                 seconds=watch.seconds(),
@@ -149,8 +164,8 @@ class Loop:
             self.progress.event(epoch, event)
 
 
-def evaluate(session: Session, pause: Callable[[], None] = lambda: None) -> float:
-    """Return the fraction of test samples whose largest logit is their class; the model is left in eval mode.
+def evaluate(session: Session, pause: Callable[[], None] = lambda: None) -> Evaluation:
+    """Measure the network on the test set; it is left in eval mode.
 
     `pause` is called before every batch.
 
@@ -159,14 +174,16 @@ def evaluate(session: Session, pause: Callable[[], None] = lambda: None) -> floa
         ValueError: a label is none of the model's classes.
     """
     model, source = session.model.eval(), session.test
-    correct = 0
+    correct, loss, count = 0, 0.0, 0
     with torch.no_grad(), session.device.autocast():
         for images, targets, _ in source.batches(torch.arange(len(source)), EVALUATION_BATCH):
             pause()
             images, labels = session.device.put(session.layout.images(images)), session.device.put(targets)
             logits = model(images)
-            require_within(targets, logits.shape[1])
+            require_within(targets, logits.shape[-1])
             if logits.isnan().any():
                 raise unranked(model, images, session.epoch)
-            correct += int((logits.argmax(1) == labels).sum())
-    return correct / len(source)
+            correct += int((logits.argmax(-1) == labels).sum())
+            loss += nll_loss(log_probabilities(logits), labels.flatten(), reduction="sum").item()
+            count += labels.numel()
+    return Evaluation(correct / count, loss / count if math.isfinite(loss) else None, task_of(targets))

@@ -99,6 +99,7 @@ def scalars(record: Epoch) -> dict[str, float]:
         "accuracy/test": record.test_accuracy,
         "accuracy/train": record.train_accuracy,
         "loss/train": record.train_loss,
+        **({} if record.test_loss is None else {"loss/test": record.test_loss}),
         "learning rate": record.lr,
         "epoch/flops": record.flops,
         "epoch/samples": record.samples,

@@ -19,6 +19,7 @@ from spfde.train.device import Layout
 from spfde.train.recipe import Recipe, toml
 from spfde.train.session import Session
 from spfde.train.stats import Epoch
+from spfde.train.task import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class Result:
     epochs: tuple[Epoch, ...]
     layout: Layout
     rounds: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """What was learnt, which says by which figure it is judged."""
+        return TASKS[self.epochs[-1].task]
+
+    @property
+    def figure(self) -> float:
+        """The task's figure (`task.metric`) after the last epoch."""
+        return self.epochs[-1].figure
 
     @property
     def test_accuracy(self) -> float:
@@ -66,9 +77,11 @@ class Result:
         return {
             "method": self.recipe.method,
             "epochs": len(self.epochs),
+            "task": self.task.name,
             "test_accuracy": self.test_accuracy,
             "best_test_accuracy": self.best_test_accuracy,
             "train_accuracy": self.epochs[-1].train_accuracy,
+            "test_loss": self.epochs[-1].test_loss,
             "total_seconds": self.total_seconds,
             "training_seconds": self.training_seconds,
             "seconds": seconds,

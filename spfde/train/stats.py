@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spfde.levers import Decision
+from spfde.train.task import CLASSIFICATION, TASKS
 
 CATEGORIES = ("kernels", "step", "data", "levers", "evaluation", "checkpoint", "other")
 
@@ -20,7 +21,9 @@ CATEGORIES = ("kernels", "step", "data", "levers", "evaluation", "checkpoint", "
 class Epoch:
     """What one epoch did and cost.
 
-    Accuracies are fractions. `lr` is the rate of the epoch's last step for what never freezes, `flops` the
+    Accuracies are the shares of targets (classes; for a language, next tokens) that were right, losses means over them,
+    `train_loss` with label smoothing and `test_loss` without, None where it is not finite. `task` is a name of
+    `spfde.train.task.TASKS`. `lr` is the rate of the epoch's last step for what never freezes, `flops` the
     training FLOPs of the epoch (2 per multiply-add), `sparsity` the fraction of zeros over the sparse layers,
     `frozen` the blocks frozen at its end, `sieved` the samples that are out, `layers` the sparsity of each weighted
     layer after the epoch, in the order of the network, `memory` the most bytes held at once while training, by the
@@ -41,6 +44,13 @@ class Epoch:
     events: tuple[Decision, ...]
     layers: Mapping[str, float] = field(default_factory=dict)
     memory: int = 0
+    test_loss: float | None = None
+    task: str = CLASSIFICATION.name
+
+    @property
+    def figure(self) -> float:
+        """The figure of the test set that the task is judged by."""
+        return TASKS[self.task].figure(self)
 
     @property
     def total_seconds(self) -> float:
@@ -64,7 +74,7 @@ class Epoch:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
-        """Build the record from `to_dict`'s values; those of an older version hold no layers and no memory."""
+        """Build the record from `to_dict`'s values; those of an older version hold less."""
         fields = {item.name: values[item.name] for item in dataclasses.fields(cls) if item.name in values}
         fields["frozen"] = tuple(fields["frozen"])
         fields["events"] = tuple(Decision(**event) for event in fields["events"])
@@ -76,7 +86,7 @@ class EpochProgress:
     """An epoch after `step` of its steps, of which its record will need these.
 
     `sample_flops` are those of one sample as the network is now, `flops` those spent so far; `loss` is the sum over the
-    samples seen, `correct` how many of them were right.
+    samples seen, `correct` how many of their `targets` were right.
     """
 
     epoch: int
@@ -85,6 +95,7 @@ class EpochProgress:
     flops: float = 0.0
     step: int = 0
     loss: float = 0.0
+    targets: int = 0
     correct: int = 0
     lr: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)

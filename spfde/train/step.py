@@ -18,7 +18,7 @@ from spfde.train.stats import Stopwatch
 def forward_backward(
     session: Session, images: Tensor, targets: Tensor, indices: Tensor, watch: Stopwatch
 ) -> tuple[Tensor, float]:
-    """Compute the gradient of the batch's mean loss; return detached logits [b, classes] and the unweighted loss.
+    """Compute the gradient of the batch's mean loss; return detached logits [b, ..., classes] and the unweighted loss.
 
     The batch goes through in the recipe's `accumulate` parts, whose gradients add up. No part has one sample
     alone: BatchNorm has no statistics for it. A loss that is not finite ends it, before any lever hears of it.
@@ -32,16 +32,18 @@ def forward_backward(
         output, blocks = session.forward(part)
         logits.append(output.detach())
         if classes.device.type == "cpu":  # a GPU would be waited for; there torch's loss asserts
-            require_within(classes, output.shape[1])
-        log_p = functional.log_softmax(output.float(), 1)  # once: for the mean and for each sample
-        mean = loss = mean_loss(log_p, classes, recipe.label_smoothing) * share
+            require_within(classes, output.shape[-1])
+        log_p, flat = log_probabilities(output), classes.flatten()  # once: for the mean and for each sample
+        mean = loss = mean_loss(log_p, flat, recipe.label_smoothing) * share
         if levers.needing(Forward):
             with watch("levers"):
                 levers.tell(Forward(blocks, samples), session)
         if levers.needing(Loss):
             if not math.isfinite(mean.item()):
                 return torch.cat(logits), mean.item()
-            losses = sample_losses(log_p, classes, recipe.label_smoothing)
+            losses = sample_losses(log_p, flat, recipe.label_smoothing)
+            if classes.ndim > 1:  # tokens of sequences
+                losses = losses.view(classes.shape).mean(1)
             with watch("levers"):
                 weights = levers.weigh(Loss(samples, output.detach(), classes, losses.detach()), session)
             if weights is not None:
@@ -49,6 +51,16 @@ def forward_backward(
         session.scaler.scale(loss).backward()
         total += mean.item()
     return torch.cat(logits), total
+
+
+def log_probabilities(outputs: Tensor) -> Tensor:
+    """Return the log-probabilities [m, classes] of logits [n, classes], or [n, t, tokens] with the m = n t tokens."""
+    return functional.log_softmax(outputs.flatten(0, -2).float(), 1)
+
+
+def batch_loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the mean loss of outputs [n, ..., classes]: what training minimises, unweighted."""
+    return mean_loss(log_probabilities(outputs), targets.flatten(), smoothing)
 
 
 def mean_loss(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -63,7 +75,7 @@ def mean_loss(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 def sample_losses(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Return the cross-entropy [n] of each sample, smoothing included."""
+    """Return the cross-entropy [n] of each target, smoothing included."""
     losses = functional.nll_loss(log_p, targets, reduction="none")
     if smoothing:
         losses = losses * (1 - smoothing) - log_p.sum(1) * (smoothing / log_p.shape[1])

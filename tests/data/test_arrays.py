@@ -58,7 +58,7 @@ def test_parts_are_evenly_spaced(tmp_path):
     sets = load(tmp_path, train=4, test=1)
     assert np.array_equal(sets.train.images.numpy(), arrays["train"][0][::3])
     assert len(sets.test) == 1
-    with pytest.raises(ValueError, match=r"expected test in \[1, 8\], the images there are, got 9, try 8"):
+    with pytest.raises(ValueError, match=r"expected test in \[1, 8\], all there are, got 9, try 8"):
         load(tmp_path, test=9)
 
 

@@ -119,7 +119,7 @@ def test_folders_that_do_not_fit_are_refused(root, tmp_path):
         ({"image_size": 0}, "expected image_size to be an integer >= 1, got 0, try"),
         ({"image_size": 8.0}, "expected image_size to be an integer >= 1, got 8.0, try"),
         ({"bad_images": "drop"}, "expected bad_images to be one of raise, skip, got 'drop', try"),
-        ({"train": 11}, r"expected train in \[1, 10\], the images there are, got 11, try 10"),
+        ({"train": 11}, r"expected train in \[1, 10\], all there are, got 11, try 10"),
     ],
 )
 def test_options_are_checked(root, options, said):

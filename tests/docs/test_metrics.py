@@ -9,7 +9,7 @@ from train.runs import recipe
 from spfde.train import fit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-KINDS = {"integer": int, "object": dict, "list": list}
+KINDS = {"integer": int, "object": dict, "list": list, "text": str}
 
 
 def test_every_key_of_a_line_is_documented_with_its_type(tmp_path):

@@ -34,6 +34,7 @@ COUNTS = {
     "vit_small_cifar": 21_342_346,
     "gpt2": 124_439_808,
     "gpt_mini": 10_745_088,
+    "gpt_micro": 1_844_928,
 }
 LARGE = ("resnet18", "resnet50", "vgg19_bn", "mobilenet_v2", "vit_tiny", "vit_small")
 
@@ -47,7 +48,8 @@ def test_counts_and_shapes_are_the_published_ones(name):
     with torch.device("meta"):
         model = models.create(name)
         if name.startswith("gpt"):
-            x, outputs = torch.zeros(2, 9, dtype=torch.long), (2, 9, {"gpt2": 50257, "gpt_mini": 65}[name])
+            tokens = {"gpt2": 50257, "gpt_mini": 65, "gpt_micro": 256}[name]
+            x, outputs = torch.zeros(2, 9, dtype=torch.long), (2, 9, tokens)
         else:
             size = 224 if name in LARGE else 32
             x, outputs = torch.randn(2, 3, size, size), (2, 1000 if name in LARGE else 10)

@@ -17,6 +17,7 @@ WRONG = [
     ("train_images", 0),
     ("test_images", 1.5),
     ("image_size", 4097),
+    ("context", 0),
     ("bad_images", "drop"),
     ("crop", -1),
     ("flip", 1),

@@ -20,6 +20,13 @@ __all__ = ["GraNd"]
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean loss of logits [n, classes] and targets [n], or soft ones [n, classes]; or [n, t, tokens] and [n, t]."""
+    if targets.ndim == outputs.ndim:
+        return F.cross_entropy(outputs, targets)
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
 class GraNd(OneShot):
     """Score = |gradient of the sample's loss by all trained weights|_2, at the end of epoch `at` - 1.
 
@@ -53,7 +60,7 @@ class GraNd(OneShot):
         self,
         model: nn.Module,
         batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-        loss_fn: LossFunction = F.cross_entropy,
+        loss_fn: LossFunction = cross_entropy,
     ) -> None:
         """Scores the samples of `batches` of (indices int64 [n], inputs [n, ...], targets [n, ...]).
 
@@ -104,7 +111,7 @@ class GraNd(OneShot):
 
 
 def gradient_norms(
-    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss_fn: LossFunction = F.cross_entropy
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss_fn: LossFunction = cross_entropy
 ) -> torch.Tensor:
     """|d loss_i / d weights|_2 [n], by all parameters that require a gradient, in evaluation mode."""
     weights = [p for p in model.parameters() if p.requires_grad]

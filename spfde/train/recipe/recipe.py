@@ -47,12 +47,13 @@ class Recipe:
     dataset: str = _knob("digits", rules.NAME, "Data set, as spfde.data.load knows it.")
     data_dir: str | None = _knob(None, rules.PATH.or_none(), "Directory of a data set that is not embedded.")
     train_images: int | None = _knob(
-        None, rules.integer(1).or_none(), "Training images to load (the data set's own number)."
+        None, rules.integer(1).or_none(), "Training samples, images or sequences, to load (the data set's own number)."
     )
     test_images: int | None = _knob(
-        None, rules.integer(1).or_none(), "Test images to load (the data set's own number)."
+        None, rules.integer(1).or_none(), "Test samples to load (the data set's own number)."
     )
     image_size: int | None = _knob(None, rules.integer(1, 4096).or_none(), "Side of an image folder's images (32).")
+    context: int | None = _knob(None, rules.integer(1, 2**16).or_none(), "Tokens of a text's sequences (128).")
     bad_images: str | None = _knob(
         None, rules.one_of("raise", "skip").or_none(), "What to do about a file that cannot be decoded (raise)."
     )
