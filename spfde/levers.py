@@ -155,6 +155,7 @@ class Lever(Protocol):
     - `settle(module)`: brings what it moves inside a module to its end state, before that is frozen;
     - `horizons`: a mapping of block names to the fraction of the training at which their learning rate reaches zero, 1
       for all others; read before the optimizer is made, so not of a lever that a factory makes;
+    - `lr_factors`: a mapping of those blocks' names to factors on their learning rate all along, 1 for all others;
     - `armed`: true while the passes must run through the model itself, not through compiled code of it;
     - `plan` and `reason`: what it means to do when, and why, for the run's record.
     """
@@ -254,6 +255,11 @@ class Levers(Sequence[Lever]):
     def horizons(self) -> dict[str, float]:
         """Where the learning rate of a block ends, as a fraction of the training, by the levers that say so."""
         return {name: end for lever in self._levers for name, end in getattr(lever, "horizons", {}).items()}
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        """By what the learning rate of a block with a horizon is multiplied, by the levers that say so."""
+        return {name: by for lever in self._levers for name, by in getattr(lever, "lr_factors", {}).items()}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The kind and the state of every lever, in their order."""

@@ -5,7 +5,10 @@ from spfde.freezing.compiled import Compiled
 from spfde.freezing.freeze import freeze, is_frozen, unfreeze
 from spfde.freezing.freezer import Freezer, Verdict
 from spfde.freezing.methods import METHODS, register
+from spfde.freezing.methods.freezeout import FreezeOut
+from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
+from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
 from spfde.freezing.schedule import FreezeSchedule
 
@@ -13,9 +16,12 @@ __all__ = [
     "METHODS",
     "Compiled",
     "FreezeBlock",
+    "FreezeOut",
     "FreezeSchedule",
     "Freezer",
+    "Linear",
     "Progressive",
+    "Static",
     "Verdict",
     "blocks",
     "freeze",

@@ -24,13 +24,14 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
 
 
 def check_share(name: str, value: object, span: str, usual: float) -> None:
-    """A number in `span`, which is (0, 1) or (0, 1].
+    """A number in `span`, which is (0, 1), (0, 1] or [0, 1).
 
     Raises:
         ValueError: it is anything else.
     """
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not (0 < value < 1 or (value == 1 and span.endswith("]"))):
+    ends = (value == 0 and span.startswith("[")) or (value == 1 and span.endswith("]"))
+    if not real or not (0 < value < 1 or ends):
         raise ValueError(f"expected {name} in {span}, got {value!r}; try {usual:.2g}")
 
 

@@ -91,7 +91,7 @@ def with_levers(
     horizons = known.horizons if recipe.block_cosine else {}
     if horizons and parts is None:
         parts = tuple(blocks(model, example))
-    groups = parameter_groups(model, parts or (), horizons)
+    groups = parameter_groups(model, parts or (), horizons, known.lr_factors)
     optimizer = make(inputs.optimizer or recipe_optimizer(recipe), groups)
     session = Session(
         recipe, model, optimizer, train, test, layout=layout, device=device, example=example, blocks=parts

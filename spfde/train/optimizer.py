@@ -55,10 +55,16 @@ def make(factory: Factory, groups: Groups) -> Optimizer:
     return optimizer
 
 
-def parameter_groups(model: nn.Module, blocks: Iterable[FreezeBlock], horizons: Mapping[str, float]) -> Groups:
+def parameter_groups(
+    model: nn.Module,
+    blocks: Iterable[FreezeBlock],
+    horizons: Mapping[str, float],
+    factors: Mapping[str, float] | None = None,
+) -> Groups:
     """Group parameters by the fraction of the training at which their learning rate ends: `horizon`.
 
-    One group per block that has one, with its name as `block`, and one, with horizon 1, for all else.
+    One group per block that has one, with its name as `block` and its factor on the rate as `factor`, and one, with
+    horizon 1, for all else.
 
     Raises:
         ValueError: a horizon is not in (0, 1], or not of one of the blocks.
@@ -73,14 +79,15 @@ def parameter_groups(model: nn.Module, blocks: Iterable[FreezeBlock], horizons: 
     groups = []
     for block in (block for name, block in names.items() if name in horizons):
         params = [p for p in (left.pop(id(p), None) for p in block.trainable) if p is not None]
-        groups.append({"params": params, "horizon": horizons[block.name], "block": block.name})
+        factor = (factors or {}).get(block.name, 1.0)
+        groups.append({"params": params, "horizon": horizons[block.name], "factor": factor, "block": block.name})
     return [*groups, {"params": list(left.values()), "horizon": 1.0}]
 
 
 def set_learning_rate(optimizer: Optimizer, recipe: Recipe, progress: float) -> float:
     """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""
     for group in optimizer.param_groups:
-        group["lr"] = _rate(recipe, progress, group["horizon"])
+        group["lr"] = group.get("factor", 1.0) * _rate(recipe, progress, group["horizon"])
     return _rate(recipe, progress, 1.0)
 
 

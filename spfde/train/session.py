@@ -164,7 +164,7 @@ class Session:
             self._frozen.remove(block.name)
             for group in self.optimizer.param_groups:
                 if group.get("block") == block.name:
-                    group["horizon"] = 1.0
+                    group["horizon"] = group["factor"] = 1.0
         if back:
             self._drop_compiled()
 

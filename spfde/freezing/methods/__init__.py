@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from spfde.freezing.methods.freezeout import FreezeOut
+from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
+from spfde.freezing.methods.static import Static
 
-METHODS: dict[str, Callable[..., Any]] = {"progressive": Progressive}
+METHODS: dict[str, Callable[..., Any]] = {
+    "progressive": Progressive,
+    "static": Static,
+    "linear": Linear,
+    "freezeout": FreezeOut,
+}
 
 
 def register(name: str, method: Callable[..., Any]) -> None:

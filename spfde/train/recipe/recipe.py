@@ -142,7 +142,9 @@ class Recipe:
         None, rules.integer(0).or_none(), "Epoch that each round of imp starts again from."
     )
     freeze: float | None = _knob(
-        None, rules.BELOW_ONE.or_none(), "Fraction of training FLOPs that freezing saves, 0 = off."
+        None,
+        rules.BELOW_ONE.or_none(),
+        "Fraction of training FLOPs to save by freezing, if the freezer has a budget; 0 = off.",
     )
     freeze_fraction: float = _knob(2 / 3, rules.FRACTION, "Fraction of the blocks that end up frozen.")
     freeze_by: str = _knob("progressive", rules.registered(FREEZERS), "What decides which blocks freeze, and when.")

@@ -1,0 +1,54 @@
+"""The freezers by name in a recipe: what freezes, and that a run goes on from mid-epoch to the same bits."""
+
+import pytest
+from train.runs import bits, figures, last_state, recipe, same, stop_within
+
+FIELDS = {"epochs": 3, "batch_size": 30, "lr": 0.05, "freeze": 0.1, "sieve": 0, "topology": "set"}
+OPTIONS = {
+    "static": {"start": 1},
+    "linear": {"start": 0},
+    "freezeout": {"first": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_freezes_under_fit_and_resumes_within_an_epoch_to_the_same_bits(name, task, tmp_path):
+    fields = {**FIELDS, "freeze_by": name, "freeze_options": OPTIONS[name]}
+    whole = task.fit(recipe(out=tmp_path / "whole", **fields))
+    stop_within(1, 2, tmp_path / "parts", fit=task.fit, fields=fields)
+    parts = task.fit(recipe(out=tmp_path / "parts", **fields), resume=True)
+    assert same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
+    assert same(bits(parts.model), bits(whole.model))
+    assert [figures(e) for e in parts.epochs] == [figures(e) for e in whole.epochs]
+    frozen = [record.frozen for record in whole.epochs]
+    assert frozen[-1] and frozen[0] == () and whole.epochs[-1].flops < whole.epochs[0].flops
+    told = [event for record in whole.epochs for event in record.events if event.kind == "freeze"]
+    assert [event.text for event in told] == [f"froze {block}" for block in frozen[-1]]
+    assert all(event.reason for event in told)
+
+
+def test_freezeout_anneals_and_scales_the_rates_of_its_blocks(task):
+    seen = {}
+
+    class Watch:
+        from spfde.levers import Step
+
+        needs = (Step,)
+
+        def on(self, event, run):
+            for group in run.optimizer.param_groups:
+                seen.setdefault(group.get("block"), []).append(group["lr"])
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    fields = {**FIELDS, "warmup": 0, "freeze_by": "freezeout", "freeze_options": {"first": 0.5, "curve": "linear"}}
+    task.fit(recipe(**fields), levers=[Watch()])
+    rates = seen["layer1.0"]
+    assert len(rates) == 9 and all(rate > 0 for rate in rates[:4]) and not any(rates[5:])
+    assert rates[0] == pytest.approx(2 * seen[None][0], rel=0.05)  # scaled by 1 / 0.5
+    with pytest.raises(ValueError, match="expected a run that anneals .*block_cosine"):
+        task.fit(recipe(**fields, block_cosine=False))
