@@ -11,6 +11,7 @@ from spfde.freezing.methods.progressive import Progressive
 from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
 from spfde.freezing.schedule import FreezeSchedule
+from spfde.freezing.seconds import step_seconds
 
 __all__ = [
     "METHODS",
@@ -27,5 +28,6 @@ __all__ = [
     "freeze",
     "is_frozen",
     "register",
+    "step_seconds",
     "unfreeze",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -16,12 +17,14 @@ from spfde.freezing.wrapped import check_wrapped
 class TracedLayer:
     """One layer and its work as it was when the model was traced.
 
-    behind: whether something that never freezes runs in front of it, so that its input gradient is always computed.
+    fixed_at: how many front blocks must be frozen for its weight gradient not to be computed. cut_at: how many for the
+    gradient of its input. 0: it never is, inf: it always is.
     """
 
     module: nn.Module = field(repr=False)
     traced: LayerWork
-    behind: bool = False
+    fixed_at: float = math.inf
+    cut_at: float = math.inf
 
     @property
     def work(self) -> LayerWork:
@@ -30,8 +33,12 @@ class TracedLayer:
 
     @property
     def credit(self) -> int:
-        """Backward FLOPs of one sample that freezing saves."""
-        return self.work.forward if self.behind else self.work.backward
+        """Backward FLOPs of one sample that freezing saves; behind what never freezes, those of the weight gradient."""
+        return self.work.forward if self.cut_at == math.inf else self.work.backward
+
+    def training(self, front: int) -> int:
+        """FLOPs of one sample in a training step with the first `front` blocks frozen."""
+        return self.work.forward * (1 + (front < self.fixed_at) + (front < self.cut_at))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from spfde._modules import batch_size
 from spfde.flops import LOOKUPS, layer_work
 from spfde.freezing.block import FreezeBlock, TracedLayer
 from spfde.freezing.stacks import Stacks, find_stacks, weights
-from spfde.freezing.trace import Call, reached, trace
+from spfde.freezing.trace import Call, reached, trace, upstream
 from spfde.nn import SparseLinear
 
 __all__ = ["blocks"]
@@ -213,18 +214,27 @@ def _loose(
 
 
 def _layers(model: nn.Module, example_input: Any, root: Call, parts: Sequence[FreezeBlock]) -> list[TracedLayer]:
-    """The layers that ran, in execution order, each with whether a part that never freezes is in front of it."""
+    """The layers that ran, in execution order, each with the freezes that save its gradients."""
     work = layer_work(model, example_input)
     ran = {call.name for call in root.all()}
     called = {name: name for name in work}  # a layer that its parent multiplies for: the module around that ran
     for name in work:
         while called[name] not in ran:
             called[name] = called[name].rpartition(".")[0]
-    freezes = {p for part in parts for p in part.trainable}
-    never = [p for p in model.parameters() if p.requires_grad and p not in freezes]
+    fixed = {p: float(front) for front, part in enumerate(parts, start=1) for p in part.trainable}
+    fixed = {p: fixed.get(p, math.inf) for p in model.parameters() if p.requires_grad}
     wanted = {name: model.get_submodule(around) for name, around in called.items()}
-    behind = set(reached(model, example_input, never, set(wanted.values())))
-    return [TracedLayer(model.get_submodule(name), each, wanted[name] in behind) for name, each in work.items()]
+    cut = upstream(model, example_input, fixed, set(wanted.values()))
+    modules = {name: model.get_submodule(name) for name in work}
+    return [
+        TracedLayer(
+            module=modules[name],
+            traced=each,
+            fixed_at=max((fixed.get(p, 0) for p in modules[name].parameters(recurse=False) if p.ndim > 1), default=0),
+            cut_at=cut.get(wanted[name], 0),
+        )
+        for name, each in work.items()
+    ]
 
 
 def _looks_up(module: nn.Module) -> bool:

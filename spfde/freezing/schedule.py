@@ -1,10 +1,14 @@
-"""When to freeze and unfreeze which block so that training costs a given share of FLOPs less: arithmetic only."""
+"""When which block is frozen, and what that saves: arithmetic only."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+REPEATS = 2  # how often one change of a block is printed
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class FreezeSchedule:
 
     Attributes:
         changes: in the order in which they happen.
-        saving: share of all training FLOPs that the schedule saves.
-        reason: why it starts when it starts.
+        saving: share of the whole training's cost, in FLOPs or in seconds, that the schedule saves.
+        reason: why it is as it is.
     """
 
     changes: tuple[Change, ...]
@@ -37,17 +41,50 @@ class FreezeSchedule:
 
     def frozen(self, epoch: int) -> tuple[str, ...]:
         """Blocks that are frozen during an epoch, in freezing order."""
+        *_, last = self.sets(epoch + 1)
+        return last
+
+    def sets(self, epochs: int) -> Iterator[tuple[str, ...]]:
+        """`frozen` of each epoch."""
         names: dict[str, None] = {}
-        for change in self.changes:
-            if change.epoch <= epoch:
+        waiting = deque(self.changes)
+        for epoch in range(epochs):
+            while waiting and waiting[0].epoch <= epoch:
+                change = waiting.popleft()
                 names.pop(change.block, None)
                 if change.frozen:
                     names[change.block] = None
-        return tuple(names)
+            yield tuple(names)
+
+    def saves(self, names: Sequence[str], costs: Sequence[float], epochs: int) -> float:
+        """The share of the training's cost that it saves.
+
+        Args:
+            names: blocks, front to back.
+            costs: of a step with the first 0, 1, ... of them frozen. Of what is frozen behind an active block nothing
+                is counted as saved.
+            epochs: length of the training.
+        """
+        fronts = [
+            next((i for i, name in enumerate(names) if name not in frozen), len(names))
+            for frozen in map(set, self.sets(epochs))
+        ]
+        return 1 - sum(costs[front] for front in fronts) / (costs[0] * epochs)
 
     def __str__(self) -> str:
+        """One line for each epoch in which something changes, and the reason; what goes on as before is counted."""
         width = len(str(self.changes[-1].epoch))
-        lines = [f"epoch {c.epoch:>{width}}  {'freeze' if c.frozen else 'unfreeze'} {c.block}" for c in self.changes]
+        seen: Counter[tuple[str, bool]] = Counter()
+        lines, more = [], 0
+        for (epoch, frozen), group in groupby(self.changes, key=lambda change: (change.epoch, change.frozen)):
+            names = [change.block for change in group]
+            seen.update((name, frozen) for name in names)
+            if min(seen[name, frozen] for name in names) > REPEATS:
+                more += 1
+            else:
+                lines.append(f"epoch {epoch:>{width}}  {'freeze' if frozen else 'unfreeze'} {', '.join(names)}")
+        if more:
+            lines.append(f"... and {more} more like these, to epoch {self.changes[-1].epoch}")
         return "\n".join([*lines, self.reason])
 
 
@@ -67,61 +104,3 @@ def exact_first_epoch(backward: Sequence[float], target: float, *, epochs: int, 
         if first + (count - 1) * interval <= epochs:
             return first
     return -math.inf
-
-
-def single_shot(
-    names: Sequence[str],
-    backward: Sequence[float],
-    total: float,
-    *,
-    epochs: int,
-    interval: int,
-    flops_reduction: float,
-    fraction: float,
-) -> FreezeSchedule:
-    """Front to back, one block per interval, each frozen once, as late as the FLOPs target allows.
-
-    The first epoch is the latest multiple of `interval` at which the blocks' backward FLOPs times the epochs
-    they stay frozen reach `flops_reduction` of all training FLOPs.
-
-    Args:
-        names: blocks, front to back.
-        backward: backward FLOPs per sample of each block.
-        total: forward + backward FLOPs per sample of the whole model.
-        epochs: length of the training.
-        interval: epochs between two freezes.
-        flops_reduction: share of training FLOPs to save.
-        fraction: share of the blocks to freeze, rounded to a whole number of blocks, at least one.
-
-    Raises:
-        ValueError: the target cannot be reached.
-
-    Source: SpFDE (NeurIPS 2022), "Layer Freezing Algorithm", single-shot scheme.
-    """
-    count = max(1, math.floor(fraction * len(names) + 0.5))
-    credit = backward[:count]
-    whole = total * epochs
-    target = flops_reduction * whole * (1 - 1e-12)  # a target met exactly must not fail by rounding
-    boundaries = range(interval, epochs, interval)
-    times = {"epochs": epochs, "interval": interval}
-    reachable = saved(credit, interval, **times) / whole if boundaries else 0.0
-    first = next((e for e in reversed(boundaries) if saved(credit, e, **times) >= target), None)
-    if first is None:
-        raise ValueError(
-            f"expected flops_reduction <= {math.floor(reachable * 1e4) / 1e4:.4f}, the most that freezing "
-            f"{count} of {len(names)} blocks over {epochs} epochs with interval {interval} saves, got "
-            f"{flops_reduction}; try that, a larger fraction or more epochs"
-        )
-    saving = saved(credit, first, **times) / whole
-    exact = exact_first_epoch(credit, flops_reduction * whole, **times)
-    starts = [(first + i * interval, name) for i, name in enumerate(names[:count]) if first + i * interval < epochs]
-    reason = (
-        f"freezing {len(starts)} of {len(names)} blocks from epoch {first}, one every {interval} epochs, "
-        f"saves {saving:.1%} of all training FLOPs "
-        f"(target {flops_reduction:.1%}, met exactly at epoch {exact:.1f})"
-    )
-    return FreezeSchedule(tuple(Change(epoch, name) for epoch, name in starts), saving, reason)
-
-
-# Makers of schedules by the name of their scheme, called as `single_shot` is.
-SCHEMES: dict[str, Callable[..., FreezeSchedule]] = {"single-shot": single_shot}

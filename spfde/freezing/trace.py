@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +66,40 @@ def reached(
     with torch.enable_grad(), _only_trainable(model, parameters), _hooks(modules, enter):
         _run(model, example_input)
     return hit
+
+
+def upstream(
+    model: nn.Module, example_input: Any, marks: Mapping[nn.Parameter, float], modules: Iterable[nn.Module]
+) -> dict[nn.Module, float]:
+    """For those of `modules` whose input depends on one of the parameters in `marks`, the largest mark of such."""
+    known: dict[Any, float] = {}  # by node of the graph
+    found: dict[nn.Module, float] = {}
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        for tensor in tensors((args, kwargs)):
+            if tensor.requires_grad:
+                mark = marks.get(tensor, 0.0) if tensor.grad_fn is None else _largest(tensor.grad_fn, marks, known)
+                found[module] = max(mark, found.get(module, 0.0))
+
+    with torch.enable_grad(), _only_trainable(model, marks), _hooks(modules, enter):
+        _run(model, example_input)
+    return found
+
+
+def _largest(root: Any, marks: Mapping[nn.Parameter, float], known: dict[Any, float]) -> float:
+    """The largest mark of a parameter that a node of the graph comes from; `known` is looked at and added to."""
+    waiting = [root]
+    while waiting:
+        node = waiting[-1]
+        before = [each for each, _ in node.next_functions if each is not None]
+        ahead = [each for each in before if each not in known]
+        if ahead and node not in known:
+            waiting += ahead
+            continue
+        waiting.pop()
+        own = marks.get(node.variable, 0.0) if hasattr(node, "variable") else 0.0
+        known[node] = max([own, *(known[each] for each in before)])
+    return known[root]
 
 
 def _run(model: nn.Module, example_input: Any) -> None:

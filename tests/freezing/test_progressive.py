@@ -2,6 +2,8 @@
 
 import copy
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch import nn
 
 from spfde.convert.sparsify import sparsify
 from spfde.freezing import Compiled, FreezeSchedule, Progressive, blocks, is_frozen
-from spfde.freezing.schedule import SCHEMES, Change
+from spfde.freezing.schedule import Change
+from spfde.freezing.schemes import SCHEMES
 from spfde.levers import Lever
 from spfde.models.resnet import ResNet as PaperResNet
 
@@ -25,11 +28,18 @@ def frozen_parameters(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if not p.requires_grad]
 
 
-def test_the_paper_s_network_starts_at_epoch_60():
+def test_the_paper_s_network_is_planned_as_the_page_says():
     model = PaperResNet(32, num_classes=100, width=2)
     sparsify(model, sparsity=0.9)
-    plan = Progressive(model, blocks(model, torch.randn(1, 3, 32, 32)), epochs=160, interval=5, flops_reduction=0.2)
-    assert plan.first_epoch == 60
+    found = blocks(model, torch.randn(1, 3, 32, 32))
+    page = (Path(__file__).parents[2] / "docs" / "freezing" / "progressive.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z-]+) \| (\d+) \| .* \| ([\d.]+%) \| ([\d.]+%) \|$", page, re.M)
+    assert [name for name, *_ in rows] == [*SCHEMES]
+    for name, first, credited, computed in rows:
+        plan = Progressive(model, found, epochs=160, interval=5, flops_reduction=0.2, scheme=name)
+        assert plan.first_epoch == int(first) and f"{plan.saving:.1%}" == computed
+        assert f"saves {credited} of all training FLOPs" in plan.reason
+    plan = Progressive(model, found, epochs=160, interval=5, flops_reduction=0.2)
     assert [epoch for epoch, _ in plan.plan] == list(range(60, 110, 5))
     assert [name for _, name in plan.plan] == [f"layer{s}.{i}" for s in (1, 2) for i in range(5)]
     assert "10 of 15 blocks" in plan.reason and str(plan).count("freeze layer") == 10
@@ -173,7 +183,26 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(key, value, wo
         ({"fraction": 1.1}, r"fraction in \(0, 1\], got 1.1"),
         ({"fraction": "all"}, r"fraction in \(0, 1\], got 'all'"),
         ({"flops_reduction": 0.95}, r"flops_reduction <= 0\.\d+"),
-        ({"scheme": "periodic"}, "scheme to be one of single-shot, got 'periodic'"),
+        (
+            {"scheme": "thrice"},
+            "scheme to be one of delayed-periodic, periodic, single-shot, single-shot-resume, got 'thrice'",
+        ),
+        ({"thaw_epochs": 2}, "no thaw_epochs with scheme='single-shot', got 2"),
+        ({"scheme": "periodic", "delay": 2}, "no delay with scheme='periodic', got 2"),
+        ({"scheme": "delayed-periodic", "delay": 12}, r"delay to be an integer in \[1, 11\], got 12"),
+        ({"scheme": "single-shot-resume", "thaw_epochs": 1.0}, r"thaw_epochs to be an integer in \[1, 11\], got 1.0"),
+        ({"scheme": "single-shot-resume", "thaw_epochs": 3}, r"thaw_epochs to be a multiple of the interval .* got 3"),
+        ({"target": "minutes"}, "target to be one of flops, seconds, got 'minutes'"),
+        ({"target": "seconds"}, "seconds with target='seconds' and with no other, got .* and seconds=None"),
+        ({"seconds": [3, 2, 1, 1]}, r"seconds with .* got target='flops' and seconds=\[3, 2, 1, 1\]"),
+        (
+            {"target": "seconds", "seconds": [3, 2, 1]},
+            r"the positive seconds of a step with the first 0 to 3 .* got \[3, 2, 1\]",
+        ),
+        (
+            {"target": "seconds", "seconds": [3, 2, -1, 1]},
+            r"the positive seconds of a step with .* got \[3, 2, -1, 1\]",
+        ),
     ],
 )
 def test_arguments_out_of_range(options, words):
@@ -260,7 +289,7 @@ def test_a_scheme_that_gives_blocks_back(monkeypatch):
     seen = {epoch: (plan.begin_epoch(epoch), plan.frozen) for epoch in range(12)}
     assert [epoch for epoch, (frozen, _) in seen.items() if frozen] == [2, 6]
     assert [seen[epoch][1] for epoch in (1, 3, 5, 11)] == [(), (first,), (), (first, second)]
-    assert plan.horizons == {first: 6 / 12, second: 6 / 12} and is_frozen(model.get_submodule(first))
+    assert plan.horizons == {second: 6 / 12} and is_frozen(model.get_submodule(first))
     again = freezer(ResNet(), scheme="back")
     again.load_state_dict(plan.state_dict())
     assert again.frozen == plan.frozen and str(again) == str(plan) and "unfreeze" in str(plan)

@@ -1,7 +1,8 @@
-"""Progressive freezing: front to back on a schedule that meets a FLOPs budget."""
+"""Progressive freezing: front to back on a schedule that meets a budget of FLOPs or seconds."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,18 +12,21 @@ from torch import nn
 from spfde._names import unknown
 from spfde.freezing.block import FreezeBlock, check_freezable
 from spfde.freezing.checks import LEAST, check_blocks, check_share, check_whole, trainable_share
-from spfde.freezing.schedule import SCHEMES, Change, FreezeSchedule
+from spfde.freezing.costs import Costs, in_flops, in_seconds
+from spfde.freezing.schedule import Change, FreezeSchedule
+from spfde.freezing.schemes import OWN_OPTIONS, SCHEMES, to_freeze
 from spfde.levers import Answer, Decision, EpochStart, Event, Run
+
+TARGETS = ("flops", "seconds")
 
 
 class Progressive:
-    """Freezes blocks front to back, so that training costs `flops_reduction` fewer FLOPs.
+    """Freezes blocks front to back, so that training costs `flops_reduction` fewer FLOPs, or seconds.
 
-    Counted as saved are the backward FLOPs of each block (behind a part that stays active only those of the weight
-    gradients), at its density now, times the epochs it stays frozen, out of the forward and backward FLOPs of the
-    whole model, stem and head included, over all epochs. The first block freezes at `first_epoch`, the latest multiple
-    of `interval` that meets the target, then one block every `interval` epochs until about `fraction` of the blocks
-    are frozen.
+    With the target in FLOPs, counted as saved are the backward FLOPs of each block (behind a part that stays active
+    only those of the weight gradients), at its density now, times the epochs it stays frozen, out of the forward and
+    backward FLOPs of the whole model, stem and head included, over all epochs. In seconds, it is what the step took
+    less with each block frozen in a measurement.
 
     Args:
         model: the network in training.
@@ -30,17 +34,25 @@ class Progressive:
         epochs: length of the training.
         interval: epochs between two freezes; that of the topology updates, so that both fall on the same
             boundary.
-        flops_reduction: share of all training FLOPs to save, in (0, 1).
+        flops_reduction: share of all training FLOPs (of the seconds, with such a target) to save, in (0, 1).
         fraction: share of the blocks to freeze, in (0, 1].
-        scheme: "single-shot", each block is frozen once and stays frozen.
+        scheme: "single-shot", the first block freezes as late as the target allows, at a multiple of `interval`, then
+            one every `interval` epochs, each once; "single-shot-resume", all of it `thaw_epochs` earlier, and every
+            block active again for the last `thaw_epochs`; "periodic", front blocks are updated in one epoch of 4,
+            those in the middle in one of 2; "delayed-periodic", the same after `delay` epochs.
+        thaw_epochs: of single-shot-resume: a multiple of `interval`; None: a tenth of the training.
+        delay: of delayed-periodic: epochs in which all trains; None: a quarter of the training.
+        target: "flops" or "seconds".
+        seconds: with target="seconds" those of a step with the first 0, 1, ... blocks frozen, as
+            `spfde.freezing.step_seconds` measures them. They are kept in the state, and a state's win.
 
     Raises:
         TypeError: `blocks` are not FreezeBlocks.
-        ValueError: an argument is out of its range, the target cannot be reached, the blocks are not those of
-            `model` as it is now, a planned block shares state with an active part, or nothing would be left
-            to train, or less than 5% of the parameters although `fraction` is below 1.
+        ValueError: an argument is out of its range or not one of the scheme, the target cannot be reached, the blocks
+            are not those of `model` as it is now, a planned block shares state with an active part, or nothing would be
+            left to train, or less than 5% of the parameters although `fraction` is below 1.
 
-    Source: SpFDE (NeurIPS 2022), "Layer Freezing Algorithm".
+    Source: SpFDE (NeurIPS 2022), "Layer Freezing Algorithm" and Appendix B.
     """
 
     needs: Collection[type[Event]] = frozenset({EpochStart})
@@ -54,39 +66,51 @@ class Progressive:
         flops_reduction: float = 0.20,
         fraction: float = 2 / 3,
         scheme: str = "single-shot",
+        thaw_epochs: int | None = None,
+        delay: int | None = None,
+        target: str = "flops",
+        seconds: Sequence[float] | None = None,
     ) -> None:
         _check_arguments(epochs, interval, flops_reduction, fraction)
         if scheme not in SCHEMES:
             raise unknown("scheme", scheme, SCHEMES)
+        own = _own_options(scheme, epochs, thaw_epochs=thaw_epochs, delay=delay)
         check_blocks(blocks, model)
         self.blocks = tuple(blocks)
+        costs = _costs(target, seconds, self.blocks, fraction)
+        self._seconds = None if seconds is None else tuple(map(float, seconds))
         self._scheme = scheme
         self._epochs = epochs
-        self._schedule: FreezeSchedule = SCHEMES[scheme](
-            [block.name for block in blocks],
-            [block.credit for block in blocks],
-            _training_flops(blocks),
+        names = [block.name for block in blocks]
+        schedule = SCHEMES[scheme](
+            names,
+            costs.credits,
+            costs.total,
             epochs=epochs,
             interval=interval,
             flops_reduction=flops_reduction,
             fraction=fraction,
+            unit=costs.unit,
+            **own,
         )
-        for count in range(len(self.plan)):  # each stage: what is frozen by then may share nothing with the rest
-            check_freezable(blocks[: count + 1], model)
-        final = self._schedule.frozen(epochs - 1)
+        for count in range(len({name for _, name in schedule.freezes})):
+            check_freezable(blocks[: count + 1], model)  # each stage may share nothing with the rest
+        final = schedule.frozen(epochs - 1)
         share = trainable_share(model, [block for block in blocks if block.name in final])
         if share < LEAST and fraction < 1:
             raise ValueError(
                 f"expected a plan that leaves {LEAST:.0%} of the parameters to train, got {share:.1%} after freezing "
                 f"{', '.join(final)}; try a smaller fraction, or 1 if that is what you want"
             )
-        reason = f"{self.reason}; {share:.1%} of the parameters stay trainable to the end"
-        self._schedule = replace(self._schedule, reason=reason)
+        saving = schedule.saves(names, costs.steps, epochs)
+        exact = "" if seconds is not None else f"; {saving:.1%} counting every gradient that is then not computed"
+        reason = f"{schedule.reason}{exact}; {share:.1%} of the parameters stay trainable to the end"
+        self._schedule: FreezeSchedule = replace(schedule, saving=saving, reason=reason)
         self._frozen: list[str] = []
 
     @property
     def plan(self) -> tuple[tuple[int, str], ...]:
-        """(epoch, block name) of every freeze, in order; `print(freezer)` shows it."""
+        """(epoch, block name) of every freeze, in order; `print(freezer)` shows it, and what is given back when."""
         return self._schedule.freezes
 
     @property
@@ -100,15 +124,23 @@ class Progressive:
         return self._schedule.reason
 
     @property
+    def saving(self) -> float:
+        """Share of the training's FLOPs, of all that the steps compute, or of its seconds that the plan saves."""
+        return self._schedule.saving
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the blocks that are frozen now, in freezing order."""
         return tuple(self._frozen)
 
     @property
     def horizons(self) -> dict[str, float]:
-        """The fraction of the training at which each block that will freeze for good does."""
-        final = self._schedule.frozen(self._epochs - 1)
-        return {name: epoch / self._epochs for epoch, name in self.plan if name in final}
+        """The fraction of the training at which each block that freezes once does.
+
+        One that freezes again and again has the learning rate of what never freezes, as one that is given back has.
+        """
+        times = Counter(name for _, name in self.plan)
+        return {name: epoch / self._epochs for epoch, name in self.plan if times[name] == 1}
 
     def due(self, epoch: int) -> list[FreezeBlock]:
         """Blocks that `begin_epoch(epoch)` would freeze, front to back. Changes nothing."""
@@ -159,9 +191,10 @@ class Progressive:
         return {
             **self._identity(),
             "changes": [[change.epoch, change.block, change.frozen] for change in self._schedule.changes],
-            "saving": self._schedule.saving,
+            "saving": self.saving,
             "reason": self.reason,
             "frozen": list(self._frozen),
+            "seconds": None if self._seconds is None else list(self._seconds),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,6 +210,7 @@ class Progressive:
             elif block.name in self._frozen:
                 block.unfreeze()
         self._schedule, self._frozen = schedule, frozen
+        self._seconds = tuple(seconds) if (seconds := state.get("seconds")) else None
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -199,8 +233,7 @@ class Progressive:
                 f"expected changes of the first of {expected['blocks']}, got some of {named}; try another checkpoint"
             )
         schedule = FreezeSchedule(changes, state["saving"], state["reason"])
-        possible = [list(schedule.frozen(epoch)) for epoch in range(self._epochs)]
-        if state["frozen"] not in possible:
+        if state["frozen"] not in map(list, schedule.sets(self._epochs)):
             raise ValueError(f"expected frozen blocks as of an epoch, got {state['frozen']}; try another checkpoint")
         return schedule, list(state["frozen"])
 
@@ -208,10 +241,26 @@ class Progressive:
         return str(self._schedule)
 
 
-def _training_flops(blocks: Sequence[FreezeBlock]) -> int:
-    """Forward + backward FLOPs per sample of the whole model, stem and head included."""
-    work = [*(w for block in blocks for w in block.work), *(layer.work for layer in blocks[0].rest)]
-    return sum(w.forward + w.backward for w in work)
+def _costs(target: str, seconds: Sequence[float] | None, blocks: Sequence[FreezeBlock], fraction: float) -> Costs:
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    if (target == "seconds") != (seconds is not None):
+        raise ValueError(
+            f"expected seconds with target='seconds' and with no other, got target={target!r} and seconds={seconds!r}; "
+            "try seconds=step_seconds(model, blocks, step)"
+        )
+    return in_flops(blocks) if seconds is None else in_seconds(seconds, len(blocks), to_freeze(len(blocks), fraction))
+
+
+def _own_options(scheme: str, epochs: int, **given: int | None) -> dict[str, int]:
+    """Those of the options of single schemes that are given."""
+    options = {name: value for name, value in given.items() if value is not None}
+    for name, value in options.items():
+        if name != OWN_OPTIONS.get(scheme):
+            owner = next(each for each, own in OWN_OPTIONS.items() if own == name)
+            raise ValueError(f"expected no {name} with scheme={scheme!r}, got {value!r}; try scheme={owner!r}")
+        check_whole(name, value, 1, epochs - 1)
+    return options
 
 
 def _check_arguments(epochs: int, interval: int, flops_reduction: float, fraction: float) -> None:
