@@ -1,6 +1,7 @@
 """What to freeze, and when: blocks of a model that become constant while the rest goes on training."""
 
 from spfde.freezing.block import FreezeBlock
+from spfde.freezing.cache import ActivationCache, CacheStats
 from spfde.freezing.compiled import Compiled
 from spfde.freezing.freeze import freeze, is_frozen, unfreeze
 from spfde.freezing.freezer import Freezer, Verdict
@@ -15,6 +16,8 @@ from spfde.freezing.seconds import step_seconds
 
 __all__ = [
     "METHODS",
+    "ActivationCache",
+    "CacheStats",
     "Compiled",
     "FreezeBlock",
     "FreezeOut",
