@@ -11,6 +11,7 @@ from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
 from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
+from spfde.freezing.prefix import Prefix
 from spfde.freezing.schedule import FreezeSchedule
 from spfde.freezing.seconds import step_seconds
 
@@ -24,6 +25,7 @@ __all__ = [
     "FreezeSchedule",
     "Freezer",
     "Linear",
+    "Prefix",
     "Progressive",
     "Static",
     "Verdict",

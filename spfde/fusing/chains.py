@@ -76,7 +76,7 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
         if not reason:
             last, residual, add = addition.node, addition.other, addition.function
     follower = only_user(last)
-    act = _activation(follower, last, module) if follower is not None else ""
+    act = activation(follower, last, module) if follower is not None else ""
     if act:
         end = follower
     else:
@@ -174,7 +174,7 @@ def _moving_problem(norm: fx.Node) -> str:
     return "" if alone else "its input is also used elsewhere, so the addition stays on its own"
 
 
-def _activation(node: fx.Node, value: fx.Node, module: nn.Module) -> str:
+def activation(node: fx.Node, value: fx.Node, module: nn.Module) -> str:
     """The name of the activation that `node` applies to `value`, empty if it is none that can be fused."""
     if not node.args or node.args[0] is not value or len(node.args) != 1 or node.kwargs.keys() - {"inplace"}:
         return ""

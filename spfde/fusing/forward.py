@@ -55,7 +55,7 @@ class FusedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         unchanged, function = self.functions[self.module.training, ""]
-        if _holds(unchanged, self.module):
+        if holds(unchanged, self.module):
             return function(self.module, *args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
 
@@ -93,7 +93,7 @@ def plus(module: nn.Module, function: str, other: Any, *args: Any) -> Any:
         adding = module.forward.functions.get((module.training, function))
         if adding is not None and not (hooked(module) or module._compiled_call_impl or _has_any_global_hook()):
             unchanged, add = adding
-            if _holds(unchanged, module):
+            if holds(unchanged, module):
                 return add(module, other, *args)
     return FUNCTIONS[function](module(*args), other)
 
@@ -115,7 +115,8 @@ def rewritten_forwards(
     return rewritten
 
 
-def _holds(unchanged: Callable[[nn.Module], bool] | None, module: nn.Module) -> bool:
+def holds(unchanged: Callable[[nn.Module], bool] | None, module: nn.Module) -> bool:
+    """Whether what a trace has read still is as it was."""
     try:
         return unchanged is None or unchanged(module)
     except (AttributeError, KeyError):  # it is gone
@@ -141,10 +142,11 @@ def _rewritten(
     called = [module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
     useful = useful or bool(layers) or bool(added)
     norms, layers, called = tuple(norms), tuple(layers), tuple(called)
-    return Rewritten(_compiled(graph), traced.unchanged, norms, layers, added, called, useful)
+    return Rewritten(compiled(graph), traced.unchanged, norms, layers, added, called, useful)
 
 
-def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+def compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """The function of the graph, whose first argument is the module."""
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<spfde.fuse>", "exec"), names)

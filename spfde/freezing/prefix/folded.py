@@ -1,0 +1,115 @@
+"""A frozen convolution and the frozen norm behind it as one convolution: weights scaled by output, and a bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spfde.fusing.epilogue import hooked
+from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
+from spfde.kernels.dtypes import through_dispatcher
+from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.triton import why_not
+from spfde.nn import SparseConv2d
+
+CONVOLUTIONS = (SparseConv2d, nn.Conv2d)  # these very types: a subclass may do something else
+
+
+class Folded:
+    """norm(conv(x)) of frozen modules as one convolution with `weights` and `bias`.
+
+    weights: the values of a sparse layer [capacity, R, C], the dense weight of another. bias: [outputs] or None. Both
+    are copies that follow from the modules and are never saved; `refresh` brings them up to what was written since.
+    """
+
+    def __init__(self, layer: nn.Module, norm: nn.Module | None = None) -> None:
+        self.layer, self.norm = layer, norm
+        self.sparse = isinstance(layer, SparseConv2d)
+        self.weights: Tensor | None = None
+        self.bias: Tensor | None = None
+        self._stamp: tuple[Any, ...] | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Folds anew if anything was written since the last time."""
+        stamp = self._written()
+        if stamp == self._stamp:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            weights, bias = self._fold()
+            self.weights, self.bias = _into(self.weights, weights), _into(self.bias, bias)
+        self._stamp = stamp
+
+    def _written(self) -> tuple[Any, ...]:
+        """What changes whenever one of the tensors that are folded does, or where the values lie."""
+        tensors = [*self.layer._parameters.values()]
+        norm = self.norm
+        if norm is not None:
+            tensors += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        moved = self.layer.plan.topology_version if self.sparse else 0
+        return moved, *((id(t), t._version, t.dtype, t.device, _address(t)) for t in tensors if t is not None)
+
+    def _fold(self) -> tuple[Tensor, Tensor | None]:
+        weights = (self.layer.values if self.sparse else self.layer.weight).detach()
+        bias, norm = self.layer.bias, self.norm
+        if norm is None:
+            return weights.clone(), None if bias is None else bias.detach().clone()
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        shift = shift if norm.bias is None else shift + norm.bias.double()
+        shift = shift if bias is None else shift + scale * bias.double()
+        # Sparse products take weights of another precision than the input; torch's own do not.
+        kept = torch.promote_types(weights.dtype, torch.float32) if self.sparse else weights.dtype
+        by_row = self._by_place(scale) if self.sparse else scale.view(-1, 1, 1, 1)
+        return (weights.double() * by_row).to(kept), shift.to(kept)
+
+    def _by_place(self, scale: Tensor) -> Tensor:
+        """The scale of the output that each stored weight belongs to, [capacity, R, C]; 0 for those of none."""
+        plan = self.layer.plan
+        rows = plan.grid.places(plan.positions) // plan.cols
+        found = scale.new_zeros(plan.values_shape)
+        found[: plan.nnz] = torch.cat([scale, scale.new_zeros(1)])[rows]
+        return found
+
+    def product(self, x: Tensor) -> Tensor:
+        """The convolution of x."""
+        layer = self.layer
+        if not self.sparse:
+            return layer._conv_forward(x, self.weights, self.bias)
+        x = layer._prepared(x) if layer._pads_or_thins else x
+        return conv2d(x, self.weights, layer.plan, self.bias, layer.dispatch_key)
+
+    def with_epilogue(self, x: Tensor, residual: Tensor | None, act: str) -> Tensor | None:
+        """act(conv(x) + residual) in the layer's kernel, None where that has no such end."""
+        layer = self.layer
+        if not self.sparse or through_dispatcher(x) or why_not(x.device.type) is not None:
+            return None
+        x, end = layer._prepared(x) if layer._pads_or_thins else x, Epilogue(self.bias, residual=residual, act=act)
+        return conv2d_with_epilogue(x, self.weights, layer.plan, lambda: end, layer.dispatch_key)
+
+
+def obstacle(layer: nn.Module) -> str:
+    """Why a convolution cannot be folded, empty if it can."""
+    if type(layer) not in CONVOLUTIONS:
+        return f"{type(layer).__name__} is no convolution of torch.nn or spfde.nn itself"
+    if hooked(layer):
+        return "it has hooks, which would see another output"
+    if "forward" in vars(layer):
+        return "its forward is replaced on the instance"
+    return "its weights are made anew by a transform" if "transform" in layer._modules else ""
+
+
+def _address(tensor: Tensor) -> int:
+    """Where it lies: what is written through `.data` shows there if nowhere else."""
+    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta else 0
+
+
+def _into(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """The new, in the memory of the old where that fits: compiled code has read it there."""
+    same = old is not None and new is not None and (old.shape, old.dtype, old.device) == (
+        new.shape, new.dtype, new.device
+    )  # fmt: skip
+    return old.copy_(new) if same else new
