@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from spfde._names import printable
 from spfde.flops import positions
 from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer
@@ -107,6 +108,7 @@ class Summary:
             )
             for r in self.rows
         ]
+        body = [tuple(map(_one_line, line)) for line in body]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *body]]
         dense = sum(r.weights for r in self.rows)
@@ -134,6 +136,11 @@ def _share(amounts: Sequence[int], these: Iterable[bool]) -> float:
     """The share of the amounts that is of these."""
     whole = sum(amounts)
     return sum(amount for amount, is_this in zip(amounts, these, strict=True) if is_this) / whole if whole else 0.0
+
+
+def _one_line(text: str) -> str:
+    """Text of a cell: a name must not steer a terminal, nor begin a row."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _mb(size: int) -> str:

@@ -135,6 +135,12 @@ def check_device(x: Tensor, values: Tensor) -> None:
         )
 
 
+def note_seen(plan: Plan, x: Tensor, dtype: torch.dtype) -> None:
+    """Remembers the latest input where `find` is not asked; not one whose sizes a trace leaves open."""
+    if not torch.compiler.is_compiling() and all(type(size) is int for size in x.shape):
+        plan.last_seen = Seen(x.device.type, dtype, tuple(x.shape))
+
+
 def run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call, shape: Shape | None = None) -> Tensor:
     """y by a call of a plan, eagerly, in another `shape` where one is given, and never a view.
 

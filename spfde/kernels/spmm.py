@@ -73,8 +73,7 @@ def spmm_with_epilogue(
 def _through_dispatcher(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, kernel: str) -> Tensor:
     call.check_device(x, values)
     dtype, result = compute_and_result_dtype(x, values)
-    if not torch.compiler.is_compiling():
-        plan.last_seen = call.Seen(x.device.type, dtype, tuple(x.shape))
+    call.note_seen(plan, x, dtype)
     with without_autocast(x.device.type):
         check_parameters(values, plan.values_shape, bias, plan.rows)
         x, values, bias = cast(x, dtype), packed(values, dtype), packed(bias, dtype)

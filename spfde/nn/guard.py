@@ -1,8 +1,9 @@
-"""The dense weight as it is given to be read: what would write it in place, where no layer would see it, is refused."""
+"""The dense weight as it is given to be read: what would write or replace it, unseen by its layer, is refused."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 _HARMLESS = frozenset({"requires_grad_", "retain_grad", "share_memory_", "record_stream", "rename_"})
 _OPERATORS = ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 _WRITING = frozenset({"__setitem__", *(f"__i{name}__" for name in _OPERATORS)})
+_SETTERS = (Tensor.data.__set__, Tensor.grad.__set__)  # type: ignore[attr-defined]
+# Modules of torch.nn.utils that put something else in a weight's place.
+_REPLACING = frozenset(f"torch.nn.utils.{name}" for name in ("weight_norm", "prune", "parametrizations"))
 
 
 class DenseWeight(Tensor):
@@ -21,13 +25,11 @@ class DenseWeight(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _writes(func, args, kwargs):
-            raise ValueError(
-                "expected .weight of a sparse layer to be read, got a write in place to it, a dense copy that is made "
-                "at every reading, try layer.values (the stored weights), layer.move_to for their places, or "
-                "load_state_dict"
-            )
+            raise only_read("a write in place to it")
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
+        if func is Tensor.numpy:
+            result.flags.writeable = False
         return _guarded(result, args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -44,9 +46,40 @@ def guarded(dense: Tensor) -> Tensor:
     return dense.as_subclass(DenseWeight)
 
 
+class Parameters(dict):
+    """The Parameters of a sparse layer, by name: who asks for a weight among them, to replace it, is told."""
+
+    def __missing__(self, name: str) -> Any:
+        if name == "weight":
+            raise only_read("something that replaces it")
+        raise KeyError(name)
+
+
+def check_reader() -> None:
+    """Refuses torch's weight_norm, prune and parametrizations, which read a weight to replace it.
+
+    To be called by what is read.
+
+    Raises:
+        ValueError: one of them reads.
+    """
+    reader = sys._getframe(2).f_globals.get("__name__")
+    if reader in _REPLACING:
+        raise only_read(f"{reader}, which replaces it")
+
+
+def only_read(what: str) -> ValueError:
+    """What is said to who would write the weight."""
+    return ValueError(
+        f"expected .weight of a sparse layer, a dense copy that is made at every reading, to be read, got {what}, try "
+        "layer.values (the stored weights), layer.move_to for their places, load_state_dict, or a layer that stays "
+        "dense (exclude=, spfde.densify)"
+    )
+
+
 def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
-    if func == Tensor.data.__set__:
+    if func in _SETTERS:
         return True
     if any(isinstance(one, DenseWeight) for one in tree_leaves(kwargs.get("out"))):
         return True

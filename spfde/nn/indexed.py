@@ -266,6 +266,7 @@ class Indexed(nn.Module):
             problem = index_from_dense(self, dense, state_dict, prefix)
         else:
             problem = check_loaded(self, state_dict, prefix)
+        problem = problem or self._lineage.check_loaded(self, state_dict.get(prefix + "values"))
         if problem:
             errors.append(f"{prefix.rstrip('.') or 'layer'}: {problem}")
             return

@@ -17,7 +17,7 @@ from spfde.kernels.dispatch.table import Table
 from spfde.kernels.dtypes import in_torch_ops, is_batched
 from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
-from spfde.nn.guard import guarded
+from spfde.nn.guard import Parameters, check_reader, guarded, only_read
 from spfde.nn.indexed import Indexed
 from spfde.sparse.kernel_index import ONE_TAP, Window
 
@@ -41,6 +41,7 @@ class SparseLayer(Indexed, ABC):
         positions: Tensor | None = None,
     ) -> None:
         super().__init__(weight, mask, pattern, window, positions)
+        self.__dict__["_parameters"] = Parameters(self._parameters)
         self.register_parameter("bias", bias)
         self._grad_probe: Callable[..., None] | None = None  # shown what the dense weight gradient is made of
         self._kernel = self._dispatch_key = "auto"
@@ -66,11 +67,16 @@ class SparseLayer(Indexed, ABC):
         if self._grad_probe is not None and dense.requires_grad:
             dense.register_hook(self._grad_probe)
         if not inside_a_forward():
+            check_reader()
             return guarded(dense)
         # With grad, one that also runs by itself is rather read for a penalty than by a fast path of inference.
         if self._last() is None or not torch.is_grad_enabled():
             self._last_input, self._weight_taken, self.plan.last_seen = self._last(), True, None
         return dense
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        raise only_read("another one")
 
     @property
     def weight_taken(self) -> bool:
@@ -158,6 +164,12 @@ class SparseLayer(Indexed, ABC):
             self._grad_probe(dy, x.detach())
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As any module's, but for a weight."""
+        if name == "weight":
+            raise only_read("another one")
+        super().register_parameter(name, param)
 
     def __getstate__(self) -> dict[str, Any]:
         seen = {"_last_input": self._last(), "_weight_taken": self.weight_taken}

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _AVERAGE = re.compile(r"(?<![A-Z])EMA(?![A-Z])|Ema(?![a-z])|Average")
 _COPYING = frozenset({"__deepcopy__", "__setstate__", "__reduce_ex__"})
 SAMPLE = 1 << 10  # values that a glance for writes past torch's count reads
+NEGLIGIBLE = 1e-6  # share of a model in an average that is none
+_MIXED = (
+    "expected a copy of a layer to be averaged weight by weight, got one that was written slot by slot after its "
+    "model's mask had moved, so that it mixes different weights, try spfde.integrations.EMA(model, topology), "
+    "topology.follow(copy), or load_state_dict to copy the model"
+)
 
 
 class Follower(Protocol):
@@ -198,11 +204,19 @@ class Lineage:
         elif layer.values.shape == origin.values.shape and _equal(layer.values, origin.values):
             self.suspected = None  # a whole copy, not an average
             return
-        raise ValueError(
-            "expected a copy of a layer to be averaged weight by weight, got one that was written slot by slot after "
-            "its model's mask had moved, so that it mixes different weights, try "
-            "spfde.integrations.EMA(model, topology), topology.follow(copy), or load_state_dict to copy the model"
-        )
+        raise ValueError(_MIXED)
+
+    def check_loaded(self, layer: Indexed, values: Tensor | None) -> str | None:
+        """What is wrong with values about to be loaded: an average of the layer and its origin, slot by slot."""
+        origin = self.origin and self.origin()
+        if self.suspected is None or origin is None or values is None or values.shape != origin.values.shape:
+            return None
+        mine, theirs, loaded = (v.detach().double().cpu() for v in (layer.values, origin.values, values))
+        apart, there = (mine - theirs).flatten(), (loaded - theirs).flatten()
+        share = float(there @ apart / (apart @ apart).clamp_min(torch.finfo(torch.float64).tiny))
+        nearest = min(share, 1 - share)  # of a whole copy 0; one weight or two may lie on the line by chance
+        exact = float((there - share * apart).norm()) <= 0.01 * nearest * float(apart.norm())
+        return _MIXED if nearest > NEGLIGIBLE and exact and values.numel() > 2 else None
 
     def mend(self, layer: Indexed) -> None:
         """Puts the index of a layer that follows right where an average of integers has rounded it down."""

@@ -47,11 +47,13 @@ def check(optimizer: Any, layers: Mapping[str, SparseLayer]) -> None:
     """Refuses state that a move could not carry along.
 
     Raises:
-        ValueError: it is flat, quantised, shared between slots, or in no shape that tells its slots.
+        ValueError: it is flat, quantised, shared between slots, in no shape that tells its slots, or not kept in
+            `state[parameter]`.
     """
     for one in optimizers(optimizer):
         if isinstance(one, LBFGS):
             raise _refused(one, "a flat history over all parameters", "")
+        _check_elsewhere(one, layers)
     for name, layer in layers.items():
         values = layer.values
         for one, _, key, tensor in _tensors(optimizer, values):
@@ -69,12 +71,42 @@ def is_aligned(tensor: Tensor, shape: torch.Size) -> bool:
     return tensor.dim() > 1 and tensor.shape[0] == slots and tuple(tensor.shape[1:]) in each
 
 
-def _refused(optimizer: Any, what: str, name: str) -> ValueError:
+def _refused(optimizer: Any, what: str, name: str, remedy: str = "") -> ValueError:
     of = f" of the layer {name!r}" if name else ""
     return ValueError(
         f"expected optimizer state that is one number or has an entry for every stored block, so that it can follow "
-        f"a mask, got {what}{of} in {type(optimizer).__name__}, try torch.optim.AdamW or SGD"
+        f"a mask, got {what}{of} in {type(optimizer).__name__}, try torch.optim.AdamW or SGD{remedy}"
     )
+
+
+def _check_elsewhere(one: Any, layers: Mapping[str, SparseLayer]) -> None:
+    """Refuses tensors that an optimizer keeps by position, name or id, or flat: nobody can tell whose they are."""
+    groups = [[p for p in group["params"] if isinstance(p, Tensor)] for group in one.param_groups]
+    ours = {id(p): p for group in groups for p in group}
+    shapes = {layer.values.shape: name for name, layer in layers.items() if id(layer.values) in ours}
+    flat = {(sum(p.numel() for p in group),) for group in [*groups, [*ours.values()]]}
+    held = [*ours.values(), *(p.grad for p in ours.values() if p.grad is not None)]
+    known = {tensor.untyped_storage()._cdata for tensor in held}  # what these share memory with is they themselves
+    for where, tensor in _kept_elsewhere(one):
+        name = shapes.get(tensor.shape, "" if tuple(tensor.shape) in flat else None)
+        if name is not None and tensor.numel() > 1 and tensor.untyped_storage()._cdata not in known:
+            what = f"{where!r} of shape {list(tensor.shape)} outside of state[parameter]"
+            raise _refused(one, what, name, ", or keeping it in optimizer.state[parameter]")
+
+
+def _kept_elsewhere(one: Any) -> Iterator[tuple[str, Tensor]]:
+    """(what it is kept as, tensor) of all tensors in an optimizer's containers but parameters and their state."""
+    waiting = [(key, value) for key, value in vars(one).items() if key not in ("state", "param_groups")]
+    waiting += [(str(key), value) for key, value in one.state.items() if not isinstance(key, Tensor)]
+    waiting += [(key, value) for group in one.param_groups for key, value in group.items() if key != "params"]
+    seen: set[int] = set()
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield where, value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [(where, inner) for inner in (value.values() if isinstance(value, dict) else value)]
 
 
 def _is_optimizer(one: Any) -> bool:

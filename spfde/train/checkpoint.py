@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -22,6 +24,17 @@ KEPT_WITHIN = 2  # checkpoints within an epoch: one to go on from should the new
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that belongs to another run."""
+
+
+@contextmanager
+def belongs_to(part: str, remedy: str) -> Iterator[None]:
+    """Raise CheckpointError, with what to try, where the state of a part of a run does not fit that of this one."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        what = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+        got = f"another one ({shorten(what, 400, placeholder=' ...')})"  # torch lists every key
+        raise CheckpointError(f"expected the checkpoint of this {part}, got {got}, try {remedy}") from error
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,8 @@ def require_space(path: Path, size: int) -> None:
                 file.write(bytes(size))
     except OSError as error:
         raise ValueError(
-            f"expected room for a checkpoint of {size / 2**20:.1f} MiB in {path}, got {error.strerror},"
-            " try freeing space, or another out"
+            f"expected room for a checkpoint of {size / 2**20:.1f} MiB in {path}, got {error.strerror}, try"
+            f" {_remedy(error)}, or another out"
         ) from error
 
 

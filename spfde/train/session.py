@@ -22,7 +22,7 @@ from spfde.freezing.block import check_freezable
 from spfde.levers import Forward, Lever, LeverFactory, Levers
 from spfde.sieving.shuffle import shuffled
 from spfde.train import samples
-from spfde.train.checkpoint import CheckpointError
+from spfde.train.checkpoint import CheckpointError, belongs_to
 from spfde.train.data import Batch, Source, epoch_seed, random_state, restore_random
 from spfde.train.device import Device, Layout
 from spfde.train.optimizer import Factory, moments, set_learning_rate, steps_per_epoch
@@ -289,8 +289,9 @@ class Session:
                 f"expected the checkpoint's optimizer, {state['optimizer_name']}, got {name},"
                 " try the one it was made with"
             )
-        try:
+        with belongs_to("network", "the model it was made with"):
             self.model.load_state_dict(state["model"])
+        with belongs_to("run's levers", "the levers it was made with, on the same model"):
             self._frozen = list(state["frozen"])
             before = {block.name for block in self._blocks or () if block.is_frozen}
             self.levers.load_state_dict(state["levers"])
@@ -299,17 +300,15 @@ class Session:
             for block in self._blocks or ():  # that a freezer had frozen and another lever had given back
                 if block.is_frozen and block.name not in (*before, *self._frozen):
                     block.unfreeze()
+        with belongs_to("optimizer", "the optimizer it was made with, on the same parameters"):
             self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
+        with belongs_to("run", "one that was made here"):
             place = state["place"]
             self.epoch, self.step, self.samples = place["epoch"], place["step"], place["samples"]
             self._active = place["active"]
             restore_random(state["random"], self.device.where)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"expected the checkpoint of this network, got another one ({error}), try the model it was made with"
-            ) from error
         self._drop_compiled()
 
     @property

@@ -353,6 +353,20 @@ def test_flops_of_attention_are_its_projections():
     assert counts > 0
 
 
+def test_a_name_neither_steers_a_terminal_nor_begins_a_row():
+    model = nn.Sequential()
+    for name in ("\x1b[2Jred", "two\nrows\t", "\u202eleft", "schön"):
+        model.add_module(name, nn.Linear(4, 4))
+    text = str(spfde.summary(spfde.sparsify(model, 0.5, distribution="erk")))
+    assert text.replace("\n", "").isprintable()
+    assert [line.split("  ")[0] for line in text.splitlines()[1:5]] == [
+        r"\x1b[2Jred",
+        r"two\nrows\t",
+        r"\u202eleft",
+        "schön",
+    ]
+
+
 def test_listing_is_the_same_in_every_place():
     """What a run records of its epochs and what summary says of the model speak of the same layers."""
     from spfde.train.record import layer_sparsity

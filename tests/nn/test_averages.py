@@ -149,6 +149,34 @@ def test_another_copy_is_refused_once_it_was_averaged_across_a_move(counted, ind
     assert not torch.equal(teacher(x), before)
 
 
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_average_that_is_loaded_is_refused_as_well(decay, dense):
+    model = network()
+    teacher = copy.deepcopy(model)
+
+    def loaded():
+        mine, theirs = teacher.state_dict(), model.state_dict()
+        return {k: decay * v + (1 - decay) * theirs[k] if v.is_floating_point() else theirs[k] for k, v in mine.items()}
+
+    with torch.no_grad():
+        model[2].values.add_(torch.randn_like(model[2].values))
+    teacher.load_state_dict(loaded())  # the masks are the same
+    moved(model[2])
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    with pytest.raises(RuntimeError, match="2: expected a copy of a layer to be averaged weight by weight, got"):
+        teacher.load_state_dict(loaded())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items() if key.startswith("2."))
+    best = model.state_dict()
+    if dense:
+        best = spfde.densify(copy.deepcopy(model)).state_dict()
+    with torch.no_grad():
+        best = {key: value.clone() for key, value in best.items()}
+        model[2].values.mul_(2)  # trained on: what is loaded is on no line between
+    teacher.load_state_dict(best)
+    assert torch.equal(teacher.state_dict()["2.values"], model[2].values / 2)
+
+
 def test_copies_with_a_life_of_their_own_are_left_alone():
     model, x = network(), torch.randn(4, 16)
     other, snapshot = copy.deepcopy(model), copy.deepcopy(model)

@@ -7,6 +7,7 @@ from warnings import catch_warnings, simplefilter
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from spfde import densify, fuse, sparsify
 
@@ -78,6 +79,13 @@ def test_a_symbolic_trace_keeps_sparse_layers_whole():
     net, (_, other) = model(), inputs()
     graph = torch.fx.symbolic_trace(net)
     assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1", "2", "3", "4"]
+    torch.testing.assert_close(graph(other), net(other))
+
+
+def test_sizes_that_a_trace_leaves_open_are_no_input_to_remember():
+    net, (x, other) = model(), inputs()
+    graph = make_fx(net, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
+    assert "kernel=auto" in repr(net)
     torch.testing.assert_close(graph(other), net(other))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import spfde
 
@@ -25,6 +26,19 @@ WRITES = {
 }
 
 
+REPLACEMENTS = {
+    "another Parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.ones(6, 8))),
+    "another tensor": lambda layer: setattr(layer, "weight", torch.ones(6, 8)),
+    "its gradient": lambda layer: setattr(layer.weight, "grad", torch.ones(6, 8)),
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    "global prune": lambda layer: prune.global_unstructured([(layer, "weight")], prune.L1Unstructured, amount=2),
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "batch norm": lambda layer: nn.utils.fusion.fuse_linear_bn_eval(layer.eval(), nn.BatchNorm1d(6).eval()),
+}
+
+
 @pytest.fixture
 def layer():
     torch.manual_seed(0)
@@ -36,10 +50,26 @@ def test_writing_it_in_place_is_refused(layer, write):
     before = layer.values.detach().clone()
     with (
         torch.no_grad(),
-        pytest.raises(ValueError, match=r"expected .weight of a sparse layer to be read.*layer.values"),
+        pytest.raises(ValueError, match=r"expected .weight of a sparse layer, .* to be read, got .*layer.values"),
     ):
         write(layer)
     assert torch.equal(layer.values, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("replace", REPLACEMENTS.values(), ids=REPLACEMENTS)
+def test_replacing_it_is_refused_before_anything_changes(layer, replace):
+    x, state = torch.randn(3, 8), {key: value.clone() for key, value in layer.state_dict().items()}
+    y = layer(x)
+    with pytest.raises(ValueError, match=r"expected .weight of a sparse layer, .* to be read, got .*exclude="):
+        replace(layer)
+    assert torch.equal(layer(x), y) and not layer._forward_pre_hooks
+    assert layer.state_dict().keys() == state.keys()
+
+
+def test_numpy_cannot_write_it(layer):
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight.detach().numpy()[0] = 1
 
 
 def test_it_reads_like_any_tensor(layer):

@@ -111,6 +111,39 @@ def test_what_cannot_follow_is_refused_before_anything_moves(made, named, monkey
     assert torch.equal(layer.mask(), mask) and layer.values.shape[0] == 48
 
 
+class Apart(torch.optim.SGD):
+    """Keeps a momentum of its own elsewhere than in state[parameter]."""
+
+    kept = staticmethod(lambda one, p: None)
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            self.kept(self, p)
+        super().step()
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        (lambda one, p: vars(one).setdefault("slow", [[]])[0].append(p.clone()), r"'slow' of shape \[48, 1, 1\]"),
+        (lambda one, p: vars(one).setdefault("by", {}).update({id(p): p * 2}), r"'by' of shape \[48, 1, 1\]"),
+        (lambda one, p: one.param_groups[0].setdefault("old", [p.grad.clone()]), r"'old' of shape \[48, 1, 1\]"),
+        (lambda one, p: one.state.setdefault("m0", {}).setdefault("v", p.clone()), r"'m0' of shape \[48, 1, 1\]"),
+        (lambda one, p: vars(one).setdefault("flat", torch.zeros(48 + 12)), r"'flat' of shape \[60\]"),
+    ],
+)
+def test_state_that_is_kept_elsewhere_is_refused_by_name(kept, named, monkeypatch):
+    monkeypatch.setattr(Apart, "kept", staticmethod(kept))
+    layer, optimizer, topology = trained(lambda o: o, make=Apart, steps=0)
+    layer(torch.randn(5, 8)).square().sum().backward()
+    optimizer.step()
+    mask = layer.mask()
+    with pytest.raises(ValueError, match=rf"got {named} outside of state\[parameter\].* in Apart, .* keeping it"):
+        topology.step()
+    assert torch.equal(layer.mask(), mask)
+
+
 def test_a_flat_history_is_refused_at_once():
     layer = sparsify(nn.Linear(8, 12), 0.5)
     with pytest.raises(ValueError, match="got a flat history over all parameters in LBFGS, try"):

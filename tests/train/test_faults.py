@@ -98,6 +98,11 @@ def test_a_directory_without_room_is_refused_before_training_and_before_anything
     assert content(tmp_path) == before
 
 
+def test_a_directory_without_room_is_told_from_one_that_is_gone(tmp_path):
+    with pytest.raises(ValueError, match="got No such file or directory, try a directory that can be written"):
+        run_dir.require_space(tmp_path / "gone", 2**20)
+
+
 def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(whole, tmp_path):
     def fill(record):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -137,13 +137,16 @@ def test_a_state_with_a_fault_is_refused(name, value, kept, tmp_path):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "levers", "random"])
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [("model", "network"), ("optimizer", "optimizer"), ("levers", "run's levers"), ("random", "run")],
+)
 @pytest.mark.parametrize("value", [None, {}, 3, {"torch": 1, "numpy": ()}])
-def test_a_session_that_does_not_fit_is_refused(part, value, kept, tmp_path):
+def test_a_session_that_does_not_fit_is_refused(part, told, value, kept, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(kept, out)
     newest = run_dir.checkpoints(out)[-1]
     whole = checkpoint.load(newest)
     checkpoint.save(newest, {**whole, "session": {**whole["session"], part: value}})
-    with pytest.raises(CheckpointError, match="expected the checkpoint of this network, got another one"):
+    with pytest.raises(CheckpointError, match=f"expected the checkpoint of this {told}, got another one .*, try "):
         fit(recipe(out=out, epochs=2, freeze=0), resume=True)
