@@ -3,6 +3,7 @@
 # make test       set-up, then the tests            make test-full  the long matrices as well
 # make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test-full
 # make test-models  models of timm, transformers and others, stage by stage against the masked dense copy
+# make test-integrations  sieves under Accelerate, Lightning and torchdata, two processes each
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
@@ -17,7 +18,7 @@ PARALLEL := -n 2 --dist worksteal
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full test-triton test-models test-native test-aarch64 cross-tools bench lint format
+.PHONY: setup demo test test-full test-triton test-models test-integrations test-native test-aarch64 cross-tools bench lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -51,18 +52,20 @@ $(OLD)/.installed:
 	$(BIN)/python -m pip install --upgrade --target $(OLD) $(OLD_TRITON)
 	@touch $@
 
-# Models of other libraries, in an environment of its own that sees .venv's packages and leaves them as they are. $(TORCH) once
-# more: torchvision, which they import, is made for one torch. ONLY='-k bert' tries a part.
-MODELS := build/models
+# Models of other libraries and other people's trainers, each in an environment of its own that sees .venv's packages and
+# leaves them as they are. $(TORCH) once more: what they import may be made for one torch. ONLY='-k bert' tries a part.
+test-models: setup build/models/.installed
+	build/models/bin/python -m pytest tests/models_sweep/sweep.py $(PARALLEL) $(ONLY)
+
+test-integrations: setup build/integrations/.installed
+	build/integrations/bin/python -m pytest tests/integrations $(PARALLEL) $(ONLY)
+
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-test-models: setup $(MODELS)/.installed
-	$(MODELS)/bin/python -m pytest tests/models_sweep/sweep.py $(PARALLEL) $(ONLY)
-
-$(MODELS)/.installed: .venv/.installed
-	$(BIN)/python -m venv --clear $(MODELS)
-	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(MODELS)/bin/python $(SITE))/base.pth"
-	$(MODELS)/bin/python -m pip install 'spfde[models]' $(TORCH)
+build/%/.installed: .venv/.installed
+	$(BIN)/python -m venv --clear $(@D)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(@D)/bin/python $(SITE))/base.pth"
+	$(@D)/bin/python -m pip install 'spfde[$*]' $(TORCH)
 	@touch $@
 
 # Both build only csrc and tests/native, so that a CPU without a torch of its own can be tried; QEMU=... names another one.

@@ -51,8 +51,10 @@ def run(name: str, epochs: int, group: Any = None) -> list[dict]:
 
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
+    early = Random(SAMPLES)  # made before the processes find one another
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    assert (early.rank, early.world, len(early)) == (rank, world, len(list(Random(SAMPLES))))
     pair = dist.new_group([0, 1])
     for group, size in ((pair, 2), (None, world)):
         if rank < size:
@@ -95,7 +97,7 @@ def check(rank: int, world: int, group: Any) -> dict:
         faults.append(str(caught.value))
         assert sieve.presentations.equal(before)
     if world > 1:
-        with pytest.raises(ValueError, match="another's; try world=1|without a fault"):
+        with pytest.raises(ValueError, match="another's; try rank=0, world=1|without a fault"):
             other = torch.tensor([next(s for s in sieve.order().tolist() if s not in shard)])
             sieve.observe(other, torch.zeros(1, 3), torch.zeros(1).long())
         with pytest.raises(ValueError, match=f"expected world 1 or the {world} processes"):

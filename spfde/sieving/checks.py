@@ -115,9 +115,23 @@ def check_state(mine: dict[str, Any], identity: dict[str, Any], state: Any) -> N
     for name, value in mine.items():
         if not _alike(value, state.get(name)):
             raise ValueError(f"expected {kind(value)} as {name}, got {kind(state.get(name))}; try another checkpoint")
-    for name in ("epoch", "position"):
-        if state[name] < 0:
-            raise ValueError(f"expected {name} >= 0, got {state[name]}; try another checkpoint")
+    if state["epoch"] < 0:
+        raise ValueError(f"expected epoch >= 0, got {state['epoch']}; try another checkpoint")
+
+
+def check_resumed(place: tuple[int, int], mark: Any) -> None:
+    """That a sieve at `place`, (epoch, presented in it), is as far as when a loader made a `mark` of it.
+
+    Raises:
+        ValueError: it is not, or the mark is another sampler's.
+    """
+    if not isinstance(mark, dict) or mark.keys() != {"epoch", "presented"}:
+        raise ValueError(f"expected the place of a sieve in a loader's state, got {mark!r}; try another checkpoint")
+    if place < (mark["epoch"], mark["presented"]):
+        raise ValueError(
+            f"expected the sieve's own state to be loaded before the loader is iterated, got one at epoch {place[0]} "
+            f"after {place[1]} samples for a loader at epoch {mark['epoch']}; try sieve.load_state_dict"
+        )
 
 
 def _alike(mine: object, theirs: object) -> bool:

@@ -64,9 +64,8 @@ class Ranks:
         """Samples of one shard: equal on all ranks."""
         return -(-samples // self.world)
 
-    def shard(self, order: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """This rank's part of `order` [n] from position `start` on; the first samples fill up the last shards."""
-        rest = order[start:]
+    def shard(self, order: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+        """This rank's part of `rest` [n] of `order`, whose first samples fill up the last shards."""
         if self.world == 1 or not len(rest):
             return rest
         filled = order.repeat(-(-self.world // len(order)))[: -len(rest) % self.world]

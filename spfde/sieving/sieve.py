@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from spfde.levers import Answer, Decision, Event, Loss, Run
-from spfde.sieving.checks import check_indices, check_logits, check_losses, check_range, check_state
+from spfde.sieving.checks import check_indices, check_logits, check_losses, check_range, check_resumed, check_state
 from spfde.sieving.ranks import Batch
 from spfde.sieving.report import SieveReport
-from spfde.sieving.sampler import ActiveSampler
+from spfde.sieving.sampler import ActiveSampler, asked_by_a_loader
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Sieve(ActiveSampler, ABC):
         """Closes an epoch; where the sieve chooses anew, does so and says what moved."""
         self._volumes.append(self._volume)
         self.epoch += 1
-        self._begin(0)
+        self._begin(np.zeros(self.num_samples, bool))
         event = self._boundary()
         if event is not None:
             self._told_why = event.reason
@@ -186,11 +186,13 @@ class Sieve(ActiveSampler, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: who is active, how far the epoch is, what it counted; the same on all ranks."""
+        if asked_by_a_loader():
+            return {"epoch": self.epoch, "presented": self._presented}
         return {
             **self._identity(),
             "epoch": self.epoch,
-            "position": min(self._position, self._volume),
             "active": torch.from_numpy(self._is_active.copy()),
+            "seen": torch.from_numpy(self._seen.copy()),
             "presentations": torch.from_numpy(self._presentations.copy()),
             "learned": torch.from_numpy(self._learned.copy()),
             "judged_ever": self._judged,
@@ -201,9 +203,16 @@ class Sieve(ActiveSampler, ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`, in the middle of an epoch too, and on any number of ranks.
 
+        A StatefulDataLoader keeps the state of its sampler, of when it fetched a batch and not of when that was trained
+        on. It gets no more than a mark of the place: what decides is the state that a program loads itself.
+
         Raises:
-            ValueError: `state` is that of another sieve, or damaged; nothing has changed then.
+            ValueError: `state` is that of another sieve, or damaged; nothing has changed then. Or a loader has resumed
+                and the sieve was not.
         """
+        if asked_by_a_loader():
+            check_resumed((self.epoch, self._presented), state)
+            return
         check_state(self.state_dict(), self._identity(), state)
         before = self.active
         self._choose(state["active"].nonzero().flatten())
@@ -213,7 +222,7 @@ class Sieve(ActiveSampler, ABC):
             self._choose(before)
             raise
         self.epoch = state["epoch"]
-        self._begin(state["position"])
+        self._begin(state["seen"].numpy().copy())
         self._presentations, self._learned = state["presentations"].numpy().copy(), state["learned"].numpy().copy()
         self._judged, self._volumes = state["judged_ever"], list(state["volumes"])
 
@@ -231,6 +240,7 @@ class Sieve(ActiveSampler, ABC):
             fault = error
         whole = batch if gathered else self._ranks.gather(batch, fault)
         assert batch is not None and whole is not None
+        self._check_opened(whole.samples, gathered)
         if len(whole.samples):
             self._count(whole)
         return self._weights(batch.samples) if len(batch.samples) else None

@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -146,8 +147,9 @@ def test_counters_equal_those_of_a_loop_over_presentations(batches):
 @settings(deadline=None, max_examples=60)
 def test_active_and_removed_partition_the_samples_and_all_get_used(kind, num_samples, fraction, interval, seed):
     sieve = kind(num_samples, fraction=fraction, interval=interval, seed=seed)
-    out = math.floor(fraction * num_samples)
-    swap = min(max(1, math.floor(fraction * (num_samples - out))), out)
+    exact = Fraction(repr(fraction))  # as it is written: 0.29 of 100 is 29
+    out = math.floor(exact * num_samples)
+    swap = min(max(1, math.floor(exact * (num_samples - out))), out)
     used = set(sieve.active.tolist())
     for epoch in range(interval * math.ceil(out / swap) if out else interval):
         assert len(sieve) == num_samples - out and len(sieve.removed) == out

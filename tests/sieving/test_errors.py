@@ -93,7 +93,7 @@ def test_the_state_of_another_method_is_refused():
         ("removed", [1, 2]),
         ("shown", torch.zeros(10, dtype=torch.int64)),
         ("right", None),
-        ("position", -1),
+        ("seen", torch.zeros(9, dtype=torch.bool)),
         ("volumes", [1.5]),
         ("epoch", -1),
         ("epoch", 1.0),

@@ -93,6 +93,25 @@ def test_a_sharded_sieve_needs_its_process_group():
     assert sieve.presentations.sum() == sieve.volume
 
 
+def test_a_batch_that_shows_another_skipped_is_refused():
+    sieve = Circular(40, fraction=0.0)
+    order = sieve.order()
+    sieve.observe(order[:8], losses=torch.ones(8))
+    resumed = Circular(40, fraction=0.0)
+    for skipped in (order[16:24], order[34:], order[20:21]):
+        resumed.load_state_dict(sieve.state_dict())
+        for _ in range(2):  # not only the first time
+            with pytest.raises(
+                ValueError, match=rf"expected the first batch to hold sample {order[8]}, .*skips nothing"
+            ):
+                resumed.observe(skipped, losses=torch.ones(len(skipped)))
+        assert resumed.presentations.equal(sieve.presentations)
+    resumed.observe(order[[8, 9, 20, 30]], losses=torch.ones(4))  # an order of the loader's own
+    again = Circular(40, fraction=0.0)
+    again.load_state_dict(resumed.state_dict())
+    assert list(again) == [sample for at, sample in enumerate(order.tolist()) if at >= 10 and at not in (20, 30)]
+
+
 def test_samplers_and_data_sets_that_do_not_fit_are_refused():
     with pytest.raises(TypeError, match=r"expected a data set in DistributedSampler, got a sieve.*sampler="):
         DistributedSampler(Circular(10), num_replicas=2, rank=0)

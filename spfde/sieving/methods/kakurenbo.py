@@ -11,7 +11,6 @@ import torch
 
 from spfde.levers import Answer, EpochEnd, Event, Loss, Run
 from spfde.sieving.checks import check_fraction, check_number
-from spfde.sieving.ranks import Batch
 from spfde.sieving.scores import LatestScores
 from spfde.sieving.shuffle import share
 from spfde.sieving.sieve import Sieve, SieveEvent
@@ -67,7 +66,7 @@ class Kakurenbo(Sieve):
         Raises:
             TypeError, ValueError: as `observe`, but for samples that are out.
         """
-        batch = self._seen(indices, logits, targets)
+        batch = self._known(indices, *self._judge(logits, targets, None), True, active=False)
         self._note(batch.samples, batch.figures, batch.correct)
 
     def on(self, event: Event, run: Run) -> Answer:
@@ -117,9 +116,6 @@ class Kakurenbo(Sieve):
             len(hide),
             f"of the {len(low)} of the lowest loss {len(hide)} hide: predicted right with at least {self.confidence}",
         )
-
-    def _seen(self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> Batch:
-        return self._known(indices, *self._judge(logits, targets, None), True, active=False)
 
     def _identity(self) -> dict[str, Any]:
         own = {"fraction": self.fraction, "confidence": self.confidence, "epochs": self.epochs}
