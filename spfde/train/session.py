@@ -227,7 +227,7 @@ class Session:
 
     def inputs(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Return a training batch as the network gets it: augmented, a pure function of epoch and index."""
-        augment = CropFlip(self.recipe.crop, self.recipe.flip, self.recipe.seed)
+        augment = CropFlip(self.recipe.crop, self.recipe.flip, self.recipe.seed, self.recipe.variants)
         return self.device.put(self.layout.images(augment(images, indices, epoch)))
 
     def set_learning_rate(self, progress: float) -> float:

@@ -58,6 +58,31 @@ def test_epochs_seeds_and_samples_differ():
     assert len({tuple(image.flatten().tolist()) for image in CropFlip(4, True)(same, INDICES, 0)}) > 25
 
 
+def test_variants_are_a_fixed_set_in_turn():
+    free, augment = CropFlip(2, True, seed=3), CropFlip(2, True, seed=3, variants=3)
+    known = torch.stack([free(IMAGES, INDICES, epoch) for epoch in range(3)], 1)
+    which = torch.stack([augment.variant(INDICES, epoch) for epoch in range(6)], 1)
+    for epoch in range(6):
+        assert torch.equal(augment(IMAGES, INDICES, epoch), known[INDICES, which[:, epoch]])
+    assert torch.equal(which[:, :3].sort(1).values, torch.arange(3).expand(40, 3))
+    assert torch.equal(which[:, 3:], which[:, :3])
+    assert len(which[:, 0].unique()) == 3  # a batch has some of each
+    part = torch.tensor([7, 3])
+    assert torch.equal(augment(IMAGES[part], part, 4), augment(IMAGES, INDICES, 4)[part])
+
+
+def test_how_many_images_a_sample_has():
+    assert (CropFlip().inputs, CropFlip(variants=4).inputs, CropFlip(1).inputs, CropFlip(1, variants=4).inputs) == (
+        *(1, 1, None, 4),
+    )
+    assert torch.equal(CropFlip().variant(INDICES, 5), torch.zeros(40, dtype=torch.int64))
+    with pytest.raises(ValueError, match="expected a fixed number of images of a sample, got .*, try variants=4"):
+        CropFlip(flip=True).variant(INDICES, 0)
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match="expected variants to be an integer >= 1 or None, got .*, try 4"):
+            CropFlip(1, variants=wrong)
+
+
 def test_places_and_sides_are_drawn_evenly():
     marked = torch.zeros(1, 1, 5, 5)
     marked[0, 0, 2, 1] = 1

@@ -21,6 +21,7 @@ WRONG = [
     ("bad_images", "drop"),
     ("crop", -1),
     ("flip", 1),
+    ("variants", 0),
     ("model", None),
     ("width", 65),
     ("fuse", "yes"),
@@ -126,6 +127,7 @@ def test_every_choice_takes_its_own_values():
         ({"gamma": 0.5}, "expected gamma to be left out with schedule='cosine', got 0.5, try schedule='step'"),
         ({"milestones": [0.5]}, "expected milestones to be left out with schedule='cosine'"),
         ({"schedule": "step", "block_cosine": True}, "expected block_cosine to be left out with schedule='step'"),
+        ({"variants": 3}, "expected crop or flip with variants=3, got neither, try crop=4"),
         ({"nesterov": True, "momentum": 0}, "expected momentum > 0 with nesterov=True, got 0, try momentum=0.9"),
         (
             {"batch_size": 8, "accumulate": 5},

@@ -175,6 +175,9 @@ def test_images_are_augmented_by_epoch_and_index_and_only_for_training(task):
     same = dataclasses.replace(run.recipe, crop=0, flip=False)
     run.recipe = same
     assert torch.equal(run.inputs(images, indices, 0), images)
+    run.recipe = dataclasses.replace(run.recipe, crop=2, variants=2)
+    assert torch.equal(run.inputs(images, indices, 0), run.inputs(images, indices, 2))
+    assert not torch.equal(run.inputs(images, indices, 0), run.inputs(images, indices, 1))
 
 
 def test_what_is_no_image_is_not_cropped(task):

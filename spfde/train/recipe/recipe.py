@@ -59,6 +59,11 @@ class Recipe:
     )
     crop: int = _knob(0, rules.integer(0, 256), "Pixels of padding for random crops of training images, 0 = none.")
     flip: bool = _knob(False, rules.FLAG, "Mirror training images at random.")
+    variants: int | None = _knob(
+        None,
+        rules.integer(1).or_none(),
+        "Different crops and mirrorings of an image, which come in turn (new ones every epoch).",
+    )
     model: str = _knob("resnet20", rules.NAME, "Network, as spfde.models.create knows it.")
     width: float = _knob(
         1.0, rules.real("a number in (0, 64]", lambda v: 0 < v <= 64), "Factor on the network's channel counts."
@@ -190,6 +195,8 @@ class Recipe:
             for name in defaults.fields_of(choice):
                 value = defaults.resolve(choice, getattr(self, choice), name, getattr(self, name))
                 object.__setattr__(self, name, value)
+        if self.variants and not (self.crop or self.flip):
+            raise ValueError(f"expected crop or flip with variants={self.variants}, got neither, try crop=4")
         if self.accumulate > max(1, self.batch_size // 2):
             raise ValueError(
                 f"expected accumulate to be an integer in [1, {max(1, self.batch_size // 2)}] with"
