@@ -119,6 +119,10 @@ class Run(Protocol):
         """Names of the blocks that are frozen now, in freezing order."""
 
     @property
+    def num_samples(self) -> int:
+        """Samples in the training set: `batches` takes indices below it."""
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps planned for the whole training, as the epochs are long now."""
 

@@ -58,8 +58,12 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         count += 1
     if not count:
         raise ValueError("expected at least one minibatch, got none; try a data loader that is not used up")
-    cross, ours, theirs = sums
-    return cross / math.sqrt(ours * theirs) if ours > 0 and theirs > 0 else math.nan
+    return _ratio(*sums)
+
+
+def gram_cka(a: Tensor, b: Tensor) -> float:
+    """`cka` of two representations that are known by their Gram matrices [n, n], n >= 4: of `gram`, or any kernel's."""
+    return _ratio(hsic1(a, b), hsic1(a, a), hsic1(b, b))
 
 
 def gram(activations: Tensor) -> Tensor:
@@ -85,3 +89,7 @@ def hsic1(a: Tensor, b: Tensor) -> float:
     rows, columns = k.sum(1), m.sum(1)
     sums = rows.sum() * columns.sum() / ((n - 1) * (n - 2))
     return float(((k * m).sum() + sums - 2 * (rows @ columns) / (n - 2)) / (n * (n - 3)))
+
+
+def _ratio(cross: float, ours: float, theirs: float) -> float:
+    return cross / math.sqrt(ours * theirs) if ours > 0 and theirs > 0 else math.nan

@@ -26,10 +26,11 @@ def sp_loss(a: Tensor, b: Tensor) -> Tensor:
     Source: Tung & Mori (ICCV 2019), "Similarity-Preserving Knowledge Distillation", equations 1 to 4.
     """
     check_samples(a, b, 1)
-    return (_similarities(a) - _similarities(b)).square().sum() / len(a) ** 2
+    return (similarities(a) - similarities(b)).square().sum() / len(a) ** 2
 
 
-def _similarities(activations: Tensor) -> Tensor:
+def similarities(activations: Tensor) -> Tensor:
+    """How alike a network finds the samples of a batch: inner products [n, n], each row scaled to length 1."""
     features = activations.flatten(1)
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     return normalize(features @ features.T, dim=1)

@@ -6,9 +6,12 @@ from spfde.freezing.compiled import Compiled
 from spfde.freezing.freeze import freeze, is_frozen, unfreeze
 from spfde.freezing.freezer import Freezer, Verdict
 from spfde.freezing.methods import METHODS, register
+from spfde.freezing.methods.autofreeze import AutoFreeze
+from spfde.freezing.methods.egeria import Egeria
 from spfde.freezing.methods.freezeout import FreezeOut
 from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
+from spfde.freezing.methods.simfreeze import SimFreeze
 from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
 from spfde.freezing.prefix import Prefix
@@ -18,8 +21,10 @@ from spfde.freezing.seconds import step_seconds
 __all__ = [
     "METHODS",
     "ActivationCache",
+    "AutoFreeze",
     "CacheStats",
     "Compiled",
+    "Egeria",
     "FreezeBlock",
     "FreezeOut",
     "FreezeSchedule",
@@ -27,6 +32,7 @@ __all__ = [
     "Linear",
     "Prefix",
     "Progressive",
+    "SimFreeze",
     "Static",
     "Verdict",
     "blocks",

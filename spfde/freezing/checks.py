@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -33,6 +34,17 @@ def check_share(name: str, value: object, span: str, usual: float) -> None:
     ends = (value == 0 and span.startswith("[")) or (value == 1 and span.endswith("]"))
     if not real or not (0 < value < 1 or ends):
         raise ValueError(f"expected {name} in {span}, got {value!r}; try {usual:.2g}")
+
+
+def check_above(name: str, value: object, low: float, usual: float) -> None:
+    """A finite number greater than `low`.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not low < value < math.inf:
+        raise ValueError(f"expected {name} to be a number > {low:g}, got {value!r}; try {usual:g}")
 
 
 def check_blocks(blocks: Sequence[FreezeBlock], model: nn.Module) -> None:

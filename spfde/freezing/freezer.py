@@ -25,8 +25,9 @@ class Verdict:
 
 
 class _Boundary(NamedTuple):
-    """What a boundary between epochs does."""
+    """What a boundary between epochs does. decided: whether it was one at which to decide."""
 
+    decided: bool = False
     due: tuple[FreezeBlock, ...] = ()
     back: tuple[FreezeBlock, ...] = ()
     decisions: tuple[Decision, ...] = ()
@@ -102,9 +103,11 @@ class Freezer(ABC):
         """Goes on after all blocks were given back; unless overridden, as after a move of the masks."""
         self._restart()
 
-    def _inputs(self, run: Run) -> Any:
-        """What `observe` is given as inputs under `fit`."""
-        return None
+    def _decided(self) -> None:  # noqa: B027 (optional)
+        """Goes on after a boundary: what it was decided by may be forgotten."""
+
+    def _prepare(self, run: Run) -> None:  # noqa: B027 (optional)
+        """Gets ready for an epoch under `fit`: what a loop of your own gives to `observe` as inputs comes from here."""
 
     def _own_state(self) -> dict[str, Any]:
         """What a resumed freezer needs to go on, in plain values and tensors."""
@@ -166,9 +169,10 @@ class Freezer(ABC):
     def on(self, event: Event, run: Run) -> Answer:
         """Looks at every step, and freezes or gives back through the run at the start of an epoch."""
         if isinstance(event, Backward):
-            self.observe(self._inputs(run), lr=max(group["lr"] for group in run.optimizer.param_groups))
+            self.observe(lr=max(group["lr"] for group in run.optimizer.param_groups))
         if not isinstance(event, EpochStart):
             return None
+        self._prepare(run)
         boundary = self._boundary(event.epoch)
         run.unfreeze(block.name for block in boundary.back)
         run.freeze(block.name for block in boundary.due)
@@ -190,7 +194,8 @@ class Freezer(ABC):
         if why is not None:
             text = f"gave back {', '.join(self._frozen)}"
             back = self.blocks[: len(self._frozen)]
-            return _Boundary(back=back, decisions=(Decision("unfreeze", text, why),), reason=f"{text}: {why}")
+            decision = Decision("unfreeze", text, why)
+            return _Boundary(True, back=back, decisions=(decision,), reason=f"{text}: {why}")
         due, decisions, reason = [], [], self._reason
         for block in self._active:
             verdict = self._verdict(block, epoch)
@@ -200,7 +205,7 @@ class Freezer(ABC):
             due.append(block)
             decisions.append(Decision("freeze", f"froze {block.name}", verdict.reason))
             reason = f"froze {block.name}: {verdict.reason}"
-        return _Boundary(tuple(due), decisions=tuple(decisions), reason=reason)
+        return _Boundary(True, tuple(due), decisions=tuple(decisions), reason=reason)
 
     def _cross(self, epoch: int, boundary: _Boundary) -> None:
         self._epoch = max(epoch, self._epoch)
@@ -209,6 +214,8 @@ class Freezer(ABC):
             self._gave_back()
         self._frozen += [block.name for block in boundary.due]
         self._decisions, self._reason = boundary.decisions, boundary.reason
+        if boundary.decided:
+            self._decided()
 
     # ---- state ------------------------------------------------------------------------------------------------------
 

@@ -115,6 +115,11 @@ class Session:
         return tuple(self._frozen)
 
     @property
+    def num_samples(self) -> int:
+        """Return how many samples the training set has."""
+        return len(self.train)
+
+    @property
     def total_steps(self) -> int:
         """Return the optimizer steps planned, as the epochs are long now."""
         sampler = self.levers.sampler

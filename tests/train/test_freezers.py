@@ -3,11 +3,15 @@
 import pytest
 from train.runs import bits, figures, last_state, recipe, same, stop_within
 
-FIELDS = {"epochs": 3, "batch_size": 30, "lr": 0.05, "freeze": 0.1, "sieve": 0, "topology": "set"}
+FIELDS = {"epochs": 3, "batch_size": 30, "lr": 0.05, "freeze": 0.1, "sieve": 0, "topology": "set", "seed": 2}
+SHORT = {"every": 1, "bootstrap": 0, "samples": 8}
 OPTIONS = {
     "static": {"start": 1},
     "linear": {"start": 0},
     "freezeout": {"first": 0.5},
+    "egeria": {**SHORT, "window": 2, "tolerance": 5.0},
+    "autofreeze": {"window": 1, "percentile": 0.9},
+    "simfreeze": {**SHORT, "window": 1, "threshold": 0.9},
 }
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from spfde.freezing.methods.autofreeze import AutoFreeze
+from spfde.freezing.methods.egeria import Egeria
 from spfde.freezing.methods.freezeout import FreezeOut
 from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
+from spfde.freezing.methods.simfreeze import SimFreeze
 from spfde.freezing.methods.static import Static
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -19,6 +22,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "static": Static,
     "linear": Linear,
     "freezeout": FreezeOut,
+    "egeria": Egeria,
+    "autofreeze": AutoFreeze,
+    "simfreeze": SimFreeze,
 }
 
 
