@@ -1,0 +1,196 @@
+"""The same accuracy in less time? Every lever and every control, trained alike, timed apart.
+
+    python benchmarks/proof.py FILE.jsonl --stage screen [--minutes 140] [--arms "dense;DST-EE 90%"]
+    python benchmarks/proof.py FILE.jsonl --stage screen --timing 5
+    python benchmarks/proof.py FILE.jsonl --stage final --seeds 3
+
+The screen trains every arm with one seed on 12,000 images and judges by 5,000 others of the training half; the final
+stage trains those that decide on all images, with several seeds that arms share, and judges by the test half. Every
+finished run is a line of FILE, an unfinished one goes on from its last epoch: the same command continues, after
+`--minutes` or a crash. Accuracy runs may share the machine: their seconds count for nothing. `--timing ROUNDS` times
+every phase of every arm's schedule in turn with the dense training, and wants the machine alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from proof_arms import ARMS, DENSE, FINAL, Setting, fresh, halves, recipe
+from proof_table import table
+from proof_timing import Phase, phases
+from timing import command, machine
+
+from spfde.train import fit
+from spfde.train.run_dir import checkpoints
+from spfde.train.stats import Epoch
+
+STAGES: Mapping[str, tuple[Setting, Sequence[str]]] = {
+    "screen": (Setting(), tuple(ARMS)),
+    "final": (Setting(train=0, held_out=0, epochs=20), FINAL),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    arm: str
+    seed: int
+
+
+class OutOfTime(Exception):
+    """The minutes are over; the run that was under way is kept."""
+
+
+def cases(names: Sequence[str], seeds: int) -> list[Case]:
+    """All runs, seed by seed, but those that would have another arm's numbers."""
+    return [Case(name, seed) for seed in range(seeds) for name in names if ARMS[name].same_as is None]
+
+
+def train(case: Case, setting: Setting, out: Path, deadline: float) -> dict[str, Any]:
+    """Run one case, or go on with it; what it came to, as its line has it.
+
+    Raises:
+        OutOfTime: the deadline, of time.monotonic, passed between two epochs.
+    """
+    sets, wanted = halves(setting), recipe(case.arm, setting, case.seed, out=str(out), keep_checkpoints=1)
+
+    def on_epoch(record: Epoch) -> None:
+        if time.monotonic() > deadline and record.epoch < wanted.epochs - 1:
+            raise OutOfTime(f"{case} stopped after epoch {record.epoch}")
+
+    result = fit(
+        wanted,
+        model=fresh(wanted, sets),
+        train_set=sets.train,
+        test_set=sets.test,
+        resume=bool(checkpoints(out)),
+        overwrite=not checkpoints(out),
+        on_epoch=on_epoch,
+    )
+    kept = ("test_accuracy", "test_loss", "train_loss", "samples", "flops", "sieved", "sparsity", "seconds")
+    epochs = [
+        {name: value for name, value in each.to_dict().items() if name in kept} | {"frozen": len(each.frozen)}
+        for each in result.epochs
+    ]
+    return {**asdict(case), "metric": result.task.metric, "figure": result.figure, "epochs": epochs}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file, [] if there is none; a last one that was cut short is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def begin(path: Path, setting: Setting) -> list[dict[str, Any]]:
+    """The lines of a file, which is begun where there is none.
+
+    Raises:
+        ValueError: they are of another setting.
+    """
+    kept = lines(path) or [{"machine": machine(), "command": command(), "setting": asdict(setting)}]
+    if kept[0]["setting"] != asdict(setting):
+        raise ValueError(f"expected runs of {asdict(setting)} in {path}, got {kept[0]['setting']}, try another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return kept
+
+
+def add(path: Path, line: Mapping[str, Any]) -> None:
+    """Write one more line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def prove(path: Path, wanted: Iterable[Case], setting: Setting, minutes: float) -> Iterator[str]:
+    """Run what the file does not have yet; say what each came to once its line is written.
+
+    Raises:
+        ValueError: the file holds runs of another setting.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    done = {(line["run"]["arm"], line["run"]["seed"]) for line in begin(path, setting) if "run" in line}
+    for case in wanted:
+        if (case.arm, case.seed) in done:
+            continue
+        out = path.with_suffix(".runs") / f"{list(ARMS).index(case.arm)}-{case.seed}"
+        try:
+            if time.monotonic() > deadline:
+                raise OutOfTime(f"before {case}")
+            start = time.process_time()
+            run = train(case, setting, out, deadline)
+        except OutOfTime as end:
+            yield f"out of time ({end}): the same command continues"
+            return
+        about = machine()
+        add(path, {"run": run, "cpu": about["cpu"], "load": about["load"], "date": about["date"]})
+        shutil.rmtree(out)
+        yield f"{case.arm}, seed {case.seed}: {run['metric']} {run['figure']:.4f}, {time.process_time() - start:.0f} s"
+
+
+def clock(path: Path, names: Sequence[str], setting: Setting, rounds: int, steps: int) -> Iterator[str]:
+    """Time the phases of every arm that has a time of its own, round by round; say what each came to.
+
+    Raises:
+        ValueError: the file holds runs of another setting.
+    """
+    begin(path, setting)
+    timed = [name for name in names if name != DENSE and ARMS[name].share == 1]
+    for _ in range(rounds):
+        for name in timed:
+            own = phases(name, setting, steps)
+            add(path, {"timing": {"arm": name, "phases": [asdict(phase) for phase in own]}, "machine": machine()})
+            yield f"{name}: " + ", ".join(f"{phase.dense_step / phase.step:.2f}x" for phase in own)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="where the runs are kept, one JSON line each")
+    parser.add_argument("--stage", choices=STAGES, default="screen")
+    parser.add_argument("--arms", type=lambda text: text.split(";"), help="of the stage's, separated by ;")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=140, help="after which nothing new is trained")
+    parser.add_argument("--timing", type=int, default=0, metavar="ROUNDS", help="time the arms instead, so many times")
+    parser.add_argument("--steps", type=int, default=12, help="of an epoch of the timing")
+    for name, value in asdict(Setting()).items():
+        kind = (lambda text: text == "true") if isinstance(value, bool) else type(value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the stage's")
+    given = parser.parse_args(arguments)
+    setting, names = STAGES[given.stage]
+    names = given.arms or names
+    if unknown := [name for name in names if name not in ARMS]:
+        parser.error(f"expected --arms of {'; '.join(ARMS)}, got {'; '.join(unknown)}")
+    own = {name: getattr(given, name) for name in asdict(setting) if getattr(given, name) is not None}
+    setting = replace(setting, **own)
+    torch.set_num_threads(1)
+    if given.timing:
+        told = clock(given.file, names, setting, given.timing, given.steps)
+    else:
+        told = prove(given.file, cases(names, given.seeds), setting, given.minutes)
+    for text in told:
+        print(text, flush=True)
+    kept = lines(given.file)
+    timings = [line["timing"] for line in kept if "timing" in line]
+    print(
+        table(
+            [line["run"] for line in kept if "run" in line],
+            {
+                name: [[Phase(**phase) for phase in each["phases"]] for each in timings if each["arm"] == name]
+                for name in dict.fromkeys(each["arm"] for each in timings)
+            },
+            setting.batch_size,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

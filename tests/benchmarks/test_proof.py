@@ -1,0 +1,176 @@
+"""The proof: arms that differ in what they say, no look at the test half, runs that go on, times put together."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import proof
+import proof_arms
+import proof_table
+import pytest
+import torch
+from proof import Case
+from proof_arms import ARMS, DENSE, FINAL, Setting
+from proof_timing import Phase, phases, seconds
+
+from spfde.train.build import build
+from spfde.train.session import Inputs
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A setting of 8x8 images in three classes."""
+    random = np.random.default_rng(0)
+    root = tmp_path / "images"
+    root.mkdir()
+    for half, count in (("train", 60), ("test", 9)):
+        np.save(root / f"{half}_images.npy", random.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8))
+        np.save(root / f"{half}_labels.npy", np.arange(count) % 3)
+    small = {"train": 32, "held_out": 12, "epochs": 2, "batch_size": 8, "crop": 1}
+    return Setting(dataset="arrays", data_dir=str(root), **small)
+
+
+def test_arms_share_all_but_what_they_say():
+    setting = Setting(epochs=12, lr=0.2, sparse_lr=0.3)
+    dense = proof_arms.recipe(DENSE, setting, 4)
+    for name, arm in ARMS.items():
+        own = proof_arms.recipe(name, setting, 4)
+        assert own.epochs == round(12 * arm.share) and (own.seed, own.threads) == (4, 1)
+        assert own.lr == (0.3 if own.sparsity else 0.2)
+        differ = {field for field, value in own.to_dict().items() if value != dense.to_dict()[field]}
+        assert differ - {"epochs", "lr"} <= {*arm.fields, "init", "drop_fraction", "soft"}, name
+        assert arm.same_as is None or {"freeze", "sieve", "sparsity"}.isdisjoint(arm.fields)
+    assert set(FINAL) <= set(ARMS)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it compiles
+@pytest.mark.parametrize("stage", ["screen", "final"])
+def test_every_arm_of_a_stage_can_be_built(stage, tiny):
+    setting, names = proof.STAGES[stage]
+    sets = proof_arms.halves(tiny)
+    for name in names:
+        own = proof_arms.recipe(name, replace(setting, dataset=tiny.dataset, data_dir=tiny.data_dir), 0)
+        assert build(Inputs(own, proof_arms.fresh(own, sets), sets.train, sets.test)).epochs == own.epochs
+
+
+def test_samples_that_judge_are_held_out_of_the_training_half(tiny):
+    sets = proof_arms.halves(tiny)
+    whole = proof_arms.datasets(proof_arms.recipe(DENSE, tiny, 0))
+
+    def among(part, images):
+        return [bool((image == images).flatten(1).all(1).any()) for image in part.images]
+
+    assert (len(sets.train), len(sets.test)) == (32, 12)
+    assert all(among(sets.train, whole.train.images)) and all(among(sets.test, whole.train.images))
+    assert not any(among(sets.test, sets.train.images)) and not any(among(sets.test, whole.test.images))
+    final = proof_arms.halves(replace(tiny, train=0, held_out=0))
+    assert torch.equal(final.test.images, whole.test.images) and len(final.train) == 60
+    for wrong in ({"train": 50}, {"train": 0}):
+        with pytest.raises(ValueError, match="expected train .* held_out of 60 samples at most, got"):
+            proof_arms.halves(replace(tiny, **wrong))
+
+
+def test_a_run_that_was_out_of_time_goes_on_to_the_same_figures(tiny, tmp_path):
+    case = Case("DST-EE 90%, sieve 20%", 1)
+    tiny = replace(tiny, epochs=3)
+    with pytest.raises(proof.OutOfTime, match="after epoch 0"):
+        proof.train(case, tiny, tmp_path / "parts", deadline=0)
+    parts, whole = (proof.train(case, tiny, tmp_path / name, deadline=math.inf) for name in ("parts", "whole"))
+    for one in (parts, whole):
+        for epoch in one["epochs"]:
+            assert math.fsum(epoch.pop("seconds").values()) > 0
+    assert parts == whole and whole["metric"] == "test accuracy" and len(whole["epochs"]) == 3
+    assert whole["epochs"][-1]["sieved"] == 6 and whole["epochs"][-1]["sparsity"] > 0.89
+
+
+def test_the_program_trains_times_goes_on_and_tells(tiny, tmp_path, capsys):
+    path = tmp_path / "new" / "proof.jsonl"
+    options = [
+        f"--{name.replace('_', '-')}={str(value).lower() if value in (True, False) else value}"
+        for name, value in asdict(tiny).items()
+    ]
+    arms = ["--arms", f"{DENSE};dense, fused;dense, 50% of the epochs"]
+    proof.main([str(path), *arms, *options, "--minutes", "0"])
+    assert "out of time (before Case" in capsys.readouterr().out
+    proof.main([str(path), *arms, *options])
+    proof.main([str(path), *arms, *options, "--timing", "1", "--steps", "2"])
+    head, *runs, timing = proof.lines(path)
+    assert {"machine", "command", "setting"} == set(head) and not list(path.with_suffix(".runs").iterdir())
+    assert [line["run"]["arm"] for line in runs] == [DENSE, "dense, 50% of the epochs"]
+    assert timing["timing"]["arm"] == "dense, fused" and len(timing["timing"]["phases"]) == 2
+    told = capsys.readouterr().out
+    assert "dense, fused | 0." in told and "| 0.500 |" in told
+    before = path.read_bytes()
+    proof.main([str(path), *arms, *options])
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="expected runs of .* got .*'epochs': 2.*, try another file"):
+        proof.main([str(path), *arms, *options, "--epochs", "3"])
+    with pytest.raises(SystemExit):
+        proof.main([str(path), "--arms", "dense;RigLet"])
+    assert path.read_bytes() == before and "got RigLet" in capsys.readouterr().err
+
+
+def test_phases_follow_the_arms_schedule(tiny):
+    timed = phases("SpFDE 15% + 15%", replace(tiny, epochs=6), steps=2)
+    assert [phase.epoch for phase in timed] == list(range(6)) and all(phase.step > 0 for phase in timed)
+    assert timed[0].frozen == 0 < timed[-1].frozen and len({phase.state for phase in timed}) > 2
+
+
+def phase(epoch, frozen, step, dense, once=0.0):
+    return Phase(epoch, frozen, 0.9, step, once, dense, 0.5)
+
+
+def test_seconds_are_phase_times_against_the_dense_ones_beside_them():
+    one = [phase(0, 0, 2.0, 4.0, once=1.0), phase(1, 0, 2.0, 4.0), phase(2, 3, 1.0, 4.0)]
+    slow = [replace(each, step=3 * each.step, dense_step=3 * each.dense_step) for each in one]  # a busy machine
+    odd = [replace(one[0], step=9.0), *one[1:]]
+    assert seconds([one], [10, 10, 5], dense_step=4.0) == 10 * 2 + 10 * 2 + 5 * 1 + 1
+    assert seconds([one, slow, odd], [10, 10, 5], dense_step=4.0) == seconds([one], [10, 10, 5], dense_step=4.0)
+
+
+def run(arm, figure, epochs, seed=0, samples=80, flops=1.0):
+    one = {"samples": samples, "flops": flops}
+    return {"arm": arm, "seed": seed, "metric": "test accuracy", "figure": figure, "epochs": [one] * epochs}
+
+
+def test_the_table_puts_arms_beside_dense_training_in_the_same_time():
+    runs = [
+        *(run(DENSE, 0.9 + seed / 100, 4, seed) for seed in (0, 1)),
+        *(run("dense, 50% of the epochs", 0.8 + seed / 100, 2, seed) for seed in (0, 1)),
+        *(run("DST-EE 90%", 0.89 + seed / 100, 4, seed, samples=40, flops=0.25) for seed in (0, 1)),
+        run("InfoBatch", 0.7, 4),
+    ]
+    timed = {
+        "DST-EE 90%": [[phase(epoch, 0, 0.6, 1.0, once=0.5) for epoch in range(4)]],
+        "dense, fused": [[phase(epoch, 0, 0.5, 1.0) for epoch in range(4)]],
+    }
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in proof_table.table(runs, timed, batch_size=8).split("\n")
+    }
+    # Dense: 4 epochs of 10 steps of 1 s and 0.5 s; fused: 0.5 s a step; DST-EE: 4 of 5 steps of 0.6 s and 0.5 s.
+    assert rows[DENSE][4:7] == ["42", "1.00x", "0.48x"]
+    assert rows["dense, fused"][4:7] == ["20", "2.10x", "1.00x"]
+    assert rows["DST-EE 90%"][:7] == ["0.8950 ± 0.0071", "2", "-0.0100 ± 0.0000", "0.250", "14", "3.00x", "1.43x"]
+    # 14 s are 2.8 epochs of the fastest dense variant: 0.84 and 0.85 on the line from 2 epochs to 4.
+    assert rows["DST-EE 90%"][7] == "0.0500 ± 0.0000"
+    assert rows["InfoBatch"][4:] == ["-"] * 4 and rows["InfoBatch"][2] == "-0.2000"
+
+
+def test_a_line_that_was_cut_short_is_left_out(tiny, tmp_path):
+    path = tmp_path / "proof.jsonl"
+    proof.begin(path, tiny)
+    proof.add(path, {"run": run(DENSE, 0.5, 1)})
+    with path.open("a") as file:
+        file.write('{"run": {"arm": "den')
+    assert len(proof.begin(path, tiny)) == 2
+    assert [json.loads(line) for line in path.read_text().splitlines()] == proof.lines(path)
