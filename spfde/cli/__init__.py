@@ -10,12 +10,13 @@ import typer
 
 from spfde._names import printable
 
-# Subcommand -> module that defines a function of the same name.
+# Subcommand -> module that defines a function of the same name, or a group of commands.
 COMMANDS = {
     "train": "spfde.cli.train",
     "bench": "spfde.cli.bench",
     "profile": "spfde.cli.profile",
     "report": "spfde.cli.report",
+    "smartfrz": "spfde.cli.smartfrz",
     "env": "spfde.cli.env",
 }
 
@@ -30,7 +31,11 @@ def build(command: str | None) -> typer.Typer:
     )
     app.callback()(lambda: None)  # without it, a single command would take the place of the group
     for name in [command] if command in COMMANDS else COMMANDS:
-        app.command(name)(getattr(import_module(COMMANDS[name]), name))
+        found = getattr(import_module(COMMANDS[name]), name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
     return app
 
 

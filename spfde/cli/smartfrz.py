@@ -1,0 +1,138 @@
+"""`spfde smartfrz train`: SmartFRZ's predictor from reference trainings, with all that it was judged by."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spfde.cli.display import say
+from spfde.cli.terminal import steady
+from spfde.freezing.smartfrz.labels import LEVEL
+from spfde.freezing.smartfrz.learning import Samples, Scores, baselines, fit_predictor, folds, probabilities
+from spfde.freezing.smartfrz.predictor import Predictor, load_predictor
+from spfde.freezing.smartfrz.recorder import Record
+from spfde.train.references import Reference, record, references
+from spfde.train.run_dir import locked, write_atomically, write_json
+
+smartfrz = typer.Typer(help="SmartFRZ's predictor of when a layer may freeze.", no_args_is_help=True)
+smartfrz.callback()(lambda: None)  # without it, the single command would take the place of the group
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Directory of Fashion-MNIST's IDX files; without it only the digits are trained on."),
+]
+
+
+@smartfrz.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Directory of records, fits, predictor.npz and log.json.")],
+    data_dir: DataDir = None,
+    runs: Annotated[int | None, typer.Option(min=4, help="Reference trainings (12 of each data set).")] = None,
+    epochs: Annotated[int, typer.Option(min=3, help="Epochs of a reference training.")] = 20,
+    images: Annotated[int, typer.Option(min=960, help="Training images of Fashion-MNIST.")] = 1536,
+    form: Annotated[str, typer.Option(help="What the predictor is shown: displacements or weights.")] = "displacements",
+    layers: Annotated[int, typer.Option(min=1, help="Most layers of a network to learn from.")] = 20,
+    fit_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a predictor's training.")] = 6,
+    level: Annotated[float, typer.Option(help="Least CKA with the end of a layer that counts as settled.")] = LEVEL,
+) -> None:
+    """Record reference trainings, train a predictor, judge it on what it has not seen, and write it.
+
+    Each finished training and fit is kept in --out: the same command goes on from there.
+    """
+    console = steady()
+    options = {name: value for name, value in locals().items() if name not in ("out", "console", "data_dir")}
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    (out / "fits").mkdir(exist_ok=True)
+    datasets = ("scans",) if data_dir is None else ("scans", "fashion")
+    try:
+        with locked(out):
+            wanted = references(runs or 12 * len(datasets), datasets)
+            records = [recorded(console, each, out, data_dir, images, epochs) for each in wanted]
+            log = learned(console, records, out, form, layers, fit_epochs, level)
+            command = shlex.join(["spfde", *sys.argv[1:]])
+            write_json(out / "log.json", {"command": command, "options": options, **log})
+            say(console, f"predictor: {out / 'predictor.npz'}, log: {out / 'log.json'}")
+    except KeyboardInterrupt:
+        say(console, "stopped; the same command goes on with what is finished")
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def recorded(
+    console: Console, reference: Reference, out: Path, data_dir: Path | None, images: int, epochs: int
+) -> Record:
+    """Return the record of a reference training, by training it if it is not kept yet.
+
+    Raises:
+        ValueError: the kept one is of another length.
+    """
+    path = out / "runs" / f"{reference.name}.npz"
+    if path.exists():
+        kept = Record.load(path)
+        if kept.about["epochs"] != epochs:
+            raise ValueError(f"expected {epochs} epochs in {path}, got {kept.about['epochs']}, try another --out")
+        return kept
+    made = record(reference, data_dir, images=images, epochs=epochs)
+    write_atomically(path, made.write)
+    say(console, f"{reference.name}: test accuracy {made.about['test_accuracy']:.1%}")
+    return made
+
+
+def learned(
+    console: Console, records: Sequence[Record], out: Path, form: str, layers: int, fit_epochs: int, level: float
+) -> dict[str, Any]:
+    """Train the predictor and those that judge the method, write the former; return what the log says of them.
+
+    The predictor is judged on trainings held out of its own; how it would fare elsewhere, by others that were trained
+    without one family, or without one data set, and judged on that.
+    """
+    held = [each for i, each in enumerate(records) if (i % 4 + i // 4) % 4 == 0]
+    splits = {"other runs": ([each for each in records if each not in held], held)}
+    for key in ("family", "dataset"):
+        by = folds(records, key)
+        splits |= {f"{key} {value}": split for value, split in by.items()} if len(by) > 1 else {}
+    scores, losses = {}, {}
+    for name, (train_on, judge_on) in splits.items():
+        ours = Samples.of(train_on, level, layers)
+        path = out / "fits" / f"{name.replace(' ', '-')}-{form}.npz"
+        if not path.exists():
+            told: list[float] = []
+            fitted = fit_predictor(ours, form, epochs=fit_epochs, tell=lambda epoch, loss, told=told: told.append(loss))
+            write_atomically(path, fitted.write)
+            write_json(path.with_suffix(".json"), told)
+        predictor, losses[name] = load_predictor(path), json.loads(path.with_suffix(".json").read_text())
+        theirs = Samples.of(judge_on, level)
+        scores[name] = judged(predictor, ours, theirs)
+        console.print(table(name, scores[name], theirs))
+        if name == "other runs":
+            write_atomically(out / "predictor.npz", predictor.write)
+    return {
+        "references": [dict(each.about) for each in records],
+        "held out": [each.about for each in held],
+        "scores": {name: {rule: dataclasses.asdict(s) for rule, s in own.items()} for name, own in scores.items()},
+        "losses": losses,
+    }
+
+
+def judged(predictor: Predictor, ours: Samples, theirs: Samples) -> dict[str, Scores]:
+    """Score a predictor, and simpler rules set up on `ours`, on `theirs`."""
+    said = probabilities(predictor, theirs) >= 0.5
+    return {"predictor": Scores.of(said, theirs.labels), **baselines(ours, theirs)}
+
+
+def table(name: str, scores: dict[str, Scores], samples: Samples) -> Table:
+    """Lay out the scores of one split."""
+    title = f"{name}: {len(samples)} windows, {samples.labels.float().mean():.0%} of settled layers"
+    shown = Table("rule", "accuracy", "precision", "recall", title=title)
+    for rule, own in scores.items():
+        shown.add_row(rule, *(f"{value:.3f}" for value in dataclasses.astuple(own)))
+    return shown
