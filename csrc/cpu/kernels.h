@@ -4,6 +4,7 @@
 
 #include "cpu/geometry.h"
 #include "spfde/conv2d.h"
+#include "spfde/conv_chain.h"
 #include "spfde/exec.h"
 #include "spfde/norm_act.h"
 #include "spfde/sddmm.h"
@@ -12,6 +13,7 @@
 namespace spfde::cpu {
 
 struct Kernels {
+  int lanes;  // floats of a vector: so many images go through a chain together
   void (*spmm)(const SpmmArgs&, const Exec&);
   void (*spmm_blocks)(const SpmmBlocksArgs&, const Exec&);
   void (*spmm_blocks_input_grad)(const SpmmBlocksInputGradArgs&, const Exec&);
@@ -23,6 +25,7 @@ struct Kernels {
   void (*conv2d_blocks)(const Conv2dBlocksArgs&, const Conv2dGeometry&, const Exec&);
   void (*conv2d_blocks_input_grad)(const Conv2dBlocksInputGradArgs&, const Conv2dGeometry&, const Exec&);
   void (*conv2d_blocks_weight_grad)(const Conv2dBlocksWeightGradArgs&, const Conv2dGeometry&, const Exec&);
+  void (*conv_chain)(const ConvChainArgs&, const Exec&);
   void (*norm_act)(const NormActArgs&, const Exec&);
   void (*norm_act_grad)(const NormActGradArgs&, const Exec&);
 };

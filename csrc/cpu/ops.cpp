@@ -27,6 +27,7 @@ void spmm_blocks_input_grad(const SpmmBlocksInputGradArgs& a, const Exec& exec) 
 }
 void sddmm(const SddmmArgs& a, const Exec& exec) { run(kernels().sddmm, a, exec); }
 void sddmm_blocks(const SddmmBlocksArgs& a, const Exec& exec) { run(kernels().sddmm_blocks, a, exec); }
+void conv_chain(const ConvChainArgs& a, const Exec& exec) { run(kernels().conv_chain, a, exec); }
 void norm_act(const NormActArgs& a, const Exec& exec) { run(kernels().norm_act, a, exec); }
 void norm_act_grad(const NormActGradArgs& a, const Exec& exec) { run(kernels().norm_act_grad, a, exec); }
 

@@ -4,6 +4,7 @@
 
 #include "cpu/geometry.h"
 #include "spfde/conv2d.h"
+#include "spfde/conv_chain.h"
 #include "spfde/exec.h"
 #include "spfde/norm_act.h"
 #include "spfde/scatter.h"
@@ -26,6 +27,8 @@ void conv2d_weight_grad(const Conv2dWeightGradArgs& args, const Conv2dPlan& plan
 void conv2d_blocks(const Conv2dBlocksArgs& args, const Conv2dPlan& plan, const Exec& exec);
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& args, const Conv2dPlan& plan, const Exec& exec);
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& args, const Conv2dPlan& plan, const Exec& exec);
+
+void conv_chain(const ConvChainArgs& args, const Exec& exec);
 
 void norm_act(const NormActArgs& args, const Exec& exec);
 void norm_act_grad(const NormActGradArgs& args, const Exec& exec);

@@ -27,6 +27,7 @@ void bind_environment(py::module_& m) {
   m.def("compiled_isas", [] { return names(cpu::compiled_isas()); });
   m.def("isas", [] { return names(cpu::runnable_isas()); });
   m.def("isa", [] { return cpu::isa().name; });
+  m.def("lanes", [] { return cpu::kernels().lanes; });
   m.def("cuda_archs", [] { return std::vector<std::string>{SPFDE_CUDA_ARCHS}; });
   m.def("openmp_library", [] { return path_providing(reinterpret_cast<void*>(&omp_get_max_threads)); });
   m.def("build_info", [] {
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   bind_environment(m);
   bind_linear(m);
   bind_conv2d(m);
+  bind_conv_chain(m);
   bind_norm_act(m);
   bind_scatter(m);
 }

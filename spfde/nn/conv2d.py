@@ -24,7 +24,7 @@ class SparseConv2d(SparseLayer):
     def __init__(self, conv: nn.Conv2d, mask: Tensor | None, pattern: str, positions: Tensor | None = None) -> None:
         self.padding_mode = conv.padding_mode
         self.padding = conv.padding
-        sides = _sides(conv)
+        sides = padding_sides(conv)
         zeros = sides if conv.padding_mode == "zeros" else (0, 0, 0, 0)
         window = Window(conv.kernel_size, conv.stride, zeros, conv.dilation, conv.groups)
         self.stride, self.dilation = window.stride, window.dilation
@@ -117,7 +117,7 @@ class SparseConv2d(SparseLayer):
         )
 
 
-def _sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+def padding_sides(conv: nn.Conv2d | SparseConv2d) -> tuple[int, int, int, int]:
     """Padding at the top, bottom, left and right; "same" puts the odd one at the bottom and right, as torch does."""
     if conv.padding == "valid":
         return 0, 0, 0, 0

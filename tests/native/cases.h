@@ -8,6 +8,7 @@ namespace test {
 using Run = std::function<void()>;
 }
 
-std::vector<test::Run> linear_cases();    // spmm, sddmm, their block forms, scatter and gather
-std::vector<test::Run> conv2d_cases();    // conv2d, its gradients, and their block forms
-std::vector<test::Run> norm_act_cases();  // norm_act and its gradients
+std::vector<test::Run> linear_cases();      // spmm, sddmm, their block forms, scatter and gather
+std::vector<test::Run> conv2d_cases();      // conv2d, its gradients, and their block forms
+std::vector<test::Run> conv_chain_cases();  // convolutions one behind the other
+std::vector<test::Run> norm_act_cases();    // norm_act and its gradients

@@ -13,7 +13,7 @@ int main() {
   std::printf("instruction set %s\n", spfde::cpu::isa().name);
   test_isas();
   test_types();
-  for (const auto& cases : {linear_cases(), conv2d_cases(), norm_act_cases()})
+  for (const auto& cases : {linear_cases(), conv2d_cases(), conv_chain_cases(), norm_act_cases()})
     for (const test::Run& run : cases) run();
   test_out_of_memory();
   std::printf(test::failures ? "%d failures\n" : "all passed\n", test::failures);

@@ -38,7 +38,7 @@ extern "C" void* aligned_alloc(size_t alignment, size_t size) noexcept {
 }
 
 void test_out_of_memory() {
-  for (const auto& cases : {linear_cases(), conv2d_cases(), norm_act_cases()}) {
+  for (const auto& cases : {linear_cases(), conv2d_cases(), conv_chain_cases(), norm_act_cases()}) {
     int failed = 0;
     for (const test::Run& run : cases)
       for (int allocations = 0; fails_after(allocations, run); ++allocations) ++failed;

@@ -1,9 +1,12 @@
 #include "table.h"
 
+#include "simd.h"
+
 namespace spfde::cpu::SPFDE_ISA {
 
 Kernels table() {
   Kernels kernels = {
+      .lanes = kWidth,
       .spmm = spmm,
       .spmm_blocks = spmm_blocks,
       .spmm_blocks_input_grad = spmm_blocks_input_grad,
@@ -14,6 +17,7 @@ Kernels table() {
       .conv2d_blocks = conv2d_blocks,
       .conv2d_blocks_input_grad = conv2d_blocks_input_grad,
       .conv2d_blocks_weight_grad = conv2d_blocks_weight_grad,
+      .conv_chain = conv_chain,
       .norm_act = norm_act,
       .norm_act_grad = norm_act_grad,
   };

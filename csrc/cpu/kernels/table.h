@@ -16,6 +16,7 @@ void conv2d_blocks(const Conv2dBlocksArgs& args, const Conv2dGeometry& geometry,
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& args, const Conv2dGeometry& geometry, const Exec& exec);
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& args, const Conv2dGeometry& geometry,
                                const Exec& exec);
+void conv_chain(const ConvChainArgs& args, const Exec& exec);
 void norm_act(const NormActArgs& args, const Exec& exec);
 void norm_act_grad(const NormActGradArgs& args, const Exec& exec);
 

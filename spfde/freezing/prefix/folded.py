@@ -29,8 +29,19 @@ class Folded:
         self.sparse = isinstance(layer, SparseConv2d)
         self.weights: Tensor | None = None
         self.bias: Tensor | None = None
+        self.version = 0  # how often it was folded
         self._stamp: tuple[Any, ...] | None = None
         self.refresh()
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.layer.out_channels
+
+    @property
+    def key(self) -> str:
+        """What settles the kernel of a sparse layer, "" for another."""
+        return self.layer.dispatch_key if self.sparse else ""
 
     def refresh(self) -> None:
         """Folds anew if anything was written since the last time."""
@@ -40,7 +51,7 @@ class Folded:
         with torch.inference_mode(False), torch.no_grad():
             weights, bias = self._fold()
             self.weights, self.bias = _into(self.weights, weights), _into(self.bias, bias)
-        self._stamp = stamp
+        self._stamp, self.version = stamp, self.version + 1
 
     def _written(self) -> tuple[Any, ...]:
         """What changes whenever one of the tensors that are folded does, or where the values lie."""

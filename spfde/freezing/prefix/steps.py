@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde.freezing.prefix.folded import Folded
-from spfde.kernels.dtypes import in_torch_ops
+from spfde.freezing.prefix.lanes import Together, schedule
+from spfde.kernels.dispatch import rule
+from spfde.kernels.dtypes import in_torch_ops, through_dispatcher
+from spfde.kernels.norm_act import ACTIVATIONS
 from spfde.nn.norm import ADDITIONS
 
-ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6}
+MOST = 16  # kinds of input that a chain remembers
 _IN_PLACE = {"none": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True)}
 
 
@@ -76,16 +79,45 @@ class Chain:
     def __init__(self, inputs: int, steps: Sequence[Step]) -> None:
         self.inputs, self.steps = inputs, tuple(steps)
         self.__name__ = self.__qualname__ = "chain"
+        self._orders: dict[Any, list[Together | int]] = {}
 
     def __call__(self, *inputs: Any) -> Tensor:
+        """The last value, of inputs [n, channels, height, width]."""
         wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        through = torch.compiler.is_compiling() or any(isinstance(x, Tensor) and through_dispatcher(x) for x in inputs)
         if wanted or (not torch.compiler.is_compiling() and in_torch_ops()):
-            return self._through("plain", inputs)
-        return self._through("run", inputs)
+            return self._one_by_one("plain", inputs)
+        if through:
+            return self._one_by_one("run", inputs)
+        values = dict(enumerate(inputs))
+        for part in self._order(inputs):
+            if isinstance(part, int):
+                values[self.inputs + part] = self._step("run", part, values)
+            else:
+                part.run(values)
+        return values[self.inputs + len(self.steps) - 1]
 
-    def _through(self, how: str, inputs: tuple[Any, ...]) -> Tensor:
-        values = list(inputs)
-        for step in self.steps:
-            residual = None if step.residual is None else values[step.residual]
-            values.append(getattr(step, how)(values[step.source], residual))
-        return values[-1]
+    def _one_by_one(self, how: str, inputs: tuple[Any, ...]) -> Tensor:
+        values = dict(enumerate(inputs))
+        for i in range(len(self.steps)):
+            values[self.inputs + i] = self._step(how, i, values)
+        return values[self.inputs + len(self.steps) - 1]
+
+    def _step(self, how: str, number: int, values: dict[int, Any]) -> Tensor:
+        step = self.steps[number]
+        return getattr(step, how)(values[step.source], None if step.residual is None else values[step.residual])
+
+    def _order(self, inputs: tuple[Any, ...]) -> list[Together | int]:
+        """What runs in which order for such inputs: the one that is kept, else a new one."""
+        device = "cpu" if torch.is_autocast_enabled("cpu") else None
+        key = (
+            *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in inputs),
+            torch.get_autocast_dtype(device) if device else None, torch.get_num_threads(), rule.generation,
+            *((step.folded.version, step.folded.key) for step in self.steps),
+        )  # fmt: skip
+        order = self._orders.get(key)
+        if order is None:
+            if len(self._orders) >= MOST:
+                self._orders.clear()
+            order = self._orders[key] = schedule(self.steps, inputs)
+        return order
