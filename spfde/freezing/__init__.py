@@ -15,6 +15,7 @@ from spfde.freezing.methods.simfreeze import SimFreeze
 from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
 from spfde.freezing.prefix import Prefix
+from spfde.freezing.report import FreezeReport
 from spfde.freezing.schedule import FreezeSchedule
 from spfde.freezing.seconds import step_seconds
 
@@ -27,6 +28,7 @@ __all__ = [
     "Egeria",
     "FreezeBlock",
     "FreezeOut",
+    "FreezeReport",
     "FreezeSchedule",
     "Freezer",
     "Linear",

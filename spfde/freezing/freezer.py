@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from spfde.freezing.block import FreezeBlock, check_freezable
 from spfde.freezing.checks import LEAST, check_blocks, check_share, check_whole, trainable_share
+from spfde.freezing.costs import training_flops
 from spfde.freezing.masks import MaskWatch
+from spfde.freezing.report import FreezeReport, Sets
+from spfde.freezing.schedule import Change, FreezeSchedule
 from spfde.levers import Answer, Backward, Decision, EpochStart, Event, Run
 
 
@@ -80,6 +83,7 @@ class Freezer(ABC):
         self._epoch = -1  # the last one begun
         self._steps = 0
         self._frozen: list[str] = []
+        self._changes: list[Change] = []
         self._decisions: tuple[Decision, ...] = ()
         self._reason = ""
 
@@ -164,6 +168,24 @@ class Freezer(ABC):
         """Why the first active block was not frozen at the last boundary, or what froze or thawed there."""
         return self._reason
 
+    def report(self) -> FreezeReport:
+        """The timeline of its blocks, its plan if it has one, and what both save.
+
+        Of a run's records, `freezer.report().after(result.epochs)` knows what was saved in seconds too.
+        """
+        return FreezeReport(
+            method=type(self).__name__,
+            blocks=tuple(block.name for block in self.blocks),
+            planned=self._planned(),
+            done=tuple(FreezeSchedule(tuple(self._changes), 0.0, "").sets(self._epoch + 1)),
+            flops=training_flops(self.blocks),
+            reason=self._reason,
+        )
+
+    def _planned(self) -> Sets:
+        """What is frozen in each epoch of the whole training, where that is known."""
+        return ()
+
     # ---- under fit --------------------------------------------------------------------------------------------------
 
     def on(self, event: Event, run: Run) -> Answer:
@@ -209,6 +231,10 @@ class Freezer(ABC):
 
     def _cross(self, epoch: int, boundary: _Boundary) -> None:
         self._epoch = max(epoch, self._epoch)
+        self._changes += [
+            *(Change(epoch, block.name, False) for block in boundary.back),
+            *(Change(epoch, block.name) for block in boundary.due),
+        ]
         if boundary.back:
             self._frozen = []
             self._gave_back()
@@ -226,6 +252,7 @@ class Freezer(ABC):
             "epoch": self._epoch,
             "steps": self._steps,
             "frozen": list(self._frozen),
+            "changes": [list(astuple(change)) for change in self._changes],
             "reason": self._reason,
             "masks": self._masks.state_dict(),
             "own": self._own_state(),
@@ -247,6 +274,7 @@ class Freezer(ABC):
             raise ValueError(f"expected frozen blocks at the front of {names}, got {frozen}; try another checkpoint")
         try:
             epoch, steps, reason, masks = (state[key] for key in ("epoch", "steps", "reason", "masks"))
+            changes = [Change(*each) for each in state["changes"]]
             watch = MaskWatch(self.model)
             watch.load_state_dict(masks)
             self._load_own(state["own"])
@@ -259,7 +287,7 @@ class Freezer(ABC):
                 block.freeze()
             elif block.name in self._frozen:
                 block.unfreeze()
-        self._masks, self._decisions = watch, ()
+        self._masks, self._decisions, self._changes = watch, (), changes
         self._epoch, self._steps, self._reason, self._frozen = epoch, steps, reason, list(frozen)
 
     def _identity(self) -> dict[str, Any]:

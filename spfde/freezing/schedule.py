@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -65,10 +65,7 @@ class FreezeSchedule:
                 is counted as saved.
             epochs: length of the training.
         """
-        fronts = [
-            next((i for i, name in enumerate(names) if name not in frozen), len(names))
-            for frozen in map(set, self.sets(epochs))
-        ]
+        fronts = [front_of(names, frozen) for frozen in self.sets(epochs)]
         return 1 - sum(costs[front] for front in fronts) / (costs[0] * epochs)
 
     def __str__(self) -> str:
@@ -86,6 +83,11 @@ class FreezeSchedule:
         if more:
             lines.append(f"... and {more} more like these, to epoch {self.changes[-1].epoch}")
         return "\n".join([*lines, self.reason])
+
+
+def front_of(names: Sequence[str], frozen: Collection[str]) -> int:
+    """How many of `names`, blocks front to back, are frozen without a gap from the first one on."""
+    return next((i for i, name in enumerate(names) if name not in frozen), len(names))
 
 
 def saved(backward: Sequence[float], first_epoch: float, *, epochs: int, interval: int) -> float:

@@ -35,6 +35,7 @@ def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict]
         parts.figures(runs, labels),
         parts.table(labels, sections),
         parts.layers(runs, labels),
+        parts.freezing(runs, labels),
         parts.events(runs, labels),
         parts.recipes(runs, labels),
         parts.environments(runs, labels),

@@ -113,6 +113,24 @@ def layers(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     )
 
 
+def freezing(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """When which block was frozen in the runs that froze any, and what that saved."""
+    drawings = []
+    for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        if (report := run.freezes) is not None:
+            text = f"{report.method}. {report.savings}." if report.savings else f"{report.method}."
+            drawings.append(_figure(f"{label}: frozen blocks", plots.freezing(report, index, label), text))
+    lead = (
+        "A bar is a block that was frozen, an outline where that was planned; the front of the network is at the top. "
+        "Planned is the share of the whole training that the plan saves, at the densities of its start. Saved are the "
+        "FLOPs that the frozen front's layers did not compute, and the seconds that an epoch with frozen blocks took "
+        "less, for each sample, than those with none."
+    )
+    if not drawings:
+        return Html()
+    return join(tag("h2", "What froze when"), tag("p", lead, class_="lead"), tag("div", *drawings, class_="figures"))
+
+
 def events(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     """What the levers did, epoch by epoch, and why."""
     blocks = []

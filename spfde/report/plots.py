@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from spfde.freezing import FreezeReport
 from spfde.report.markup import Html
 from spfde.report.measures import TIME
 from spfde.report.run import NOT_TRAINING, Run
@@ -165,6 +166,18 @@ def sparsity(run: Run, index: int) -> Html:
     return _draw(
         f"sparsity-{index}", 1.0 + 0.17 * len(names), draw, f"Sparsity of each layer of the {run.method} run by epoch"
     )
+
+
+def freezing(report: FreezeReport, index: int, label: str) -> Html:
+    """The timeline of a run's blocks."""
+
+    def draw(figure: Figure) -> None:
+        names = tuple(shortened(name, end=True) for name in report.blocks)
+        axes = figure.subplots()
+        report.draw(axes, TOKEN[series_name(index)], TOKEN["ink"], names=names, size=SMALL)
+
+    height = 0.8 + 0.17 * len(report.blocks)
+    return _draw(f"freezing-{index}", height, draw, f"When each block of the {label} run was frozen")
 
 
 def memory(runs: Sequence[Run], labels: Sequence[str]) -> Html:

@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from spfde.freezing import FreezeReport
 from spfde.report.metric import METRICS, Metric
 from spfde.report.schema import WRITER, build, checked
 from spfde.summary import LayerSummary
@@ -40,6 +41,16 @@ class Run:
     epochs: tuple[Epoch, ...]
     layers: tuple[LayerSummary, ...]
     freezing: Mapping[str, Any] | None = None
+
+    @property
+    def freezes(self) -> FreezeReport | None:
+        """When which block was frozen; None where none was or should have been. ValueError where that is damaged."""
+        if "blocks" in (self.freezing or {}):
+            try:
+                return FreezeReport.from_dict(self.freezing, self.epochs)
+            except ValueError as error:
+                raise ValueError(f"{error} (freezing in {self.path / files.RUN})") from error
+        return FreezeReport.of_records(self.epochs) if any(epoch.frozen for epoch in self.epochs) else None
 
     @property
     def method(self) -> str:
@@ -134,7 +145,9 @@ def read(path: str | os.PathLike[str]) -> Run:
             f"expected {all_epochs(run['recipe'])} epochs in {path / files.METRICS}, got {len(epochs)}, "
             "try spfde train --resume"
         )
-    return Run(path=path, **run, epochs=epochs, layers=_layers(path / files.LAYERS))
+    read = Run(path=path, **run, epochs=epochs, layers=_layers(path / files.LAYERS))
+    _ = read.freezes  # what is damaged is told here
+    return read
 
 
 def _epochs(path: Path) -> tuple[Epoch, ...]:

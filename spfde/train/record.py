@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from spfde.freezing import FreezeReport
 from spfde.train import checkpoint, run_dir, stats
 from spfde.train.device import Layout
 from spfde.train.recipe import Recipe, toml
@@ -114,8 +115,8 @@ def write_run(out: Path, session: Session) -> None:
     from spfde import env
     from spfde._version import __version__
 
-    plans = [lever for lever in session.levers if hasattr(lever, "plan")]
-    plan = {"plan": [list(entry) for entry in plans[0].plan], "reason": plans[0].reason} if plans else None
+    freezers = [lever for lever in session.levers if hasattr(lever, "frozen") and hasattr(lever, "report")]
+    freezing = [report.to_dict() for each in freezers if isinstance(report := each.report(), FreezeReport)]
     values = {
         "recipe": session.recipe.to_dict(),
         "environment": env.report(),
@@ -126,7 +127,7 @@ def write_run(out: Path, session: Session) -> None:
         "layout": dataclasses.asdict(session.layout),
         "optimizer": type(session.optimizer).__name__,
         "levers": [type(lever).__name__ for lever in session.levers],
-        "freezing": plan,
+        "freezing": freezing[0] if freezing else None,
     }
     run_dir.write_json(out / run_dir.RUN, values)
     run_dir.write_text(out / run_dir.RECIPE, toml.text(session.recipe))

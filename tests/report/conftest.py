@@ -22,6 +22,14 @@ LAYER = {
     "reason": "9.9% dense, native below 40%",
     "runs_sparse": True,
 }
+FREEZING = {
+    "method": "Progressive, single-shot",
+    "blocks": ["layer1.0", "layer1.1", "layer1.2"],
+    "planned": [[], [], [], ["layer1.0"], ["layer1.0"], ["layer1.0", "layer1.1"]],
+    "flops": [100.0, 92.0, 84.0, 76.0],
+    "seconds": [],
+    "reason": "planned",
+}
 LAYERS = [f"layer1.{i}.conv1" for i in range(3)]
 DENSE_LAYER = {
     "kind": "Conv2d",
@@ -94,7 +102,7 @@ def write_run(
         "samples": {"train": 8000, "test": 2000},
         "parameters": 272474,
         "layout": {"name": "contiguous", "reason": "as the recipe says"},
-        "freezing": {"plan": [[3, "layer1.0"]], "reason": "planned"} if sparse else None,
+        "freezing": FREEZING if sparse else None,
         **(run or {}),
     }
     if lines is None:

@@ -53,7 +53,7 @@ class Document(HTMLParser):
 def test_the_page_is_well_formed_and_holds_every_part(compared):
     report, html = compared
     page = Document(html)
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 8
     assert len(page.ids) == len(set(page.ids))
     assert report.verdicts[0].headline in " ".join(page.text)
     for row in (row for section in report.sections for row in section.rows):
@@ -123,8 +123,17 @@ def test_what_an_older_run_did_not_record_is_not_drawn(make_run):
         del line["layers"], line["memory"]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = Document(compare([path]).html())
-    assert page.tags.count("svg") == 4 + 1
+    assert page.tags.count("svg") == 4 + 1 + 1
     assert "Peak memory" not in page.text
+
+
+def test_the_page_draws_what_froze_when(make_run):
+    page = compare([make_run("new")]).html()
+    assert "Progressive, single-shot. FLOPs: 5.3% planned, 2.7% saved; seconds: 2.4% saved." in page
+    old = make_run("old", run={"freezing": {"plan": [[4, "layer1.0"]], "reason": "planned"}})
+    assert "a freezer. seconds: 2.4% saved." in compare([old]).html()
+    dense = compare([make_run("dense", "dense")]).html()
+    assert "What froze when" not in dense
 
 
 def test_a_layer_has_one_shape_for_every_stretch_of_equal_sparsity(make_run):

@@ -145,6 +145,7 @@ def test_an_epoch_of_another_schema(make_run, key, value, message):
         ("run.json", lambda v: v["recipe"].pop("method"), "expected 'method' in .*run.json, recipe"),
         ("run.json", lambda v: v["samples"].pop("test"), "expected 'test' in .*run.json, samples"),
         ("run.json", lambda v: v.update(version=1), "'version' in .*run.json to be a string, got 1"),
+        ("run.json", lambda v: v["freezing"].pop("flops"), "freezing report, got KeyError.*freezing in .*run.json"),
         ("layers.json", lambda v: v[1].pop("kernel"), "expected 'kernel' in .*layers.json, layer 1"),
         (
             "layers.json",

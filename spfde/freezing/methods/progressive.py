@@ -12,9 +12,11 @@ from torch import nn
 from spfde._names import unknown
 from spfde.freezing.block import FreezeBlock, check_freezable
 from spfde.freezing.checks import LEAST, check_blocks, check_share, check_whole, trainable_share
-from spfde.freezing.costs import Costs, in_flops, in_seconds
+from spfde.freezing.costs import Costs, in_flops, in_seconds, training_flops
+from spfde.freezing.report import FreezeReport
 from spfde.freezing.schedule import Change, FreezeSchedule
 from spfde.freezing.schemes import OWN_OPTIONS, SCHEMES, to_freeze
+from spfde.freezing.seconds import non_increasing
 from spfde.levers import Answer, Decision, EpochStart, Event, Run
 
 TARGETS = ("flops", "seconds")
@@ -107,6 +109,7 @@ class Progressive:
         reason = f"{schedule.reason}{exact}; {share:.1%} of the parameters stay trainable to the end"
         self._schedule: FreezeSchedule = replace(schedule, saving=saving, reason=reason)
         self._frozen: list[str] = []
+        self._epoch = -1  # the last one begun
 
     @property
     def plan(self) -> tuple[tuple[int, str], ...]:
@@ -156,10 +159,25 @@ class Progressive:
         for block in self.blocks:
             if block.name in back:
                 block.unfreeze()
-        return self._note(due, back)
+        return self._note(epoch, due, back)
 
     def end_epoch(self) -> None:
         """Nothing to note: the schedule was fixed at the start."""
+
+    def report(self) -> FreezeReport:
+        """The timeline of its blocks, planned and up to now, and what that saves.
+
+        Of a run's records, `freezer.report().after(result.epochs)` knows what was saved in seconds too.
+        """
+        return FreezeReport(
+            method=f"Progressive, {self._scheme}",
+            blocks=tuple(block.name for block in self.blocks),
+            planned=tuple(self._schedule.sets(self._epochs)),
+            done=tuple(self._schedule.sets(self._epoch + 1)),
+            flops=training_flops(self.blocks),
+            seconds=non_increasing(self._seconds or ()),
+            reason=self.reason,
+        )
 
     def on(self, event: Event, run: Run) -> Answer:
         """Freezes and gives back through the run what is due at the start of an epoch."""
@@ -173,7 +191,7 @@ class Progressive:
             names = [block.name for block in due]
             run.freeze(names)
             decisions.append(Decision("freeze", f"froze {', '.join(names)}", self.reason))
-        self._note(due, back)
+        self._note(event.epoch, due, back)
         return decisions
 
     def _back(self, epoch: int) -> list[str]:
@@ -181,7 +199,8 @@ class Progressive:
         wanted = self._schedule.frozen(epoch)
         return [name for name in self._frozen if name not in wanted]
 
-    def _note(self, due: Sequence[FreezeBlock], back: Sequence[str]) -> list[str]:
+    def _note(self, epoch: int, due: Sequence[FreezeBlock], back: Sequence[str]) -> list[str]:
+        self._epoch = epoch
         names = [block.name for block in due]
         self._frozen = [*(name for name in self._frozen if name not in back), *names]
         return names
@@ -194,6 +213,7 @@ class Progressive:
             "saving": self.saving,
             "reason": self.reason,
             "frozen": list(self._frozen),
+            "epoch": self._epoch,
             "seconds": None if self._seconds is None else list(self._seconds),
         }
 
@@ -203,13 +223,13 @@ class Progressive:
         Raises:
             ValueError: `state` is not that of a freezer with the same scheme, epochs and blocks.
         """
-        schedule, frozen = self._read(state)
+        schedule, frozen, epoch = self._read(state)
         for block in self.blocks:
             if block.name in frozen:
                 block.freeze()
             elif block.name in self._frozen:
                 block.unfreeze()
-        self._schedule, self._frozen = schedule, frozen
+        self._schedule, self._frozen, self._epoch = schedule, frozen, epoch
         self._seconds = tuple(seconds) if (seconds := state.get("seconds")) else None
 
     def _identity(self) -> dict[str, Any]:
@@ -219,7 +239,7 @@ class Progressive:
             "blocks": [block.name for block in self.blocks],
         }
 
-    def _read(self, state: Mapping[str, Any]) -> tuple[FreezeSchedule, list[str]]:
+    def _read(self, state: Mapping[str, Any]) -> tuple[FreezeSchedule, list[str], int]:
         expected = self._identity()
         for key, mine in expected.items():
             if state.get(key) != mine:
@@ -235,7 +255,10 @@ class Progressive:
         schedule = FreezeSchedule(changes, state["saving"], state["reason"])
         if state["frozen"] not in map(list, schedule.sets(self._epochs)):
             raise ValueError(f"expected frozen blocks as of an epoch, got {state['frozen']}; try another checkpoint")
-        return schedule, list(state["frozen"])
+        epoch = state.get("epoch")
+        if not isinstance(epoch, int) or not -1 <= epoch < self._epochs:
+            raise ValueError(f"expected an epoch in [-1, {self._epochs}), got {epoch!r}; try another checkpoint")
+        return schedule, list(state["frozen"]), epoch
 
     def __str__(self) -> str:
         return str(self._schedule)

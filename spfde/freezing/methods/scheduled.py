@@ -11,6 +11,8 @@ from torch import nn
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.checks import check_whole
 from spfde.freezing.freezer import Freezer, Verdict
+from spfde.freezing.report import Sets
+from spfde.freezing.schedule import Change, FreezeSchedule
 from spfde.levers import EpochStart, Event
 
 
@@ -49,6 +51,10 @@ class Scheduled(Freezer):
         if due is None:
             return Verdict(False, f"its turn does not come in {self.epochs} epochs")
         return Verdict(epoch >= due, f"due at epoch {due}: {self._why()}")
+
+    def _planned(self) -> Sets:
+        changes = tuple(Change(epoch, name) for epoch, name in self.plan)
+        return tuple(FreezeSchedule(changes, 0.0, "").sets(self.epochs))
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "epochs": self.epochs, "plan": [list(each) for each in self.plan]}
