@@ -1,5 +1,6 @@
 """Every sieve by name: one update worked out by hand, the invariants, resuming."""
 
+import copy
 import inspect
 import io
 import math
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spfde import densify, sparsify
+from spfde.nn import SparseLayer
 from spfde.sieving import (
     EL2N,
     METHODS,
@@ -104,27 +107,81 @@ def test_el2n_by_hand():
         sieve.observe(torch.tensor([0]), losses=torch.ones(1))
 
 
-def test_grand_is_the_norm_of_each_sample_s_gradient():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
-    x, y, before = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), [p.clone() for p in model.state_dict().values()]
-    norms = gradient_norms(model, x, y)
-    model.eval()
-    for row in range(5):
-        model.zero_grad()
-        torch.nn.functional.cross_entropy(model(x[row : row + 1]), y[row : row + 1]).backward()
-        want = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
-        assert float(norms[row]) == pytest.approx(want, rel=1e-5)
+class Deciding(torch.nn.Module):
+    """What no vectorisation can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x) if x.sum() > 0 else self.head(2 * x)
+
+
+class Tied(torch.nn.Module):
+    """Attention, and a weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 9)
+        self.block = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.words(x)).mean(1))
+
+
+def convolutions() -> torch.nn.Module:
+    nn = torch.nn
+    layers = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3), nn.Flatten()
+    return nn.Sequential(*layers, nn.Dropout(0.5), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("room", [2**27, 1])  # many at a time, one by one
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (convolutions, torch.linspace(-1, 1, 5 * 2 * 36).view(5, 2, 6, 6)),
+        (lambda: sparsify(convolutions(), 0.5), torch.linspace(-1, 1, 5 * 2 * 36).view(5, 2, 6, 6)),
+        (Deciding, torch.linspace(-1, 2, 20).view(5, 4)),
+        (Tied, torch.arange(20).view(5, 4) % 9),
+    ],
+    ids=["convolutions", "sparse", "deciding", "tied"],
+)
+def test_grand_is_the_norm_of_each_sample_s_gradient(make, inputs, room, monkeypatch):
+    monkeypatch.setattr("spfde.sieving.methods.grand.ROOM", room)
+    model, targets = make(), torch.tensor([0, 1, 2, 0, 1])
+    next(model.parameters()).requires_grad_(False)  # a weight that is not trained has no gradient
     model.train()
-    gradient_norms(model, x, y)
-    assert model[1].training and all(a.equal(b) for a, b in zip(before, model.state_dict().values(), strict=True))
-    sieve = GraNd(5, fraction=0.4, at=1, epochs=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    norms = gradient_norms(model, inputs, targets)
+    assert all(module.training for module in model.modules()) and all(p.grad is None for p in model.parameters())
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    exact = densify(copy.deepcopy(model)).double().eval()
+    held = {name: m.mask() for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+    for row in range(5):
+        exact.zero_grad()
+        one = inputs[row : row + 1].double() if inputs.is_floating_point() else inputs[row : row + 1]
+        torch.nn.functional.cross_entropy(exact(one), targets[row : row + 1]).backward()
+        for name, mask in held.items():
+            weight = exact.get_submodule(name).weight
+            weight.grad = None if weight.grad is None else weight.grad * mask
+        want = math.sqrt(sum(float(p.grad.square().sum()) for p in exact.parameters() if p.grad is not None))
+        assert float(norms[row]) == pytest.approx(want, rel=1e-4)
+
+
+def test_grand_by_hand():
+    model = torch.nn.Linear(2, 2, bias=False)
+    torch.nn.init.zeros_(model.weight)  # p = 1/2, so the error is (-1/2, 1/2) and its norm sqrt(1/2)
+    x, y = torch.tensor([[3.0, 4.0], [0.6, 0.8], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1, 0, 1])
+    sieve = GraNd(4, fraction=0.5, at=1, epochs=4)
     with pytest.raises(ValueError, match=r"samples to be scored by the end of epoch 0, got none; try sieve.look"):
         sieve.end_epoch()
     assert sieve.epoch == 0
-    sieve.look(model, [(torch.arange(5), x, y)])
-    sieve.end_epoch()
-    assert sieve.removed.tolist() == sorted(norms.argsort()[:2].tolist()) and sieve.report().extra_seconds > 0
+    sieve.look(model, [(torch.arange(3), x[:3], y[:3]), (torch.tensor([3]), x[3:], y[3:])])
+    assert torch.allclose(sieve.scores, torch.tensor([5.0, 1.0, 1.0, 2.0]) * math.sqrt(0.5))  # |x| |error|
+    event = sieve.end_epoch()
+    assert sieve.removed.tolist() == [1, 2] and event.moved == 2 and sieve.report().extra_seconds > 0
 
 
 def test_infobatch_by_hand():

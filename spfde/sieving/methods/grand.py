@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from spfde.levers import Answer, EpochEnd, Event, Loss, Run
 from spfde.sieving.oneshot import OneShot
 from spfde.sieving.sieve import SieveEvent
 
 __all__ = ["GraNd"]
+
+# Samples whose gradients are held at once: at least as many as pay, and no more than this many numbers.
+LEAST_AT_ONCE, MOST_AT_ONCE, ROOM = 8, 64, 2**27
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -30,8 +36,8 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 class GraNd(OneShot):
     """Score = |gradient of the sample's loss by all trained weights|_2, at the end of epoch `at` - 1.
 
-    It takes a forward and a backward pass for every sample, once, in evaluation mode (batch norm would mix samples): in
-    `fit` by itself, in a loop of your own by `look`. Its seconds are in `report()`. The source averages over ten
+    It takes a forward and a backward pass for every sample, once, in evaluation mode (batch norm would mix samples), many
+    samples at a time where `torch.func` can vectorise the model: in `fit` by itself, in a loop of your own by `look`. Its seconds are in `report()`. The source averages over ten
     networks: `GraNd(..., scores=[...])` takes their `scores`.
 
     Args: those of every one-shot sieve (num_samples, fraction, at, epochs, scores, seed).
@@ -111,20 +117,62 @@ class GraNd(OneShot):
 
 
 def gradient_norms(
-    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss_fn: LossFunction = cross_entropy
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss_fn: LossFunction = F.cross_entropy
 ) -> torch.Tensor:
-    """|d loss_i / d weights|_2 [n], by all parameters that require a gradient, in evaluation mode."""
-    weights = [p for p in model.parameters() if p.requires_grad]
+    """|d loss_i / d weights|_2 [n], by all parameters that require a gradient, in evaluation mode.
+
+    Many samples at a time by torch.func, where the model can be vectorised and its gradients fit; else one by one.
+    """
+    if not len(inputs):
+        return torch.zeros(0)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    at_once = min(MOST_AT_ONCE, ROOM // sum(p.numel() for p in weights.values()))
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        norms = []
-        for row in range(len(inputs)):
-            with torch.enable_grad():
-                loss = loss_fn(model(inputs[row : row + 1]), targets[row : row + 1]).sum()
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            norms.append(torch.stack([g.detach().float().norm() for g in gradients if g is not None]).norm())
-        return torch.stack(norms) if norms else torch.zeros(0)
+        with torch.enable_grad():
+            if at_once >= LEAST_AT_ONCE:
+                # Whatever vmap cannot do has many kinds of error; what is the model's own is raised again one by one.
+                with suppress(Exception):
+                    return _vectorised(model, weights, inputs, targets, loss_fn, at_once)
+            return _one_by_one(model, weights, inputs, targets, loss_fn)
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _vectorised(
+    model: nn.Module,
+    weights: dict[str, nn.Parameter],
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    loss_fn: LossFunction,
+    at_once: int,
+) -> torch.Tensor:
+    detached = {name: p.detach() for name, p in weights.items()}
+
+    def loss(weights: dict[str, torch.Tensor], one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return loss_fn(functional_call(model, weights, (one[None],)), target[None]).sum()
+
+    def norm(one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        gradients = grad(loss)(detached, one, target)
+        return torch.stack([g.float().norm() for g in gradients.values()]).norm()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # of a part of the model: still faster
+        return vmap(norm, chunk_size=at_once, randomness="different")(inputs, targets)
+
+
+def _one_by_one(
+    model: nn.Module,
+    weights: dict[str, nn.Parameter],
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    loss_fn: LossFunction,
+) -> torch.Tensor:
+    norms = []
+    for one, target in zip(inputs, targets, strict=True):
+        loss = loss_fn(model(one[None]), target[None]).sum()
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        norms.append(torch.stack([g.detach().float().norm() for g in gradients if g is not None]).norm())
+    return torch.stack(norms)
