@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde._modules import batch_size, eval_mode, map_tensors, random_state_restored, run, tensors
+from spfde._modules import batch_size, eval_mode, map_tensors, random_state_restored, run, tensors, unwrapped
 from spfde.freezing.block import FreezeBlock
 from spfde.levers import Run
 
@@ -22,7 +22,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, samples: int) -> None:
-        self.model, self.samples = model, samples
+        self.model, self.samples = unwrapped(model), samples
         self.inputs: Any = None
 
     def take(self, inputs: Any) -> None:

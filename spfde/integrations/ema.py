@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from spfde._modules import unwrapped
 from spfde.nn import SparseLayer
 from spfde.topology import Topology
 
@@ -39,7 +39,7 @@ class EMA:
     def __init__(self, model: nn.Module, topology: Topology | None = None, decay: float = 0.999) -> None:
         if not 0 <= decay <= 1:
             raise ValueError(f"expected decay in [0, 1], got {decay}, try 0.999")
-        self.model, self.decay, self.updates = _unwrapped(model), decay, 0
+        self.model, self.decay, self.updates = unwrapped(model), decay, 0
         layers = self._layers()
         if topology is not None and not {*topology.layers.values()} <= {*layers.values()}:
             raise ValueError(
@@ -125,13 +125,3 @@ class _Average:
         values = self.layer.values
         self.positions, self.factor = state["positions"].to(values.device), 1.0
         self.values = state["values"].to(values.device, values.dtype)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model

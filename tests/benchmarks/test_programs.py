@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cases
 import fit_cost
+import freezers
 import layers
 import measure
 import memory
@@ -234,3 +235,16 @@ def test_sieving_measures_every_method(tmp_path, capsys, monkeypatch):
     assert all(row["state_mb"] > 0 and row["boundary_s"] > 0 for row in record["rows"])
     _, *printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == list(SIEVES)
+
+
+def test_freezers_measures_every_one_that_looks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(freezers, "BATCH", 8)
+    monkeypatch.setattr(freezers, "SIDE", 8)
+    path = tmp_path / "deep" / "record.json"
+    freezers.main(["--model", "resnet20", "--threads", "1", "--steps", "5", "--json", str(path)])
+    record = json.loads(path.read_text())
+    assert [row["method"] for row in record["rows"]] == freezers.LOOKING and "cpu" in record["machine"]
+    assert {"egeria", "autofreeze", "simfreeze"} <= set(freezers.LOOKING)
+    assert all(row["kept_kb"] >= 0 and row["none_frozen"] > 0 and row["most_frozen"] > 0 for row in record["rows"])
+    _, *printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == freezers.LOOKING

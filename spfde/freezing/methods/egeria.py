@@ -49,7 +49,7 @@ class Egeria(Freezer):
         blocks: Sequence[FreezeBlock],
         interval: int = 1,
         fraction: float = 2 / 3,
-        every: int = 20,
+        every: int = 50,
         window: int = 10,
         tolerance: float = 0.2,
         lr_drop: float = 10.0,
