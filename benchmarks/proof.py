@@ -5,7 +5,8 @@
     python benchmarks/proof.py FILE.jsonl --stage final --seeds 3
 
 The screen trains every arm with one seed on 12,000 images and judges by 5,000 others of the training half; the final
-stage trains those that decide on all images, with several seeds that arms share, and judges by the test half. Every
+stage trains those that decide on all images, with several seeds that arms share, and judges by the test half.
+`text-screen` and `text-final` do the same with a small language model on the source of Python's standard library. Every
 finished run is a line of FILE, an unfinished one goes on from its last epoch: the same command continues, after
 `--minutes` or a crash. Accuracy runs may share the machine: their seconds count for nothing. `--timing ROUNDS` times
 every phase of every arm's schedule in turn with the dense training, and wants the machine alone.
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from proof_arms import ARMS, DENSE, FINAL, Setting, fresh, halves, recipe
+from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, Setting, fresh, halves, recipe
 from proof_table import table
 from proof_timing import Phase, phases
 from timing import command, machine
@@ -32,9 +33,32 @@ from spfde.train import fit
 from spfde.train.run_dir import checkpoints
 from spfde.train.stats import Epoch
 
+TEXT = Setting(
+    dataset="stdlib",
+    data_dir="",
+    model="gpt_micro",
+    optimizer="adamw",
+    train=4000,
+    held_out=1000,
+    batch_size=32,
+    lr=1e-3,
+    sparse_lr=1e-3,
+    crop=0,
+    flip=False,
+    fuse=False,
+)
+
+
+def without(names: Iterable[str], words: Sequence[str]) -> tuple[str, ...]:
+    """The names that none of some words is in."""
+    return tuple(name for name in names if not any(word in name for word in words))
+
+
 STAGES: Mapping[str, tuple[Setting, Sequence[str]]] = {
     "screen": (Setting(), tuple(ARMS)),
     "final": (Setting(train=0, held_out=0, epochs=20), FINAL),
+    "text-screen": (TEXT, without(ARMS, IMAGES_ONLY)),
+    "text-final": (replace(TEXT, train=12_000, held_out=0), (*without(FINAL, IMAGES_ONLY), "SpFDE 15% + 15%")),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,16 @@ from spfde.train.optimizer import steps_per_epoch
 
 Runs = Sequence[Mapping[str, Any]]
 Timed = Mapping[str, Sequence[Sequence[Phase]]]
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95%, of 1, 2, ... degrees
 HEAD = "| arm | {metric} | seeds | against dense | FLOPs | seconds | speed-up | over best dense | dense in that time |"
 
 
 def table(runs: Runs, timed: Timed, batch_size: int) -> str:
     """One line for each arm that was trained or timed, as Markdown.
 
-    "against dense" and "dense in that time" are differences of the judging figure, those of the same seeds: to the
-    dense run, and to what dense training of as many epochs as fit into the arm's seconds reached, in the fastest of its
-    variants, between the numbers of epochs that were tried.
+    The judging figure is a mean and a standard deviation over seeds. "against dense" and "dense in that time" are
+    paired differences with their 95% confidence interval: to the dense run, and to what dense training of as many
+    epochs as fit into the arm's seconds reached, in the fastest of its variants, between the numbers that were tried.
     """
     by_arm = {name: [run for run in runs if run["arm"] == (ARMS[name].same_as or name)] for name in ARMS}
     took = {name: clock(name, by_arm[name], timed, batch_size) for name in ARMS}
@@ -96,6 +97,9 @@ def in_time(by_arm: Mapping[str, Runs], took: float | None, fastest: float | Non
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
-    """Mean and deviation of what the same seeds differ by."""
+    """What the same seeds differ by: mean and 95% confidence interval, of one seed the difference alone."""
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    return spread(pairs, 4) if pairs else "-"
+    if len(pairs) < 2:
+        return f"{pairs[0]:+.4f}" if pairs else "-"
+    around = T95[min(len(pairs) - 1, len(T95)) - 1] * stdev(pairs) / len(pairs) ** 0.5
+    return f"{mean(pairs):+.4f} ± {around:.4f}"

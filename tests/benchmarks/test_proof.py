@@ -53,12 +53,13 @@ def test_arms_share_all_but_what_they_say():
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where it compiles
-@pytest.mark.parametrize("stage", ["screen", "final"])
+@pytest.mark.parametrize("stage", proof.STAGES)
 def test_every_arm_of_a_stage_can_be_built(stage, tiny):
     setting, names = proof.STAGES[stage]
-    sets = proof_arms.halves(tiny)
+    data = tiny if setting.data_dir else replace(setting, train=64, held_out=8)
+    sets = proof_arms.halves(data)
     for name in names:
-        own = proof_arms.recipe(name, replace(setting, dataset=tiny.dataset, data_dir=tiny.data_dir), 0)
+        own = proof_arms.recipe(name, replace(setting, dataset=data.dataset, data_dir=data.data_dir), 0)
         assert build(Inputs(own, proof_arms.fresh(own, sets), sets.train, sets.test)).epochs == own.epochs
 
 
@@ -74,7 +75,8 @@ def test_samples_that_judge_are_held_out_of_the_training_half(tiny):
     assert not any(among(sets.test, sets.train.images)) and not any(among(sets.test, whole.test.images))
     final = proof_arms.halves(replace(tiny, train=0, held_out=0))
     assert torch.equal(final.test.images, whole.test.images) and len(final.train) == 60
-    for wrong in ({"train": 50}, {"train": 0}):
+    assert len(proof_arms.halves(replace(tiny, train=0)).train) == 48
+    for wrong in ({"train": 50}, {"train": 0, "held_out": 60}):
         with pytest.raises(ValueError, match="expected train .* held_out of 60 samples at most, got"):
             proof_arms.halves(replace(tiny, **wrong))
 
@@ -162,8 +164,14 @@ def test_the_table_puts_arms_beside_dense_training_in_the_same_time():
     assert rows["dense, fused"][4:7] == ["20", "2.10x", "1.00x"]
     assert rows["DST-EE 90%"][:7] == ["0.8950 ± 0.0071", "2", "-0.0100 ± 0.0000", "0.250", "14", "3.00x", "1.43x"]
     # 14 s are 2.8 epochs of the fastest dense variant: 0.84 and 0.85 on the line from 2 epochs to 4.
-    assert rows["DST-EE 90%"][7] == "0.0500 ± 0.0000"
+    assert rows["DST-EE 90%"][7] == "+0.0500 ± 0.0000"
     assert rows["InfoBatch"][4:] == ["-"] * 4 and rows["InfoBatch"][2] == "-0.2000"
+
+
+def test_differences_are_those_of_the_same_seeds_with_their_confidence_interval():
+    assert proof_table.difference({0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.4, 1: 0.5, 2: 0.6, 3: 0.0}) == "+0.2000 ± 0.2483"
+    assert proof_table.difference({0: 0.5}, {0: 0.75}) == "-0.2500"
+    assert proof_table.difference({0: 0.5}, {1: 0.75}) == "-"
 
 
 def test_a_line_that_was_cut_short_is_left_out(tiny, tmp_path):
