@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from spfde.nn import SparseLayer
 from spfde.sparse import no_sync
@@ -17,6 +19,16 @@ from spfde.topology.gradients import dense_gradient, factors, wide
 from spfde.topology.optimizer_state import optimizers
 from spfde.topology.ranks import Ranks
 from spfde.topology.steps import taken
+
+_armed: WeakSet[GradientProbes] = WeakSet()
+
+
+def _look(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for probes in list(_armed):
+        probes.look(optimizer)
+
+
+register_optimizer_step_pre_hook(_look)
 
 # Weights in a slab: large enough for a matrix product to run well, small beside any model.
 SLAB = 1 << 20
@@ -28,19 +40,23 @@ class GradientProbe:
     It keeps the factors dY and X while they are smaller than the dense weight, else their product, so an armed step
     needs at most one dense gradient per layer and mostly far less. A pass counts once it has added to `values.grad`,
     as long as that is not set to zero: what `autograd.grad` or a pass before zero_grad did is no part of the step.
+    `surgery` tells, where several passes ran, that the step saw some other mixture of them.
 
     optimizer: what takes the steps; passes after its next one belong to another step. None: all count.
     """
 
     def __init__(self, layer: SparseLayer, ranks: Ranks | None = None, optimizer: Any = None) -> None:
         self.layer, self.ranks = layer, Ranks() if ranks is None else ranks
-        self._optimizers = optimizers(optimizer)
-        self._steps = taken(self._optimizers)
+        self.optimizers = optimizers(optimizer)
+        self._steps = taken(self.optimizers)
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._sum: Tensor | None = None
         self._pending: list[tuple[Tensor, Tensor | None]] = []  # of a pass that has not added to `values.grad` yet
         self._pass: int | None = None
         self._grad: tuple[Tensor, int] | None = None  # `values.grad` and its version after the last pass
+        self._left: Tensor | None = None  # what was in it
+        self._passes = 0
+        self.surgery: Tensor | None = None
         self._handle = layer.values.register_post_accumulate_grad_hook(self._accumulated)
 
     def close(self) -> None:
@@ -61,10 +77,12 @@ class GradientProbe:
     def _accumulated(self, values: Tensor) -> None:
         """The pass has added to `values.grad`."""
         this_pass = self._pass == torch._C._current_graph_task_id()
-        if self._pending and this_pass and taken(self._optimizers) == self._steps:
+        if self._pending and this_pass and taken(self.optimizers) == self._steps:
             self._take()
+            self._passes += 1
         self._pending = []
         self._grad = None if values.grad is None else (values.grad, values.grad._version)
+        self._left = None if values.grad is None else values.grad.detach().clone()
 
     def _was_zeroed(self) -> bool:
         """Whether `values.grad` lost what the passes so far added."""
@@ -72,7 +90,20 @@ class GradientProbe:
         if grad is None or self._grad is None:
             return grad is None
         same = grad is self._grad[0] and grad._version == self._grad[1]
-        return not same and not bool(grad.any())
+        if same and (no_sync.is_async(grad) or not bool(self._left.any())):
+            return False
+        return not bool(grad.any())  # `.data` writes past the count
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """The optimizer steps now: is what it sees what the passes left, but scaled, clipped or with decay added?"""
+        grad, left, values = self.layer.values.grad, self._left, self.layer.values
+        if self._passes < 2 or grad is None or left is None or grad.shape != left.shape or self.ranks.count > 1:
+            return
+        seen, left, values = (tensor.flatten().double() for tensor in (grad, left, values))
+        clipped = ((seen * left >= 0) & (seen.abs() <= left.abs())).all()
+        rest = _without(_without(seen, left), _without(values, left))
+        self.surgery = ~clipped & (rest.norm() > 1e-3 * seen.norm())  # False where one is not finite
 
     def _take(self) -> None:
         for dy, x in self._pending:
@@ -156,6 +187,7 @@ class GradientProbes:
         """Puts a probe on each of these layers; what was seen before is forgotten."""
         self.disarm()
         self.of = {name: GradientProbe(layer, self.ranks, optimizer) for name, layer in layers.items()}
+        _armed.add(self)
         for probe in self.of.values():
             probe.layer._grad_probe = probe
 
@@ -170,7 +202,7 @@ class GradientProbes:
         """Those layers whose dense gradient was seen, on any rank.
 
         Raises:
-            ValueError: nothing is armed, or a layer has a gradient that came about unseen.
+            ValueError: nothing is armed, or a layer has a gradient that came about unseen, or not by adding passes up.
         """
         if layers and not self.of:
             raise ValueError(
@@ -182,15 +214,33 @@ class GradientProbes:
             if not self.of[name].seen and layer.values.grad is not None and bool(layer.values.grad.any()):
                 raise ValueError(
                     f"expected the backward pass of {name!r} to be watched, got a gradient from elsewhere (a compiled "
-                    f"model?), try the model itself, uncompiled, while topology.armed is true"
+                    f"model? autograd.grad?), try loss.backward() through the model itself, uncompiled, while "
+                    f"topology.armed is true"
                 )
+        self._check_mixtures(list(armed))
         seen = self.ranks.agree([self.of[name].seen for name in armed], any_rank=True)
         return {name: layer for (name, layer), there in zip(armed.items(), seen, strict=True) if there}
+
+    def look(self, optimizer: Any) -> None:
+        """An optimizer steps now."""
+        for probe in self.of.values():
+            if any(one is optimizer for one in probe.optimizers):
+                probe.look()
+
+    def _check_mixtures(self, names: list[str]) -> None:
+        told = {name: self.of[name].surgery for name in names if self.of[name].surgery is not None}
+        for name, surgery in zip(told, no_sync.to_host(list(told.values())), strict=True):
+            if surgery:
+                raise ValueError(
+                    f"expected the optimizer to see the sum of the backward passes of {name!r}, scaled or clipped, got "
+                    "another mixture (gradient surgery, or a gradient that was put back), whose part of the weights "
+                    "that are not stored is not known, try one backward pass of the mixed loss, or SET"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         held = {name: probe.layer for name, probe in self.of.items()}
         probe = next(iter(self.of.values()), None)
-        return {"layers": held, "ranks": self.ranks, "optimizers": [] if probe is None else probe._optimizers}
+        return {"layers": held, "ranks": self.ranks, "optimizers": [] if probe is None else probe.optimizers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.of, self.ranks = {}, state["ranks"]
@@ -201,6 +251,11 @@ def finite_gradients(optimizer: Optimizer, ranks: Ranks) -> bool:
     """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return ranks.agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
+
+
+def _without(one: Tensor, other: Tensor) -> Tensor:
+    """The part of a vector that is at right angles to another one."""
+    return one - other * ((one @ other) / (other @ other).clamp_min(torch.finfo(other.dtype).tiny))
 
 
 def _stored(blocks: Tensor, here: Tensor) -> Tensor:

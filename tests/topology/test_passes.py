@@ -72,6 +72,12 @@ def gradients_for_a_log(model, optimizer, zero):
     torch.autograd.grad(loss_of(model, 10), list(model.parameters()))
 
 
+def a_pass_that_is_set_to_zero_by_data(model, optimizer, zero):
+    loss_of(model, 10).backward()
+    for p in model.parameters():
+        p.grad.data.zero_()
+
+
 def a_pass_for_other_parameters(model, optimizer, zero):
     torch.autograd.backward(loss_of(model, 10), inputs=[model[0].bias])
     model[0].bias.grad = None
@@ -86,10 +92,63 @@ def a_pass_for_other_parameters(model, optimizer, zero):
         gradients_of_inputs,
         gradients_for_a_log,
         a_pass_for_other_parameters,
+        a_pass_that_is_set_to_zero_by_data,
     ],
 )
 def test_a_pass_that_no_step_sees_decides_nothing(before, set_to_none):
     assert all(map(torch.equal, grown(before, set_to_none), grown(nothing)))
+
+
+def mixed(change, zero_between=False):
+    """A step whose gradient is changed after two passes. change: of [grad after the first one, parameter]."""
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(8, 12), 0.7)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    topology = RigL(layer, optimizer, total_steps=99, every=1, drop_fraction=0.5)
+    loss_of(layer, 10).backward()
+    first = [p.grad.clone() for p in layer.parameters()]
+    if zero_between:
+        optimizer.zero_grad()
+    loss_of(layer, 1).backward()
+    for before, p in zip(first, layer.parameters(), strict=True):
+        change(before, p)
+    optimizer.step()
+    return topology, layer
+
+
+def projected(before, p):  # PCGrad's
+    p.grad += before - p.grad * (before * p.grad).sum() / p.grad.square().sum()
+
+
+def put_back(before, p):
+    p.grad.data.copy_(before)
+
+
+@pytest.mark.parametrize("change", [projected, put_back])
+@pytest.mark.parametrize("zero_between", [True, False])
+def test_another_mixture_of_the_passes_is_refused(change, zero_between):
+    topology, layer = mixed(change, zero_between)
+    before = layer.positions()
+    with pytest.raises(ValueError, match="the sum of the backward passes of .*, scaled or clipped, got another"):
+        topology.step()
+    assert torch.equal(layer.positions(), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda before, p: p.grad.mul_(1e-4),  # a norm that is clipped, a scaler
+        lambda before, p: p.grad.mul_(8).add_(p.detach(), alpha=0.3),  # decay by hand
+        lambda before, p: p.grad.clamp_(-1e-2, 1e-2),
+        lambda before, p: p.grad.mul_(1e-3).clamp_(-1e-2, 1e-2),
+    ],
+)
+def test_a_sum_that_was_scaled_or_clipped_decides_as_it_was(change):
+    topology, layer = mixed(change)
+    plain, same = mixed(lambda before, p: None)
+    layer.values.data.copy_(same.values.data)
+    assert topology.step() and plain.step()
+    assert torch.equal(layer.positions(), same.positions())
 
 
 def test_parts_of_a_batch_and_checkpoints_count():
