@@ -80,20 +80,26 @@ def _map(path: Path) -> np.ndarray:
 def _images(path: Path) -> np.ndarray:
     images = _map(path)
     got = f"expected uint8 or float32 images [N, C, H, W] in {path}, got {images.dtype} {list(images.shape)}"
-    if images.ndim != 4 or 0 in images.shape:
+    if images.ndim != 4:
         raise ValueError(f"{got}, try images[:, None] if the channel is missing")
+    if 0 in images.shape:
+        raise ValueError(f"{got}, try one image or more")
     _, channels, height, width = images.shape
     if width in CHANNELS and min(channels, height) > max(CHANNELS):
         raise ValueError(f"{got}, whose channels come last, try images.transpose(0, 3, 1, 2)")
     if images.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"{got}, try (images / images.max()).astype('float32')")
+        scaled = "images" if images.dtype.kind == "f" else "(images / images.max())"
+        raise ValueError(f"{got}, try {scaled}.astype('float32')")
     return images
 
 
 def _labels(path: Path, count: int) -> np.ndarray:
     labels = _map(path)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        advice = "labels.astype('int64')" if labels.shape == (count,) else "labels.reshape(-1), or labels.argmax(1)"
+        if labels.ndim != 1:
+            advice = "labels.reshape(-1), or labels.argmax(1)"
+        else:
+            advice = "labels.astype('int64')" if len(labels) == count else "images and labels of the same samples"
         raise ValueError(
             f"expected {count} integer labels [N] in {path}, one for each image, got {labels.dtype}"
             f" {list(labels.shape)}, try {advice}"

@@ -15,8 +15,9 @@ from spfde.fusing import residual
 from spfde.fusing.chains import Call, rewrite
 from spfde.fusing.epilogue import FUNCTIONS, hooked
 from spfde.fusing.layers import LayerCall, merge
+from spfde.fusing.reads import built_of
 from spfde.fusing.trace import Traced, trace
-from spfde.nn.norm import ADDITIONS
+from spfde.nn.norm import ADDITIONS, FusedNormAct2d
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,19 @@ def _rewritten(
     if function and residual.adds_apart(graph):
         return None
     called = [module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
+    fused = {call.norm for call in norms if "+" in call.chain}
+    unchanged = built_of(_fixed(traced.graph, graph, fused, module), traced.unchanged)
     useful = useful or bool(layers) or bool(added)
     norms, layers, called = tuple(norms), tuple(layers), tuple(called)
-    return Rewritten(compiled(graph), traced.unchanged, norms, layers, added, called, useful)
+    return Rewritten(compiled(graph), unchanged, norms, layers, added, called, useful)
+
+
+def _fixed(own: fx.Graph, rewritten: fx.Graph, fused: Container[nn.Module], module: nn.Module) -> dict[str, type]:
+    """What must stay as it is, type by path: activations that are no longer called, and the `fused` norms."""
+    asked = {str(node.target) for node in rewritten.nodes if node.op in ("call_module", "get_attr")}
+    calls = {str(node.target): module.get_submodule(str(node.target)) for node in own.nodes if node.op == "call_module"}
+    kinds = {path: type(called) for path, called in calls.items() if path not in asked}
+    return {**kinds, **{path: FusedNormAct2d for path, called in calls.items() if called in fused}}
 
 
 def compiled(graph: fx.Graph) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +59,19 @@ class Reads:
         if not outside:
             return own
         return lambda module: own(module) and all(_equal(again(), value) for again, value in outside)
+
+
+def built_of(
+    parts: Mapping[str, type[nn.Module]], unchanged: Callable[[nn.Module], bool] | None
+) -> Callable[[nn.Module], bool] | None:
+    """`unchanged`, and whether the modules at these paths still are of these types and run the forwards of these."""
+    if not parts:
+        return unchanged
+    names = {f"_kind{i}": kind for i, kind in enumerate(parts.values())}
+    same = [f"type({_module(path)}) is _kind{i}" for i, path in enumerate(parts)]
+    own = [f"'forward' not in {_module(path)}.__dict__" for path in parts]
+    built = eval(f"lambda self: {' and '.join([*same, *own])}", names)
+    return built if unchanged is None else lambda module: built(module) and unchanged(module)
 
 
 def item(space: dict[str, Any], name: str) -> Callable[[], Any]:

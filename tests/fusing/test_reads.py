@@ -105,6 +105,11 @@ READ = {
         lambda m: setattr(m, "optional", None),
     ),
     "whether there is one": (lambda m, x: m.chain(x) * getattr(m, "later", 1), lambda m: setattr(m, "later", 2)),
+    "another activation": (lambda m, x: m.chain(x), lambda m: setattr(m, "relu", nn.SiLU())),
+    "another norm": (lambda m, x: m.chain(x), lambda m: setattr(m, "bn", nn.GroupNorm(2, 4))),
+    "a norm of all ranks": (lambda m, x: m.chain(x), lambda m: nn.SyncBatchNorm.convert_sync_batchnorm(m).eval()),
+    "a forward of the activation": (lambda m, x: m.chain(x), lambda m: setattr(m.relu, "forward", torch.tanh)),
+    "a forward of the norm": (lambda m, x: m.chain(x), lambda m: setattr(m.bn, "forward", torch.tanh)),
     "a configuration": (
         lambda m, x: m.chain(x) * m.config.alpha, lambda m: setattr(m, "config", types.SimpleNamespace(alpha=2))
     ),
@@ -267,7 +272,7 @@ def test_threads_fuse_and_train_at_once():
     assert errors == [] and nn.Module.__call__ is call
 
 
-@pytest.mark.parametrize("name", ["a number", "a flag", "a list", "a child that goes", "the same on the instance"])
+@pytest.mark.parametrize("name", ["a number", "a flag", "a list", "a child that goes", "another activation"])
 def test_a_compiled_model_follows_too(name):
     torch._dynamo.reset()
     body, change = READ[name]
