@@ -9,7 +9,7 @@ class Html(str):
     """Text that is HTML already."""
 
 
-VOID = frozenset({"meta", "col", "br"})
+VOID = frozenset({"meta", "col", "br", "img"})
 
 
 def tag(name: str, /, *children: str, **attributes: str | None) -> Html:

@@ -13,7 +13,7 @@ from spfde.report.verdict import Verdict
 from spfde.report.words import count, duration, percent, ratio, work
 
 # Nothing is fetched and nothing runs, whatever a run directory holds.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section]) -> str:
@@ -36,6 +36,7 @@ def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict]
         parts.table(labels, sections),
         parts.layers(runs, labels),
         parts.freezing(runs, labels),
+        parts.never_learned(runs, labels),
         parts.events(runs, labels),
         parts.recipes(runs, labels),
         parts.environments(runs, labels),

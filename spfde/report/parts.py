@@ -11,7 +11,8 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.settings import command
-from spfde.report.words import NONE, count, percent
+from spfde.report.words import NONE, count, duration, percent
+from spfde.sieving.record import NeverLearned
 from spfde.train.task import CLASSIFICATION
 
 
@@ -129,6 +130,35 @@ def freezing(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     if not drawings:
         return Html()
     return join(tag("h2", "What froze when"), tag("p", lead, class_="lead"), tag("div", *drawings, class_="figures"))
+
+
+def never_learned(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """What the runs with a sieve left out, and the samples that they never predicted right."""
+    blocks = []
+    for run, label in zip(runs, labels, strict=True):
+        sieve = run.sieve
+        if sieve is None:
+            continue
+        text = f"{label}, {sieve.method}: {percent(sieve.saved)} of the presentations left out. "
+        extra = f"{duration(sieve.extra_seconds)} of passes of its own. " if sieve.extra_seconds else ""
+        number = f"{sieve.never_learned:,} of {sieve.num_samples:,} samples presented and never predicted right"
+        pictures = (_sample(each) for each in sieve.first)
+        blocks.append(tag("p", text + extra + f"{number}." if sieve.never_learned else text + extra))
+        blocks.append(tag("div", *pictures, class_="samples"))
+    lead = (
+        "Samples that were presented and never predicted right, those presented most first: number, label and how "
+        "often. Wrong labels are among them."
+    )
+    if not blocks:
+        return Html()
+    return join(tag("h2", "What was left out, and what was never learnt"), tag("p", lead, class_="lead"), *blocks)
+
+
+def _sample(each: NeverLearned) -> Html:
+    # A picture is a PNG whatever the file holds: the browser reads nothing else from this address.
+    source = f"data:image/png;base64,{each.png}"
+    drawn = (tag("img", src=source, alt=f"sample {each.sample}"),) if each.png else ()
+    return tag("figure", *drawn, tag("figcaption", f"{each.sample}: {each.label} ({each.presentations}x)"))
 
 
 def events(runs: Sequence[Run], labels: Sequence[str]) -> Html:

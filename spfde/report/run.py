@@ -14,6 +14,7 @@ from typing import Any
 from spfde.freezing import FreezeReport
 from spfde.report.metric import METRICS, Metric
 from spfde.report.schema import WRITER, build, checked
+from spfde.sieving import SieveRecord
 from spfde.summary import LayerSummary
 from spfde.train import run_dir as files
 from spfde.train.recipe import Recipe, all_epochs
@@ -41,6 +42,7 @@ class Run:
     epochs: tuple[Epoch, ...]
     layers: tuple[LayerSummary, ...]
     freezing: Mapping[str, Any] | None = None
+    sieve: SieveRecord | None = None
 
     @property
     def freezes(self) -> FreezeReport | None:
@@ -134,7 +136,8 @@ def read(path: str | os.PathLike[str]) -> Run:
                 f"try spfde train --resume --out {path}"
             )
     about = path / files.RUN
-    run = checked(Run, _json(about), about, [f.name for f in fields(Run) if f.name not in ("path", "epochs", "layers")])
+    own = ("path", "epochs", "layers", "sieve")  # not of that file
+    run = checked(Run, _json(about), about, [f.name for f in fields(Run) if f.name not in own])
     checked(Recipe, {**dict.fromkeys(NEEDED), **run["recipe"]}, f"{about}, recipe", list(NEEDED))
     for half in ("train", "test"):
         if half not in run["samples"]:
@@ -145,7 +148,9 @@ def read(path: str | os.PathLike[str]) -> Run:
             f"expected {all_epochs(run['recipe'])} epochs in {path / files.METRICS}, got {len(epochs)}, "
             "try spfde train --resume"
         )
-    read = Run(path=path, **run, epochs=epochs, layers=_layers(path / files.LAYERS))
+    chosen = path / files.SIEVE
+    sieve = build(SieveRecord, _json(chosen), chosen) if chosen.is_file() else None
+    read = Run(path=path, **run, epochs=epochs, layers=_layers(path / files.LAYERS), sieve=sieve)
     _ = read.freezes  # what is damaged is told here
     return read
 

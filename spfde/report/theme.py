@@ -110,6 +110,10 @@ figure svg{display:block;width:100%;height:auto}
 figure svg *{stroke-linejoin:round;stroke-linecap:butt}
 figure h3{margin:0 0 10px}
 figcaption{color:var(--muted);font-size:13.5px;line-height:1.45;margin-top:6px}
+.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(96px,1fr));gap:14px;margin:12px 0 0}
+.samples figure{margin:0}
+.samples img{display:block;width:96px;height:96px;object-fit:contain;image-rendering:pixelated;
+  background:var(--surface);border-radius:6px}
 pre{background:var(--surface);border-radius:12px;padding:14px 16px;margin:12px 0 0;white-space:pre-wrap;
   overflow-wrap:anywhere;font:13px/1.55 ui-monospace,Menlo,Consolas,"Liberation Mono",monospace}
 details{margin-top:12px}

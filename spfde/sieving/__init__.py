@@ -14,6 +14,7 @@ from spfde.sieving.methods.random import Random
 from spfde.sieving.methods.ucb import UCB
 from spfde.sieving.oneshot import OneShot
 from spfde.sieving.queue import QueueSieve
+from spfde.sieving.record import SieveRecord
 from spfde.sieving.report import SieveReport
 from spfde.sieving.reselect import ReselectSieve
 from spfde.sieving.sieve import Sieve, SieveEvent
@@ -36,6 +37,7 @@ __all__ = [
     "ReselectSieve",
     "Sieve",
     "SieveEvent",
+    "SieveRecord",
     "SieveReport",
     "register",
 ]

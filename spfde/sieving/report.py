@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from spfde.sieving.pictures import picture
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -69,24 +71,7 @@ class SieveReport:
         for place, (sample, shown) in enumerate(zip(samples, self.presentations, strict=False)):
             image, label = data[sample][:2]
             axes = drawing.add_subplot(rows, columns, place + 1)
-            axes.imshow(_picture(image), cmap="gray")
+            axes.imshow(picture(image), cmap="gray")
             axes.set_title(f"{sample}: {int(label)} ({shown}x)", fontsize=8)
             axes.set_axis_off()
         return drawing
-
-
-def _picture(image: Any) -> Any:
-    """[height, width] or [height, width, 3], in [0, 1]."""
-    import numpy as np
-
-    picture = np.asarray(image, np.float32)
-    if picture.ndim == 3 and picture.shape[0] in (1, 3):
-        picture = picture.transpose(1, 2, 0)
-    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 3)):
-        raise ValueError(
-            f"expected images [channels, height, width] of 1 or 3 channels, got {list(picture.shape)}; "
-            "try the raw data set"
-        )
-    low, high = float(picture.min()), float(picture.max())
-    scaled = (picture - low) / ((high - low) or 1.0)
-    return scaled[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else scaled

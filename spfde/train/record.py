@@ -12,9 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from spfde.freezing import FreezeReport
+from spfde.sieving import Sieve, SieveRecord
+from spfde.sieving.record import SHOWN
 from spfde.train import checkpoint, run_dir, stats
 from spfde.train.device import Layout
 from spfde.train.recipe import Recipe, toml
@@ -172,7 +175,7 @@ def restore_metrics(out: Path, history: list[dict[str, Any]]) -> list[dict[str, 
 
 
 def write_result(out: Path, result: Result, session: Session) -> None:
-    """Write result.json and layers.json."""
+    """Write result.json and layers.json, and sieve.json where a sieve chose the samples."""
     from spfde import summary
 
     # A layer tells the kernel of the batch it saw last: let that be one of training, not of evaluation.
@@ -180,4 +183,15 @@ def write_result(out: Path, result: Result, session: Session) -> None:
     with session.device.autocast():
         rows = summary(result.model.eval(), session.layout.images(batch)).rows
     run_dir.write_json(out / run_dir.LAYERS, [dataclasses.asdict(row) for row in rows])
+    if isinstance(session.levers.sampler, Sieve):
+        kept = _sieve_record(session.levers.sampler, session)
+        run_dir.write_json(out / run_dir.SIEVE, dataclasses.asdict(kept))
     run_dir.write_json(out / run_dir.RESULT, result.to_dict())
+
+
+def _sieve_record(sieve: Sieve, session: Session) -> SieveRecord:
+    report = sieve.report()
+    first = torch.tensor(report.never_learned[:SHOWN])
+    batches = session.train.batches(first, SHOWN, key=(session.recipe.seed, session.epoch, 1)) if len(first) else ()
+    items = [pair for inputs, targets, _ in batches for pair in zip(inputs, targets.tolist(), strict=True)]
+    return SieveRecord.of(report, items)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json", "rounds.json")
-METRICS, RECIPE, RUN, RESULT, LAYERS, ROUNDS = FILES
+FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json", "rounds.json", "sieve.json")
+METRICS, RECIPE, RUN, RESULT, LAYERS, ROUNDS, SIEVE = FILES
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 PARTIAL = ".partial"

@@ -64,8 +64,9 @@ def test_the_page_needs_nothing_else(compared):
     _, html = compared
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|javascript:", html)
     attributes = Document(html).attributes
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in attributes
-    references = [v for n, v in attributes if n in ("href", "src", "xlink:href")]
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in attributes
+    assert [v for n, v in attributes if n == "src"] == ["data:image/png;base64,iVBORw0KGgo="]
+    references = [v for n, v in attributes if n in ("href", "xlink:href")]
     assert references
     assert all(f'id="{value[1:]}"' in html for value in references)
 
@@ -98,10 +99,14 @@ def test_whatever_a_run_holds_stays_text(make_run):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     lines[0]["events"] = [{"kind": ATTACK, "text": ATTACK, "reason": ATTACK}]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sample = {"sample": 1, "label": ATTACK, "presentations": 1, "png": ATTACK}
+    sieve = {"method": ATTACK, "num_samples": 8, "saved": 0.5, "reason": ATTACK, "extra_seconds": 2.0}
+    (path / "sieve.json").write_text(json.dumps(sieve | {"never_learned": 1, "first": [sample]}))
     report = compare([make_run("dense", "dense"), path])
     page = Document(report.html())
     assert "script" not in page.tags
-    assert "img" not in page.tags
+    assert page.tags.count("img") == 1  # the sample's own, whose address can be nothing but a picture
+    assert [value for name, value in page.attributes if name == "src"] == [f"data:image/png;base64,{ATTACK}"]
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.tags.count("style") == 1
     assert page.tags.count("title") == 1
@@ -134,6 +139,20 @@ def test_the_page_draws_what_froze_when(make_run):
     assert "a freezer. seconds: 2.4% saved." in compare([old]).html()
     dense = compare([make_run("dense", "dense")]).html()
     assert "What froze when" not in dense
+
+
+def test_the_page_shows_what_was_never_learnt(make_run):
+    path = make_run("sieved")
+    page = Document(compare([path]).html())
+    assert "spfde, Circular: 20.0% of the presentations left out. 3 of 8,000 samples presented and never" in " ".join(
+        page.text
+    )
+    assert page.tags.count("img") == 1 and {"17: 4 (6x)", "5: 9 (5x)"} <= set(page.text)
+    (path / "sieve.json").unlink()  # of an older run
+    assert "never learnt" not in compare([path]).html()
+    (path / "sieve.json").write_text('{"method": 3}')
+    with pytest.raises(ValueError, match=r"expected .* in .*sieve.json"):
+        read(path)
 
 
 def test_a_layer_has_one_shape_for_every_stretch_of_equal_sparsity(make_run):

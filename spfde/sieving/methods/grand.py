@@ -36,9 +36,10 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 class GraNd(OneShot):
     """Score = |gradient of the sample's loss by all trained weights|_2, at the end of epoch `at` - 1.
 
-    It takes a forward and a backward pass for every sample, once, in evaluation mode (batch norm would mix samples), many
-    samples at a time where `torch.func` can vectorise the model: in `fit` by itself, in a loop of your own by `look`. Its seconds are in `report()`. The source averages over ten
-    networks: `GraNd(..., scores=[...])` takes their `scores`.
+    It takes a forward and a backward pass for every sample, once, in evaluation mode (batch norm would mix samples),
+    many samples at a time where `torch.func` can vectorise the model: in `fit` by itself, in a loop of your own by
+    `look`. Its seconds are in `report()`. The source averages over ten networks: `GraNd(..., scores=[...])` takes
+    their `scores`.
 
     Args: those of every one-shot sieve (num_samples, fraction, at, epochs, scores, seed).
 
