@@ -21,7 +21,7 @@ def settled(model: nn.Module) -> nn.Module:
     """The model with statistics and affine maps as after some training."""
     with torch.no_grad():
         for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.BatchNorm2d) and norm.affine:
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.3, 3)
                 norm.weight.uniform_(-1.5, 1.5)

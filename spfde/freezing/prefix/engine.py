@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.freezing.block import FreezeBlock
-from spfde.freezing.checks import check_blocks
+from spfde.freezing.cache import ActivationCache
+from spfde.freezing.checks import check_blocks, check_whole
+from spfde.freezing.prefix.cut import Forwards, replaced
 from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded
 from spfde.freezing.prefix.front import Front, rewritten
+from spfde.freezing.prefix.recall import FromCache, Recall
 from spfde.freezing.prefix.rewrite import Traces
 from spfde.fusing.epilogue import hooked
 
@@ -30,18 +35,29 @@ class Prefix:
     Args:
         model: the network in training.
         blocks: its blocks, from `spfde.freezing.blocks`.
+        cache: where what the front returns is kept by sample, so that it runs once for each: "off", "auto" for memory,
+            a directory, or an `ActivationCache`. It is used in `with prefix(indices):` where the model can be cut.
+        samples: length of the training set, below which indices are.
 
     Raises:
-        TypeError: `blocks` are not FreezeBlocks.
-        ValueError: they are not those of `model` as it is now.
+        TypeError: `blocks` are not FreezeBlocks, or `cache` is none.
+        ValueError: they are not those of `model` as it is now, or `samples` is missing.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[FreezeBlock]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[FreezeBlock],
+        cache: str | os.PathLike[str] | ActivationCache = "off",
+        samples: int | None = None,
+    ) -> None:
         check_blocks(blocks, model)
-        self.model, self.blocks = model, tuple(blocks)
+        self.cache = _cache(cache, samples)
+        self.model, self.blocks, self.samples = model, tuple(blocks), samples
         self._traces = Traces()
         self._folded: dict[nn.Module, Folded] = {}
         self._front, self._seen = Front(), None
+        self._recall: Recall | None = None
         self._active = False
 
     @property
@@ -56,39 +72,54 @@ class Prefix:
         frozen = self.frozen
         return frozen[-1].name if frozen else None
 
+    @property
+    def reason(self) -> str:
+        """Why the cache is not used for the front as it is now, "" where it is or there is none."""
+        return "" if self._recall is None else self._recall.reason
+
     @contextmanager
-    def __call__(self, indices: Tensor | None = None) -> Iterator[Prefix]:
-        """Inside of it the model's front is one inference call. indices: int64 [n], the samples of the batch."""
+    def __call__(self, indices: Tensor | None = None, variant: Tensor | None = None) -> Iterator[Prefix]:
+        """Inside of it the model's front is one inference call, or what the cache holds of it.
+
+        indices: int64 [n], the samples of the batch; without them the cache is not used. variant: int64 [n], which of
+        its inputs each sample has, where the cache has several. Inputs must depend on both alone.
+        """
         if self._active:
             raise RuntimeError("expected one `with prefix()` at a time, got one inside of another, try the outer alone")
         self.follow()
-        forwards = {} if _has_any_global_hook() else self._front.forwards
-        for module, forward in forwards.items():
-            vars(module)["forward"] = forward
+        forwards: Forwards = {} if _has_any_global_hook() else self._front.forwards
+        if self._recall is not None and indices is not None and not _has_any_global_hook():
+            forwards = {**forwards, self.model: FromCache(self._recall, forwards, indices, variant)}
         self._active = True
         try:
-            yield self
+            with replaced(forwards):
+                yield self
         finally:
             self._active = False
-            for module, forward in forwards.items():
-                if forward.before is None:
-                    vars(module).pop("forward", None)
-                else:
-                    vars(module)["forward"] = forward.before
 
     def follow(self) -> None:
         """Takes note of what has frozen, thawed or been written since the last time."""
         frozen, modules = self.frozen, tuple(self.model.modules())
         seen = (len(frozen), tuple((m, m.training, hooked(m), vars(m).get("forward")) for m in modules))
         if seen != self._seen:
-            members = {m for block in frozen for m in block.members}
-            self._folded = {layer: kept for layer, kept in self._folded.items() if layer in members}
-            self._front = rewritten(self.model, members, (), self._traces, self._folded)
+            self._front = self._rewritten()
             used = {step.folded.layer for chain in self._front.chains for step in chain.steps}
             self._folded = {layer: kept for layer, kept in self._folded.items() if layer in used}
+            self._recall = None
+            if self.cache is not None and frozen:
+                whole = lambda modules: self._rewritten(modules).forwards  # noqa: E731
+                self._recall = Recall(self.model, frozen, self.cache, self.samples, whole)
+            elif self.cache is not None and self.cache.key is not None:
+                self.cache.drop()  # thawed
             self._seen = seen
         for kept in self._folded.values():
             kept.refresh()
+
+    def _rewritten(self, whole: Sequence[nn.Module] = ()) -> Front:
+        """What stands in for the front as it is now, but for modules that have to be called."""
+        members = {m for block in self.frozen for m in block.members}
+        self._folded = {layer: kept for layer, kept in self._folded.items() if layer in members}
+        return rewritten(self.model, members, whole, self._traces, self._folded)
 
     def __str__(self) -> str:
         """What is folded, and what is not and why."""
@@ -104,4 +135,18 @@ class Prefix:
         for chain in self._front.chains:
             lines += [f"  {names[step.folded.layer]}  {step.text}" for step in chain.steps]
         lines += [f"  {names[module]} as ever: {why}" for module, why in self._front.reasons.items() if why]
+        lines += [f"  no cache: {self.reason}"] if self.reason else []
         return "\n".join(lines)
+
+
+def _cache(cache: Any, samples: int | None) -> ActivationCache | None:
+    if not isinstance(cache, str | os.PathLike | ActivationCache):
+        raise TypeError(
+            f"expected cache as 'off', 'auto', a directory or an ActivationCache, got {cache!r}, try 'auto'"
+        )
+    if cache == "off":
+        return None
+    check_whole("samples", samples, 1)
+    if isinstance(cache, ActivationCache):
+        return cache
+    return ActivationCache(None if cache == "auto" else cache)

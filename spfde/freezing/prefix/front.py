@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded
 from spfde.freezing.prefix.rewrite import Check, Rewriting, Traces
@@ -95,11 +95,17 @@ def _rewriting(
         made.checks.append(("", traced.unchanged))
     made.inline()
     made.fold()
-    if made.chains and is_fused(module):  # the rest as `spfde.fuse` has left it
-        chains.rewrite(made.graph, module, module.forward.recompute)
+    fused = [m for m in (module, *(module.get_submodule(path) for path in made.inlined)) if is_fused(m)]
+    if made.chains and fused and not any(_is_torch_s(node, module) for node in made.graph.nodes):
+        chains.rewrite(made.graph, module, any(m.forward.recompute for m in fused))  # the rest as `spfde.fuse` has it
         layers.merge(made.graph, module)
         residual.merge(made.graph, module, plus, _takes)
     return made
+
+
+def _is_torch_s(node: fx.Node, module: nn.Module) -> bool:
+    """Whether the node calls a norm that `spfde.fuse` has not seen."""
+    return chains.is_norm(node, module) and type(module.get_submodule(str(node.target))) is nn.BatchNorm2d
 
 
 def _takes(added: residual.Added) -> bool:

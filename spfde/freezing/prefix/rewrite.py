@@ -116,7 +116,7 @@ class Rewriting:
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             return None
         layer = self._called(node)
-        if layer not in self.frozen or not isinstance(layer, CONVOLUTIONS):
+        if layer not in self.frozen or layer in self.whole or not isinstance(layer, CONVOLUTIONS):
             return None
         if reason := obstacle(layer):
             self.reasons[layer] = reason
@@ -132,7 +132,7 @@ class Rewriting:
             link.nodes.append(addition.node)
         follower = chains.only_user(link.end)
         act = "" if follower is None else chains.activation(follower, link.end, self.module)
-        if act and self._may_join(node, follower, link.nodes):
+        if act and not self._stays(follower) and self._may_join(node, follower, link.nodes):
             link.act = act
             link.nodes.append(follower)
         return link
@@ -141,7 +141,7 @@ class Rewriting:
         if not chains.is_norm(node, self.module) or node.args != (conv,) or node.kwargs:
             return False
         norm = self._called(node)
-        if norm not in self.frozen or norm.training or norm.running_mean is None:
+        if norm not in self.frozen or norm in self.whole or norm.training or norm.running_mean is None:
             return False
         if reason := chains.obstacle(norm):
             self.reasons[norm] = reason
@@ -211,6 +211,9 @@ class Rewriting:
             changes = (name.endswith("_") and not name.endswith("__")) or (operator and name.startswith(("i", "set")))
             return not changes and "out" not in node.kwargs and not any(flag is True for flag in flags)
         return True
+
+    def _stays(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and self._called(node) in self.whole
 
     def _called(self, node: fx.Node) -> nn.Module:
         return self.module.get_submodule(str(node.target))
