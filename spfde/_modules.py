@@ -111,10 +111,14 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(value, item.name))
 
 
+class Wrapper(nn.Module):
+    """A handle around the model that is its `module`."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile's wrapper."""
+    """The model inside DistributedDataParallel, a handle of ours around that, and torch.compile's wrapper."""
     while True:
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel | Wrapper):
             model = model.module
         elif "_orig_mod" in model._modules:
             model = model._modules["_orig_mod"]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from spfde.freezing.group_norm import guard_group_norm
-from spfde.freezing.wrapped import check_wrapped
+from spfde.freezing.wrapped import check_reduced, check_wrapped
 
 __all__ = ["freeze", "is_frozen", "unfreeze"]
 
@@ -99,6 +99,7 @@ def unfreeze(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `module` is not an nn.Module.
+        RuntimeError: a DistributedDataParallel was made while it was frozen; nothing has changed then.
     """
     _check_module(module)
     release(module.modules())
@@ -133,7 +134,9 @@ def hold(modules: Iterable[nn.Module]) -> None:
 
 def release(modules: Iterable[nn.Module]) -> None:
     """Unfreezes each of `modules` without what is inside it."""
-    for m in [m for m in _adopted(modules) if _is_held(m)]:
+    held = [m for m in _adopted(modules) if _is_held(m)]
+    check_reduced([p for m in held for name, p in _own_parameters(m) if name in m.__dict__["train"].trainable])
+    for m in held:
         mark = m.__dict__.pop("train")
         m.training = mark.mode
         for name, parameter in _own_parameters(m):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Iterator
+from weakref import WeakSet
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+# Wrappers that their owner makes anew once other parameters train.
+renewed: WeakSet[DistributedDataParallel] = WeakSet()
+ANEW = "try ddp = spfde.integrations.Rebucketed(model), which wraps the model anew after a freeze and a thaw"
 
 
 def check_wrapped(parameters: Collection[nn.Parameter]) -> None:
@@ -15,7 +20,7 @@ def check_wrapped(parameters: Collection[nn.Parameter]) -> None:
 
     Raises:
         RuntimeError: a DistributedDataParallel that holds some of them has static_graph or lacks
-            find_unused_parameters.
+            find_unused_parameters, and nobody makes it anew.
     """
     moving = {p for p in parameters if p.requires_grad}
     if not moving:
@@ -26,21 +31,50 @@ def check_wrapped(parameters: Collection[nn.Parameter]) -> None:
         if wrapper.static_graph or not wrapper.find_unused_parameters:
             got = "static_graph=True" if wrapper.static_graph else "find_unused_parameters=False"
             raise RuntimeError(
-                f"expected DistributedDataParallel(find_unused_parameters=True) around what is frozen, got {got}; try "
-                "that, or delete the wrapper, freeze, and wrap the model anew"
+                "expected DistributedDataParallel(find_unused_parameters=True) around what is frozen, got "
+                f"{got}; {ANEW}"
+            )
+
+
+def check_reduced(parameters: Collection[nn.Parameter]) -> None:
+    """Refuses to have `parameters` train again where a wrapper would leave their gradients to each rank.
+
+    Raises:
+        RuntimeError: a DistributedDataParallel was made when some of them were frozen, and nobody makes it anew.
+    """
+    back = {p for p in parameters if not p.requires_grad}
+    if not back:
+        return
+    for wrapper in _wrappers(back):
+        if wrapper.logger is None:  # torch.compile's own reducer: it goes by each gradient
+            continue
+        known = wrapper._get_ddp_logging_data()["num_parameter_tensors"]
+        own = (p for name, p in wrapper.module.named_parameters() if name not in wrapper.parameters_to_ignore)
+        trains = sum(p.requires_grad or p in back for p in own)
+        if trains > known:
+            raise RuntimeError(
+                "expected a DistributedDataParallel that was made when all it holds trained, got one for "
+                f"{known} of {trains} tensors; {ANEW}"
             )
 
 
 def _wrappers(parameters: Collection[nn.Parameter]) -> Iterator[DistributedDataParallel]:
-    """Living wrappers that hold one of `parameters`."""
+    """Living wrappers that hold one of `parameters` and that nobody makes anew."""
     if not (dist.is_available() and dist.is_initialized()):
         return
+    kinds = set(_subclasses(DistributedDataParallel))
     for look in range(2):
-        every = [one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel)]
-        found = [one for one in every if any(p in parameters for p in one.parameters())]
+        every = [one for one in gc.get_objects() if type(one) in kinds]
+        found = [one for one in every if one not in renewed and any(p in parameters for p in one.parameters())]
         if look == 0 and found:
             del every, found
             gc.collect()  # a wrapper that was deleted lives on in its cycles
             continue
         yield from found
         return
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _subclasses(each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from spfde.train import data
 from spfde.train.data import Source, epoch_seed, source
 from spfde.train.device import Device, Layout, choose
 from spfde.train.optimizer import make, parameter_groups, recipe_optimizer, steps_per_epoch
+from spfde.train.pace import front_seconds
 from spfde.train.recipe import Recipe
 from spfde.train.recipe.defaults import OPTION_FIELDS
 from spfde.train.session import Inputs, Session
@@ -86,7 +87,12 @@ def with_levers(
     recipe = inputs.recipe
     given = [each for each in inputs.levers if _is_lever(each)]
     parts = tuple(blocks(model, example)) if recipe.freeze else None
-    freeze, sift = freezer(model, parts, recipe), sieve(len(train), recipe)
+    seconds = inputs.seconds
+    if seconds is None and recipe.freeze_options.get("target") == "seconds":
+        factory = inputs.optimizer or recipe_optimizer(recipe)
+        options = {"optimizer": factory, "layout": layout, "device": device, "example": example}
+        seconds = front_seconds(recipe, model, parts, train, **options)
+    freeze, sift = freezer(model, parts, recipe, seconds), sieve(len(train), recipe)
     known = Levers(lever for lever in (freeze, *given) if lever is not None)
     horizons = known.horizons if recipe.block_cosine else {}
     if horizons and parts is None:
@@ -208,8 +214,13 @@ def fused(model: nn.Module, recipe: Recipe) -> nn.Module:
     return fuse(model)
 
 
-def freezer(model: nn.Module, parts: tuple[FreezeBlock, ...] | None, recipe: Recipe) -> Lever | None:
-    """Return the recipe's freezer of the model, or None."""
+def freezer(
+    model: nn.Module,
+    parts: tuple[FreezeBlock, ...] | None,
+    recipe: Recipe,
+    seconds: Sequence[float] | None = None,
+) -> Lever | None:
+    """Return the recipe's freezer of the model, or None. seconds: by which it plans if the recipe says so."""
     if not recipe.freeze:
         return None
     shared = {
@@ -217,6 +228,7 @@ def freezer(model: nn.Module, parts: tuple[FreezeBlock, ...] | None, recipe: Rec
         "interval": recipe.interval,
         "flops_reduction": recipe.freeze,
         "fraction": recipe.freeze_fraction,
+        "seconds": seconds,
     }
     method = FREEZERS[recipe.freeze_by]
     try:

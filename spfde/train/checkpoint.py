@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,12 @@ class Kept:
     history: tuple[Epoch, ...]
     underway: EpochProgress | None
     session: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> Sequence[float] | None:
+        """What a freezer had measured to plan by, None where none had."""
+        states = (each["state"] for each in self.session.get("levers", ()))
+        return next((state["seconds"] for state in states if state.get("seconds")), None)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

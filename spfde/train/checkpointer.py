@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def start_or_resume(inputs: Inputs, resume: bool, make: Callable[[Inputs, Layout
         return Start(trained, [])
     kept, refused = checkpoint.newest(out)
     checkpoint.require_same_recipe(kept.recipe, recipe, kept.path)
-    trained = make(inputs, kept.layout)
+    trained = make(dataclasses.replace(inputs, seconds=kept.seconds), kept.layout)
     checkpoint.require_same_samples(kept.samples, len(trained.session.train), kept.path)
     trained.load_state_dict(kept.session)
     run_dir.sweep(out)

@@ -31,7 +31,10 @@ from spfde.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `fit` is given: a recipe, and what takes the place of the recipe's own model, data sets and optimizer."""
+    """What `fit` is given: a recipe, and what takes the place of the recipe's own model, data sets and optimizer.
+
+    seconds: of a step with the first 0, 1, ... blocks frozen, where a run that is resumed had measured them.
+    """
 
     recipe: Recipe
     model: nn.Module | None = None
@@ -39,6 +42,7 @@ class Inputs:
     test_set: Dataset | None = None
     optimizer: Factory | None = None
     levers: Sequence[Lever | LeverFactory] = ()
+    seconds: Sequence[float] | None = None
 
     @property
     def out(self) -> Path | None:

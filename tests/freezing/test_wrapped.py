@@ -6,10 +6,13 @@ import torch.distributed as dist
 from freezing.models import IMAGES, ResNet
 from torch.nn.parallel import DistributedDataParallel
 
-from spfde.freezing import Progressive, blocks, freeze, is_frozen
+from spfde.freezing import Progressive, blocks, freeze, is_frozen, unfreeze
+from spfde.integrations import EMA, Rebucketed
 
 OPTIONS = {"epochs": 12, "interval": 2, "flops_reduction": 0.1}
-HINT = r"expected DistributedDataParallel\(find_unused_parameters=True\) around what is frozen, got {}.*try .*anew"
+HINT = (
+    r"expected DistributedDataParallel\(find_unused_parameters=True\) around what is frozen, got {}.*try .*Rebucketed"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +62,60 @@ def test_a_wrapper_that_is_gone_and_other_models_do_not_matter():
     again(torch.randn(IMAGES)).sum().backward()
     freeze(model.layer1)  # nothing changes for the wrapper
     assert is_frozen(model.layer1) and elsewhere.module is other
+
+
+def test_a_wrapper_that_was_made_around_something_frozen_is_refused_when_that_thaws():
+    model = ResNet()
+    early = blocks(model, torch.randn(IMAGES))[0]
+    early.freeze()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    known = sum(p.requires_grad for p in model.parameters())
+    for call in (early.unfreeze, lambda: unfreeze(model.layer1)):
+        with pytest.raises(RuntimeError, match=rf"made when all it holds trained, got one for {known} of .*Rebucketed"):
+            call()
+    assert early.is_frozen and wrapped.module is model
+    del wrapped
+    early.unfreeze()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_wrapper_is_made_anew_after_a_freeze_and_a_thaw_and_at_no_other_time():
+    model, made = ResNet(), []
+
+    def wrap(model):
+        made.append(sum(p.requires_grad for p in model.parameters()))
+        return DistributedDataParallel(model)
+
+    ddp = Rebucketed(model, wrap)
+    early = blocks(model, torch.randn(IMAGES))[0]
+    for change in (early.freeze, lambda: None, early.unfreeze):
+        change()
+        with torch.no_grad():
+            ddp(torch.randn(IMAGES))
+        for _ in range(2):
+            model.zero_grad()
+            with ddp.no_sync():
+                ddp(torch.randn(IMAGES)).sum().backward()
+            ddp(torch.randn(IMAGES)).sum().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    whole = sum(True for _ in model.parameters())
+    assert made == [whole, whole - len(early.trainable), whole]
+    assert [*ddp.state_dict()] == [f"module.{key}" for key in model.state_dict()]
+    assert not ddp.eval().module.training and EMA(ddp).model is model
+
+
+def test_a_wrapper_that_something_else_holds_is_not_made_anew():
+    model = ResNet()
+    ddp = Rebucketed(model)
+    held = ddp.wrapper
+    freeze(model.layer1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"nothing but the Rebucketed to hold .* try ddp.wrapper"):
+            ddp(torch.randn(IMAGES))
+    del held
+    ddp(torch.randn(IMAGES)).sum().backward()
+    with pytest.raises(TypeError, match="expected wrap to make a DistributedDataParallel, got ResNet"):
+        Rebucketed(ResNet(), lambda model: model)
 
 
 def test_a_whole_model_freezes_in_any_wrapper():

@@ -61,7 +61,7 @@ def topology_options(name: str | None) -> dict[str, Option]:
 
 # What a freezer or a sieve is called with, if it takes it: model and blocks, or the number of samples, come first.
 LEVER_ARGUMENTS = (
-    *("model", "blocks", "epochs", "interval", "flops_reduction", "fraction"),
+    *("model", "blocks", "epochs", "interval", "flops_reduction", "fraction", "seconds"),
     *("num_samples", "fraction", "interval", "epochs", "seed", "ranks"),
 )
 

@@ -1,0 +1,24 @@
+"""Every scheme in a loop of one's own, in one process and in two under DistributedDataParallel."""
+
+import pytest
+import torch
+from freezing.loops import EPOCHS, RANKS, network, on_two_ranks, plain, train, train_plain
+
+from spfde.freezing.schemes import SCHEMES
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_frozen_does_not_change_by_a_bit_under_adamw_scaler_accumulation_and_clipping(scheme):
+    history = train(scheme, network())
+    assert len(history) == EPOCHS and any(history)
+    assert (history[-1] == ()) == (scheme != "single-shot")
+
+
+@pytest.mark.full
+def test_two_ranks_train_as_one_process_does_while_blocks_freeze_and_thaw(tmp_path):
+    first, second = on_two_ranks(tmp_path)
+    for name in (*RANKS, "plain"):
+        assert all(torch.equal(first[name][key], second[name][key]) for key in first[name])
+    alone = train_plain(model := plain(), model, None)
+    for key, weights in alone.items():
+        torch.testing.assert_close(first["plain"][key], weights, rtol=1e-12, atol=1e-12)
