@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, Setting, fresh, halves, recipe
-from proof_table import table
+from proof_table import Row, rows, table
 from proof_timing import Phase, phases
 from timing import command, machine
 
@@ -175,6 +175,18 @@ def clock(path: Path, names: Sequence[str], setting: Setting, rounds: int, steps
             yield f"{name}: " + ", ".join(f"{phase.dense_step / phase.step:.2f}x" for phase in own)
 
 
+def read(path: Path) -> tuple[list[Row], str]:
+    """What a file's runs and timings come to, and the name of the figure that judges."""
+    head, *kept = lines(path)
+    runs = [line["run"] for line in kept if "run" in line]
+    timings = [line["timing"] for line in kept if "timing" in line]
+    timed = {
+        name: [[Phase(**phase) for phase in each["phases"]] for each in timings if each["arm"] == name]
+        for name in dict.fromkeys(each["arm"] for each in timings)
+    }
+    return rows(runs, timed, head["setting"]["batch_size"]), runs[0]["metric"] if runs else "figure"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -202,18 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = prove(given.file, cases(names, given.seeds), setting, given.minutes)
     for text in told:
         print(text, flush=True)
-    kept = lines(given.file)
-    timings = [line["timing"] for line in kept if "timing" in line]
-    print(
-        table(
-            [line["run"] for line in kept if "run" in line],
-            {
-                name: [[Phase(**phase) for phase in each["phases"]] for each in timings if each["arm"] == name]
-                for name in dict.fromkeys(each["arm"] for each in timings)
-            },
-            setting.batch_size,
-        )
-    )
+    print(table(*read(given.file)))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ def _dense(**fields: Any) -> Arm:
 
 ARMS: Mapping[str, Arm] = {
     DENSE: Arm({"method": "dense"}),
-    **{f"dense, {share:.0%} of the epochs": Arm({"method": "dense"}, share) for share in (0.25, 1 / 3, 0.5, 2 / 3)},
+    **{
+        f"dense, {share:.0%} of the epochs": Arm({"method": "dense"}, share)
+        for share in (1 / 6, 0.25, 1 / 3, 0.5, 2 / 3)
+    },
     "dense, fused": _dense(fuse=True),
     "dense, channels_last": _dense(layout="channels_last"),
     "dense, fused, channels_last": _dense(fuse=True, layout="channels_last"),

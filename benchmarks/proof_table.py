@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from statistics import mean, median, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,48 +15,93 @@ from proof_timing import Phase, seconds
 from study import spread
 
 from spfde.train.optimizer import steps_per_epoch
+from spfde.train.task import TASKS, Task
 
 Runs = Sequence[Mapping[str, Any]]
 Timed = Mapping[str, Sequence[Sequence[Phase]]]
+Figures = Mapping[int, float]  # by seed
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95%, of 1, 2, ... degrees
-HEAD = "| arm | {metric} | seeds | against dense | FLOPs | seconds | speed-up | over best dense | dense in that time |"
+NEAR = 0.003  # of the dense figure, by which an epoch may miss it to count as having reached it
+COLUMNS = (
+    *("seeds", "against dense", "FLOPs", "seconds", "speed-up", "over best dense"),
+    *("dense in that time", "to 0.3% of dense"),
+)
 
 
-def table(runs: Runs, timed: Timed, batch_size: int) -> str:
-    """One line for each arm that was trained or timed, as Markdown.
+@dataclass(frozen=True)
+class Row:
+    """An arm: its judging figure by seed, the same against dense, FLOPs as a share of the dense run's, and seconds.
 
-    The judging figure is a mean and a standard deviation over seeds. "against dense" and "dense in that time" are
-    paired differences with their 95% confidence interval: to the dense run, and to what dense training of as many
-    epochs as fit into the arm's seconds reached, in the fastest of its variants, between the numbers that were tried.
+    seconds: of a whole training, by the timing pass. near: until the figure was within 0.3% of the dense run's, mean of
+    the seeds; None where one never was. in_time: by seed, what dense training in these seconds reached.
     """
-    by_arm = {name: [run for run in runs if run["arm"] == (ARMS[name].same_as or name)] for name in ARMS}
-    took = {name: clock(name, by_arm[name], timed, batch_size) for name in ARMS}
-    dense, fastest = took[DENSE], min((took[name] for name in variants() if took[name]), default=None)
-    flops = mean(work(run) for run in by_arm[DENSE]) if by_arm[DENSE] else None
-    metric = runs[0]["metric"] if runs else "figure"
-    lines = [HEAD.format(metric=metric), "|---" * 9 + "|"]
+
+    arm: str
+    figures: Figures
+    against: Figures
+    flops: float | None
+    seconds: float | None
+    near: float | None
+    in_time: Figures
+
+
+def rows(runs: Runs, timed: Timed, batch_size: int) -> list[Row]:
+    """The arms that were trained, and those that differ from one of these only in their time."""
+    by_arm = {name: [run for run in runs if run["arm"] == (arm.same_as or name)] for name, arm in ARMS.items()}
+    clocks = {name: [epochs(name, run, timed, batch_size) for run in own] for name, own in by_arm.items()}
+    took = {name: mean(map(sum, own)) for name, own in clocks.items() if own and None not in own}
+    fastest = min((took[name] for name in took if DENSE in (name, ARMS[name].same_as)), default=None)
+    dense = figures(by_arm[DENSE])
+    dense_work = mean(map(work, by_arm[DENSE])) if dense else None
+    found = []
     for name, own in by_arm.items():
-        if not own or not (name in timed or any(run["arm"] == name for run in runs)):
+        if not own or (ARMS[name].same_as and name not in timed):
             continue
-        figures = {run["seed"]: run["figure"] for run in own}
+        mine = figures(own)
+        found.append(
+            Row(
+                arm=name,
+                figures=mine,
+                against={seed: value - dense[seed] for seed, value in mine.items() if seed in dense},
+                flops=mean(map(work, own)) / dense_work if dense_work else None,
+                seconds=took.get(name),
+                near=near(own, clocks[name], dense) if name in took else None,
+                in_time=in_time(by_arm, took[name], fastest) if name in took and fastest else {},
+            )
+        )
+    return found
+
+
+def table(found: Sequence[Row], metric: str) -> str:
+    """The rows as Markdown: means over seeds with their standard deviation, differences with confidence intervals.
+
+    "against dense" and "dense in that time" are differences of the judging figure, paired by seed: to the dense run,
+    and to what dense training of as many epochs as fit into the arm's seconds reached.
+    """
+    took = {row.arm: row.seconds for row in found if row.seconds}
+    fastest = min((took[name] for name in took if DENSE in (name, ARMS[name].same_as)), default=None)
+    lines = [f"| arm | {metric} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in found:
+        beside = {seed: value - row.in_time[seed] for seed, value in row.figures.items() if seed in row.in_time}
         cells = (
-            name,
-            spread(list(figures.values()), 4),
-            str(len(own)),
-            difference(figures, {run["seed"]: run["figure"] for run in by_arm[DENSE]}),
-            f"{mean(map(work, own)) / flops:.3f}" if flops else "-",
-            f"{took[name]:.0f}" if took[name] else "-",
-            f"{dense / took[name]:.2f}x" if dense and took[name] else "-",
-            f"{fastest / took[name]:.2f}x" if fastest and took[name] else "-",
-            difference(figures, in_time(by_arm, took[name], fastest)),
+            row.arm,
+            spread(list(row.figures.values()), 4),
+            str(len(row.figures)),
+            interval(row.against),
+            f"{row.flops:.3f}" if row.flops else "-",
+            f"{row.seconds:.0f}" if row.seconds else "-",
+            f"{took[DENSE] / row.seconds:.2f}x" if row.seconds and DENSE in took else "-",
+            f"{fastest / row.seconds:.2f}x" if row.seconds and fastest else "-",
+            interval(beside),
+            f"{row.near:.0f}" if row.near else "-",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def variants() -> list[str]:
-    """The dense training, and the arms that do the same in another time."""
-    return [name for name, arm in ARMS.items() if DENSE in (name, arm.same_as)]
+def figures(own: Runs) -> dict[int, float]:
+    """The judging figure after the last epoch, by seed."""
+    return {run["seed"]: run["figure"] for run in own}
 
 
 def work(run: Mapping[str, Any]) -> float:
@@ -61,45 +109,69 @@ def work(run: Mapping[str, Any]) -> float:
     return sum(epoch["flops"] for epoch in run["epochs"])
 
 
-def clock(name: str, own: Runs, timed: Timed, batch_size: int) -> float | None:
-    """Training seconds of an arm by the timing pass, mean of its seeds; None where it was not timed or not trained."""
+def is_plain(name: str) -> bool:
+    """Whether an arm is the dense training, of all or of fewer epochs, as it is timed beside every other."""
+    return ARMS[name].fields == ARMS[DENSE].fields
+
+
+def epochs(name: str, run: Mapping[str, Any], timed: Timed, batch_size: int) -> list[float] | None:
+    """Training seconds of each epoch of a run by the timing pass, None where its arm was not timed."""
     phases = [phase for rounds in timed.values() for one in rounds for phase in one]
-    plain = ARMS[name].fields == ARMS[DENSE].fields
-    if not own or not phases or not (plain or name in timed):
+    if not phases or not (is_plain(name) or name in timed):
         return None
     step = median(phase.dense_step for phase in phases)
+    steps = [steps_per_epoch(epoch["samples"], batch_size) for epoch in run["epochs"]]
+    if not is_plain(name):
+        return seconds(timed[name], steps, step)
     once = median(phase.dense_once for phase in phases)
-    totals = []
-    for run in own:
-        steps = [steps_per_epoch(epoch["samples"], batch_size) for epoch in run["epochs"]]
-        totals.append(sum(steps) * step + len(steps) * once if plain else seconds(timed[name], steps, step))
-    return mean(totals)
+    return [count * step + once for count in steps]
 
 
-def in_time(by_arm: Mapping[str, Runs], took: float | None, fastest: float | None) -> dict[int, float]:
-    """By seed, what dense training reached whose whole schedule fits into `took` seconds; {} where that is not known.
+def near(own: Runs, clocks: Sequence[Sequence[float]], dense: Figures) -> float | None:
+    """Mean seconds to the end of the first epoch within 0.3% of the dense run's figure of the same seed."""
+    reached = []
+    for run, clock in zip(own, clocks, strict=True):
+        task = next(task for task in TASKS.values() if task.metric == run["metric"])
+        if run["seed"] not in dense:
+            return None
+        target = dense[run["seed"]] * (1 - NEAR if task.higher else 1 + NEAR)
+        passed = zip(run["epochs"], accumulate(clock), strict=True)
+        reached.append(next((at for epoch, at in passed if not task.better(target, figure(task, epoch))), None))
+    return None if None in reached else mean(reached)
 
-    Between two numbers of epochs that were tried it is on the straight line, beyond them nowhere.
+
+def figure(task: Task, epoch: Mapping[str, Any]) -> float:
+    """The judging figure after an epoch of a run."""
+    return task.figure(SimpleNamespace(test_accuracy=epoch["test_accuracy"], test_loss=epoch["test_loss"]))
+
+
+def in_time(by_arm: Mapping[str, Runs], took: float, fastest: float) -> dict[int, float]:
+    """By seed, what dense training reached whose whole schedule fits into `took` seconds; {} beyond what was tried.
+
+    The dense training is the fastest of its variants, `fastest` seconds long. Between two numbers of epochs that were
+    tried the figure is on the straight line over the logarithm of epochs.
     """
-    if not took or not fastest:
-        return {}
-    curves: dict[int, dict[float, float]] = {}
-    for name, arm in ARMS.items():
-        for run in by_arm[name] if arm.fields == ARMS[DENSE].fields else ():
+    curves: dict[int, dict[int, float]] = {}
+    for name in filter(is_plain, ARMS):
+        for run in by_arm[name]:
             curves.setdefault(run["seed"], {})[len(run["epochs"])] = run["figure"]
     found = {}
     for seed, curve in curves.items():
-        epochs = sorted(curve)
-        wanted = took / fastest * epochs[-1]
-        if epochs[0] <= wanted <= epochs[-1]:
-            found[seed] = float(np.interp(wanted, epochs, [curve[count] for count in epochs]))
+        tried = sorted(curve)
+        wanted = took / fastest * tried[-1]
+        if tried[0] <= wanted <= tried[-1]:
+            found[seed] = float(np.interp(np.log(wanted), np.log(tried), [curve[count] for count in tried]))
     return found
 
 
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
-    """What the same seeds differ by: mean and 95% confidence interval, of one seed the difference alone."""
-    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if len(pairs) < 2:
-        return f"{pairs[0]:+.4f}" if pairs else "-"
-    around = T95[min(len(pairs) - 1, len(T95)) - 1] * stdev(pairs) / len(pairs) ** 0.5
-    return f"{mean(pairs):+.4f} ± {around:.4f}"
+def around(pairs: Sequence[float]) -> float:
+    """Half the 95% confidence interval of a mean of two values or more."""
+    return T95[min(len(pairs) - 1, len(T95)) - 1] * stdev(pairs) / len(pairs) ** 0.5
+
+
+def interval(pairs: Figures) -> str:
+    """The mean of differences and its 95% confidence interval, of one the difference alone."""
+    values = list(pairs.values())
+    if len(values) < 2:
+        return f"{values[0]:+.4f}" if values else "-"
+    return f"{mean(values):+.4f} ± {around(values):.4f}"

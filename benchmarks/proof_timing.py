@@ -104,8 +104,8 @@ def phases(name: str, setting: Setting, steps: int, seed: int = 0) -> list[Phase
     return timed
 
 
-def seconds(rounds: Sequence[Sequence[Phase]], steps: Sequence[int], dense_step: float) -> float:
-    """Training seconds of a whole run: of `steps` in each epoch, each at its phase's time.
+def seconds(rounds: Sequence[Sequence[Phase]], steps: Sequence[int], dense_step: float) -> list[float]:
+    """Training seconds of each epoch of a run, of `steps` each, every step at its phase's time.
 
     A phase's time is the median, over its epochs and rounds, of its ratio to the dense steps beside it, times
     `dense_step`: what slows the machine down slows both.
@@ -113,8 +113,8 @@ def seconds(rounds: Sequence[Sequence[Phase]], steps: Sequence[int], dense_step:
     ratios: dict[tuple[int, float], list[float]] = {}
     for phase in (phase for one in rounds for phase in one):
         ratios.setdefault(phase.state, []).append(phase.step / phase.dense_step)
-    total = 0.0
+    found = []
     for epoch, count in enumerate(steps):
         here = [one[epoch] for one in rounds]
-        total += median(ratios[here[0].state]) * dense_step * count + median(phase.once for phase in here)
-    return total
+        found.append(median(ratios[here[0].state]) * dense_step * count + median(phase.once for phase in here))
+    return found

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import proof
 import proof_arms
+import proof_plot
 import proof_table
 import pytest
 import torch
@@ -135,43 +136,72 @@ def test_seconds_are_phase_times_against_the_dense_ones_beside_them():
     one = [phase(0, 0, 2.0, 4.0, once=1.0), phase(1, 0, 2.0, 4.0), phase(2, 3, 1.0, 4.0)]
     slow = [replace(each, step=3 * each.step, dense_step=3 * each.dense_step) for each in one]  # a busy machine
     odd = [replace(one[0], step=9.0), *one[1:]]
-    assert seconds([one], [10, 10, 5], dense_step=4.0) == 10 * 2 + 10 * 2 + 5 * 1 + 1
+    assert seconds([one], [10, 10, 5], dense_step=4.0) == [10 * 2 + 1, 10 * 2, 5 * 1]
     assert seconds([one, slow, odd], [10, 10, 5], dense_step=4.0) == seconds([one], [10, 10, 5], dense_step=4.0)
 
 
 def run(arm, figure, epochs, seed=0, samples=80, flops=1.0):
-    one = {"samples": samples, "flops": flops}
-    return {"arm": arm, "seed": seed, "metric": "test accuracy", "figure": figure, "epochs": [one] * epochs}
+    """A run whose figure rises by a tenth an epoch."""
+    done = [
+        {"samples": samples, "flops": flops, "test_accuracy": figure - 0.1 * (epochs - 1 - i), "test_loss": None}
+        for i in range(epochs)
+    ]
+    return {"arm": arm, "seed": seed, "metric": "test accuracy", "figure": figure, "epochs": done}
 
 
-def test_the_table_puts_arms_beside_dense_training_in_the_same_time():
+@pytest.fixture
+def found():
+    """Dense: 4 epochs of 10 steps of 1 s and 0.5 s; fused: 0.5 s a step; DST-EE: 4 of 5 steps of 0.6 s and 0.5 s."""
     runs = [
         *(run(DENSE, 0.9 + seed / 100, 4, seed) for seed in (0, 1)),
         *(run("dense, 50% of the epochs", 0.8 + seed / 100, 2, seed) for seed in (0, 1)),
-        *(run("DST-EE 90%", 0.89 + seed / 100, 4, seed, samples=40, flops=0.25) for seed in (0, 1)),
+        *(run("DST-EE 90%", 0.95 + seed / 100, 4, seed, samples=40, flops=0.25) for seed in (0, 1)),
         run("InfoBatch", 0.7, 4),
     ]
     timed = {
         "DST-EE 90%": [[phase(epoch, 0, 0.6, 1.0, once=0.5) for epoch in range(4)]],
         "dense, fused": [[phase(epoch, 0, 0.5, 1.0) for epoch in range(4)]],
     }
-    rows = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-        for line in proof_table.table(runs, timed, batch_size=8).split("\n")
-    }
-    # Dense: 4 epochs of 10 steps of 1 s and 0.5 s; fused: 0.5 s a step; DST-EE: 4 of 5 steps of 0.6 s and 0.5 s.
-    assert rows[DENSE][4:7] == ["42", "1.00x", "0.48x"]
-    assert rows["dense, fused"][4:7] == ["20", "2.10x", "1.00x"]
-    assert rows["DST-EE 90%"][:7] == ["0.8950 ± 0.0071", "2", "-0.0100 ± 0.0000", "0.250", "14", "3.00x", "1.43x"]
-    # 14 s are 2.8 epochs of the fastest dense variant: 0.84 and 0.85 on the line from 2 epochs to 4.
-    assert rows["DST-EE 90%"][7] == "+0.0500 ± 0.0000"
-    assert rows["InfoBatch"][4:] == ["-"] * 4 and rows["InfoBatch"][2] == "-0.2000"
+    return proof_table.rows(runs, timed, batch_size=8)
 
 
-def test_differences_are_those_of_the_same_seeds_with_their_confidence_interval():
-    assert proof_table.difference({0: 0.5, 1: 0.7, 2: 0.9}, {0: 0.4, 1: 0.5, 2: 0.6, 3: 0.0}) == "+0.2000 ± 0.2483"
-    assert proof_table.difference({0: 0.5}, {0: 0.75}) == "-0.2500"
-    assert proof_table.difference({0: 0.5}, {1: 0.75}) == "-"
+def test_the_table_puts_arms_beside_dense_training_in_the_same_time(found):
+    lines = [line.strip("| ").split(" | ") for line in proof_table.table(found, "test accuracy").split("\n")]
+    told = {arm: dict(zip(lines[0][1:], cells, strict=True)) for arm, *cells in lines[2:]}
+    dense, fused, sparse, infobatch = (told[n] for n in (DENSE, "dense, fused", "DST-EE 90%", "InfoBatch"))
+    assert [dense[c] for c in ("seconds", "speed-up", "over best dense")] == ["42", "1.00x", "0.48x"]
+    assert [fused[c] for c in ("seconds", "speed-up", "over best dense")] == ["20", "2.10x", "1.00x"]
+    assert [sparse[c] for c in ("seconds", "speed-up", "over best dense")] == ["14", "3.00x", "1.43x"]
+    assert sparse["test accuracy"] == "0.9550 ± 0.0071" and sparse["FLOPs"] == "0.250"
+    assert sparse["against dense"] == "+0.0500 ± 0.0000" and infobatch["against dense"] == "-0.2000"
+    # 14 s are 2.8 epochs of the fastest dense variant, which reached 0.8 in 2 epochs and 0.9 in 4.
+    assert sparse["dense in that time"] == f"{0.15 - 0.1 * math.log(1.4, 2):+.4f} ± 0.0000"
+    # It has 0.95 after 4 epochs, 0.85 after 3; dense 0.9 after 4.
+    assert [row["to 0.3% of dense"] for row in (dense, fused, sparse, infobatch)] == ["42", "20", "14", "-"]
+    assert [infobatch[c] for c in ("seconds", "speed-up", "dense in that time")] == ["-"] * 3
+
+
+def test_of_a_perplexity_less_is_better():
+    def told(figure, losses):
+        done = [{"test_accuracy": 0.0, "test_loss": loss, "samples": 8, "flops": 1.0} for loss in losses]
+        return {"seed": 0, "metric": "test perplexity", "figure": figure, "epochs": done}
+
+    clocks = [[1.0, 2.0, 4.0]]
+    assert proof_table.near([told(math.e, [3.0, 1.002, 1.0])], clocks, {0: math.e}) == 3.0
+    assert proof_table.near([told(9.0, [3.0, 2.0, 1.1])], clocks, {0: math.e}) is None
+
+
+def test_differences_have_their_confidence_interval():
+    assert proof_table.interval({0: 0.1, 1: 0.2, 2: 0.3}) == "+0.2000 ± 0.2483"
+    assert (proof_table.interval({0: -0.25}), proof_table.interval({})) == ("-0.2500", "-")
+
+
+def test_the_plot_has_a_point_for_every_arm_that_was_timed(found, tmp_path):
+    pytest.importorskip("matplotlib")
+    (axes,) = proof_plot.draw(found, "test accuracy").axes
+    assert {text.get_text() for text in axes.texts} == {row.arm for row in found if row.seconds}
+    with pytest.raises(SystemExit, match="expected arms that were trained and timed, got none"):
+        proof_plot.draw([replace(row, seconds=None) for row in found], "test accuracy")
 
 
 def test_a_line_that_was_cut_short_is_left_out(tiny, tmp_path):
