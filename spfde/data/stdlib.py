@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -63,12 +64,20 @@ def load(train: int | None = None, test: int | None = None, context: int = 128) 
 
 def split(root: Path) -> tuple[list[PurePath], list[PurePath]]:
     """Training and test files below `root`, relative to it and in the order of their paths."""
-    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     halves: tuple[list[PurePath], list[PurePath]] = ([], [])
-    for path in map(PurePath, found):
-        if LEFT_OUT.isdisjoint(path.parts) and not path.parts[0].startswith(("config-", "_sysconfigdata")):
-            halves[zlib.crc32(path.as_posix().encode()) % TEST == 0].append(path)
+    for path in sorted(_sources(root, root)):
+        halves[zlib.crc32(path.encode()) % TEST == 0].append(PurePath(path))
     return halves
+
+
+def _sources(root: Path, folder: Path) -> Iterator[str]:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in LEFT_OUT or path.name.startswith(("config-", "_sysconfigdata")):
+            continue  # not looked into: site-packages may be large
+        if path.is_dir():
+            yield from _sources(root, path)
+        elif path.suffix == ".py":
+            yield path.relative_to(root).as_posix()
 
 
 def cut(text: bytes, half: str, wanted: int | None, context: int) -> Tensor:
