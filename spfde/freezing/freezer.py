@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from spfde._ranks import Ranks
 from spfde.freezing.block import FreezeBlock, check_freezable
 from spfde.freezing.checks import LEAST, check_blocks, check_share, check_whole, trainable_share
 from spfde.freezing.costs import training_flops
@@ -48,6 +49,10 @@ class Freezer(ABC):
     blocks unfrozen. Its own state goes through `_own_state` and `_load_own`. When a mask has moved, `_restart` comes
     before the next `_note`, so that no window of observations lasts across a change of the network itself.
 
+    Ranks that train one model (torch.distributed's default group) decide alike, whatever each has seen: a block freezes
+    where it is ready on every one, and all are given back where one says so. So `begin_epoch` and `due` are called on
+    all of them.
+
     Args:
         model: the network in training.
         blocks: its blocks, from `spfde.freezing.blocks`.
@@ -79,7 +84,7 @@ class Freezer(ABC):
                 f"expected a fraction that leaves {LEAST:.0%} of the parameters to train, got {share:.1%} with "
                 f"{fraction:.3g}; try a smaller one, or 1 if that is what you want"
             )
-        self._masks = MaskWatch(model)
+        self._masks, self._ranks = MaskWatch(model), Ranks()
         self._epoch = -1  # the last one begun
         self._steps = 0
         self._frozen: list[str] = []
@@ -213,7 +218,8 @@ class Freezer(ABC):
         if epoch <= self._epoch or epoch % self.interval:
             return _Boundary(reason=self._reason)
         why = self._give_back(epoch) if self._frozen else None
-        if why is not None:
+        if self._frozen and self._ranks.agree([why is not None], any_rank=True)[0]:
+            why = why or "another rank says so"
             text = f"gave back {', '.join(self._frozen)}"
             back = self.blocks[: len(self._frozen)]
             decision = Decision("unfreeze", text, why)
@@ -221,8 +227,9 @@ class Freezer(ABC):
         due, decisions, reason = [], [], self._reason
         for block in self._active:
             verdict = self._verdict(block, epoch)
-            if not verdict.freeze:
-                reason = f"{block.name} stays active: {verdict.reason}"
+            if not self._ranks.agree([verdict.freeze], any_rank=False)[0]:
+                held = "it is not ready on another rank" if verdict.freeze else verdict.reason
+                reason = f"{block.name} stays active: {held}"
                 break
             due.append(block)
             decisions.append(Decision("freeze", f"froze {block.name}", verdict.reason))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from spfde._ranks import Ranks
 from spfde.levers import Answer, Decision, EpochStart, Event, Run, Step
 from spfde.nn import SparseLayer
 from spfde.sparse.no_sync import to_host
@@ -21,7 +22,6 @@ from spfde.topology.layers import LayerState, check_layers, magnitude, sparse_la
 from spfde.topology.optimizer_state import check
 from spfde.topology.options import Option, checked, documented, options_of, signature_with
 from spfde.topology.probes import GradientProbes
-from spfde.topology.ranks import Ranks
 from spfde.topology.report import Report
 from spfde.topology.schedule import Schedule
 from spfde.topology.stepping import Stepping

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from spfde._ranks import Ranks
 from spfde.nn import SparseLayer
 from spfde.sparse import no_sync
 from spfde.topology.gradients import dense_gradient, factors, wide
 from spfde.topology.optimizer_state import optimizers
-from spfde.topology.ranks import Ranks
 from spfde.topology.steps import taken
 
 _armed: WeakSet[GradientProbes] = WeakSet()

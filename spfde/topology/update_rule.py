@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spfde._ranks import Ranks
 from spfde.nn import SparseLayer
 from spfde.topology import moves
 from spfde.topology.following import Fill, Followers
@@ -16,7 +17,6 @@ from spfde.topology.history import History, Shift
 from spfde.topology.layers import LayerState, magnitude, reserve_all
 from spfde.topology.optimizer_state import follow
 from spfde.topology.probes import GradientProbes
-from spfde.topology.ranks import Ranks
 from spfde.topology.schedule import Schedule
 from spfde.topology.topk import keep_highest_in_groups
 

@@ -142,6 +142,32 @@ def test_resumes_to_the_same_front():
     assert [block.is_frozen for block in again.blocks] == [True, True] + [False] * (len(again.blocks) - 2)
 
 
+def on_each_rank(rank: int, path: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)
+    freezer = told(ResNet(), ready=rank + 1, thaw=(3,) if rank else ())
+    assert freezer.begin_epoch(0) == ["layer1.0"] and freezer.due(1) == []
+    assert ("not ready on another rank" in freezer.reason) == bool(rank)
+    freezer.ready = 2
+    assert freezer.begin_epoch(1) == ["layer1.1"] and freezer.begin_epoch(2) == []
+    assert freezer.begin_epoch(3) == [] and freezer.frozen == ()
+    assert [d.reason for d in freezer.decisions] == ["told to" if rank else "another rank says so"]
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.full
+def test_ranks_decide_alike(tmp_path):
+    torch.multiprocessing.spawn(on_each_rank, (str(tmp_path / "ranks"),), nprocs=2)
+
+
+def test_another_rank_s_answer_counts(monkeypatch):
+    freezer, votes = told(ResNet(), ready=2), iter([True, False, True])
+    monkeypatch.setattr(freezer, "_ranks", type("Ranks", (), {"agree": lambda self, flags, any_rank: [next(votes)]})())
+    assert freezer.begin_epoch(0) == ["layer1.0"] and "layer1.1 stays active: it is not ready on" in freezer.reason
+    assert freezer.begin_epoch(1) == [] and freezer.frozen == ()
+    assert [d.reason for d in freezer.decisions] == ["another rank says so"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -100,6 +100,10 @@ class SimFreeze(Freezer):
     def _give_back(self, epoch: int) -> str | None:
         return "the data changed" if self._changed else None
 
+    def _gave_back(self) -> None:
+        if not self._changed:  # another rank was told
+            self.data_changed()
+
     def _decided(self) -> None:
         self._changed = False
 
