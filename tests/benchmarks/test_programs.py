@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cache
 import cases
 import fit_cost
 import freezers
@@ -248,3 +249,16 @@ def test_freezers_measures_every_one_that_looks(tmp_path, capsys, monkeypatch):
     assert all(row["kept_kb"] >= 0 and row["none_frozen"] > 0 and row["most_frozen"] > 0 for row in record["rows"])
     _, *printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == freezers.LOOKING
+
+
+def test_the_cache_is_timed_and_its_types_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cache, "WIDTH", 0.25)
+    path = tmp_path / "cache.json"
+    options = ["--threads", "1", "--samples", "128", "--rounds", "1", "--json", str(path)]
+    cache.main([*options, "--only", "read"])
+    rows = json.loads(path.read_text())["read"]
+    assert len(rows) == 2 * (2 + 2 * 2 * len(cache.KINDS)) and all(row["ms"] > 0 for row in rows)
+    assert "of prefix" in capsys.readouterr().out
+    activations = torch.randn(8, 3, 4, 4).relu()
+    errors = [cache._error(cache._as_kept(activations, kind), activations) for kind in ("float32", "float16", "int8")]
+    assert errors[0] == 0 < errors[1] < errors[2] < cache._error(cache._as_kept(activations, "store"), activations)
