@@ -119,7 +119,27 @@ def test_files_serve_the_next_process(tmp_path):
     first.cache.close()
     again = started(model, cache=ActivationCache(tmp_path / "cache"))
     epoch(again, x)
-    assert again.cache.stats.hits == SAMPLES - 5  # the first batch says what to open
+    assert again.cache.stats.hits == SAMPLES
+    again.cache.close()
+    other = started(model, cache=tmp_path / "cache")
+    epoch(other, x.flip(0))  # another data set, the same weights
+    assert other.cache.stats.hits == 5  # of the first batch, before it is compared
+    assert other.cache.stats.held == SAMPLES
+
+
+def test_a_sample_missed_alone_has_the_bits_that_it_has_in_a_batch():
+    model = settled(spfde.sparsify(ResNet(16), 0.5)).eval()
+    x, whole = torch.randn(SAMPLES, 3, 32, 32), torch.arange(SAMPLES)
+    held = []
+    for first in ([], [0], [3, 4, 5, 6, 7], list(range(1, SAMPLES))):
+        prefix = started(model, 3)
+        model.eval()
+        for indices in (torch.tensor(first, dtype=torch.int64), whole):
+            if len(indices):
+                with prefix(indices):
+                    model(x[indices])
+        held.append(prefix.cache.read(whole))
+    assert all(torch.equal(each, held[0]) for each in held)
 
 
 def test_inputs_that_change_are_refused():

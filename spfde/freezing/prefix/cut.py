@@ -80,7 +80,7 @@ def find_cut(model: nn.Module, front: Sequence[FreezeBlock], given: Args) -> Cut
     for name, module in model.named_modules():
         if any(module in unit.modules() for unit in units) and hooked(module):
             raise NoCut(f"{name} has hooks, which would see nothing")
-    few = select(given, torch.arange(FEW), count(given))
+    few = select(given, torch.arange(FEW) % count(given), count(given))
     with eval_mode(model), random_state_restored(model, few), _order(model) as calls, torch.enable_grad():
         expected = call(model, few)
     cut, before = _last(calls, units)
@@ -111,7 +111,7 @@ def find_cut(model: nn.Module, front: Sequence[FreezeBlock], given: Args) -> Cut
 
 def agree(cut: Cut, model: nn.Module, given: Args, forwards: Forwards) -> bool:
     """Whether the front returns the same by these forwards as by the modules' own, to rounding of any precision."""
-    few = select(given, torch.arange(FEW), count(given))
+    few = select(given, torch.arange(FEW) % count(given), count(given))
     with random_state_restored(model, few), torch.no_grad():
         got, expected = (cut.front(model, few, each).float() for each in (forwards, {}))
     return bool((got - expected).abs().max() <= 0.05 * expected.abs().max())

@@ -17,6 +17,8 @@ from spfde.freezing.cache import ActivationCache
 from spfde.freezing.prefix.cut import Args, Cut, Forwards, NoCut, agree, call, count, find_cut, replaced, select
 from spfde.nn import SparseLayer
 
+ALIKE = 0.1  # relative difference to which files agree with what is computed: int8 stays far below, other data above
+
 
 class Recall:
     """The use of a cache at one boundary of a model.
@@ -66,12 +68,11 @@ class Recall:
         missing = (~there).nonzero().view(-1)
         made = read = None
         if len(missing):
-            made = cut.front(
-                self.model, given if len(missing) == samples else select(given, missing, samples), self._forwards
-            )
+            made = self._computed(cut, given, missing, samples)
             if not opened:
-                last = made.dim() == 4 and made.is_contiguous(memory_format=torch.channels_last)
-                self.cache.open(self._key, self.samples, made.shape[1:], made.dtype, last and not made.is_contiguous())
+                there = self._open(made, indices, variant)
+                missing = (~there).nonzero().view(-1)
+                made = made[missing.to(made.device)]
             made = self.cache.write(indices[missing], made, _of(variant, missing))
         if len(missing) < samples:
             held = there.nonzero().view(-1)
@@ -85,6 +86,36 @@ class Recall:
         boundary = torch.empty_like(read[:1].expand(samples, *read.shape[1:]))
         boundary[there.to(made.device)], boundary[missing.to(made.device)] = read, made
         return boundary
+
+    def _open(self, made: Tensor, indices: Tensor, variant: Tensor | None) -> Tensor:
+        """Opens the store of this front, and says which of a whole batch files of an earlier process hold: bool [n].
+
+        They have to agree with what the batch is now: a data set may be another one under the same weights.
+        """
+        last = made.dim() == 4 and made.is_contiguous(memory_format=torch.channels_last) and not made.is_contiguous()
+        form = (self._key, self.samples, made.shape[1:], made.dtype, last)
+        self.cache.open(*form)
+        there = self.cache.lookup(indices, variant)
+        if not there.any():
+            return there
+        held = self.cache.read(indices[there], _of(variant, there)).to(made.device).float()
+        computed = made[there.to(made.device)].float()
+        if (held - computed).norm() > ALIKE * computed.norm():
+            self.cache.drop()
+            self.cache.open(*form)
+            return torch.zeros_like(there)
+        return there
+
+    def _computed(self, cut: Cut, given: Args, which: Tensor, samples: int) -> Tensor:
+        """What the front returns for some of the samples.
+
+        Never for one alone, for which libraries have kernels of their own: with their last bits a resumed run, which
+        may miss other samples of a batch, would not go on to the same ones.
+        """
+        if len(which) == 1:
+            return self._computed(cut, given, which.expand(2), samples)[:1]
+        whole = torch.equal(which, torch.arange(samples))
+        return cut.front(self.model, given if whole else select(given, which, samples), self._forwards)
 
     # ---- whether what is held still is what the front returns ----
 
