@@ -38,7 +38,7 @@ def build(inputs: Inputs, layout: Layout | None = None) -> Session:
 
     Raises:
         ValueError: only one data set is given, data sets without a model, or what the recipe asks does not fit them.
-        TypeError: a given lever is none.
+        TypeError: a given lever is none, or inputs are not of the model's precision.
     """
     recipe, model = inputs.recipe, inputs.model
     if (inputs.train_set is None) != (inputs.test_set is None):
@@ -61,6 +61,7 @@ def build(inputs: Inputs, layout: Layout | None = None) -> Session:
             model = network(recipe, loaded.num_classes, loaded.shape)
     train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
     first, target, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
+    _check_precision(first, model)
     if (recipe.crop or recipe.flip) and first.ndim != 4:
         raise ValueError(
             f"expected images [n, c, h, w] for crop and flip, got inputs of shape {list(first.shape)}, try crop=0"
@@ -108,6 +109,15 @@ def with_levers(
     session.use(own)  # what a factory sees
     session.use([*own, *(each if _is_lever(each) else _made(each, session) for each in inputs.levers)])
     return session
+
+
+def _check_precision(inputs: Tensor, model: nn.Module) -> None:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    if inputs.dtype != dtype and (inputs.is_floating_point() or inputs.ndim == 4):
+        scaled = f".to({dtype})" if inputs.is_floating_point() else f".to({dtype}) / 255"
+        raise TypeError(
+            f"expected inputs of {dtype} as the model's weights, got {inputs.dtype}, try a transform: inputs{scaled}"
+        )
 
 
 def _is_lever(given: Lever | LeverFactory) -> bool:

@@ -91,7 +91,18 @@ class _Indexed(Dataset):
 
 
 def _collated(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, UnreadableImage)), None) or default_collate(items)
+    unreadable = next((item for item in items if isinstance(item, UnreadableImage)), None)
+    if unreadable is not None:
+        return unreadable
+    first, _, where = items[0]
+    for inputs, _, index in items:
+        if isinstance(inputs, Tensor) and isinstance(first, Tensor) and inputs.shape != first.shape:
+            # From a worker torch would say that a storage is not resizable.
+            raise ValueError(
+                f"expected items of one shape, got {list(first.shape)} in item {where} and {list(inputs.shape)} in item"
+                f" {index}, try a transform that crops or pads them"
+            )
+    return default_collate(items)
 
 
 class LoaderSource:

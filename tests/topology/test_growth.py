@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from spfde import sparsify
 from spfde.topology import DSTEE, RigL, probes, reserve
@@ -211,11 +212,42 @@ def rank(number, place, results):
     results[number] = layer.positions().tolist()
     alone = [dist.new_group([other]) for other in range(2)][number]
     results[number, "alone"] = grown(1, part=number, process_group=alone).tolist()
+    begun = steps(nn.parallel.DistributedDataParallel, until=3)
+    ended = steps(nn.parallel.DistributedDataParallel, until=7, state=torch.load(f"{place}-one", weights_only=True))
+    if number == 0:
+        torch.save({"begun": begun, "ended": ended}, f"{place}-two")
     dist.destroy_process_group()
 
 
+def steps(wrap, until, state=None):
+    """Steps on one batch each, the same on every rank, from a state on; the state of all that is trained."""
+    torch.manual_seed(3)
+    model = sparsify(nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)), 0.5, distribution="erk")
+    network = wrap(model)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    topology = RigL(network, optimizer, total_steps=9, every=2, seed=1)
+    parts = {"model": model, "optimizer": optimizer, "topology": topology}
+    for name, part in parts.items() if state else ():
+        part.load_state_dict(state[name])
+    for step in range(topology.steps_done, until):
+        x = torch.randn(8, 12, generator=torch.Generator().manual_seed(step))
+        network(x).square().sum().backward()
+        optimizer.step()
+        topology.step()
+        optimizer.zero_grad()
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def alike(one, other):
+    """Whether nests of tensors and values agree to the bit, by whatever names."""
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
 def test_ranks_grow_by_the_average(tmp_path):
-    """Two processes with half the batch each grow where one process with all of it does."""
+    """Two processes with half the batch each grow where one process with all of it does; both take up the other's."""
+    one, two = tmp_path / "store-one", tmp_path / "store-two"
+    torch.save(steps(lambda model: model, until=3), one)
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(rank, (str(tmp_path / "store"), results), nprocs=2)
@@ -223,6 +255,11 @@ def test_ranks_grow_by_the_average(tmp_path):
         for number in range(2):  # in a group of its own each grows by what it has
             assert results[number, "alone"] == grown(1, part=number).tolist()
         assert results[0, "alone"] != results[1, "alone"]
+    two, whole = torch.load(two, weights_only=True), steps(lambda model: model, until=7)
+    assert alike(two["begun"], torch.load(one, weights_only=True))
+    assert alike(two["ended"], whole)
+    assert alike(steps(lambda model: model, until=7, state=two["begun"]), whole)
+    assert not torch.equal(whole["model"]["0.col"], two["begun"]["model"]["0.col"])
 
 
 def test_a_compiled_model_is_told_to_run_uncompiled():

@@ -131,6 +131,12 @@ def test_what_is_no_image_classification_is_refused(dataset, got):
         source(dataset)
 
 
+def test_items_of_several_shapes_are_refused_by_name():
+    pairs = Pairs([(torch.zeros(3, 8, 8 + i // 2), 0) for i in range(4)])
+    with pytest.raises(ValueError, match=r"of one shape, got \[3, 8, 8\] in item 1 and \[3, 8, 9\] in item 2, try a"):
+        list(source(pairs).batches(torch.tensor([1, 0, 2]), 3))
+
+
 def drawn():
     return torch.randn(3).tolist(), np.random.randn(3).tolist(), [random.gauss(0, 1) for _ in range(3)]
 

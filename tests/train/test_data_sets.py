@@ -1,12 +1,16 @@
 """Local data sets by a recipe's word: trained on, augmented, stopped and resumed."""
 
 import gzip
+import re
 import struct
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 from train.runs import Stop, bits, figures, same
 
+from spfde import models
 from spfde.train import Recipe, fit
 
 Image = pytest.importorskip("PIL.Image")
@@ -72,3 +76,12 @@ def test_a_run_is_stopped_and_resumed_to_the_same_bits(dataset, write, options, 
     assert [figures(e) for e in parts.epochs] == [figures(e) for e in whole.epochs]
     plain = fit(Recipe(**{**whole.recipe.to_dict(), "crop": 0, "flip": False, "out": None}))
     assert plain.epochs[0].train_loss != whole.epochs[0].train_loss
+
+
+@pytest.mark.parametrize(("dtype", "remedy"), [(torch.uint8, "float32) / 255"), (torch.float64, "float32)")])
+def test_images_of_another_precision_than_the_model_are_refused(dtype, remedy):
+    images = TensorDataset(torch.ones(8, 3, 8, 8, dtype=dtype), torch.arange(8) % 2)
+    model = models.create("resnet20", num_classes=2, width=0.25)
+    got = rf"expected inputs of torch.float32 as the model's weights, got {dtype}, try .*{re.escape(remedy)}$"
+    with pytest.raises(TypeError, match=got):
+        fit(Recipe(epochs=1, freeze=0, sieve=0), model=model, train_set=images, test_set=images)
