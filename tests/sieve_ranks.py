@@ -16,9 +16,12 @@ CASES = {
     "random": {"fraction": 0.3, "interval": 2},
     "infobatch": {"fraction": 0.5, "epochs": 8},
     "once": {"fraction": 0.24, "at": 2, "epochs": 8},
+    "forgetting": {"fraction": 0.3, "at": 3, "epochs": 8},
+    "el2n": {"fraction": 0.4, "at": 2, "epochs": 8, "average": 1},
     "kakurenbo": {"fraction": 0.3, "epochs": 8},
     "oscillating": {"fraction": 0.1, "groups": 4, "epochs": 8},
     "ucb": {"fraction": 0.4, "interval": 1},
+    "epsgreedy": {"fraction": 0.4, "interval": 1},
 }
 
 
@@ -40,13 +43,33 @@ def train(sieve: Sieve, epoch: int) -> list[int]:
 
 def run(name: str, epochs: int, group: Any = None) -> list[dict]:
     """States after each epoch."""
-    sieve = METHODS[name](SAMPLES, seed=5, group=group, **CASES[name])
+    return go_on(METHODS[name](SAMPLES, seed=5, group=group, **CASES[name]), epochs)
+
+
+def go_on(sieve: Sieve, epochs: int) -> list[dict]:
+    """States after each epoch that is left, the present one with what is left of it."""
     states = []
     for epoch in range(sieve.epoch, epochs):
         train(sieve, epoch)
         sieve.end_epoch()
         states.append(sieve.state_dict())
     return states
+
+
+def begun(name: str, group: Any = None) -> dict:
+    """A state after one batch of the second epoch."""
+    sieve = METHODS[name](SAMPLES, seed=5, group=group, **CASES[name])
+    go_on(sieve, 1)
+    samples = torch.tensor(list(sieve)[:BATCH])
+    sieve.observe(samples, logits_of(samples, 1), samples % 3)
+    return sieve.state_dict()
+
+
+def resumed(name: str, state: dict, group: Any = None) -> dict:
+    """The state after the last epoch, from `begun` of any number of ranks."""
+    sieve = METHODS[name](SAMPLES, seed=5, group=group, **CASES[name])
+    sieve.load_state_dict(state)
+    return go_on(sieve, EPOCHS)[-1]
 
 
 def work(rank: int, world: int, folder: str) -> None:
@@ -56,9 +79,17 @@ def work(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     assert (early.rank, early.world, len(early)) == (rank, world, len(list(Random(SAMPLES))))
     pair = dist.new_group([0, 1])
-    for group, size in ((pair, 2), (None, world)):
+    by_all = {name: begun(name) for name in CASES}
+    by_two = {name: begun(name, pair) for name in CASES} if rank < 2 else {}
+    if rank == 0:
+        torch.save(by_two, f"{folder}/by_two.pt")
+    dist.barrier()
+    by_two = torch.load(f"{folder}/by_two.pt", weights_only=True)
+    for group, size, others in ((pair, 2, by_all), (None, world, by_two)):
         if rank < size:
-            torch.save(check(rank, size, group), f"{folder}/{size}-{rank}.pt")
+            found = check(rank, size, group)
+            found["resumed"] = {name: resumed(name, others[name], group) for name in CASES}
+            torch.save(found, f"{folder}/{size}-{rank}.pt")
     dist.destroy_process_group()
 
 

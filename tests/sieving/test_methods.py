@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -45,17 +46,17 @@ def show(sieve: Sieve, losses: list[float], correct: list[bool] | None = None) -
     sieve.observe(torch.arange(len(losses)), losses=torch.tensor(losses), correct=right)
 
 
-def train_epoch(sieve: Sieve, seed: int) -> None:
+def train_epoch(sieve: Sieve, epoch: int, batches: Iterable[torch.Tensor] | None = None) -> None:
+    """An epoch, or these batches of it; the logits are a pure function of sample and epoch."""
     if isinstance(sieve, GraNd) and sieve.epoch == sieve.at - 1:
         everyone, model = torch.arange(sieve.num_samples), torch.nn.utils.skip_init(torch.nn.Linear, 1, 3)
         with torch.no_grad():
             model.weight.copy_(torch.tensor([[0.1], [0.2], [0.3]]))
             model.bias.zero_()
         sieve.look(model, [(everyone, everyone[:, None] / 10, everyone % 3)])
-    generator = torch.Generator().manual_seed(seed)
-    for indices in sieve.order().split(4):
-        if len(indices):
-            sieve.observe(indices, 3 * torch.randn(len(indices), 3, generator=generator), indices % 3)
+    for indices in sieve.order().split(4) if batches is None else batches:
+        angles = indices[:, None] * torch.tensor([1.0, 2.0, 3.0]) + epoch * torch.tensor([0.7, 0.3, 1.1])
+        sieve.observe(indices, 3 * (angles + sieve.seed).sin(), indices % 3)
 
 
 def same(one: Sieve, two: Sieve) -> bool:
@@ -199,18 +200,23 @@ def test_infobatch_by_hand():
 
 
 def test_infobatch_s_gradient_is_that_of_all_samples_in_expectation():
-    gradients = torch.tensor([0.3, -1.0, 2.0, 0.7, 5.0, -4.0, 0.1])
-    losses, total, draws = torch.tensor([1.0, 2.0, 3.0, 1.5, 9.0, 8.0, 2.5]), 0.0, 4000
-    sums = []
+    weight = torch.tensor([[0.3, -0.2], [0.1, 0.4], [-0.5, 0.2]], requires_grad=True)
+    x, y, draws = torch.linspace(-2, 3, 18).view(9, 2), torch.arange(9) % 3, 1500
+    losses = torch.nn.functional.cross_entropy(x @ weight.T, y, reduction="none")
+    each = torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses])
+    (whole,) = torch.autograd.grad(losses.sum(), weight)
+    sums, plain = [], []
     for seed in range(draws):
-        sieve = InfoBatch(7, fraction=0.4, epochs=100, seed=seed)
-        sieve.observe(torch.arange(7), losses=losses)
+        sieve = InfoBatch(9, fraction=0.4, epochs=100, seed=seed)
+        sieve.observe(torch.arange(9), losses=losses)
         sieve.end_epoch()
+        assert 0 < len(sieve.removed) < 4
         weights = sieve.observe(sieve.active, losses=losses[sieve.active])
-        sums.append(float((gradients[sieve.active] * weights).sum()))
-    total = float(gradients.sum())
-    error = np.std(sums) / math.sqrt(draws)
-    assert error > 0 and abs(np.mean(sums) - total) < 5 * error
+        sums.append((each[sieve.active] * weights[:, None, None]).sum(0))
+        plain.append(each[sieve.active].sum(0))
+    error = torch.stack(sums).std(0) / math.sqrt(draws)
+    assert ((torch.stack(sums).mean(0) - whole).abs() < 5 * error + 1e-6).all()
+    assert ((torch.stack(plain).mean(0) - whole).abs() > 5 * error).any()  # unweighted it would be another
 
 
 def test_epsgreedy_by_hand():
@@ -225,19 +231,17 @@ def test_epsgreedy_by_hand():
     assert drawn == set(active) & set(range(7))
 
 
-def test_ucb_by_hand():
-    sieve = UCB(4, fraction=0.5, interval=1, confidence=0.0)
-    show(sieve, [1.0, 3.0, 2.0, 4.0])
+@pytest.mark.parametrize(("confidence", "stay"), [(0.0, [2, 3]), (3.0, [2, 3]), (4.0, [1, 3]), (20.0, [0, 1])])
+def test_ucb_by_hand(confidence, stay):
+    sieve = UCB(4, fraction=0.5, interval=1, confidence=confidence, keep=0.0)
+    show(sieve, [1.0, 2.0, 3.0, 4.0])
     sieve.end_epoch()
-    assert sieve.active.tolist() == [1, 3]
-    sieve = UCB(4, fraction=0.5, interval=1, confidence=2.0, keep=0.0)
-    show(sieve, [1.0, 3.0, 2.0, 4.0])
-    for epoch in range(12):
-        sieve.end_epoch()
-        if epoch and 0 in sieve.active.tolist():
-            break
-        sieve.observe(sieve.active, losses=torch.tensor([1.0, 3.0, 2.0, 4.0])[sieve.active])
-    assert 0 in sieve.active.tolist()  # shown seldom: its bonus grew
+    assert sieve.active.tolist() == [2, 3]  # ln 1 = 0: no bonus yet
+    sieve.observe(torch.tensor([2, 3]), losses=torch.tensor([3.0, 4.0]))
+    sieve.end_epoch()
+    # Shown 1, 1, 2, 2 times, deviation sqrt(1.25), ln 2 = 0.693: bonuses 0.931, 0.931, 0.658, 0.658 times confidence,
+    # so 1 passes 2 from 3.67 on, and 0 passes 3 from 11 on.
+    assert sieve.active.tolist() == stay
 
 
 def test_kakurenbo_by_hand():
@@ -302,31 +306,34 @@ def test_shares_are_exact():
     interval=st.integers(1, 3),
     seed=st.integers(0, 5),
     stop=st.integers(0, 7),
+    steps=st.integers(0, 10),
 )
 @settings(deadline=None, max_examples=120)
-def test_every_sieve_parts_the_samples_and_resumes_to_the_same_bits(name, num_samples, fraction, interval, seed, stop):
+def test_every_sieve_parts_the_samples_and_resumes_at_any_step_to_the_same_bits(
+    name, num_samples, fraction, interval, seed, stop, steps
+):
     given_all = {"fraction": fraction, "interval": interval, "epochs": 8, "seed": seed}
     straight, resumed = make(name, num_samples, **given_all), make(name, num_samples, **given_all)
     for epoch in range(8):
         assert sorted(straight.active.tolist() + straight.removed.tolist()) == list(range(num_samples))
         assert sorted(straight) == straight.active.tolist() and len(straight) == len(straight.active) > 0
+        batches = straight.order().split(4)
+        train_epoch(straight, epoch, batches[:steps] if epoch == stop else batches)
         if epoch == stop:
-            half = straight.order().split(4)[: 1 + len(straight) // 8]
-            for indices in half:
-                straight.observe(indices, torch.ones(len(indices), 3).cumsum(1) * indices[:, None], indices % 3)
             file = io.BytesIO()
             torch.save(straight.state_dict(), file)
             file.seek(0)
             resumed.load_state_dict(torch.load(file, weights_only=True))
-            seen = torch.cat(half).tolist()
-            assert seen + list(resumed) == straight.order().tolist()  # nothing twice, nothing left out
-        train_epoch(straight, epoch)
+            assert list(resumed) == [sample for batch in batches[steps:] for sample in batch.tolist()]
+            train_epoch(straight, epoch, batches[steps:])
+            train_epoch(resumed, epoch, torch.tensor(list(resumed), dtype=torch.int64).split(4))
+        elif epoch > stop:
+            train_epoch(resumed, epoch, resumed.order().split(4))
         a = straight.end_epoch()
         if epoch >= stop:
-            train_epoch(resumed, epoch)
             assert resumed.end_epoch() == a and same(straight, resumed)
             assert straight.order().equal(resumed.order())
-    assert straight.report().volumes[0] >= 1 and str(straight.report())
+    assert straight.presentations.sum() == sum(straight.report().volumes[:-1]) and str(straight.report())
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -9,25 +9,29 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from sieve_ranks import CASES, EPOCHS, SAMPLES, run, train, work
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from spfde.sieving import Circular, InfoBatch, Random
 
 
-@pytest.fixture(scope="module")
-def on_ranks(tmp_path_factory) -> dict[tuple[int, int], dict]:
-    folder = tmp_path_factory.mktemp("ranks")
+def found_by(world: int, folder: Path) -> dict[tuple[int, int], dict]:
+    """What each rank of two and of `world` found, by (world, rank)."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        mp.spawn(work, (3, str(folder)), nprocs=3)
+        mp.spawn(work, (world, str(folder)), nprocs=world)
     finally:
         os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
     return {
-        (world, rank): torch.load(Path(folder) / f"{world}-{rank}.pt", weights_only=True)
-        for world in (2, 3)
-        for rank in range(world)
+        (size, rank): torch.load(folder / f"{size}-{rank}.pt", weights_only=True)
+        for size in (2, world)
+        for rank in range(size)
     }
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory) -> dict[tuple[int, int], dict]:
+    return found_by(3, tmp_path_factory.mktemp("ranks"))
 
 
 def alike(one: dict, two: dict) -> bool:
@@ -42,8 +46,17 @@ def alike(one: dict, two: dict) -> bool:
 @pytest.mark.parametrize("name", CASES)
 def test_two_and_three_ranks_decide_as_one_does_to_the_bit(name, on_ranks):
     alone = run(name, EPOCHS)
-    for states in on_ranks.values():
-        assert all(alike(a, b) for a, b in zip(alone, states[name], strict=True))
+    for found in on_ranks.values():
+        assert all(alike(a, b) for a, b in zip(alone, found[name], strict=True))
+        assert alike(alone[-1], found["resumed"][name])  # begun by three and ended by two, or the other way round
+
+
+@pytest.mark.full
+def test_four_ranks_decide_and_resume_as_one_does_to_the_bit(tmp_path):
+    on_four = found_by(4, tmp_path)
+    assert sorted(on_four) == [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)]
+    for name in CASES:
+        test_two_and_three_ranks_decide_as_one_does_to_the_bit(name, on_four)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -143,3 +156,24 @@ def test_loaders_see_every_epoch_s_own_samples(workers):
     assert len(volumes) > 1
     dropping = DataLoader(data, batch_size=7, sampler=sieve, drop_last=True)
     assert sum(len(samples) for (samples,) in dropping) == len(sieve) // 7 * 7
+
+
+@pytest.mark.parametrize("given", [{}, {"num_workers": 2, "prefetch_factor": 3, "persistent_workers": True}])
+def test_what_a_loader_had_fetched_ahead_is_not_skipped_after_a_resume(given):
+    sieve, data = Random(60, fraction=0.2, interval=1), TensorDataset(torch.arange(60))
+    loader, shown = DataLoader(data, batch_sampler=BatchSampler(sieve, 5, drop_last=False), **given), []
+    for samples in (batch for (batch,) in loader):
+        sieve.observe(samples, losses=torch.ones(len(samples)))
+        shown += samples.tolist()
+        if len(shown) == 15:
+            break
+    resumed = Random(60, fraction=0.2, interval=1)
+    resumed.load_state_dict(sieve.state_dict())
+    loader = DataLoader(data, batch_sampler=BatchSampler(resumed, 5, drop_last=False), **given)
+    for epoch in range(2):
+        rest = []
+        for (samples,) in loader:
+            resumed.observe(samples, losses=torch.ones(len(samples)))
+            rest += samples.tolist()
+        assert (shown if epoch == 0 else []) + rest == resumed.order().tolist()
+        resumed.end_epoch()
