@@ -2,20 +2,23 @@
 
     python benchmarks/proof.py FILE.jsonl --stage screen [--minutes 140] [--arms "dense;DST-EE 90%"]
     python benchmarks/proof.py FILE.jsonl --stage screen --timing 5
-    python benchmarks/proof.py FILE.jsonl --stage final --seeds 3
+    python benchmarks/proof.py FILE.jsonl --stage screen --whole --arms "dense;SpFDE 20% + 20%"
+    python benchmarks/proof.py FILE.jsonl --stage final --seeds 3 [--part 1/2]
 
-The screen trains every arm with one seed on 12,000 images and judges by 5,000 others of the training half; the final
-stage trains those that decide on all images, with several seeds that arms share, and judges by the test half.
-`text-screen` and `text-final` do the same with a small language model on the source of Python's standard library. Every
-finished run is a line of FILE, an unfinished one goes on from its last epoch: the same command continues, after
-`--minutes` or a crash. Accuracy runs may share the machine: their seconds count for nothing. `--timing ROUNDS` times
-every phase of every arm's schedule in turn with the dense training, and wants the machine alone.
+`tune` tries other learning rates. The screen trains every arm with one seed on 12,000 images and judges by 5,000
+others of the training half; the final stage trains those that decide on all images, with several seeds that arms
+share, and judges by the test half. `text-screen` and `text-final` do the same with a small language model on the
+source of Python's standard library. Every finished run is a line of FILE, an unfinished one goes on from its last
+epoch: the same command continues, after `--minutes` or a crash. Accuracy runs may share the machine: their seconds
+count for nothing. `--timing ROUNDS` times every phase of every arm's schedule in turn with the dense training, and
+wants the machine alone; so does `--whole`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, Setting, fresh, halves, recipe
+from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, TUNED, Setting, fresh, halves, recipe
 from proof_table import Row, rows, table
 from proof_timing import Phase, phases
 from timing import command, machine
@@ -55,9 +58,10 @@ def without(names: Iterable[str], words: Sequence[str]) -> tuple[str, ...]:
 
 
 STAGES: Mapping[str, tuple[Setting, Sequence[str]]] = {
-    "screen": (Setting(), tuple(ARMS)),
+    "tune": (Setting(), TUNED),
+    "screen": (Setting(), without(ARMS, [", rate"])),
     "final": (Setting(train=0, held_out=0, epochs=20), FINAL),
-    "text-screen": (TEXT, without(ARMS, IMAGES_ONLY)),
+    "text-screen": (TEXT, without(ARMS, [", rate", *IMAGES_ONLY])),
     "text-final": (replace(TEXT, train=12_000, held_out=0), (*without(FINAL, IMAGES_ONLY), "SpFDE 15% + 15%")),
 }
 
@@ -121,10 +125,12 @@ def begin(path: Path, setting: Setting) -> list[dict[str, Any]]:
         ValueError: they are of another setting.
     """
     kept = lines(path) or [{"machine": machine(), "command": command(), "setting": asdict(setting)}]
-    if kept[0]["setting"] != asdict(setting):
+    if Setting(**kept[0]["setting"]) != setting:
         raise ValueError(f"expected runs of {asdict(setting)} in {path}, got {kept[0]['setting']}, try another file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # not while another process adds to it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     return kept
 
 
@@ -145,7 +151,7 @@ def prove(path: Path, wanted: Iterable[Case], setting: Setting, minutes: float) 
     for case in wanted:
         if (case.arm, case.seed) in done:
             continue
-        out = path.with_suffix(".runs") / f"{list(ARMS).index(case.arm)}-{case.seed}"
+        out = path.with_suffix(".runs") / f"{re.sub('[^a-z0-9]+', '-', case.arm.lower())}-{case.seed}"
         try:
             if time.monotonic() > deadline:
                 raise OutOfTime(f"before {case}")
@@ -167,12 +173,27 @@ def clock(path: Path, names: Sequence[str], setting: Setting, rounds: int, steps
         ValueError: the file holds runs of another setting.
     """
     begin(path, setting)
-    timed = [name for name in names if name != DENSE and ARMS[name].share == 1]
+    timed = [name for name in names if name != DENSE and ARMS[name].share == ARMS[name].rate == 1]
     for _ in range(rounds):
         for name in timed:
             own = phases(name, setting, steps)
             add(path, {"timing": {"arm": name, "phases": [asdict(phase) for phase in own]}, "machine": machine()})
             yield f"{name}: " + ", ".join(f"{phase.dense_step / phase.step:.2f}x" for phase in own)
+
+
+def whole(path: Path, names: Sequence[str], setting: Setting) -> Iterator[str]:
+    """Time arms in one piece, each from its first epoch to its last, to check what is put together of phases.
+
+    Raises:
+        ValueError: the file holds runs of another setting.
+    """
+    begin(path, setting)
+    sets = halves(setting)
+    for name in names:
+        wanted = recipe(name, setting, seed=0)
+        result = fit(wanted, model=fresh(wanted, sets), train_set=sets.train, test_set=sets.test)
+        add(path, {"whole": {"arm": name, "seconds": result.training_seconds}, "machine": machine()})
+        yield f"{name}: {result.training_seconds:.1f} s in one piece"
 
 
 def read(path: Path) -> tuple[list[Row], str]:
@@ -187,6 +208,16 @@ def read(path: Path) -> tuple[list[Row], str]:
     return rows(runs, timed, head["setting"]["batch_size"]), runs[0]["metric"] if runs else "figure"
 
 
+def checks(path: Path, found: Sequence[Row]) -> list[str]:
+    """What arms took in one piece, beside what is put together of their phases."""
+    together = {row.arm: row.seconds for row in found}
+    told = []
+    for line in (line["whole"] for line in lines(path) if "whole" in line):
+        parts = f"{together[line['arm']]:.1f} s" if together.get(line["arm"]) else "nothing yet"
+        told.append(f"{line['arm']}: {line['seconds']:.1f} s in one piece, {parts} put together")
+    return told
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -196,6 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=140, help="after which nothing new is trained")
     parser.add_argument("--timing", type=int, default=0, metavar="ROUNDS", help="time the arms instead, so many times")
+    parser.add_argument("--whole", action="store_true", help="time --arms in one piece instead, as a check of that")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="every N-th run from the K-th: one of N processes")
     parser.add_argument("--steps", type=int, default=12, help="of an epoch of the timing")
     for name, value in asdict(Setting()).items():
         kind = (lambda text: text == "true") if isinstance(value, bool) else type(value)
@@ -205,16 +238,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = given.arms or names
     if unknown := [name for name in names if name not in ARMS]:
         parser.error(f"expected --arms of {'; '.join(ARMS)}, got {'; '.join(unknown)}")
+    part, parts = map(int, given.part.split("/"))
     own = {name: getattr(given, name) for name in asdict(setting) if getattr(given, name) is not None}
     setting = replace(setting, **own)
     torch.set_num_threads(1)
     if given.timing:
         told = clock(given.file, names, setting, given.timing, given.steps)
+    elif given.whole:
+        told = whole(given.file, names, setting)
     else:
-        told = prove(given.file, cases(names, given.seeds), setting, given.minutes)
+        told = prove(given.file, cases(names, given.seeds)[part - 1 :: parts], setting, given.minutes)
     for text in told:
         print(text, flush=True)
-    print(table(*read(given.file)))
+    found, metric = read(given.file)
+    print(table(found, metric))
+    for text in checks(given.file, found):
+        print(text)
 
 
 if __name__ == "__main__":

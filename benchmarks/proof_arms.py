@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -45,10 +45,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: fields of a recipe, its share of the epochs; `same_as`: the arm that differs only in time."""
+    """One way to train: fields of a recipe, its share of the epochs, a factor on the setting's learning rate.
 
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    same_as: the arm from which it differs in nothing but time.
+    """
+
+    fields: Mapping[str, Any]
     share: float = 1.0
+    rate: float = 1.0
     same_as: str | None = None
 
 
@@ -98,9 +102,12 @@ ARMS: Mapping[str, Arm] = {
     },
     "SpFDE 20% + 20%, random sieve": Arm({**SPARSE, "freeze": 0.2, "sieve": 0.2, "sieve_by": "random"}),
 }
+# The same learning rates tried for dense as for sparse training, and no other thing.
+TUNED = tuple(f"{name}, rate x {rate:g}" for name in (DENSE, "DST-EE 90%", "SpFDE 20% + 20%") for rate in (0.5, 2.0))
+ARMS = {**ARMS, **{name: replace(ARMS[name.split(", rate")[0]], rate=float(name.split()[-1])) for name in TUNED}}
 # Those that decide: on the full set, with several seeds.
 FINAL = (
-    *(name for name, arm in ARMS.items() if arm.fields["method"] == "dense"),
+    *(name for name, arm in ARMS.items() if arm.fields["method"] == "dense" and arm.rate == 1),
     "DST-EE 90%",
     "SpFDE 20% + 20%",
     "SpFDE 20% + 20%, random sieve",
@@ -121,7 +128,7 @@ def recipe(name: str, setting: Setting, seed: int, **more: Any) -> Recipe:
         "optimizer": setting.optimizer,
         "epochs": max(1, round(setting.epochs * arm.share)),
         "batch_size": setting.batch_size,
-        "lr": setting.sparse_lr if arm.fields.get("sparsity") else setting.lr,
+        "lr": arm.rate * (setting.sparse_lr if arm.fields.get("sparsity") else setting.lr),
         "crop": setting.crop,
         "flip": setting.flip,
         "layout": "contiguous",

@@ -111,7 +111,7 @@ def work(run: Mapping[str, Any]) -> float:
 
 def is_plain(name: str) -> bool:
     """Whether an arm is the dense training, of all or of fewer epochs, as it is timed beside every other."""
-    return ARMS[name].fields == ARMS[DENSE].fields
+    return ARMS[name].fields == ARMS[DENSE].fields and ARMS[name].rate == 1
 
 
 def epochs(name: str, run: Mapping[str, Any], timed: Timed, batch_size: int) -> list[float] | None:

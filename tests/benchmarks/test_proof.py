@@ -45,7 +45,7 @@ def test_arms_share_all_but_what_they_say():
     for name, arm in ARMS.items():
         own = proof_arms.recipe(name, setting, 4)
         assert own.epochs == round(12 * arm.share) and (own.seed, own.threads) == (4, 1)
-        assert own.lr == (0.3 if own.sparsity else 0.2)
+        assert own.lr == pytest.approx(arm.rate * (0.3 if own.sparsity else 0.2))
         differ = {field for field, value in own.to_dict().items() if value != dense.to_dict()[field]}
         assert differ - {"epochs", "lr"} <= {*arm.fields, "init", "drop_fraction", "soft"}, name
         assert arm.same_as is None or {"freeze", "sieve", "sparsity"}.isdisjoint(arm.fields)
@@ -112,6 +112,9 @@ def test_the_program_trains_times_goes_on_and_tells(tiny, tmp_path, capsys):
     assert timing["timing"]["arm"] == "dense, fused" and len(timing["timing"]["phases"]) == 2
     told = capsys.readouterr().out
     assert "dense, fused | 0." in told and "| 0.500 |" in told
+    proof.main([str(path), "--arms", DENSE, *options, "--whole"])
+    took = proof.lines(path)[-1]["whole"]["seconds"]
+    assert took > 0 and f"dense: {took:.1f} s in one piece, " in capsys.readouterr().out.splitlines()[-1]
     before = path.read_bytes()
     proof.main([str(path), *arms, *options])
     assert path.read_bytes() == before
@@ -122,6 +125,7 @@ def test_the_program_trains_times_goes_on_and_tells(tiny, tmp_path, capsys):
     assert path.read_bytes() == before and "got RigLet" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_phases_follow_the_arms_schedule(tiny):
     timed = phases("SpFDE 15% + 15%", replace(tiny, epochs=6), steps=2)
     assert [phase.epoch for phase in timed] == list(range(6)) and all(phase.step > 0 for phase in timed)
@@ -202,6 +206,20 @@ def test_the_plot_has_a_point_for_every_arm_that_was_timed(found, tmp_path):
     assert {text.get_text() for text in axes.texts} == {row.arm for row in found if row.seconds}
     with pytest.raises(SystemExit, match="expected arms that were trained and timed, got none"):
         proof_plot.draw([replace(row, seconds=None) for row in found], "test accuracy")
+
+
+def test_processes_share_the_runs_out_and_rewrite_nothing(tiny, tmp_path, monkeypatch):
+    path, trained = tmp_path / "proof.jsonl", []
+    options = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in asdict(tiny).items()]
+    monkeypatch.setattr(proof, "train", lambda case, *rest: trained.append(case) or run(case.arm, 0.5, 1, case.seed))
+    monkeypatch.setattr(proof.shutil, "rmtree", lambda out: None)
+    for part in ("2/2", "1/2"):
+        proof.main([str(path), "--arms", "dense;DST-EE 90%;InfoBatch", "--seeds", "2", "--part", part, *options])
+    names = [(case.arm, case.seed) for case in trained]
+    assert names[:3] == [("DST-EE 90%", 0), ("dense", 1), ("InfoBatch", 1)] and len(set(names)) == 6
+    inode = path.stat().st_ino, path.stat().st_mtime_ns
+    proof.begin(path, tiny)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == inode
 
 
 def test_a_line_that_was_cut_short_is_left_out(tiny, tmp_path):

@@ -80,9 +80,9 @@ class Doubling:
         pass
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("accumulate", "smoothing", "weighted"), [(1, 0.0, False), (1, 0.2, True), (3, 0.2, False), (3, 0.0, True)]
+)
 def test_losses_and_gradients_are_those_of_a_float64_reference(accumulate, smoothing, weighted):
     lever = Doubling()
     wanted = recipe(method="dense", accumulate=accumulate, label_smoothing=smoothing)
@@ -144,7 +144,6 @@ def test_a_data_set_of_ones_own_gives_the_same_batches():
     ("fields", "said"),
     [
         ({"dataset": "stdlib", "model": "resnet20"}, "expected a network for tokens, got 'resnet20', try 'gpt_micro'"),
-        ({"dataset": "digits", "model": "gpt_micro"}, "expected a network for images, got 'gpt_micro', try 'resnet20'"),
         ({"dataset": "stdlib", "model": "gpt_micro", "crop": 2}, "expected images .* for crop and flip"),
         ({"dataset": "stdlib", "model": "gpt_micro", "sieve_by": "el2n"}, "expected a sieve by losses for sequences"),
         ({"dataset": "digits", "context": 5}, "expected no context with the data set 'digits'"),
@@ -162,7 +161,7 @@ def test_tokens_that_the_model_does_not_know_are_refused():
         fit(wanted, model=few, train_set=Sequences(torch.tensor([[1, 2, 9]])), test_set=text(4))
 
 
-@pytest.mark.parametrize("sieve_by", ["random", "infobatch", "grand"])
+@pytest.mark.parametrize("sieve_by", ["infobatch", "grand"])
 def test_sieves_by_loss_and_by_gradient_take_sequences(sieve_by):
-    result = run(recipe(sieve_by=sieve_by, epochs=4, freeze=0, sparsity=0.0))
-    assert result.epochs[2].sieved > 0
+    result = run(recipe(sieve_by=sieve_by, epochs=3, freeze=0, sparsity=0.0))
+    assert result.epochs[1].sieved > 0
