@@ -79,4 +79,9 @@ def pays(batch: int, shapes: Sequence[tuple[int, int, int]], threads: int) -> bo
     lanes = native().lanes()
     chunks = -(-batch // lanes)
     shared = chunks % threads == 0 or chunks >= 4 * threads
-    return shared and batch >= FULL * chunks * lanes and max(map(prod, shapes)) * lanes * 4 <= LARGEST
+    return shared and batch >= FULL * chunks * lanes and near(shapes)
+
+
+def near(shapes: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether values of these shapes, of as many images as there are lanes, stay in a cache."""
+    return max(map(prod, shapes)) * native().lanes() * 4 <= LARGEST

@@ -106,6 +106,7 @@ def _run(inputs: Inputs, resume: bool, on_epoch: Callable[[Epoch], None] | None,
             start.trained.run(loop)
     finally:
         loop.session.close()
+        loop.session.front.close()
         progress.close()
     result = Result(recipe, start.trained.model, tuple(start.history), layout, tuple(start.trained.table))
     if out is not None:

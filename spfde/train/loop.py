@@ -83,7 +83,7 @@ class Loop:
         with watch("evaluation"):
             tested = evaluate(session, lambda: self.checkpointer.pause(underway))
         with watch("levers"):
-            ended = session.levers.tell(EpochEnd(epoch, tested.accuracy), session)
+            ended = [*session.levers.tell(EpochEnd(epoch, tested.accuracy), session), *session.front.report()]
         self._tell(epoch, ended)
         done = Epoch(
             epoch=epoch,

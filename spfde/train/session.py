@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from spfde.train import samples
 from spfde.train.checkpoint import CheckpointError, belongs_to
 from spfde.train.data import Batch, Source, epoch_seed, random_state, restore_random
 from spfde.train.device import Device, Layout
+from spfde.train.front import FrozenFront
 from spfde.train.optimizer import Factory, moments, set_learning_rate, steps_per_epoch
 from spfde.train.recipe import Recipe
 
@@ -83,6 +84,7 @@ class Session:
         self._outputs: dict[str, Tensor] = {}
         self._recording = False
         self._hooks: list[RemovableHandle] = []
+        self.front = FrozenFront(recipe, len(train))
 
     def use(self, levers: Iterable[Lever]) -> None:
         """Take the levers that are told of this training, in this order."""
@@ -210,15 +212,20 @@ class Session:
 
     # ---- what the loop does with it --------------------------------------------------------------------------------
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the network in training; its output, and those of the blocks by name if a lever needs them."""
+    def forward(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the network in training on samples `indices`; its output, and those of the blocks that a lever needs."""
         self._outputs, self._recording = {}, True
         network = self.model if self._compiled is None or self.levers.armed else self._compiled
         try:
-            with self.device.autocast():
+            with self.device.autocast(), self._front(indices):
                 return network(inputs), self._outputs
         finally:
             self._recording = False
+
+    def _front(self, indices: Tensor) -> AbstractContextManager[Any]:
+        if not self._frozen and self.front.prefix is None:
+            return nullcontext()
+        return self.front.passing(self.model, lambda: self.blocks, self._augment, indices, self.epoch)
 
     def _record(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._recording:
@@ -232,12 +239,16 @@ class Session:
         else:
             order = shuffled(torch.arange(len(self.train)), epoch_seed(self.recipe.seed, epoch))
         self._active = len(order)
+        self.front.start_epoch(order)
         return order
 
     def inputs(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Return a training batch as the network gets it: augmented, a pure function of epoch and index."""
-        augment = CropFlip(self.recipe.crop, self.recipe.flip, self.recipe.seed, self.recipe.variants)
-        return self.device.put(self.layout.images(augment(images, indices, epoch)))
+        return self.device.put(self.layout.images(self._augment(images, indices, epoch)))
+
+    @property
+    def _augment(self) -> CropFlip:
+        return CropFlip(self.recipe.crop, self.recipe.flip, self.recipe.seed, self.recipe.variants)
 
     def set_learning_rate(self, progress: float) -> float:
         """Set every group's rate for a point of the training in [0, 1]; return that of what never freezes."""

@@ -29,7 +29,7 @@ def forward_backward(
     logits = []
     for part, classes, samples in zip(*cut, strict=True):
         share = len(classes) / len(targets)
-        output, blocks = session.forward(part)
+        output, blocks = session.forward(part, samples)
         logits.append(output.detach())
         if classes.device.type == "cpu":  # a GPU would be waited for; there torch's loss asserts
             require_within(classes, output.shape[-1])

@@ -263,3 +263,17 @@ def test_one_context_at_a_time_and_the_model_s_own_blocks():
         pass
     with pytest.raises(ValueError, match="expected blocks of this model"):
         Prefix(ResNet(), prefix.blocks)
+
+
+def test_statistics_that_moved_while_a_block_was_thawed_are_followed():
+    model = settled(ResNet())
+    prefix, x = frozen(model, 1), torch.randn(IMAGES)
+    with prefix():
+        model(x)
+    prefix.blocks[0].unfreeze()
+    model.train()
+    model(3 * x + 1)  # torch counts no write of the statistics
+    prefix.blocks[0].freeze()
+    twin = copy.deepcopy(model)
+    with prefix():
+        assert close(model(x).detach(), twin(x).detach(), 1e-4)

@@ -59,6 +59,7 @@ class Folded:
         norm = self.norm
         if norm is not None:
             tensors += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+            tensors += [norm.num_batches_tracked]  # torch counts no write of the statistics
         moved = self.layer.plan.topology_version if self.sparse else 0
         return moved, *((id(t), t._version, t.dtype, t.device, _address(t)) for t in tensors if t is not None)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spfde.freezing.prefix.folded import Folded
 from spfde.kernels.call import Seen
-from spfde.kernels.conv_chain import ChainStep, ConvChain, pays
+from spfde.kernels.conv_chain import ChainStep, ConvChain, near, pays
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import cast, compute_and_result_dtype
 from spfde.kernels.problem import problem_of
@@ -40,8 +40,11 @@ class Together:
         values.update((value, cast(y, self.result)) for value, y in zip(self.outputs, made, strict=True))
 
 
-def schedule(steps: Sequence[Any], inputs: Sequence[Any]) -> list[Together | int]:
-    """The order of work for such inputs: numbers of steps that run alone, and groups that the core takes."""
+def schedule(steps: Sequence[Any], inputs: Sequence[Any], steady: bool) -> list[Together | int]:
+    """The order of work for such inputs: numbers of steps that run alone, and groups that the core takes.
+
+    steady: an image's result must not depend on its batch, so the core takes small batches too.
+    """
     alone: list[Together | int] = list(range(len(steps)))
     if not all(type(x) in (Tensor, nn.Parameter) and x.dim() == 4 and x.is_cpu for x in inputs):
         return alone
@@ -54,7 +57,7 @@ def schedule(steps: Sequence[Any], inputs: Sequence[Any]) -> list[Together | int
         shapes.append((step.folded.outputs, *size))
         if step.residual is not None and shapes[step.residual] != shapes[-1]:
             return alone
-    if not pays(batch, shapes, torch.get_num_threads()):
+    if not (near(shapes) if steady else pays(batch, shapes, torch.get_num_threads())):
         return alone
     _, result = compute_and_result_dtype(x, steps[0].folded.weights)
     order: list[Together | int] = []

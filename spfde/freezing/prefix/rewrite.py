@@ -39,6 +39,7 @@ class Traces:
 class Rewriting:
     """A graph in the making: of `module`, with `frozen` modules, but for `whole` ones, in place of their calls.
 
+    Where some are whole, what they return is kept: an image's result then does not depend on its batch.
     inlined: modules whose calls are gone, by path. folded: by convolution, kept from one rewriting to the next.
     """
 
@@ -177,7 +178,7 @@ class Rewriting:
                 folded = self.folded[link.layer] = Folded(link.layer, link.norm)
             residual = None if link.residual is None else number[link.residual]
             steps.append(Step(folded, number[link.source], residual, link.add, link.act))
-        chain = Chain(len(inputs), steps)
+        chain = Chain(len(inputs), steps, steady=bool(self.whole))
         self.chains.append(chain)
         end = group[-1].end
         with self.graph.inserting_before(end):

@@ -71,13 +71,14 @@ class Step:
 class Chain:
     """What a rewritten forward calls: steps on `inputs` values, which come first in the numbering, each makes one more.
 
-    It returns the last. Where an input wants a gradient, or torch.func looks on, the modules themselves run.
+    It returns the last. Where an input wants a gradient, or torch.func looks on, the modules themselves run. steady: an
+    image's result does not depend on its batch, where a kernel can see to it.
     """
 
     __module__ = __name__  # with __name__, what torch.fx writes a call of
 
-    def __init__(self, inputs: int, steps: Sequence[Step]) -> None:
-        self.inputs, self.steps = inputs, tuple(steps)
+    def __init__(self, inputs: int, steps: Sequence[Step], steady: bool = False) -> None:
+        self.inputs, self.steps, self.steady = inputs, tuple(steps), steady
         self.__name__ = self.__qualname__ = "chain"
         self._orders: dict[Any, list[Together | int]] = {}
 
@@ -119,5 +120,5 @@ class Chain:
         if order is None:
             if len(self._orders) >= MOST:
                 self._orders.clear()
-            order = self._orders[key] = schedule(self.steps, inputs)
+            order = self._orders[key] = schedule(self.steps, inputs, self.steady)
         return order

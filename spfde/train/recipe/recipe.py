@@ -12,6 +12,7 @@ from typing import Any
 
 from spfde._names import unknown
 from spfde.freezing import METHODS as FREEZERS
+from spfde.freezing.cache.row import STORED
 from spfde.sieving import METHODS as SIEVES
 from spfde.sparse.pattern import Pattern
 from spfde.topology import METHODS
@@ -154,6 +155,11 @@ class Recipe:
     freeze_fraction: float = _knob(2 / 3, rules.FRACTION, "Fraction of the blocks that end up frozen.")
     freeze_by: str = _knob("progressive", rules.registered(FREEZERS), "What decides which blocks freeze, and when.")
     freeze_options: Mapping[str, Any] = _knob({}, rules.OPTIONS, "Other options of the freezer, by its own names.")
+    prefix: bool = _knob(True, rules.FLAG, "Run what is frozen from the first block on as one inference call.")
+    cache: str = _knob(
+        "off", rules.PATH, "What that returns for each sample, kept: off, auto (in memory) or in a directory."
+    )
+    cache_dtype: str = _knob("float32", rules.one_of(*STORED), "Precision in which the cache keeps it.")
     sieve: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Fraction of samples out at any time, 0 = off.")
     sieve_by: str = _knob(
         "circular",
@@ -180,7 +186,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every field, then settle those that a choice has values of its own for."""
-        for name in ("out", "data_dir"):
+        for name in ("out", "data_dir", "cache"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if isinstance(self.milestones, list):  # as TOML and JSON have it
@@ -202,6 +208,7 @@ class Recipe:
                 f"expected accumulate to be an integer in [1, {max(1, self.batch_size // 2)}] with"
                 f" batch_size={self.batch_size}, got {self.accumulate}, try a larger batch_size"
             )
+        self._check_cache()
         if self.nesterov and not self.momentum:
             raise ValueError("expected momentum > 0 with nesterov=True, got 0, try momentum=0.9")
         for name, only in (("init", "random"), ("distribution", "uniform")):
@@ -215,6 +222,16 @@ class Recipe:
         self._check_options()
         if self.method == "imp":
             self._check_rounds()
+
+    def _check_cache(self) -> None:
+        if self.cache == "off":
+            return
+        what = f"with cache={self.cache!r}"
+        if (self.crop or self.flip) and not self.variants:
+            raise ValueError(f"expected variants {what} and crop or flip, got new images every epoch, try variants=4")
+        for name, wanted in (("prefix", True), ("compile", False)):
+            if getattr(self, name) is not wanted:
+                raise ValueError(f"expected {name}={wanted} {what}, got {not wanted}, try cache='off'")
 
     def _check_options(self) -> None:
         known = {
