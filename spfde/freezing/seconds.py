@@ -23,6 +23,7 @@ def step_seconds(
     *,
     fraction: float = 2 / 3,
     rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, ...]:
     """Seconds of a training step with the first 0, 1, ... blocks frozen, as far as `fraction` of them.
 
@@ -35,6 +36,7 @@ def step_seconds(
         step: trains a model for one step, the copy here: forward, backward and whatever else a step has.
         fraction: that of the freezer.
         rounds: how often each stage is measured, once on the way from nothing frozen to most and once on the way back.
+        clock: by which; `time.process_time` where other programs share the processor.
     """
     copied, parts = copy.deepcopy((model, tuple(blocks)))
     frozen: list[FreezeBlock] = []
@@ -47,8 +49,9 @@ def step_seconds(
             frozen.pop().unfreeze()
 
     where = next(model.parameters()).device
+    count = to_freeze(len(parts), fraction)
     with random_state_restored(model):
-        seconds = stage_seconds(lambda: step(copied), freeze, to_freeze(len(parts), fraction), where, rounds=rounds)
+        seconds = stage_seconds(lambda: step(copied), freeze, count, where, rounds=rounds, clock=clock)
     if dist.is_available() and dist.is_initialized():
         mean = torch.tensor(seconds, dtype=torch.float64, device=where)
         dist.all_reduce(mean)

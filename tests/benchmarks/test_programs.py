@@ -10,6 +10,7 @@ import cache
 import cases
 import fit_cost
 import freezers
+import freezing_plan
 import layers
 import measure
 import memory
@@ -30,6 +31,7 @@ from cases import Case, Layer, conv, in_blocks
 from record import Record
 from torch import nn
 
+from spfde.freezing.schemes import SCHEMES
 from spfde.sieving import METHODS as SIEVES
 from spfde.topology import METHODS
 from spfde.tuning.timing import TimeLimit
@@ -236,6 +238,17 @@ def test_sieving_measures_every_method(tmp_path, capsys, monkeypatch):
     assert all(row["state_mb"] > 0 and row["boundary_s"] > 0 for row in record["rows"])
     _, *printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == list(SIEVES)
+
+
+@pytest.mark.full
+def test_freezing_plan_finds_every_plan_in_flops_exact(tmp_path, capsys):
+    path = tmp_path / "deep" / "record.json"
+    small = ["--width", "0.25", "--batch", "2", "--epochs", "8", "--steps", "1", "--threads", "1", "--targets", "flops"]
+    assert freezing_plan.main(["--model", "resnet20", *small, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["scheme"] for row in rows] == [*SCHEMES]
+    assert all(row["saved"] == pytest.approx(row["planned"]) for row in rows)
+    assert capsys.readouterr().out.count("0.0%") == len(SCHEMES)
 
 
 def test_freezers_measures_every_one_that_looks(tmp_path, capsys, monkeypatch):

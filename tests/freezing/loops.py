@@ -1,5 +1,6 @@
 """A loop of one's own with everything in it: AdamW, GradScaler, accumulation, clipping, EM&S, a scheme of freezing."""
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spfde import sparsify
-from spfde.freezing import Progressive, blocks
+from spfde.freezing import Progressive, blocks, step_seconds
 from spfde.integrations import Rebucketed
 from spfde.topology import MEST
 
@@ -100,6 +101,14 @@ def train_plain(model: nn.Module, network: nn.Module, rank: int | None) -> dict[
     return model.state_dict()
 
 
+def measured(rank: int) -> tuple[float, ...]:
+    """Seconds of a machine that is slower the higher its rank."""
+    now = itertools.count(step=1 + 2 * rank)
+    return step_seconds(
+        model := plain(), blocks(model, torch.zeros(1, 6).double()), lambda model: None, clock=lambda: next(now)
+    )
+
+
 def work(rank: int, folder: str) -> None:
     """What each of two ranks does."""
     torch.set_num_threads(1)
@@ -109,6 +118,7 @@ def work(rank: int, folder: str) -> None:
         model = network()
         train(scheme, model, Rebucketed, rank)
         found[scheme] = {name: p.detach() for name, p in model.named_parameters()}
+    found["seconds"] = {"mean": torch.tensor(measured(rank))}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -17,8 +17,9 @@ def test_what_is_frozen_does_not_change_by_a_bit_under_adamw_scaler_accumulation
 @pytest.mark.full
 def test_two_ranks_train_as_one_process_does_while_blocks_freeze_and_thaw(tmp_path):
     first, second = on_two_ranks(tmp_path)
-    for name in (*RANKS, "plain"):
+    for name in (*RANKS, "plain", "seconds"):
         assert all(torch.equal(first[name][key], second[name][key]) for key in first[name])
+    assert first["seconds"]["mean"].tolist() == [2.0] * 4  # of 1 and 3
     alone = train_plain(model := plain(), model, None)
     for key, weights in alone.items():
         torch.testing.assert_close(first["plain"][key], weights, rtol=1e-12, atol=1e-12)

@@ -1,11 +1,12 @@
 """A layer stops moving because it is frozen, ends at its target then, and moves again once it is unfrozen."""
 
 import copy
+import math
 
 import pytest
 import torch
 from topology.networks import OPTIMIZERS, net, train_step
-from topology.test_methods import LONG, VARIANTS
+from topology.test_methods import LONG, SCHEDULED, VARIANTS
 from torch import nn
 
 import spfde
@@ -49,6 +50,34 @@ def test_a_layer_moves_settles_stays_frozen_and_moves_again(name):
     spfde.freezing.unfreeze(model)
     assert steps(12, 40) or name == "gmp"  # which never grows, and was at its target already
     assert {n: layer.nnz for n, layer in topology.layers.items()} == topology.target
+
+
+CHANGING = (*SCHEDULED, "top-kast")  # counts, or weights that take part
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in CHANGING else LONG) for name in VARIANTS])
+def test_every_freeze_prunes_to_the_target_and_every_thaw_lets_the_mask_move(name):
+    method, options = VARIANTS[name]
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    topology = method(model, optimizer, total_steps=40, every=1, **options)
+    moved = []
+    for turn in range(4):
+        before = model[2].mask()
+        for step in range(3):
+            train_step(model, optimizer, 9 * turn + step)
+            topology.step()
+        moved.append(not torch.equal(model[2].mask(), before))
+        topology.settle(model[2])
+        mask, state = model[2].mask(), copy.deepcopy(optimizer.state[model[2].values])
+        assert model[2].nnz == topology.target["2"] == mask.sum() // math.prod(model[2].grid.block)
+        spfde.freezing.freeze(model[2])
+        train_step(model, optimizer, 9 * turn + 3)
+        topology.step()
+        assert torch.equal(model[2].mask(), mask)
+        assert all(torch.equal(value, optimizer.state[model[2].values][key]) for key, value in state.items())
+        spfde.freezing.unfreeze(model[2])
+    assert any(moved[1:]) or name in ("gmp", "gap")  # which never grows, and whose turn comes later
 
 
 def test_settling_alone_stops_nothing():
