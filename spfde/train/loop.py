@@ -136,7 +136,7 @@ class Loop:
                 if not math.isfinite(value):
                     raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
                 correct = int((logits.argmax(-1) == targets).sum())  # not after the update: a GPU is waited for once
-                taken = update(session)
+                taken = update(session, watch)
             watch.move("step", "kernels", kernels.seconds)
             session.step, session.samples = session.step + 1, session.samples + len(targets)
             with watch("levers"):

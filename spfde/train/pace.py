@@ -51,11 +51,12 @@ def front_seconds(
         session.freeze(names[:count])
 
     def step() -> None:
+        watch = Stopwatch()
         images, targets, indices = next(supply)
         own.zero_grad(set_to_none=True)
         with session.graph():
-            forward_backward(session, session.inputs(images, indices, 0), device.put(targets), indices, Stopwatch())
-        update(session)
+            forward_backward(session, session.inputs(images, indices, 0), device.put(targets), indices, watch)
+        update(session, watch)
 
     copied.train()
     with random_state_restored(model):

@@ -82,13 +82,14 @@ def sample_losses(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return losses
 
 
-def update(session: Session) -> bool:
+def update(session: Session, watch: Stopwatch) -> bool:
     """Step the optimizer, the gradient's norm clipped if the recipe says so; whether the weights moved."""
     optimizer, scaler, clip = session.optimizer, session.scaler, session.recipe.clip
     scaled = scaler.is_enabled()
     if scaled and (clip or session.levers.needing(Backward)):
         scaler.unscale_(optimizer)
-    session.levers.tell(Backward(), session)
+    with watch("levers"):
+        session.levers.tell(Backward(), session)
     if clip:
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     before = scaler.get_scale() if scaled else 1.0

@@ -13,6 +13,7 @@ from freezing.models import IMAGES, MODELS, ResNet
 from torch import nn
 
 from spfde import sparsify
+from spfde.analysis import sp_loss
 from spfde.freezing import METHODS, AutoFreeze, Egeria, SimFreeze, blocks
 from spfde.freezing.methods.egeria import trend
 from spfde.freezing.probe import Probe
@@ -88,6 +89,22 @@ def test_egeria_takes_its_reference_anew_after_three_windows():
         freezer.observe(x, lr=0.1)
     value = plasticity(x.double().numpy(), weights[8], weights[7])
     assert freezer.state_dict()["own"]["values"] == [pytest.approx(value, rel=1e-3)]
+
+
+def test_egeria_s_plasticity_is_the_loss_between_network_and_a_copy():
+    model = sparsify(ResNet(), sparsity=0.5)
+    freezer = made(Egeria, model, torch.randn(IMAGES), window=3, **SHORT)
+    optimizer, x = torch.optim.SGD(model.parameters(), 0.05), torch.randn(6, *IMAGES[1:])
+    copies = []
+    freezer.begin_epoch(0)
+    for _ in range(4):
+        model(x).square().mean().backward()
+        copies.append(copy.deepcopy(model).eval())
+        freezer.observe(x, lr=0.05)
+        optimizer.step()
+    outputs = [each.layer1[0](each.maxpool(each.relu(each.bn1(each.conv1(x))))) for each in copies]
+    expected = [sp_loss(each, outputs[0]).item() for each in outputs[1:]]
+    assert freezer.state_dict()["own"]["values"] == pytest.approx(expected, rel=1e-3) and all(expected)
 
 
 def test_egeria_gives_all_back_when_the_rate_has_fallen_tenfold():

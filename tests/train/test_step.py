@@ -89,7 +89,7 @@ def test_the_whole_gradient_is_clipped(task, clip):
     slopes = [g.double() for g in gradients(run.model)]
     norm = torch.cat([g.flatten() for g in slopes]).norm().item()
     assert 0.01 < norm < 1e6
-    update(run)
+    update(run, Stopwatch())
     factor = min(1.0, clip / norm) if clip else 1.0
     for p, old, slope in zip(run.model.parameters(), before, slopes, strict=True):
         torch.testing.assert_close(p.detach().double(), old - rate * factor * slope, rtol=1e-4, atol=1e-6)
@@ -119,7 +119,7 @@ def test_scaled_losses_leave_the_gradient_as_it_is_and_a_broken_step_is_not_take
     if broken:
         next(run.model.parameters()).grad.fill_(float("inf"))
     before = [p.detach().clone() for p in run.model.parameters()]
-    assert update(plain_run) and update(run) != broken
+    assert update(plain_run, Stopwatch()) and update(run, Stopwatch()) != broken
     if broken:
         assert all(torch.equal(p, old) for p, old in zip(run.model.parameters(), before, strict=True))
         return
