@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spfde.nn.refusals import Rule
 from spfde.nn.select import densify, select, store
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import Budget, check_sparsity
@@ -22,7 +23,7 @@ def sparsify(
     pattern: str = "unstructured",
     distribution: str | Mapping[str, float] = "uniform",
     init: str | Init | Mapping[str, Tensor] = "random",
-    exclude: Iterable[str | type[nn.Module]] = (),
+    exclude: Rule | Iterable[Rule] = (),
     seed: int = 0,
     data: tuple[Any, Any] | list[tuple[Any, Any]] | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
@@ -47,7 +48,8 @@ def sparsify(
         init: which weights are kept: "random", "magnitude", or by running the model: "snip", "grasp", "synflow",
             "force", "iter-snip", or one of these with options, such as spfde.topology.GraSP(temperature=1). Or scores
             of your own, {layer name: tensor of the weight's shape}, of which the highest are kept.
-        exclude: module names, fnmatch patterns or module classes that stay dense, with everything inside them.
+        exclude: module names, fnmatch patterns or module classes (or one of them) that stay dense, with everything
+            inside them.
         seed: of the random masks, and of dropout while the model is scored.
         data: for inits that run the model: a batch (x, y), or a list of batches, whose gradients are averaged with one
             batch in memory at a time; x may be a tuple (positional arguments) or a mapping (keywords). "synflow" looks
@@ -61,7 +63,7 @@ def sparsify(
             tied or already sparse (all named, with what to do); nothing is left to convert; the distribution names a
             layer that is not trained; data and loss_fn are missing, in vain, or give no finite scores. The model is
             unchanged then.
-        TypeError: model is not a torch.nn.Module.
+        TypeError: model is not a torch.nn.Module, sparsity no number, or `exclude` holds something else.
     """
     rule = Pattern.parse(pattern)
     sparsity = check_sparsity(sparsity, rule, distribution)

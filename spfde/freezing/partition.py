@@ -178,7 +178,8 @@ def _homes(groups: Sequence[_Group], head: Sequence[Call]) -> tuple[dict[int, in
             if m not in called_too and _holds_state(m):
                 raise ValueError(
                     f"expected a module to run in one block only, got {name!r} in {_title(groups, home[id(m)])} and "
-                    f"again in {_title(groups, i)}; try one module per place"
+                    f"again in {_title(groups, i)}; try the blocks of a part that two inputs go through "
+                    "(blocks(model.backbone, input)), or one module per place"
                 )
             active.update(m.modules())
     return home, active

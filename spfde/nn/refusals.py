@@ -50,6 +50,8 @@ def problem_of(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> Problem 
 
     if weight is not None and is_lazy(weight):
         return problem("data", "with an uninitialized weight", "one forward pass first")
+    if weight is not None and not weight.is_floating_point():
+        return problem("a floating-point weight", f"of {weight.dtype}")
     if weight is not None and weight.is_meta:
         return problem("data", "on the meta device", "to_empty(device='cpu') and loading its weights first")
     if parametrize.is_parametrized(layer):
@@ -79,12 +81,19 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def refusal(
-    problems: Sequence[Problem], candidates: Iterable[Weighted], exclude: Sequence[Rule], named: bool, bare: bool
+    problems: Sequence[Problem],
+    entries: Sequence[Weighted],
+    candidates: Sequence[Weighted],
+    ends: Sequence[Weighted],
+    exclude: Sequence[Rule],
+    named: bool,
+    bare: bool,
 ) -> ValueError:
     """All problems by class, each with its first layers, and what to exclude, ready to be pasted.
 
-    candidates: the layers that may be converted. exclude: what is excluded already. named: whether a distribution names
-    the layers. bare: whether the model is the layer.
+    entries: all weights of the model. candidates: the layers that may be converted. ends: those that distribution
+    "erk" would convert as well. exclude: what is excluded already. named: whether a distribution names the layers.
+    bare: whether the model is the layer.
     """
     groups: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
@@ -95,20 +104,38 @@ def refusal(
         instead = f"a plain layer with its weights, or spfde.convert.register({kind}, ...)"
     elif named:
         instead = f"a distribution without {', '.join(repr(p.name) for p in problems)}"
-    else:
+    elif len(problems) < len(candidates):
         instead = excluding(problems, candidates, exclude)
+    elif ends:
+        instead = f"distribution='erk' with {excluding(problems, ends, exclude)}"
+    else:  # without them nothing would be left
+        instead = _registering(problems, entries) or "a layer with a weight Parameter of its own"
+    remedies = any(problem.remedy for problem in problems)
+    last = bare or not (named or ends or len(problems) < len(candidates))  # what there is to say but for a remedy
+    instead = "" if last and remedies else instead
     if len(groups) == 1:
         expected, remedy = problems[0].expected, problems[0].remedy
-        advice = remedy if remedy and bare else f"{remedy}, or {instead}" if remedy else instead
+        advice = ", or ".join(part for part in (remedy, instead) if part)
         return ValueError(f"expected {expected}, got {_group(problems)}, try {advice}")
     shown = list(groups.values())[:GROUPS]
     lines = [f"  {_group(group)}{f': {group[0].remedy}' if group[0].remedy else ''}" for group in shown]
     if len(groups) > GROUPS:
         lines.append(f"  and {len(problems) - sum(map(len, shown))} others")
     what = f"expected layers that sparse ones can stand for, got {len(problems)} that they cannot:"
-    return ValueError(
-        "\n".join([what, *lines, f"try {'that, or ' if any(p.remedy for p in problems) else ''}{instead}"])
-    )
+    advice = ", or ".join(part for part in ("that" if remedies else "", instead) if part)
+    return ValueError("\n".join([what, *lines, f"try {advice}"]))
+
+
+def _registering(problems: Iterable[Problem], entries: Iterable[Weighted]) -> str:
+    """The kind of layer, of a subclass that has a problem or without a sparse form, that has most of the weights."""
+    sizes: Counter[type[nn.Module]] = Counter()
+    subclasses = {problem.layer for problem in problems if problem.by_class}
+    for entry in entries:
+        layer = entry.module
+        if layer in subclasses or (entry.is_layer and not has_kind(layer) and not isinstance(layer, SparseLayer)):
+            sizes[type(layer)] += entry.size
+    kind = next((path_of(kind) for kind, _ in sizes.most_common(1)), "")
+    return f"spfde.convert.register({kind}, a SparseLayer class of your own)" if kind else ""
 
 
 def _group(problems: Sequence[Problem]) -> str:
@@ -155,13 +182,7 @@ def nothing_to_convert(
     has = ", ".join(f"{count} {what}" for what, count in counts.most_common())
     got = f"got none: the model has {has or 'no weights'}"
     ways = [f"{way}, which converts {_counted(found)}" for way, found in convertible.items() if found]
-    foreign = [e for e in entries if e.is_layer and not has_kind(e.module) and not isinstance(e.module, SparseLayer)]
-    if not ways and foreign:
-        sizes: Counter[type[nn.Module]] = Counter()
-        for entry in foreign:
-            sizes[type(entry.module)] += entry.size
-        kind = path_of(sizes.most_common(1)[0][0])
-        ways = [f"spfde.convert.register({kind}, a SparseLayer class of your own)"]
+    ways = ways or [way for way in [_registering((), entries)] if way]
     advice = f"try {', or '.join(ways)}" if ways else f"try a model with a trained {names_of_kinds()} of its own"
     return ValueError(f"expected at least one {names_of_kinds()} to convert, {got}, {advice}")
 

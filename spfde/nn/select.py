@@ -32,7 +32,7 @@ class Selection:
 
 def select(
     model: nn.Module,
-    exclude: Iterable[Rule] = (),
+    exclude: Rule | Iterable[Rule] = (),
     named: Collection[str] | None = None,
     ends_dense: bool = False,
     example_input: Any = None,
@@ -49,7 +49,7 @@ def select(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    exclude, bare = tuple(exclude), has_kind(model)
+    exclude, bare = as_rules(exclude), has_kind(model)
     entries = weighted(model)
     skipped = set() if bare else excluded(model, exclude)
     _check_dense(entries, skipped)
@@ -72,9 +72,9 @@ def select(
                 dense.setdefault(module, reason)
     chosen = [entry for entry in candidates if entry.module not in dense]
     owners = owners_of(model)
+    whole = [e for e in candidates if problem_of(e, owners) is None]
+    ends = [e for e in whole if dense.get(e.module) in (FIRST, LAST)]
     if not chosen:
-        whole = [e for e in candidates if problem_of(e, owners) is None]
-        ends = [e for e in whole if dense[e.module] in (FIRST, LAST)]
         convertible = {
             f"distribution='erk' (or {{{ends[0].name!r}: sparsity}})" if ends else "": ends,
             "requires_grad_() on the weights that are to be sparse": [e for e in whole if dense[e.module] is UNTRAINED],
@@ -83,7 +83,7 @@ def select(
         raise nothing_to_convert(entries, dense, convertible)
     problems = [problem for entry in chosen if (problem := problem_of(entry, owners)) is not None]
     if problems:
-        raise refusal(problems, chosen, exclude, named is not None, bare)
+        raise refusal(problems, entries, chosen, ends, exclude, named is not None, bare)
     return Selection({entry.name: entry.module for entry in chosen}, dense)
 
 
@@ -104,14 +104,14 @@ def store(
     return swap(model, converted)
 
 
-def excluded(model: nn.Module, exclude: Iterable[Rule]) -> set[nn.Module]:
+def excluded(model: nn.Module, exclude: Rule | Iterable[Rule]) -> set[nn.Module]:
     """The modules that names, fnmatch patterns or classes exclude, with everything inside them.
 
     Raises:
         ValueError: a name matches no module.
     """
     names = [name for name, _ in model.named_modules()]
-    exclude = tuple(exclude)
+    exclude = as_rules(exclude)
     for rule in exclude:
         if isinstance(rule, str) and not any(_matches(name, rule) for name in names):
             raise unknown("exclude", rule, [name for name in names if name])
@@ -121,6 +121,20 @@ def excluded(model: nn.Module, exclude: Iterable[Rule]) -> set[nn.Module]:
         if hit:
             out.update(module.modules())
     return out
+
+
+def as_rules(exclude: Rule | Iterable[Rule]) -> tuple[Rule, ...]:
+    """What `exclude` means: one name, pattern or class is a rule by itself.
+
+    Raises:
+        TypeError: one is neither.
+    """
+    rules = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    for rule in rules:
+        if not isinstance(rule, str | type):
+            kind = type(rule).__name__
+            raise TypeError(f"expected names, patterns or classes in exclude, got a {kind}, try its name, or {kind}")
+    return rules
 
 
 def _matches(name: str, rule: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isclose, prod
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,7 @@ def check_sparsity(sparsity: float | None, pattern: Pattern, spread: str | Mappi
     """The sparsity that is meant: 0.9, or what the pattern itself gives, if None.
 
     Raises:
+        TypeError: it is no number.
         ValueError: it is out of range or contradicts the pattern, or the distribution is unknown.
     """
     named = spread if isinstance(spread, Mapping) else {}
@@ -159,6 +161,8 @@ def check_sparsity(sparsity: float | None, pattern: Pattern, spread: str | Mappi
     own = pattern.sparsity
     for name, given in {"": sparsity, **named}.items():
         what = f"sparsity of {name!r}" if name else "sparsity"
+        if given is not None and (not isinstance(given, Real) or isinstance(given, bool)):
+            raise TypeError(f"expected {what} as a number in [0, 1], got {given!r}, try 0.9")
         if given is not None and not 0 <= given <= 1:
             raise ValueError(f"expected {what} in [0, 1], got {given} (it is the fraction of zeros)")
         if given is not None and own is not None and not isclose(given, own, abs_tol=1e-3):

@@ -96,8 +96,12 @@ def check_layers(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method
     """Refuses layers that a topology cannot move.
 
     Raises:
+        TypeError: the optimizer is none.
         ValueError: the optimizer does not hold the values of one, or the method cannot take its pattern or transform.
     """
+    if not hasattr(optimizer, "param_groups"):
+        got = type(optimizer).__name__
+        raise TypeError(f"expected an optimizer, got {got}, try torch.optim.SGD(model.parameters(), lr=0.1)")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, layer in layers.items():
         if layer.values.requires_grad and id(layer.values) not in held:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spfde._names import unknown
 from spfde.nn import SparseLayer
-from spfde.nn.select import densify, select, store
+from spfde.nn.select import as_rules, densify, select, store
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import Budget, check_sparsity
 
@@ -93,7 +93,7 @@ class Lottery:
             "distribution": distribution,
             "pattern": pattern,
         }
-        self._exclude, self._example = tuple(exclude), example_input
+        self._exclude, self._example = as_rules(exclude), example_input
         self._early: dict[str, Tensor] = {}
         self._names: set[str] | None = None
         # On a copy: what cannot be pruned is refused before hours of training.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import cos, pi
+from numbers import Integral
 from typing import Any
 
 
@@ -25,6 +26,9 @@ class Schedule:
     intervals: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in (("total_steps", self.planned), ("every", self.every), ("every_epochs", self.every_epochs)):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+                raise TypeError(f"expected {name} to be an integer, got {value!r}, try int({name})")
         if self.planned < 1:
             raise ValueError(f"expected total_steps >= 1, got {self.planned}")
         if self.every < 1:

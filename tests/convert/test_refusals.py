@@ -136,6 +136,44 @@ def test_a_pattern_of_names_takes_none_that_may_stay():
     assert sparse(spfde.sparsify(model, 0.5, exclude=pasted(text))) == {"2", "4"}
 
 
+def test_nothing_left_is_never_advised():
+    ends = nn.Sequential(nn.Linear(4, 4), Scaled(4, 4), nn.Linear(4, 4))
+    text = refused(ends)  # without '1' both others are ends
+    assert "try distribution='erk' with exclude=(" in text
+    assert sparse(spfde.sparsify(ends, 0.5, distribution="erk", exclude=pasted(text))) == {"0", "2"}
+    alone = nn.Sequential(nn.Embedding(4, 4), Scaled(4, 4), Scaled(4, 4))
+    assert f"try spfde.convert.register({path_of(Scaled)}, a Sparse" in refused(alone, distribution="erk")
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    assert refused(tied, distribution="erk").endswith("tied, try a layer with a weight Parameter of its own")
+    lazy = nn.Sequential(nn.Embedding(4, 4), nn.LazyLinear(4))
+    assert refused(lazy, distribution="erk").endswith("try one forward pass first")
+
+
+def test_complex_weights_are_refused():
+    text = refused(nn.Sequential(*(nn.Linear(4, 4, dtype=torch.complex64) for _ in range(3))), exclude="0")
+    assert "expected a floating-point weight, got '1' of torch.complex64" in text
+
+
+def test_one_exclusion_is_a_rule_by_itself():
+    def model():
+        return nn.ModuleDict({name: nn.Linear(4, 4) for name in ("a", "12", "1", "2", "b")})
+
+    assert sparse(spfde.sparsify(model(), 0.5, exclude="12")) == {"1", "2"}
+    with pytest.raises(ValueError, match=r"5 Linear \(excluded\)"):
+        spfde.sparsify(model(), 0.5, exclude=nn.Linear)
+    for rule in (1, nn.ReLU()):
+        with pytest.raises(TypeError, match=f"patterns or classes in exclude, got a {type(rule).__name__}"):
+            spfde.sparsify(model(), 0.5, exclude=["a", rule])
+
+
+@pytest.mark.parametrize("sparsity", ["0.9", True, torch.tensor(0.9)])
+def test_a_sparsity_that_is_no_number_is_refused(sparsity):
+    for given in (dict(sparsity=sparsity), dict(distribution={"0": sparsity})):
+        with pytest.raises(TypeError, match=r"expected sparsity.* as a number in \[0, 1\], got .*, try 0.9"):
+            spfde.sparsify(nn.Sequential(nn.Linear(4, 4)), **given)
+
+
 REMEDIES = {
     "parametrized": lambda model: parametrize.remove_parametrizations(model["a"], "weight"),
     "pruned": lambda model: prune.remove(model["a"], "weight"),
@@ -200,9 +238,8 @@ def test_gpt2_is_led_out_of_the_circle():
     assert "erk" not in text and "exclusions" not in text  # the head is tied: neither would convert it
     assert f"try spfde.convert.register({path_of(Conv1D)}," in text
     text = refused(model, distribution="erk")
-    assert "got wte.weight and lm_head.weight tied" in text
-    final = refused(model, distribution="erk", exclude=pasted(text))
-    assert f"try spfde.convert.register({path_of(Conv1D)}," in final
+    assert "got wte.weight and lm_head.weight tied" in text and "exclude=" not in text
+    assert f"try spfde.convert.register({path_of(Conv1D)}," in text
 
 
 def test_what_is_excluded_or_untrained_is_led_on():

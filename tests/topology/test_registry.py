@@ -54,6 +54,17 @@ def test_the_frame_is_checked_and_what_a_method_lacks_is_refused(name):
             built(name, **arguments)
 
 
+@pytest.mark.parametrize(
+    "options", [{"total_steps": 10.5}, {"total_steps": "10"}, {"every": 2.0}, {"every_epochs": True}]
+)
+def test_steps_that_are_no_integers_are_refused(options):
+    model = net()
+    with pytest.raises(TypeError, match=f"expected {next(iter(options))} to be an integer, got .*, try int"):
+        topology.SET(model, OPTIMIZERS["sgd"](model.parameters()), **{"total_steps": 10, **options})
+    with pytest.raises(TypeError, match="expected an optimizer, got list, try torch.optim.SGD"):
+        topology.SET(model, list(model.parameters()), total_steps=10)
+
+
 def test_options_at_the_ends_of_their_intervals():
     assert built("rigl", end=1.0)[0].end == 1.0 and built("gmp", begin=0, end=1)[0].begin == 0
     for name, arguments in [("rigl", {"end": 0.0}), ("srigl", {"gamma": 1.01}), ("snfs", {"beta": 1.0})]:

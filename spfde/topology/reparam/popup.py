@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spfde.nn.select import excluded, select, store
+from spfde.nn.select import as_rules, excluded, select, store
 from spfde.sparse.pattern import Grid, Pattern
 from spfde.topology.allocation import Budget, check_sparsity, grid_of
 
@@ -145,7 +145,7 @@ class EdgePopup(FrozenWeights):
         signed: bool = False,
         seed: int = 0,
     ) -> None:
-        rule, exclude = Pattern.parse(pattern), tuple(exclude)
+        rule, exclude = Pattern.parse(pattern), as_rules(exclude)
         sparsity = check_sparsity(sparsity, rule, "uniform")
         layers = select(model, exclude, fixed=True).layers
         grids = Budget.of(layers, rule, "uniform", sparsity).grids
@@ -188,7 +188,7 @@ class Piggyback(FrozenWeights):
     ) -> None:
         if not start > threshold:
             raise ValueError(f"expected start > threshold, got {start} and {threshold}, try 1e-2 and 5e-3")
-        exclude = tuple(exclude)
+        exclude = as_rules(exclude)
         layers = select(model, exclude, fixed=True).layers
         choices = {
             name: AboveThreshold(torch.full_like(layer.weight, start, requires_grad=False), threshold)
