@@ -45,9 +45,9 @@ def fit(
 ) -> Result:
     """Train a network as the recipe says.
 
-    A given `model` is trained in place, and made sparse first if the recipe has a sparsity and it has no
-    sparse layer; given data sets yield (image tensor, class index). torch's random state and thread count are
-    the caller's again afterwards.
+    A given `model` is trained in place, and made sparse first if the recipe has a sparsity and it has no sparse layer;
+    given data sets yield (image tensor, class index), or (tokens int64 [t], next tokens int64 [t]). torch's random
+    state and thread count are the caller's again afterwards.
 
     Args:
         recipe: what to train and how; with `out`, the run directory gets run.json, metrics.jsonl,
