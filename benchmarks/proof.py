@@ -163,7 +163,8 @@ def prove(path: Path, wanted: Iterable[Case], setting: Setting, minutes: float) 
         about = machine()
         add(path, {"run": run, "cpu": about["cpu"], "load": about["load"], "date": about["date"]})
         shutil.rmtree(out)
-        yield f"{case.arm}, seed {case.seed}: {run['metric']} {run['figure']:.4f}, {time.process_time() - start:.0f} s"
+        took = time.process_time() - start
+        yield f"{case.arm}, seed {case.seed}: {run['figure']:.4f}, {took:.0f} s of processor time in this process"
 
 
 def clock(path: Path, names: Sequence[str], setting: Setting, rounds: int, steps: int) -> Iterator[str]:
@@ -197,7 +198,7 @@ def whole(path: Path, names: Sequence[str], setting: Setting) -> Iterator[str]:
 
 
 def read(path: Path) -> tuple[list[Row], str]:
-    """What a file's runs and timings come to, and the name of the figure that judges."""
+    """What a file's runs and timings come to, and the figure that judges: of the test half, or of held-out samples."""
     head, *kept = lines(path)
     runs = [line["run"] for line in kept if "run" in line]
     timings = [line["timing"] for line in kept if "timing" in line]
@@ -205,7 +206,9 @@ def read(path: Path) -> tuple[list[Row], str]:
         name: [[Phase(**phase) for phase in each["phases"]] for each in timings if each["arm"] == name]
         for name in dict.fromkeys(each["arm"] for each in timings)
     }
-    return rows(runs, timed, head["setting"]["batch_size"]), runs[0]["metric"] if runs else "figure"
+    metric = runs[0]["metric"] if runs else "test figure"
+    judged = metric.replace("test", "held-out") if head["setting"]["held_out"] else metric
+    return rows(runs, timed, head["setting"]["batch_size"]), judged
 
 
 def checks(path: Path, found: Sequence[Row]) -> list[str]:
@@ -250,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = prove(given.file, cases(names, given.seeds)[part - 1 :: parts], setting, given.minutes)
     for text in told:
         print(text, flush=True)
-    found, metric = read(given.file)
-    print(table(found, metric))
+    found, judged = read(given.file)
+    print(table(found, judged))
     for text in checks(given.file, found):
         print(text)
 

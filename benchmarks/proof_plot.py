@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(found: Sequence[Row], metric: str) -> Figure:
+def draw(found: Sequence[Row], judged: str) -> Figure:
     """Points of arms, a line through dense training of more and more epochs; what is above it pays.
 
     Raises:
@@ -33,7 +33,7 @@ def draw(found: Sequence[Row], metric: str) -> Figure:
     timed = [row for row in found if row.seconds]
     if not timed:
         raise SystemExit("expected arms that were trained and timed, got none, try proof.py with --timing 3")
-    task = next(task for task in TASKS.values() if task.metric == metric)
+    task = next(task for task in TASKS.values() if task.metric.split()[-1] == judged.split()[-1])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5), dpi=150)
         axes = figure.subplots()
@@ -48,7 +48,7 @@ def draw(found: Sequence[Row], metric: str) -> Figure:
             axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.set_xlabel("training seconds; bars: 95% confidence of the mean over seeds")
-        axes.set_ylabel(metric)
+        axes.set_ylabel(judged)
     return figure
 
 

@@ -72,15 +72,15 @@ def rows(runs: Runs, timed: Timed, batch_size: int) -> list[Row]:
     return found
 
 
-def table(found: Sequence[Row], metric: str) -> str:
+def table(found: Sequence[Row], judged: str) -> str:
     """The rows as Markdown: means over seeds with their standard deviation, differences with confidence intervals.
 
-    "against dense" and "dense in that time" are differences of the judging figure, paired by seed: to the dense run,
-    and to what dense training of as many epochs as fit into the arm's seconds reached.
+    judged: what the judging figure is called. "against dense" and "dense in that time" are its differences, paired by
+    seed: to the dense run, and to what dense training of as many epochs as fit into the arm's seconds reached.
     """
     took = {row.arm: row.seconds for row in found if row.seconds}
     fastest = min((took[name] for name in took if DENSE in (name, ARMS[name].same_as)), default=None)
-    lines = [f"| arm | {metric} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = [f"| arm | {judged} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in found:
         beside = {seed: value - row.in_time[seed] for seed, value in row.figures.items() if seed in row.in_time}
         cells = (

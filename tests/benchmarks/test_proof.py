@@ -111,7 +111,7 @@ def test_the_program_trains_times_goes_on_and_tells(tiny, tmp_path, capsys):
     assert [line["run"]["arm"] for line in runs] == [DENSE, "dense, 50% of the epochs"]
     assert timing["timing"]["arm"] == "dense, fused" and len(timing["timing"]["phases"]) == 2
     told = capsys.readouterr().out
-    assert "dense, fused | 0." in told and "| 0.500 |" in told
+    assert "| arm | held-out accuracy |" in told and "dense, fused | 0." in told and "| 0.500 |" in told
     proof.main([str(path), "--arms", DENSE, *options, "--whole"])
     took = proof.lines(path)[-1]["whole"]["seconds"]
     assert took > 0 and f"dense: {took:.1f} s in one piece, " in capsys.readouterr().out.splitlines()[-1]
