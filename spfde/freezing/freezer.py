@@ -199,11 +199,11 @@ class Freezer(ABC):
             self.observe(lr=max(group["lr"] for group in run.optimizer.param_groups))
         if not isinstance(event, EpochStart):
             return None
-        self._prepare(run)
         boundary = self._boundary(event.epoch)
         run.unfreeze(block.name for block in boundary.back)
         run.freeze(block.name for block in boundary.due)
         self._cross(event.epoch, boundary)
+        self._prepare(run)
         return boundary.decisions
 
     # ---- boundaries -------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class Freezer(ABC):
             watch = MaskWatch(self.model)
             watch.load_state_dict(masks)
             self._load_own(state["own"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"expected a whole state, got a damaged one ({error!r}); try another checkpoint"
             ) from error

@@ -1,7 +1,11 @@
 """The freezers by name in a recipe: what freezes, and that a run goes on from mid-epoch to the same bits."""
 
 import pytest
+import torch
 from train.runs import bits, figures, last_state, recipe, same, stop_within
+
+from spfde.freezing import SimFreeze
+from spfde.levers import EpochEnd
 
 FIELDS = {"epochs": 3, "batch_size": 30, "lr": 0.05, "freeze": 0.1, "sieve": 0, "topology": "set", "seed": 2}
 SHORT = {"every": 1, "bootstrap": 0, "samples": 8}
@@ -56,3 +60,26 @@ def test_freezeout_anneals_and_scales_the_rates_of_its_blocks(task):
     assert rates[0] == pytest.approx(2 * seen[None][0], rel=0.05)  # scaled by 1 / 0.5
     with pytest.raises(ValueError, match="expected a run that anneals .*block_cosine"):
         task.fit(recipe(**fields, block_cosine=False))
+
+
+def test_simfreeze_thaws_under_fit_when_it_is_told_of_new_data(task):
+    class Told(SimFreeze):
+        """Is told after the third epoch, in which it has frozen."""
+
+        needs = frozenset({*SimFreeze.needs, EpochEnd})
+
+        def on(self, event, run):
+            if isinstance(event, EpochEnd):
+                taken.append(self.state_dict()["own"]["probe"]["inputs"])
+                if event.epoch == 2:
+                    self.data_changed()
+                return None
+            return super().on(event, run)
+
+    taken: list[torch.Tensor] = []
+    options = {**SHORT, "window": 1, "threshold": 0.9}
+    fields = {**FIELDS, "epochs": 5, "freeze": 0, "topology": "static"}
+    records = task.fit(recipe(**fields), levers=[lambda run: Told(run.model, run.blocks, **options)]).epochs
+    assert [bool(record.frozen) for record in records] == [False, True, True, False, True]
+    assert [(e.kind, e.reason) for e in records[3].events] == [("unfreeze", "the data changed")]
+    assert all(len(inputs) == 8 for inputs in taken)

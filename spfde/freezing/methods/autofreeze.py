@@ -105,7 +105,9 @@ class AutoFreeze(Freezer):
     def _load_own(self, state: Mapping[str, Any]) -> None:
         norms = {name: list(each) for name, each in state["norms"].items()}
         sums = {
-            name: [own.to(p, copy=True) for own, p in zip(each, self._parameters[name], strict=True)]
+            name: [
+                torch.zeros_like(p).copy_(own.view_as(p)) for own, p in zip(each, self._parameters[name], strict=True)
+            ]
             for name, each in state["sums"].items()
         }
         self._sums, self._steps_in, self._norms = sums, state["steps_in"], norms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -38,13 +39,13 @@ class Scheduled(Freezer):
         )
         self._reason = self._why()
 
+    @abstractmethod
     def _starts(self) -> list[float]:
         """The epoch, a real number, from which each of the blocks that may freeze may do so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _why(self) -> str:
         """Why the schedule is what it is."""
-        raise NotImplementedError
 
     def _verdict(self, block: FreezeBlock, epoch: int) -> Verdict:
         due = next((start for start, name in self.plan if name == block.name), None)

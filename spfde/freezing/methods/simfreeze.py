@@ -69,8 +69,7 @@ class SimFreeze(Freezer):
 
     def data_changed(self) -> None:
         """Has all blocks given back at the next boundary, and compares on samples of the new data from then on."""
-        self._probe.inputs, self._snapshot, self._changed = None, {}, True
-        self._restart()
+        self._changed = True
 
     def _prepare(self, run: Run) -> None:
         self._probe.draw(run)
@@ -88,6 +87,8 @@ class SimFreeze(Freezer):
             self._values[name] = [*self._values.get(name, []), value][-self.window - 1 :]
 
     def _verdict(self, block: FreezeBlock, epoch: int) -> Verdict:
+        if self._changed:
+            return Verdict(False, "the data changed")
         values = self._values.get(block.name, [])
         if len(values) <= self.window:
             return Verdict(False, f"{max(0, len(values) - 1)} of {self.window} changes of its similarity were seen")
@@ -101,11 +102,11 @@ class SimFreeze(Freezer):
         return "the data changed" if self._changed else None
 
     def _gave_back(self) -> None:
-        if not self._changed:  # another rank was told
-            self.data_changed()
+        self._changed = True  # if only another rank was told
 
     def _decided(self) -> None:
-        self._changed = False
+        if self._changed:
+            self._probe.inputs, self._snapshot, self._values, self._changed = None, {}, {}, False
 
     def _restart(self) -> None:
         self._values = {}
