@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spfde.freezing.cache.budget import show
 from spfde.freezing.schedule import front_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Record(Protocol):
     samples: int
     flops: float
     frozen: tuple[str, ...]
+    cache: Mapping[str, float]
 
     @property
     def training_seconds(self) -> float:
@@ -34,11 +36,25 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """What an epoch cost: training FLOPs and seconds, for so many samples."""
+    """What an epoch cost: training FLOPs and seconds, for so many samples.
+
+    hits, misses: samples that the activation cache had, or not. spared: FLOPs that the hits saved, which `flops` does
+    without. held: bytes of the cache.
+    """
 
     samples: int
     flops: float
     seconds: float
+    hits: int = 0
+    misses: int = 0
+    spared: float = 0.0
+    held: int = 0
+
+    @classmethod
+    def of(cls, record: Record) -> Cost:
+        """That of a record."""
+        hits, misses, spared, held = (record.cache.get(name, 0) for name in ("hits", "misses", "flops", "bytes"))
+        return cls(record.samples, record.flops, record.training_seconds, int(hits), int(misses), spared, int(held))
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class FreezeReport:
     def after(self, records: Iterable[Record]) -> FreezeReport:
         """The same freezer by the records of a run's epochs: what was frozen then, and what they cost."""
         records = tuple(records)
-        costs = tuple(Cost(each.samples, each.flops, each.training_seconds) for each in records)
+        costs = tuple(map(Cost.of, records))
         fields = {name: value for name, value in vars(self).items() if name not in ("done", "costs")}
         return FreezeReport(**fields, done=tuple(tuple(each.frozen) for each in records), costs=costs)
 
@@ -79,12 +95,13 @@ class FreezeReport:
 
     @property
     def saved_flops(self) -> float | None:
-        """Share of the FLOPs of the epochs up to now that freezing saved; None before the first."""
+        """Share of the FLOPs of the epochs up to now that freezing saved, and the cache; None before the first."""
         if not self.done or not self.flops:
             return None
         share = [self.flops[front_of(self.blocks, frozen)] / self.flops[0] for frozen in self.done]
         spent = [cost.flops for cost in self.costs] or share
-        return 1 - sum(spent) / sum(each / left for each, left in zip(spent, share, strict=True))
+        computed = [cost.flops + cost.spared for cost in self.costs] or share  # without a cache
+        return 1 - sum(spent) / sum(each / left for each, left in zip(computed, share, strict=True))
 
     @property
     def saved_seconds(self) -> float | None:
@@ -146,6 +163,11 @@ class FreezeReport:
                 f"{share:.1%} {word}" for share, word in ((planned, "planned"), (saved, "saved")) if share is not None
             ]
             parts += [f"{unit}: {', '.join(told)}"] if told else []
+        hits, asked = sum(c.hits for c in self.costs), sum(c.hits + c.misses for c in self.costs)
+        if asked:
+            parts.append(
+                f"cache: {hits / asked:.1%} of {asked:,} found, {show(max(c.held for c in self.costs))} at most"
+            )
         return "; ".join(parts)
 
     def __str__(self) -> str:

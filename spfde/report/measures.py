@@ -139,6 +139,12 @@ def sections(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Section, ...]:
             "Blocks frozen at the end, and the epoch that froze the first one.",
         ),
         row(
+            "read from the cache",
+            _cached,
+            "Share of the samples that met a frozen front whose activations were read instead of computed, and the "
+            "most bytes that they took. The FLOPs that this spared are in none of the figures above.",
+        ),
+        row(
             "sieved samples",
             lambda run: percent(run.last.sieved / run.samples["train"]) if run.last.sieved else NONE,
             "Share of the training samples that the last epoch left out.",
@@ -185,6 +191,13 @@ def _frozen(run: Run) -> str:
         return NONE
     first = next(epoch.epoch for epoch in run.epochs if epoch.frozen)
     return f"{len(run.last.frozen)} (from epoch {first})"
+
+
+def _cached(run: Run) -> str:
+    hits, misses = (sum(epoch.cache.get(name, 0) for epoch in run.epochs) for name in ("hits", "misses"))
+    if not hits + misses:
+        return NONE
+    return f"{percent(hits / (hits + misses))} ({size(max(epoch.cache.get('bytes', 0) for epoch in run.epochs))})"
 
 
 def _part(run: Run, seconds: float) -> str:

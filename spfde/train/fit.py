@@ -104,6 +104,7 @@ def _run(inputs: Inputs, resume: bool, on_epoch: Callable[[Epoch], None] | None,
             progress.warn(warning)
         with interrupts.caught() if checkpointer.by_epoch else nullcontext():
             start.trained.run(loop)
+        loop.session.front.forget()
     finally:
         loop.session.close()
         loop.session.front.close()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
 from spfde.data import CropFlip
-from spfde.freezing import ActivationCache, FreezeBlock, Prefix
+from spfde.freezing import ActivationCache, CacheStats, FreezeBlock, Prefix
 from spfde.levers import Decision
+from spfde.train import run_dir
 from spfde.train.recipe import Recipe
 
 
@@ -20,6 +21,9 @@ class FrozenFront:
     def __init__(self, recipe: Recipe, samples: int) -> None:
         self.recipe, self.samples = recipe, samples
         self.prefix: Prefix | None = None
+        self._order: Tensor | None = None
+        self._before = CacheStats()  # at the last call of `spent`
+        self._forward = ("", 0.0)  # a boundary, and the FLOPs of one sample's forward up to it
 
     @property
     def cache(self) -> ActivationCache | None:
@@ -39,12 +43,15 @@ class FrozenFront:
             return nullcontext()
         if self.prefix is None:
             self.prefix = Prefix(model, blocks(), self._new_cache(augment), self.samples)
+            if self.cache is not None and self._order is not None:
+                self.cache.keep(self._order)
         if self.prefix.cache is None:
             return self.prefix()
         return self.prefix(indices, None if augment.inputs == 1 else augment.variant(indices, epoch))
 
     def start_epoch(self, order: Tensor) -> None:
         """Take note of the samples of an epoch: others leave the cache where it lacks room."""
+        self._order = order
         if self.cache is not None:
             self.cache.keep(order)
 
@@ -54,14 +61,37 @@ class FrozenFront:
             return []
         return [Decision("cache", str(self.cache.stats), self.prefix.reason or self.cache.reason)]
 
+    def spent(self) -> dict[str, float]:
+        """Return what the cache did since the last call: hits, misses, FLOPs that hits spared; {} without a cache."""
+        if self.cache is None:
+            return {}
+        before, self._before = self._before, self.cache.stats
+        hits, misses = self._before.hits - before.hits, self._before.misses - before.misses
+        if hits and self._forward[0] != self.prefix.boundary:
+            self._forward = (self.prefix.boundary, float(sum(block.forward for block in self.prefix.frozen)))
+        return {"hits": hits, "misses": misses, "flops": hits * self._forward[1]}
+
+    def told(self, spent: Mapping[str, float]) -> dict[str, float]:
+        """Return the record of an epoch in which `spent` added up to this."""
+        return {} if self.cache is None else {**spent, "bytes": self.cache.stats.bytes}
+
+    def forget(self) -> None:
+        """Remove what the run directory has of the cache: the run is over."""
+        if self.cache is not None and self.recipe.cache == "auto":
+            self.cache.drop()
+            self.close()
+            run_dir.discard_cache(self.recipe.out)
+
     def close(self) -> None:
         """Give the cache's memory and directory back."""
         if self.cache is not None:
             self.cache.close()
 
     def _new_cache(self, augment: CropFlip) -> str | ActivationCache:
-        kind = self.recipe.cache
-        if kind == "off":
+        recipe = self.recipe
+        if recipe.cache == "off":
             return "off"
-        path = None if kind == "auto" else kind
-        return ActivationCache(path, dtype=self.recipe.cache_dtype, variants=augment.inputs)
+        # Not in memory where there is a run directory: a run that is resumed goes on with what was kept, to the bit.
+        path = recipe.cache if recipe.cache != "auto" else recipe.out and run_dir.cache_path(recipe.out)
+        budget = recipe.cache_budget or "auto"
+        return ActivationCache(path, budget=budget, dtype=recipe.cache_dtype, variants=augment.inputs)

@@ -102,6 +102,7 @@ class Loop:
             memory=memory,
             test_loss=tested.loss,
             task=tested.task.name,
+            cache=session.front.told(underway.cache),
         )
         with watch("checkpoint"):
             self.checkpointer.epoch(done)
@@ -142,10 +143,11 @@ class Loop:
             with watch("levers"):
                 events = session.levers.tell(Step(taken), session)
             self._tell(epoch, events)
+            cache = session.front.spent()
             underway = dataclasses.replace(
                 underway,
                 step=step + 1,
-                flops=underway.flops + flops * len(targets),
+                flops=underway.flops + flops * len(targets) - cache.get("flops", 0.0),
                 sample_flops=flops if session.frozen == frozen else training_flops(model, session.example),
                 loss=underway.loss + value * len(targets),
                 targets=underway.targets + targets.numel(),
@@ -153,6 +155,7 @@ class Loop:
                 lr=lr,
                 seconds=watch.seconds(),
                 events=(*underway.events, *events),
+                cache={name: underway.cache.get(name, 0) + count for name, count in cache.items()} or underway.cache,
             )
             self.progress.step(epoch, step, steps, len(targets), value)
             with watch("checkpoint"):

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from spfde.freezing.cache.files import erase
+
 FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json", "rounds.json", "sieve.json")
 METRICS, RECIPE, RUN, RESULT, LAYERS, ROUNDS, SIEVE = FILES
 CHECKPOINTS = "checkpoints"
+CACHE = "cache"
 LOCK = ".lock"
 PARTIAL = ".partial"
 REFUSED = ".refused"
@@ -30,6 +33,21 @@ def checkpoint_path(out: Path, epoch: int, step: int | None = None) -> Path:
     """Return where the state after an epoch (from 0) is kept, or after `step` of its steps."""
     within = "" if step is None else f"-step-{step:06d}"
     return out / CHECKPOINTS / f"epoch-{epoch:03d}{within}.pt"
+
+
+def cache_path(out: str | os.PathLike[str]) -> Path:
+    """Return where a run keeps what its frozen front returns."""
+    return Path(out) / CACHE
+
+
+def discard_cache(out: str | os.PathLike[str] | None) -> None:
+    """Remove that, if there is a run directory."""
+    if out is None or not cache_path(out).is_dir():
+        return
+    erase(cache_path(out))
+    (cache_path(out) / LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # whoever put something else there
+        cache_path(out).rmdir()
 
 
 def is_epoch(path: Path) -> bool:
@@ -188,6 +206,7 @@ def clear(path: Path) -> None:
     refused = (path / CHECKPOINTS).glob(f"*{REFUSED}")
     for file in (*checkpoints(path), *refused, *(path / name for name in FILES)):
         file.unlink(missing_ok=True)
+    discard_cache(path)
     sweep(path)
 
 

@@ -27,7 +27,8 @@ class Epoch:
     training FLOPs of the epoch (2 per multiply-add), `sparsity` the fraction of zeros over the sparse layers,
     `frozen` the blocks frozen at its end, `sieved` the samples that are out, `layers` the sparsity of each weighted
     layer after the epoch, in the order of the network, `memory` the most bytes held at once while training, by the
-    process on a CPU and by tensors on a GPU.
+    process on a CPU and by tensors on a GPU. `cache` is what the activation cache did in the epoch: hits and misses
+    (samples), flops that the hits spared, which `flops` does without, and the bytes that it holds; empty without one.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class Epoch:
     memory: int = 0
     test_loss: float | None = None
     task: str = CLASSIFICATION.name
+    cache: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def figure(self) -> float:
@@ -86,7 +88,7 @@ class EpochProgress:
     """An epoch after `step` of its steps, of which its record will need these.
 
     `sample_flops` are those of one sample as the network is now, `flops` those spent so far; `loss` is the sum over the
-    samples seen, `correct` how many of their `targets` were right.
+    samples seen, `correct` how many of their `targets` were right, `cache` what the cache did.
     """
 
     epoch: int
@@ -99,6 +101,7 @@ class EpochProgress:
     correct: int = 0
     lr: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cache: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as a checkpoint holds them."""

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ class Epoch:
     flops: float
     frozen: tuple[str, ...]
     training_seconds: float
+    cache: dict = field(default_factory=dict)
 
 
 def report(**fields):
@@ -42,6 +43,13 @@ def test_shares_by_hand():
     assert after.saved_flops == pytest.approx(10 / 250)  # 50 for five samples with nothing frozen
     assert after.saved_seconds == pytest.approx(0.2 / 8)  # the first epoch, in which things start, is no measure
     assert after.savings == "FLOPs: 30.0% planned, 4.0% saved; seconds: 17.5% planned, 2.5% saved"
+
+
+def test_what_the_cache_spared_is_saved_too():
+    found = {"hits": 30, "misses": 10, "flops": 12.0, "bytes": 2048}
+    after = report(planned=()).after([Epoch(10, 100.0, (), 5.0), Epoch(10, 68.0, ("a",), 1.0, found)])
+    assert after.saved_flops == pytest.approx(1 - 168 / 200)
+    assert after.savings.endswith("cache: 75.0% of 40 found, 2 KiB at most")
 
 
 def test_what_is_not_known_is_not_told():

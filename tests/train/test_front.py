@@ -25,6 +25,14 @@ def test_the_front_as_one_call_and_cached_trains_alike(fields, task):
     assert frozen
     assert not told(results["folded"]) and len(told(results["cached"])) == 3
     assert not told(results["cached"])[-1].startswith("0.0%")
+    for folded, cached in zip(results["folded"].epochs, results["cached"].epochs, strict=True):
+        assert folded.cache == {} and folded.flops == pytest.approx(cached.flops + cached.cache.get("flops", 0))
+    first, *_, last = results["cached"].epochs[1:]
+    variants = fields.get("variants", 1)
+    assert first.cache["hits"] == 0 and first.cache["misses"] == first.samples
+    assert last.cache["hits"] + last.cache["misses"] == last.samples
+    assert last.cache["hits"] > (0.5 if variants == 1 else 0) * last.samples
+    assert last.cache["flops"] > 0 and last.cache["bytes"] >= first.cache["bytes"] > 0
 
 
 @pytest.mark.parametrize("how", [{"cache": "auto"}, {"cache": "files", "cache_dtype": "int8"}])
@@ -35,9 +43,13 @@ def test_a_run_with_a_cache_goes_on_to_the_same_bits(how, task, tmp_path):
 
     whole = task.fit(recipe(out=tmp_path / "whole", **fields("whole")))
     stop_within(2, 2, tmp_path / "parts", fit=task.fit, fields=fields("parts"))
+    kept = tmp_path / ("parts/cache" if how["cache"] == "auto" else "cache-parts") / "activations.npy"
+    assert kept.exists()
     parts = task.fit(recipe(out=tmp_path / "parts", **fields("parts")), resume=True)
     assert same(last_state(tmp_path / "parts"), last_state(tmp_path / "whole"))
     assert same(bits(parts.model), bits(whole.model))
+    assert parts.epochs[2].cache["hits"] >= whole.epochs[2].cache["hits"] > 0
+    assert kept.exists() == (how["cache"] != "auto") and not (tmp_path / "whole" / "cache").exists()
 
 
 @pytest.mark.parametrize(

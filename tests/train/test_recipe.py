@@ -65,6 +65,7 @@ WRONG = [
     ("prefix", 1),
     ("cache", ""),
     ("cache_dtype", "int4"),
+    ("cache_budget", 0),
     ("sieve", 1.5),
     ("sieve_by", "loss"),
     ("sieve_options", {1: 2}),

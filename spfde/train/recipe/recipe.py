@@ -157,9 +157,15 @@ class Recipe:
     freeze_options: Mapping[str, Any] = _knob({}, rules.OPTIONS, "Other options of the freezer, by its own names.")
     prefix: bool = _knob(True, rules.FLAG, "Run what is frozen from the first block on as one inference call.")
     cache: str = _knob(
-        "off", rules.PATH, "What that returns for each sample, kept: off, auto (in memory) or in a directory."
+        "off",
+        rules.PATH,
+        "What that returns for each sample, kept: off, auto (for a run with a directory there, else in memory), or in"
+        " a directory.",
     )
     cache_dtype: str = _knob("float32", rules.one_of(*STORED), "Precision in which the cache keeps it.")
+    cache_budget: int | None = _knob(
+        None, rules.integer(1, 2**63 - 1).or_none(), "Bytes that the cache takes at most (half of what is free)."
+    )
     sieve: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Fraction of samples out at any time, 0 = off.")
     sieve_by: str = _knob(
         "circular",
