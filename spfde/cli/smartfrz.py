@@ -27,6 +27,17 @@ from spfde.train.run_dir import locked, write_atomically, write_json
 smartfrz = typer.Typer(help="SmartFRZ's predictor of when a layer may freeze.", no_args_is_help=True)
 smartfrz.callback()(lambda: None)  # without it, the single command would take the place of the group
 
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What predictors are trained with: form, most layers of a network, epochs, least CKA of a settled layer."""
+
+    form: str
+    layers: int
+    fit_epochs: int
+    level: float
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Directory of Fashion-MNIST's IDX files; without it only the digits are trained on."),
@@ -35,14 +46,14 @@ DataDir = Annotated[
 
 @smartfrz.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Directory of records, fits, predictor.npz and log.json.")],
+    out: Annotated[Path, typer.Option(help="Directory of records, fits, predictor.npz and predictor.json.")],
     data_dir: DataDir = None,
     runs: Annotated[int | None, typer.Option(min=4, help="Reference trainings (12 of each data set).")] = None,
     epochs: Annotated[int, typer.Option(min=3, help="Epochs of a reference training.")] = 20,
     images: Annotated[int, typer.Option(min=960, help="Training images of Fashion-MNIST.")] = 1536,
     form: Annotated[str, typer.Option(help="What the predictor is shown: displacements or weights.")] = "displacements",
-    layers: Annotated[int, typer.Option(min=1, help="Most layers of a network to learn from.")] = 20,
-    fit_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a predictor's training.")] = 6,
+    layers: Annotated[int, typer.Option(min=1, help="Most layers of a network to learn from.")] = 12,
+    fit_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a predictor's training.")] = 5,
     level: Annotated[float, typer.Option(help="Least CKA with the end of a layer that counts as settled.")] = LEVEL,
 ) -> None:
     """Record reference trainings, train a predictor, judge it on what it has not seen, and write it.
@@ -50,7 +61,7 @@ def train(
     Each finished training and fit is kept in --out: the same command goes on from there.
     """
     console = steady()
-    options = {name: value for name, value in locals().items() if name not in ("out", "console", "data_dir")}
+    settings = Settings(form, layers, fit_epochs, level)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     (out / "fits").mkdir(exist_ok=True)
     datasets = ("scans",) if data_dir is None else ("scans", "fashion")
@@ -58,10 +69,10 @@ def train(
         with locked(out):
             wanted = references(runs or 12 * len(datasets), datasets)
             records = [recorded(console, each, out, data_dir, images, epochs) for each in wanted]
-            log = learned(console, records, out, form, layers, fit_epochs, level)
+            log = learned(console, records, out, settings)
             command = shlex.join(["spfde", *sys.argv[1:]])
-            write_json(out / "log.json", {"command": command, "options": options, **log})
-            say(console, f"predictor: {out / 'predictor.npz'}, log: {out / 'log.json'}")
+            write_json(out / "predictor.json", {"command": command, **dataclasses.asdict(settings), **log})
+            say(console, f"predictor: {out / 'predictor.npz'}, log: {out / 'predictor.json'}")
     except KeyboardInterrupt:
         say(console, "stopped; the same command goes on with what is finished")
         raise typer.Exit(128 + signal.SIGINT) from None
@@ -87,9 +98,7 @@ def recorded(
     return made
 
 
-def learned(
-    console: Console, records: Sequence[Record], out: Path, form: str, layers: int, fit_epochs: int, level: float
-) -> dict[str, Any]:
+def learned(console: Console, records: Sequence[Record], out: Path, settings: Settings) -> dict[str, Any]:
     """Train the predictor and those that judge the method, write the former; return what the log says of them.
 
     The predictor is judged on trainings held out of its own; how it would fare elsewhere, by others that were trained
@@ -102,25 +111,31 @@ def learned(
         splits |= {f"{key} {value}": split for value, split in by.items()} if len(by) > 1 else {}
     scores, losses = {}, {}
     for name, (train_on, judge_on) in splits.items():
-        ours = Samples.of(train_on, level, layers)
-        path = out / "fits" / f"{name.replace(' ', '-')}-{form}.npz"
-        if not path.exists():
-            told: list[float] = []
-            fitted = fit_predictor(ours, form, epochs=fit_epochs, tell=lambda epoch, loss, told=told: told.append(loss))
-            write_atomically(path, fitted.write)
-            write_json(path.with_suffix(".json"), told)
-        predictor, losses[name] = load_predictor(path), json.loads(path.with_suffix(".json").read_text())
-        theirs = Samples.of(judge_on, level)
+        ours, theirs = (Samples.of(each, settings.level, settings.layers) for each in (train_on, judge_on))
+        predictor, losses[name] = fitted(out / "fits" / f"{name.replace(' ', '-')}.npz", ours, settings)
         scores[name] = judged(predictor, ours, theirs)
         console.print(table(name, scores[name], theirs))
         if name == "other runs":
             write_atomically(out / "predictor.npz", predictor.write)
     return {
-        "references": [dict(each.about) for each in records],
-        "held out": [each.about for each in held],
+        "references": [{**each.about, "held_out": each in held} for each in records],
         "scores": {name: {rule: dataclasses.asdict(s) for rule, s in own.items()} for name, own in scores.items()},
         "losses": losses,
     }
+
+
+def fitted(path: Path, samples: Samples, settings: Settings) -> tuple[Predictor, list[float]]:
+    """Return the predictor of these samples and its epochs' losses, by training it if it is not kept yet."""
+    log, asked = path.with_suffix(".json"), {**dataclasses.asdict(settings), "windows": len(samples)}
+    if path.exists() and log.exists():
+        kept = json.loads(log.read_text(encoding="utf-8"))
+        if kept["of"] == asked:
+            return load_predictor(path), kept["losses"]
+    losses: list[float] = []
+    made = fit_predictor(samples, settings.form, epochs=settings.fit_epochs, tell=lambda _, loss: losses.append(loss))
+    write_atomically(path, made.write)
+    write_json(log, {"of": asked, "losses": losses})
+    return load_predictor(path), losses  # in half precision, as it is used
 
 
 def judged(predictor: Predictor, ours: Samples, theirs: Samples) -> dict[str, Scores]:

@@ -12,6 +12,7 @@ from spfde.freezing.methods.freezeout import FreezeOut
 from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
 from spfde.freezing.methods.simfreeze import SimFreeze
+from spfde.freezing.methods.smartfrz import SmartFRZ
 from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
 from spfde.freezing.prefix import Prefix
@@ -35,6 +36,7 @@ __all__ = [
     "Prefix",
     "Progressive",
     "SimFreeze",
+    "SmartFRZ",
     "Static",
     "Verdict",
     "blocks",

@@ -20,6 +20,7 @@ import plot
 import pytest
 import scaling
 import sieving
+import smartfrz
 import step
 import sweep
 import targets
@@ -275,3 +276,15 @@ def test_the_cache_is_timed_and_its_types_compared(tmp_path, capsys, monkeypatch
     activations = torch.randn(8, 3, 4, 4).relu()
     errors = [cache._error(cache._as_kept(activations, kind), activations) for kind in ("float32", "float16", "int8")]
     assert errors[0] == 0 < errors[1] < errors[2] < cache._error(cache._as_kept(activations, "store"), activations)
+
+
+def test_smartfrz_is_measured_beside_the_steps_it_watches(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(smartfrz, "NETWORKS", {"small": ("resnet20", 0.9)})
+    monkeypatch.setattr(smartfrz, "BATCH", 2)
+    monkeypatch.setattr(smartfrz, "SIZE", 8)
+    smartfrz.main(["--networks", "small", "--threads", "1", "--steps", "30", "--json", str(tmp_path / "record.json")])
+    [row] = json.loads((tmp_path / "record.json").read_text())["rows"]
+    assert row["time"] == pytest.approx(row["smartfrz_s"] / row["epoch_s"]) and row["smartfrz_s"] > 0
+    assert row["memory"] == pytest.approx(row["state_mb"] / row["step_mb"])
+    assert row["state_mb"] > 7 * 30 * 1024 * 4 / 1e6  # windows of the stem and three blocks of two convolutions
+    assert "small" in capsys.readouterr().out

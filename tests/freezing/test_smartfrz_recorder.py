@@ -126,12 +126,13 @@ def test_the_command_goes_on_where_it_stopped_and_logs_what_it_found(tmp_path, m
     result = run()
     assert result.exit_code == 0, result.output
     assert len(made) == len(set(made)) == 8
-    log = json.loads((tmp_path / "log.json").read_text())
+    log = json.loads((tmp_path / "predictor.json").read_text())
     splits = {"other runs", *(f"family {family}" for family in references.FAMILIES)}
     assert set(log["scores"]) == splits and all(f"{split}:" in result.output for split in splits)
     for rules in log["scores"].values():
         assert set(rules) == {"predictor", "never", "slope", "schedule"}
-    assert len(log["references"]) == 8 and 0 < len(log["held out"]) < 8 and log["options"]["level"] == 0.9
+    held = [each for each in log["references"] if each["held_out"]]
+    assert len(log["references"]) == 8 and 0 < len(held) < 8 and log["level"] == 0.9
     assert load_predictor(tmp_path / "predictor.npz").form == "displacements"
     monkeypatch.setattr(command, "fit_predictor", None)  # everything is kept
     assert run().exit_code == 0

@@ -16,12 +16,14 @@ OPTIONS = {
     "egeria": {**SHORT, "window": 2, "tolerance": 5.0},
     "autofreeze": {"window": 1, "percentile": 0.9},
     "simfreeze": {**SHORT, "window": 1, "threshold": 0.9},
+    "smartfrz": {"threshold": 0.001},
 }
+MORE = {"smartfrz": {"batch_size": 3}}  # a window has 30 steps
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_freezes_under_fit_and_resumes_within_an_epoch_to_the_same_bits(name, task, tmp_path):
-    fields = {**FIELDS, "freeze_by": name, "freeze_options": OPTIONS[name]}
+    fields = {**FIELDS, **MORE.get(name, {}), "freeze_by": name, "freeze_options": OPTIONS[name]}
     whole = task.fit(recipe(out=tmp_path / "whole", **fields))
     stop_within(1, 2, tmp_path / "parts", fit=task.fit, fields=fields)
     parts = task.fit(recipe(out=tmp_path / "parts", **fields), resume=True)

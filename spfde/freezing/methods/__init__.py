@@ -15,6 +15,7 @@ from spfde.freezing.methods.freezeout import FreezeOut
 from spfde.freezing.methods.linear import Linear
 from spfde.freezing.methods.progressive import Progressive
 from spfde.freezing.methods.simfreeze import SimFreeze
+from spfde.freezing.methods.smartfrz import SmartFRZ
 from spfde.freezing.methods.static import Static
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "egeria": Egeria,
     "autofreeze": AutoFreeze,
     "simfreeze": SimFreeze,
+    "smartfrz": SmartFRZ,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LEVEL = 0.95
+LEVEL = 0.98
 
 
 def settled(alignment: np.ndarray, level: float = LEVEL) -> np.ndarray:
