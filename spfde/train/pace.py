@@ -35,14 +35,14 @@ def front_seconds(
 ) -> tuple[float, ...]:
     """Time the run's step with the first 0, 1, ... blocks frozen, up to the recipe's fraction of them.
 
-    A whole step: batch, augmentation, forward, backward and optimizer, on a copy of the network that is not compiled
-    and whose weights a learning rate of 0 keeps. Model and torch's random state stay as they are.
+    A whole step: batch, augmentation, forward, backward and optimizer, on a copy of the network that is not compiled,
+    without a cache, and whose weights a learning rate of 0 keeps. Model and torch's random state stay as they are.
     """
     copied, parts = copy.deepcopy((model, blocks))
     own = make(optimizer, parameter_groups(copied, parts, {}))
     for group in own.param_groups:
         group["lr"] = 0.0
-    plain = dataclasses.replace(recipe, compile=False)
+    plain = dataclasses.replace(recipe, compile=False, cache="off")
     session = Session(plain, copied, own, train, train, layout=layout, device=device, example=example, blocks=parts)
     names, supply = [block.name for block in parts], _whole_batches(train, recipe)
 

@@ -244,7 +244,7 @@ def test_sieving_measures_every_method(tmp_path, capsys, monkeypatch):
 @pytest.mark.full
 def test_freezing_plan_finds_every_plan_in_flops_exact(tmp_path, capsys):
     path = tmp_path / "deep" / "record.json"
-    small = ["--width", "0.25", "--batch", "2", "--epochs", "8", "--steps", "1", "--threads", "1", "--targets", "flops"]
+    small = ["--width", "0.25", "--batch", "2", "--epochs", "8", "--steps", "2", "--threads", "1", "--targets", "flops"]
     assert freezing_plan.main(["--model", "resnet20", *small, "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert [row["scheme"] for row in rows] == [*SCHEMES]

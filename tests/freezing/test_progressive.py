@@ -101,18 +101,21 @@ def test_an_epoch_that_was_skipped_is_made_up_for():
     assert plan.begin_epoch(11) == [name for _, name in plan.plan]
 
 
-@pytest.mark.parametrize("stop", [0, 6, 8, 11])
-def test_resumes_to_the_same_frozen_set(stop):
+@pytest.mark.parametrize(
+    ("scheme", "stop"),
+    [*(("single-shot", stop) for stop in (0, 6, 8, 11)), *((name, stop) for name in SCHEMES for stop in (5, 10))],
+)
+def test_resumes_to_the_same_frozen_set(scheme, stop):
     torch.manual_seed(0)
     model = ViT()
-    plan = freezer(model, flops_reduction=0.2)
+    plan = freezer(model, flops_reduction=0.15, scheme=scheme)
     for epoch in range(stop + 1):
         plan.begin_epoch(epoch)
     file = io.BytesIO()
     torch.save(plan.state_dict(), file)
     file.seek(0)
     resumed = ViT()
-    again = freezer(resumed, flops_reduction=0.2)
+    again = freezer(resumed, flops_reduction=0.15, scheme=scheme)
     again.load_state_dict(torch.load(file, weights_only=True))
     resumed.train()
     assert again.frozen == plan.frozen and frozen_parameters(resumed) == frozen_parameters(model)
