@@ -1,9 +1,11 @@
 """What sieves cost at ten million samples: state, epoch boundary, and `observe` beside a training step.
 
     python benchmarks/sieving.py --threads 2 --json runs/bench/sieving.json
+    python benchmarks/sieving.py --threads 1 --look --rounds 7 --json runs/bench/sieving-look.json
 
 The boundary includes the order of the next epoch. `observe` takes a batch of 64, and is timed in turn with a step of a
-dense ResNet-20 on as many 32x32 images. GraNd, whose score is a pass of its own, is timed without it.
+dense ResNet-20 on as many 32x32 images. GraNd, whose score is a pass of its own, is timed without it: `--look` times
+that pass, dense and sparse, beside a step of the same model.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import timing
 import torch
 import torch.nn.functional as F
 
+from spfde import sparsify
 from spfde.models import create
 from spfde.sieving import METHODS, GraNd, Sieve
+from spfde.sieving.methods import grand
 from spfde.tuning.timing import seconds_of
 
 BATCH, EPOCHS, CHUNK = 64, 3, 1_000_000
@@ -33,31 +37,60 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--look", action="store_true", help="time GraNd's pass, and nothing else")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    step = training_step()
-    print(f"{'sieve':12} {'state MB':>9} {'boundary s':>11} {'observe us':>11} {'of a step':>10}")
-    rows = []
-    for name in given.methods:
-        rows.append(measure(name, given.samples, given.rounds, step))
-        state, boundary, observe, share = (
-            rows[-1][key] for key in ("state_mb", "boundary_s", "observe_us", "of_a_step")
-        )
-        print(f"{name:12} {state:9.0f} {boundary:11.2f} {observe:11.0f} {share:10.2%}", flush=True)
+    rows = looks(given.rounds) if given.look else sieves(given.methods, given.samples, given.rounds)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         record = {"machine": timing.machine(), "samples": given.samples, "rounds": given.rounds, "rows": rows}
         given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def training_step() -> Callable[[], None]:
-    """A step of a dense ResNet-20 on a batch of random images."""
-    model = create("resnet20")
+def sieves(methods: list[str], samples: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each method."""
+    step = training_step(create("resnet20"))
+    print(f"{'sieve':12} {'state MB':>9} {'boundary s':>11} {'observe us':>11} {'of a step':>10}")
+    rows = []
+    for name in methods:
+        rows.append(measure(name, samples, rounds, step))
+        state, boundary, observe, share = (
+            rows[-1][key] for key in ("state_mb", "boundary_s", "observe_us", "of_a_step")
+        )
+        print(f"{name:12} {state:9.0f} {boundary:11.2f} {observe:11.0f} {share:10.2%}", flush=True)
+    return rows
+
+
+def looks(rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a batch's gradient norms, many samples at a time and one by one, and of a training step."""
+    rows, room = [], grand.ROOM
+    print(f"{'model':12} {'step ms':>9} {'together ms':>12} {'one by one ms':>14}")
+    for name, model in (("dense", create("resnet20")), ("75% sparse", sparsify(create("resnet20"), 0.75))):
+        images, targets = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+
+        def norms(room: int, given: tuple[Any, ...] = (model, images, targets)) -> None:
+            grand.ROOM = room
+            grand.gradient_norms(*given)
+
+        calls = {"step": training_step(model), "together": lambda: norms(room), "one_by_one": lambda: norms(0)}
+        try:
+            found = timing.interleaved(calls, rounds)
+        finally:
+            grand.ROOM = room
+        rows.append({"model": name, **{f"{part}_ms": each.median * 1e3 for part, each in found.items()}})
+        step, together, alone = (rows[-1][f"{part}_ms"] for part in calls)
+        print(f"{name:12} {step:9.0f} {together:12.0f} {alone:14.0f}", flush=True)
+    return rows
+
+
+def training_step(model: torch.nn.Module) -> Callable[[], None]:
+    """A step of a ResNet-20 on a batch of random images."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     images, targets = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
 
     def step() -> None:
+        model.train()
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(images), targets).backward()
         optimizer.step()

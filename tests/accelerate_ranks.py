@@ -27,16 +27,16 @@ def prepared(accelerator: Accelerator, sieve: Sieve) -> Any:
     return accelerator.prepare(DataLoader(DATA, batch_size=BATCH, sampler=sieve))
 
 
-def accelerator_of(split: bool = False, stateful: bool = False) -> Accelerator:
-    loaders = DataLoaderConfiguration(split_batches=split, use_stateful_dataloader=stateful)
-    return Accelerator(cpu=True, dataloader_config=loaders)
+def accelerator_of(**given: bool) -> Accelerator:
+    return Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**given))
 
 
 def work(rank: int, folder: str) -> None:
     for split in (False, True):
-        shards_exactly_once(accelerator_of(split), split)
+        for dispatch in (False, True):  # the first rank reads for all
+            shards_exactly_once(accelerator_of(split_batches=split, dispatch_batches=dispatch), split)
     resumes_in_mid_epoch(accelerator_of(), folder)
-    places_that_two_keep_are_refused(accelerator_of(stateful=True), folder)
+    places_that_two_keep_are_refused(accelerator_of(use_stateful_dataloader=True), folder)
     a_sieve_that_shares_out_itself_is_refused(accelerator_of())
     accelerator_of().end_training()
 

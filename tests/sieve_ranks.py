@@ -74,10 +74,12 @@ def resumed(name: str, state: dict, group: Any = None) -> dict:
 
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
-    early = Random(SAMPLES)  # made before the processes find one another
+    early, misfit = Random(SAMPLES), Random(SAMPLES, rank=rank, world=world + 1)  # made before there is a group
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     assert (early.rank, early.world, len(early)) == (rank, world, len(list(Random(SAMPLES))))
+    with pytest.raises(ValueError, match=f"expected world 1 or the {world} processes"):
+        misfit.observe(torch.tensor(list(misfit)), losses=torch.ones(len(misfit)))
     pair = dist.new_group([0, 1])
     by_all = {name: begun(name) for name in CASES}
     by_two = {name: begun(name, pair) for name in CASES} if rank < 2 else {}

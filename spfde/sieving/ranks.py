@@ -50,9 +50,7 @@ class Ranks:
             raise ValueError(f"expected rank below world, got rank {rank} of {world}; try ranks from 0")
         size = dist.get_world_size(group) if _distributed() else world
         if world not in (1, size):
-            raise ValueError(
-                f"expected world 1 or the {size} processes of the group, got {world}; try world={size}, or group="
-            )
+            raise ValueError(_misfit(world, size))
         return cls(rank, world, group)
 
     @property
@@ -89,6 +87,8 @@ class Ranks:
                 )
             assert batch is not None
             return batch
+        if self.world not in (1, self.gathering):
+            raise ValueError(_misfit(self.world, self.gathering))
         device = _device(self.group)
         n = 0 if batch is None else len(batch.samples)
         judged = int(batch is None or not n or batch.correct is not None)
@@ -113,6 +113,10 @@ class Ranks:
             merged[:, 2].contiguous().view(torch.float32).numpy(),
             merged[:, 3].bool().numpy() if bool(heads[:, 1].all()) else None,
         )
+
+
+def _misfit(world: int, size: int) -> str:
+    return f"expected world 1 or the {size} processes of the group, got {world}; try world={size}, or group="
 
 
 def _distributed() -> bool:

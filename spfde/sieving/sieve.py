@@ -192,7 +192,7 @@ class Sieve(ActiveSampler, ABC):
             **self._identity(),
             "epoch": self.epoch,
             "active": torch.from_numpy(self._is_active.copy()),
-            "seen": torch.from_numpy(self._seen.copy()),
+            "seen": torch.from_numpy(np.packbits(self._seen)),  # in this epoch
             "presentations": torch.from_numpy(self._presentations.copy()),
             "learned": torch.from_numpy(self._learned.copy()),
             "judged_ever": self._judged,
@@ -222,7 +222,7 @@ class Sieve(ActiveSampler, ABC):
             self._choose(before)
             raise
         self.epoch = state["epoch"]
-        self._begin(state["seen"].numpy().copy())
+        self._begin(np.unpackbits(state["seen"].numpy(), count=self.num_samples).astype(bool))
         self._presentations, self._learned = state["presentations"].numpy().copy(), state["learned"].numpy().copy()
         self._judged, self._volumes = state["judged_ever"], list(state["volumes"])
 

@@ -232,7 +232,7 @@ def test_a_step_and_its_memory(monkeypatch):
 
 
 def test_sieving_measures_every_method(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sieving, "training_step", lambda: lambda: None)
+    monkeypatch.setattr(sieving, "training_step", lambda model: lambda: None)
     sieving.main(["--samples", "3000", "--threads", "1", "--rounds", "2", "--json", str(tmp_path / "record.json")])
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["method"] for row in record["rows"]] == list(SIEVES) and "cpu" in record["machine"]
@@ -250,6 +250,16 @@ def test_freezing_plan_finds_every_plan_in_flops_exact(tmp_path, capsys):
     assert [row["scheme"] for row in rows] == [*SCHEMES]
     assert all(row["saved"] == pytest.approx(row["planned"]) for row in rows)
     assert capsys.readouterr().out.count("0.0%") == len(SCHEMES)
+
+
+@pytest.mark.full
+def test_sieving_measures_the_pass_of_grand(tmp_path, monkeypatch):
+    monkeypatch.setattr(sieving, "BATCH", 2)
+    path, room = tmp_path / "record.json", sieving.grand.ROOM
+    sieving.main(["--look", "--threads", "1", "--rounds", "1", "--json", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [row.pop("model") for row in rows] == ["dense", "75% sparse"] and room == sieving.grand.ROOM
+    assert all(set(row) == {"step_ms", "together_ms", "one_by_one_ms"} and min(row.values()) > 0 for row in rows)
 
 
 def test_freezers_measures_every_one_that_looks(tmp_path, capsys, monkeypatch):

@@ -21,7 +21,7 @@ from spfde.sieving.sieve import SieveEvent
 __all__ = ["GraNd"]
 
 # Samples whose gradients are held at once: at least as many as pay, and no more than this many numbers.
-LEAST_AT_ONCE, MOST_AT_ONCE, ROOM = 8, 64, 2**27
+LEAST_AT_ONCE, MOST_AT_ONCE, ROOM = 8, 64, 2**26
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
