@@ -108,7 +108,7 @@ def arms(given: argparse.Namespace) -> dict[tuple[str, str], Arm]:
     def step(model: nn.Module) -> None:
         of_copy(model)(images, targets)
 
-    seconds = freezing.step_seconds(whole.model, whole.blocks, step, clock=clock)
+    seconds = freezing.step_seconds(whole.model, whole.blocks, step, clock=clock, rounds=given.rounds)
     print("ms of a step with 0, 1, ... blocks frozen:", " ".join(f"{1e3 * s:.1f}" for s in seconds))
     for target in given.targets:
         for scheme in SCHEMES:
@@ -153,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=6, help="of an epoch, measured")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurement that seconds are planned by")
     parser.add_argument("--of", type=int, default=500, help="steps that an epoch counts as")
     parser.add_argument("--interval", type=int, default=1)
     parser.add_argument("--reduction", type=float, default=0.15)

@@ -52,9 +52,10 @@ class Kept:
 
     @property
     def seconds(self) -> Sequence[float] | None:
-        """What a freezer had measured to plan by, None where none had."""
-        states = (each["state"] for each in self.session.get("levers", ()))
-        return next((state["seconds"] for state in states if state.get("seconds")), None)
+        """What a freezer had measured to plan by, None where none had; CheckpointError where that cannot be told."""
+        with belongs_to("run's levers", "an older checkpoint or a new run"):
+            states = (each["state"] for each in self.session.get("levers", ()))
+            return next((state["seconds"] for state in states if state.get("seconds")), None)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

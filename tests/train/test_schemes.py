@@ -1,5 +1,6 @@
 """Progressive's schemes under fit: what they save, what stays as it was, which rate a block has, and resuming."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from spfde.freezing.schemes import SCHEMES
 from spfde.levers import EpochEnd, EpochStart
 from spfde.nn import SparseLayer
 from spfde.train import build, fit, pace
+from spfde.train.checkpoint import CheckpointError, Kept
 from spfde.train.optimizer import learning_rate
 
 EPOCHS, SAMPLES = 12, 32
@@ -154,6 +156,13 @@ def test_a_plan_by_seconds_is_measured_once_and_kept(tmp_path, monkeypatch):
     assert kept["seconds"] == [1 / (5 + stage) for stage in range(4)] and "of all training seconds" in kept["reason"]
     fit(recipe(**fields, out=tmp_path), **given(), resume=True)
     assert len(calls) == 1 and last_state(tmp_path)["levers"][1]["state"]["changes"] == kept["changes"]
+
+
+@pytest.mark.parametrize("levers", [5, [5], [{}], [{"state": 5}]])
+def test_a_checkpoint_whose_levers_are_none_is_refused(levers):
+    kept = Kept(Path("x"), {}, 1, None, {}, (), None, {"levers": levers})
+    with pytest.raises(CheckpointError, match="expected the checkpoint of this run's levers, got another one"):
+        assert kept.seconds
 
 
 def test_the_seconds_of_a_run_are_those_of_its_step_on_a_copy(monkeypatch):
