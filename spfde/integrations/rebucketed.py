@@ -39,6 +39,7 @@ class Rebucketed(Wrapper):
 
     Raises:
         TypeError: `wrap` returns no DistributedDataParallel.
+        ValueError: it returns one with static_graph.
     """
 
     def __init__(
@@ -92,6 +93,10 @@ class Rebucketed(Wrapper):
             raise TypeError(
                 f"expected wrap to make a DistributedDataParallel, got {type(made).__name__},"
                 " try wrap=lambda model: DistributedDataParallel(model)"
+            )
+        if made.static_graph:
+            raise ValueError(
+                "expected a wrapper for a graph that changes with each freeze, got static_graph=True, try without it"
             )
         renewed.add(made)
         self._held.append(made)

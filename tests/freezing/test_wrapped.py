@@ -116,6 +116,8 @@ def test_a_wrapper_that_something_else_holds_is_not_made_anew():
     ddp(torch.randn(IMAGES)).sum().backward()
     with pytest.raises(TypeError, match="expected wrap to make a DistributedDataParallel, got ResNet"):
         Rebucketed(ResNet(), lambda model: model)
+    with pytest.raises(ValueError, match="expected a wrapper for a graph that changes .* got static_graph=True, try"):
+        Rebucketed(ResNet(), lambda model: DistributedDataParallel(model, static_graph=True))
 
 
 def test_a_whole_model_freezes_in_any_wrapper():
