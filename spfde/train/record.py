@@ -75,6 +75,12 @@ class Result:
         """Training FLOPs of all epochs."""
         return math.fsum(item.flops for item in self.epochs)
 
+    def __str__(self) -> str:
+        last = self.epochs[-1]
+        figure = f"{self.task.metric} {self.task.text(self.figure)}, weights {last.sparsity:.1%} sparse"
+        cost = f"{self.training_seconds:.1f} s of training, {self.flops:.3g} FLOPs"
+        return f"{self.recipe.method}, {len(self.epochs)} epochs: {figure}, {cost}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values, as result.json holds them."""
         seconds = {name: math.fsum(item.seconds[name] for item in self.epochs) for name in self.epochs[-1].seconds}

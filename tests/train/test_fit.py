@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -38,6 +39,8 @@ def runs(task, tmp_path_factory):
 def test_a_run_learns(runs, method):
     assert runs[method].test_accuracy > 0.9
     assert runs[method].epochs[-1].train_loss < runs[method].epochs[0].train_loss / 3
+    told = rf"{method}, \d+ epochs: test accuracy [\d.]+%, weights [\d.]+% sparse, [\d.]+ s of training, .* FLOPs"
+    assert re.fullmatch(told, str(runs[method]))
 
 
 @pytest.mark.parametrize("fields", [{"method": "dense"}, {}, {"layout": "channels_last"}])
