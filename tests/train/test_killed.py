@@ -17,9 +17,9 @@ from spfde.train import CheckpointError, Epoch, checkpoint, fit, run_dir
 LONG = pytest.mark.full
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(2, 4), pytest.param(20, 24, marks=LONG)])
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(kills, epochs, tmp_path):
-    options = {"epochs": epochs, "checkpoint_every_steps": 1, "keep_checkpoints": 2, "interval": 1}
+def killed_at_random(kills: int, options: dict, tmp_path: Path) -> tuple[Path, Path]:
+    """The directories of a run and of the same one that was killed so often, which end with the same bits."""
+    options = {"checkpoint_every_steps": 1, "keep_checkpoints": 2, "interval": 1, **options}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, str(Path(__file__).with_name("killing.py")), str(whole), str(killed), str(kills), "0"]
     tests = str(Path(__file__).parents[1])
@@ -33,12 +33,31 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(kills, epochs, t
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] == kills and told["halves"] > 0  # some hit a checkpoint while it was written
     assert same(last_state(killed), last_state(whole))
-    lines = [
-        [figures(Epoch.from_dict(json.loads(line))) for line in (out / run_dir.METRICS).read_text().splitlines()]
-        for out in (whole, killed)
-    ]
-    assert lines[0] == lines[1] and len(lines[0]) == epochs
     assert not list(killed.rglob("*.partial")) and (killed / run_dir.RESULT).exists()
+    return whole, killed
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / run_dir.METRICS).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("kills", "epochs"), [(2, 4), pytest.param(20, 24, marks=LONG)])
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(kills, epochs, tmp_path):
+    whole, killed = (
+        [figures(Epoch.from_dict(line)) for line in lines(out)]
+        for out in killed_at_random(kills, {"epochs": epochs}, tmp_path)
+    )
+    assert whole == killed and len(whole) == epochs
+
+
+@LONG
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_so_does_one_whose_frozen_front_is_read_from_files(dtype, tmp_path):
+    options = {"cache": "auto", "cache_dtype": dtype, "freeze_by": "static", "freeze_options": {"start": 1}}
+    whole, killed = killed_at_random(12, {"epochs": 12, "sieve": 0.25, "freeze": 0.1, **options}, tmp_path)
+    assert all(line["cache"]["hits"] > 0 for line in lines(whole)[2:])
+    assert [line["train_loss"] for line in lines(whole)] == [line["train_loss"] for line in lines(killed)]
+    assert not (killed / "cache").exists()
 
 
 class Trap:
