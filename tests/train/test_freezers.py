@@ -19,9 +19,12 @@ OPTIONS = {
     "smartfrz": {"threshold": 0.001},
 }
 MORE = {"smartfrz": {"batch_size": 3}}  # a window has 30 steps
+SAME_BASE = ("static", "freezeout")  # as linear has; the plans are tested by themselves
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if name in SAME_BASE else ()) for name in OPTIONS]
+)
 def test_freezes_under_fit_and_resumes_within_an_epoch_to_the_same_bits(name, task, tmp_path):
     fields = {**FIELDS, **MORE.get(name, {}), "freeze_by": name, "freeze_options": OPTIONS[name]}
     whole = task.fit(recipe(out=tmp_path / "whole", **fields))
