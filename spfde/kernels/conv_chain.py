@@ -17,7 +17,7 @@ from spfde._native import native
 from spfde.kernels.clock import timed
 from spfde.kernels.memory_format import address, memory_format_of
 from spfde.kernels.norm_act import ACTIVATIONS
-from spfde.sparse.kernel_index import KernelIndex, Window
+from spfde.sparse.kernel_index import Window
 
 FULL = 0.6  # share of the lanes in use below which layer by layer is faster
 LARGEST = 2**24  # bytes of an activation of so many images, beyond which it would not stay in a cache
@@ -28,14 +28,16 @@ _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 class ChainStep:
     """target = act(conv(source) + bias + residual): values by number, residual None for none.
 
-    weights: [units, 1, 1] by `index`, float32 and without gaps as bias [outputs] is. act: of `ACTIVATIONS`.
+    weights: [units, 1, 1] at `row_ptr` and `col` (see KernelIndex), float32 and without gaps as bias [outputs] is. act:
+    of `ACTIVATIONS`.
     """
 
     source: int
     target: int
     residual: int | None
     window: Window
-    index: KernelIndex
+    row_ptr: Tensor
+    col: Tensor
     weights: Tensor
     bias: Tensor | None
     act: str
@@ -48,12 +50,12 @@ class ConvChain:
         self.shapes, self.steps = tuple(shapes), tuple(steps)  # which keep the tensors that the core reads
         self._native = native().ConvChain(list(self.shapes))
         for step in self.steps:
-            window, index = step.window, step.index
+            window = step.window
             self._native.add(
                 source=step.source, target=step.target, residual=-1 if step.residual is None else step.residual,
                 kernel=window.kernel, stride=window.stride, pad=(window.padding[0], window.padding[2]),
-                dilation=window.dilation, groups=window.groups, row_ptr=address(index.row_ptr),
-                col=address(index.col), values=address(step.weights), bias=address(step.bias), act=_CODES[step.act],
+                dilation=window.dilation, groups=window.groups, row_ptr=address(step.row_ptr),
+                col=address(step.col), values=address(step.weights), bias=address(step.bias), act=_CODES[step.act],
             )  # fmt: skip
 
     @timed

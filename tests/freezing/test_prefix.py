@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from freezing.models import IMAGES, MODELS, VGG, Basic, ResNet
 from torch import nn
 
 import spfde
+from freezing.models import IMAGES, MODELS, VGG, Basic, ResNet
 from spfde.freezing import Compiled, Prefix, blocks
 from spfde.kernels.clock import measure
 from spfde.models import ResNet as PaperResNet
@@ -277,3 +277,14 @@ def test_statistics_that_moved_while_a_block_was_thawed_are_followed():
     twin = copy.deepcopy(model)
     with prefix():
         assert close(model(x).detach(), twin(x).detach(), 1e-4)
+
+
+@pytest.mark.parametrize("batch", [5, 32])
+def test_a_stage_s_shortcut_runs_with_its_convolutions(batch):
+    model = settled(spfde.sparsify(PaperResNet(20, width=0.5), 0.6)).eval()
+    prefix, x = frozen(model, 5), torch.randn(batch, 3, 16, 16)
+    model.eval()
+    with prefix():
+        assert close(model(x), copy.deepcopy(model)(x), 1e-5)
+    assert "11 of 11 convolutions folded, in 1 calls" in str(prefix)
+    assert "layer2.0.shortcut  shortcut" in str(prefix)

@@ -285,3 +285,19 @@ def test_a_model_is_tuned_with_its_launches(monkeypatch, tmp_path):
         assert model[0].choice.reason.startswith(("predicted", "no sparse"))
     finally:
         spfde.use_table(None)
+
+
+@pytest.mark.parametrize("pattern", ["block:16x16", "block:4x1"])
+def test_the_frozen_front_is_one_call_that_waits_for_nothing(pattern):
+    model, twin = network(pattern), network(pattern, "cpu")
+    for each in (model, twin):
+        for block in spfde.freezing.blocks(each, images(device=next(each.parameters()).device.type))[:2]:
+            block.freeze()
+    prefix = spfde.freezing.Prefix(model, spfde.freezing.blocks(model, images()))
+    x = images()
+    with prefix():
+        model(x)  # folds
+    with no_waiting(), prefix():
+        got = step(model, x)
+    assert "2 of 2 convolutions folded" in str(prefix)
+    close(got, step(twin, images(device="cpu")))

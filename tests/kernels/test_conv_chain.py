@@ -17,7 +17,8 @@ def layer(inputs, outputs, density, kernel=3, **options):
 
 def step(layer, source, target, residual, act):
     values, bias = layer.values.detach(), layer.bias.detach()
-    return ChainStep(source, target, residual, layer.window, layer.plan.kernel_index, values, bias, act)
+    index = layer.plan.kernel_index
+    return ChainStep(source, target, residual, layer.window, index.row_ptr, index.col, values, bias, act)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

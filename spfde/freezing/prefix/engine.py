@@ -14,7 +14,7 @@ from spfde.freezing.block import FreezeBlock
 from spfde.freezing.cache import ActivationCache
 from spfde.freezing.checks import check_blocks, check_whole
 from spfde.freezing.prefix.cut import Forwards, replaced
-from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded
+from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick
 from spfde.freezing.prefix.front import Front, rewritten
 from spfde.freezing.prefix.recall import FromCache, Recall
 from spfde.freezing.prefix.rewrite import Traces
@@ -55,7 +55,7 @@ class Prefix:
         self.cache = _cache(cache, samples)
         self.model, self.blocks, self.samples = model, tuple(blocks), samples
         self._traces = Traces()
-        self._folded: dict[nn.Module, Folded] = {}
+        self._folded: dict[nn.Module, Folded | Pick] = {}
         self._front, self._seen = Front(), None
         self._recall: Recall | None = None
         self._active = False
@@ -130,7 +130,8 @@ class Prefix:
         names = {module: name or "the model" for name, module in self.model.named_modules()}
         members = {m for block in frozen for m in block.members}
         convolutions = [m for m in members if isinstance(m, CONVOLUTIONS)]
-        lines = [f"{len(frozen)} of {len(self.blocks)} blocks, up to {frozen[-1].name}: {len(self._folded)} of "
+        folded = sum(isinstance(layer, CONVOLUTIONS) for layer in self._folded)
+        lines = [f"{len(frozen)} of {len(self.blocks)} blocks, up to {frozen[-1].name}: {folded} of "
                  f"{len(convolutions)} convolutions folded, in {len(self._front.chains)} calls"]  # fmt: skip
         for chain in self._front.chains:
             lines += [f"  {names[step.folded.layer]}  {step.text}" for step in chain.steps]

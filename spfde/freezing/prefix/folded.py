@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from spfde.fusing.epilogue import hooked
+from spfde.kernels.call import Seen
 from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
+from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import through_dispatcher
 from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.problem import problem_of
 from spfde.kernels.triton import why_not
+from spfde.models.resnet import PadShortcut
 from spfde.nn import SparseConv2d
+from spfde.nn.conv2d import padding_sides
+from spfde.sparse.kernel_index import Window
 
 CONVOLUTIONS = (SparseConv2d, nn.Conv2d)  # these very types: a subclass may do something else
 
@@ -33,10 +39,37 @@ class Folded:
         self._stamp: tuple[Any, ...] | None = None
         self.refresh()
 
-    @property
-    def outputs(self) -> int:
-        """Channels of the output."""
+    def outputs(self, channels: int) -> int:
+        """Channels of the output for an input of so many."""
         return self.layer.out_channels
+
+    @property
+    def window(self) -> Window:
+        """How the convolution is applied to what it is given, with its padding of any mode."""
+        layer = self.layer
+        if not self.sparse:
+            return Window(layer.kernel_size, layer.stride, padding_sides(layer), layer.dilation, layer.groups)
+        if layer._pad_before is not None:
+            return layer.window._replace(padding=padding_sides(layer))
+        return layer.window._replace(stride=layer.stride) if layer._thins else layer.window
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """row_ptr, col and weights [units, 1, 1] for inputs of this shape on a CPU, as `conv_chain` reads them.
+
+        None where it reads no such layer, or another kernel than the native one is to run.
+        """
+        layer = self.layer
+        if not self.sparse or layer._pad_before is not None or self.weights.dtype != torch.float32:
+            return None
+        plan = layer.plan
+        if plan.arranged_block != (1, 1) or plan.kept_rows is not None:
+            return None
+        seen = shape[:2] + self.window.output_size(*shape[2:]) if layer._thins else shape
+        problem = problem_of(plan.shape, seen, plan.multiplied, plan.block, plan.window, "cpu", torch.float32)
+        if rule.choose(layer.dispatch_key, "cpu", torch.float32, problem).kernel != "native":
+            return None
+        plan.last_seen = Seen("cpu", torch.float32, seen)
+        return plan.kernel_index.row_ptr, plan.kernel_index.col, plan.arrange(self.weights).contiguous()
 
     @property
     def key(self) -> str:
@@ -101,6 +134,38 @@ class Folded:
             return None
         x, end = layer._prepared(x) if layer._pads_or_thins else x, Epilogue(self.bias, residual=residual, act=act)
         return conv2d_with_epilogue(x, self.weights, layer.plan, lambda: end, layer.dispatch_key)
+
+
+class Pick:
+    """A frozen shortcut without weights as a `Folded`: pixels a stride apart, between channels of zeros."""
+
+    norm = bias = None
+    sparse, version, key = False, 0, ""
+
+    def __init__(self, layer: PadShortcut) -> None:
+        self.layer = layer
+        self.window = Window(stride=(layer.stride, layer.stride))
+
+    def refresh(self) -> None:
+        """Nothing to fold."""
+
+    def outputs(self, channels: int) -> int:
+        """Channels of the output for an input of so many."""
+        return channels + sum(self.layer.pad)
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As a convolution of one weight, 1, for each channel of the input."""
+        channels, outputs = shape[1], self.outputs(shape[1])
+        rows = torch.arange(outputs + 1, dtype=torch.int32) - self.layer.pad[4]
+        return rows.clamp(0, channels), torch.arange(channels, dtype=torch.int32), torch.ones(channels, 1, 1)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What the shortcut returns."""
+        return self.layer(x)
+
+    def with_epilogue(self, x: Tensor, residual: Tensor | None, act: str) -> Tensor | None:
+        """No kernel has it."""
+        return None
 
 
 def obstacle(layer: nn.Module) -> str:

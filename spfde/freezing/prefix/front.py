@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded
+from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick
 from spfde.freezing.prefix.rewrite import Check, Rewriting, Traces
 from spfde.freezing.prefix.steps import Chain
 from spfde.fusing import chains, layers, residual
@@ -47,7 +47,7 @@ def rewritten(
     frozen: Collection[nn.Module],
     whole: Collection[nn.Module],
     traces: Traces,
-    folded: dict[nn.Module, Folded],
+    folded: dict[nn.Module, Folded | Pick],
 ) -> Front:
     """What stands in for a model whose modules `frozen` are its front. whole: those that are still called."""
     front, found, seen = Front(), [], set()
@@ -80,7 +80,7 @@ def _rewriting(
     frozen: Collection[nn.Module],
     whole: Collection[nn.Module],
     traces: Traces,
-    folded: dict[nn.Module, Folded],
+    folded: dict[nn.Module, Folded | Pick],
 ) -> Rewriting | str:
     """The graph of one module's forward with what is frozen in it, or why there is none."""
     if type(module).forward is nn.Module.forward:

@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde.freezing.prefix.folded import Folded
-from spfde.kernels.call import Seen
 from spfde.kernels.conv_chain import ChainStep, ConvChain, near, pays
-from spfde.kernels.dispatch import rule
-from spfde.kernels.dtypes import cast, compute_and_result_dtype
-from spfde.kernels.problem import problem_of
-from spfde.nn.conv2d import padding_sides
-from spfde.sparse.kernel_index import Window
+from spfde.kernels.dtypes import cast
 
 Shape = tuple[int, int, int]
 
@@ -53,54 +47,37 @@ def schedule(steps: Sequence[Any], inputs: Sequence[Any], steady: bool) -> list[
         return alone
     shapes: list[Shape] = [tuple(each.shape[1:]) for each in inputs]
     for step in steps:
-        size = window_of(step.folded).output_size(*shapes[step.source][1:])
-        shapes.append((step.folded.outputs, *size))
+        channels, *size = shapes[step.source]
+        shapes.append((step.folded.outputs(channels), *step.folded.window.output_size(*size)))
         if step.residual is not None and shapes[step.residual] != shapes[-1]:
             return alone
     if not (near(shapes) if steady else pays(batch, shapes, torch.get_num_threads())):
         return alone
-    _, result = compute_and_result_dtype(x, steps[0].folded.weights)
+    result = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    stored = [step.folded.stored((batch, *shapes[step.source])) for step in steps]
     order: list[Together | int] = []
     first = 0
     while first < len(steps):
         last = first
-        while last < len(steps) and _is_native(steps[last].folded, (batch, *shapes[steps[last].source])):
+        while last < len(steps) and stored[last] is not None:
             last += 1
         if last == first:
             order.append(first)
             first += 1
             continue
-        order.append(_together(steps, first, last, len(inputs), shapes, result))
+        order.append(_together(steps, stored, first, last, len(inputs), shapes, result))
         first = last
     return order
 
 
-def window_of(folded: Folded) -> Window:
-    """How the convolution is applied to what it is given, but for another padding than with zeros."""
-    layer = folded.layer
-    if not folded.sparse:
-        return Window(layer.kernel_size, layer.stride, padding_sides(layer), layer.dilation, layer.groups)
-    if layer._pad_before is not None:
-        return layer.window._replace(padding=padding_sides(layer))
-    return layer.window._replace(stride=layer.stride) if layer._thins else layer.window
-
-
-def _is_native(folded: Folded, shape: tuple[int, ...]) -> bool:
-    layer = folded.layer
-    if not folded.sparse or layer._pad_before is not None:
-        return False
-    plan = layer.plan
-    if plan.arranged_block != (1, 1) or plan.kept_rows is not None or folded.weights.dtype != torch.float32:
-        return False
-    seen = shape[:2] + window_of(folded).output_size(*shape[2:]) if layer._thins else shape
-    problem = problem_of(plan.shape, seen, plan.multiplied, plan.block, plan.window, "cpu", torch.float32)
-    kernel = rule.choose(layer.dispatch_key, "cpu", torch.float32, problem).kernel
-    plan.last_seen = Seen("cpu", torch.float32, seen)
-    return kernel == "native"
-
-
 def _together(
-    steps: Sequence[Any], first: int, last: int, inputs: int, shapes: Sequence[Shape], result: torch.dtype
+    steps: Sequence[Any],
+    stored: Sequence[Any],
+    first: int,
+    last: int,
+    inputs: int,
+    shapes: Sequence[Shape],
+    result: torch.dtype,
 ) -> Together:
     """Steps [first, last) as one: all that they read from elsewhere, and all that later ones read of them."""
     here = steps[first:last]
@@ -113,8 +90,7 @@ def _together(
         [
             ChainStep(
                 own[step.source], own[inputs + first + i], None if step.residual is None else own[step.residual],
-                window_of(step.folded), step.folded.layer.plan.kernel_index,
-                step.folded.layer.plan.arrange(step.folded.weights).contiguous(), step.folded.bias, step.act,
+                step.folded.window, *stored[first + i], step.folded.bias, step.act,
             )
             for i, step in enumerate(here)
         ],

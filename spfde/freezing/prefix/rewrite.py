@@ -8,13 +8,14 @@ from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
-from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, obstacle
+from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick, obstacle
 from spfde.freezing.prefix.steps import Chain, Step
 from spfde.fusing import chains
 from spfde.fusing.epilogue import hooked
 from spfde.fusing.forward import is_fused
 from spfde.fusing.stand_in import Untraceable, join
 from spfde.fusing.trace import Traced, trace
+from spfde.models.resnet import PadShortcut
 
 Check = tuple[str, Callable[[nn.Module], bool]]
 
@@ -48,7 +49,7 @@ class Rewriting:
     frozen: Collection[nn.Module]
     whole: Collection[nn.Module]
     traces: Traces
-    folded: dict[nn.Module, Folded]
+    folded: dict[nn.Module, Folded | Pick]
     checks: list[Check] = field(default_factory=list)
     inlined: list[str] = field(default_factory=list)
     chains: list[Chain] = field(default_factory=list)
@@ -117,8 +118,10 @@ class Rewriting:
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             return None
         layer = self._called(node)
-        if layer not in self.frozen or layer in self.whole or not isinstance(layer, CONVOLUTIONS):
+        if layer not in self.frozen or layer in self.whole or not isinstance(layer, (*CONVOLUTIONS, PadShortcut)):
             return None
+        if type(layer) is PadShortcut:
+            return _Link(layer, node.args[0], [node]) if _is_plain(layer) else None
         if reason := obstacle(layer):
             self.reasons[layer] = reason
             return None
@@ -175,7 +178,8 @@ class Rewriting:
         for link in group:
             folded = self.folded.get(link.layer)
             if folded is None or folded.norm is not link.norm:
-                folded = self.folded[link.layer] = Folded(link.layer, link.norm)
+                made = Pick(link.layer) if type(link.layer) is PadShortcut else Folded(link.layer, link.norm)
+                folded = self.folded[link.layer] = made
             residual = None if link.residual is None else number[link.residual]
             steps.append(Step(folded, number[link.source], residual, link.add, link.act))
         chain = Chain(len(inputs), steps, steady=bool(self.whole))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde.freezing.prefix.folded import Folded
+from spfde.freezing.prefix.folded import Folded, Pick
 from spfde.freezing.prefix.lanes import Together, schedule
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import in_torch_ops, through_dispatcher
@@ -28,7 +28,7 @@ class Step:
     add: how the residual is added, of `ADDITIONS`. act: of `ACTIVATIONS`.
     """
 
-    folded: Folded
+    folded: Folded | Pick
     source: int
     residual: int | None = None
     add: str = "add"
@@ -37,6 +37,8 @@ class Step:
     @property
     def text(self) -> str:
         """What it does at once, as `spfde.fuse.report` writes it."""
+        if isinstance(self.folded, Pick):
+            return "shortcut"
         parts = (
             ("norm", self.folded.norm is not None),
             ("add", self.residual is not None),
