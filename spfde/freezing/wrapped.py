@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from weakref import WeakSet
 
 import torch.distributed as dist
@@ -23,17 +23,19 @@ def check_wrapped(parameters: Collection[nn.Parameter]) -> None:
             find_unused_parameters, and nobody makes it anew.
     """
     moving = {p for p in parameters if p.requires_grad}
-    if not moving:
-        return
-    for wrapper in _wrappers(moving):
+
+    def waits(wrapper: DistributedDataParallel) -> str | None:
         if all(p in moving for p in wrapper.parameters() if p.requires_grad):
-            continue  # nothing of it will go backward
-        if wrapper.static_graph or not wrapper.find_unused_parameters:
-            got = "static_graph=True" if wrapper.static_graph else "find_unused_parameters=False"
-            raise RuntimeError(
-                "expected DistributedDataParallel(find_unused_parameters=True) around what is frozen, got "
-                f"{got}; {ANEW}"
-            )
+            return None  # nothing of it will go backward
+        if wrapper.static_graph:
+            return "static_graph=True"
+        return None if wrapper.find_unused_parameters else "find_unused_parameters=False"
+
+    got = _fault(moving, waits)
+    if got is not None:
+        raise RuntimeError(
+            f"expected DistributedDataParallel(find_unused_parameters=True) around what is frozen, got {got}; {ANEW}"
+        )
 
 
 def check_reduced(parameters: Collection[nn.Parameter]) -> None:
@@ -43,35 +45,37 @@ def check_reduced(parameters: Collection[nn.Parameter]) -> None:
         RuntimeError: a DistributedDataParallel was made when some of them were frozen, and nobody makes it anew.
     """
     back = {p for p in parameters if not p.requires_grad}
-    if not back:
-        return
-    for wrapper in _wrappers(back):
+
+    def lacks(wrapper: DistributedDataParallel) -> str | None:
         if wrapper.logger is None:  # torch.compile's own reducer: it goes by each gradient
-            continue
+            return None
         known = wrapper._get_ddp_logging_data()["num_parameter_tensors"]
         own = (p for name, p in wrapper.module.named_parameters() if name not in wrapper.parameters_to_ignore)
         trains = sum(p.requires_grad or p in back for p in own)
-        if trains > known:
-            raise RuntimeError(
-                "expected a DistributedDataParallel that was made when all it holds trained, got one for "
-                f"{known} of {trains} tensors; {ANEW}"
-            )
+        return f"one for {known} of {trains} tensors" if trains > known else None
+
+    got = _fault(back, lacks)
+    if got is not None:
+        raise RuntimeError(
+            f"expected a DistributedDataParallel that was made when all it holds trained, got {got}; {ANEW}"
+        )
 
 
-def _wrappers(parameters: Collection[nn.Parameter]) -> Iterator[DistributedDataParallel]:
-    """Living wrappers that hold one of `parameters` and that nobody makes anew."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    kinds = set(_subclasses(DistributedDataParallel))
+def _fault(parameters: Collection[nn.Parameter], of: Callable[[DistributedDataParallel], str | None]) -> str | None:
+    """What is wrong with a living wrapper that holds one of `parameters` and that nobody makes anew; None: nothing."""
+    if not (parameters and dist.is_available() and dist.is_initialized()):
+        return None
+    kinds, fault = set(_subclasses(DistributedDataParallel)), None
     for look in range(2):
         every = [one for one in gc.get_objects() if type(one) in kinds]
-        found = [one for one in every if one not in renewed and any(p in parameters for p in one.parameters())]
-        if look == 0 and found:
-            del every, found
+        held = (one for one in every if one not in renewed and any(p in parameters for p in one.parameters()))
+        fault = next((what for what in map(of, held) if what is not None), None)
+        if fault is None:
+            break
+        if look == 0:
+            del every, held
             gc.collect()  # a wrapper that was deleted lives on in its cycles
-            continue
-        yield from found
-        return
+    return fault
 
 
 def _subclasses(kind: type) -> Iterator[type]:
