@@ -63,7 +63,8 @@ class Indexed(nn.Module):
         plan = self._plan
         if plan is None:
             raise ValueError("expected data, got a layer on the meta device, try load_state_dict(state, assign=True)")
-        if torch.compiler.is_compiling() or plan.stale:  # once, while it is traced: later the registered ops look
+        # Once while a graph is traced: later the registered ops look.
+        if torch.compiler.is_compiling() or plan.written.stale(plan.index):
             plan.follow()
         buffers, index = self._buffers, plan.index
         if buffers["row_ptr"] is not index.row_ptr or buffers["col"] is not index.col:

@@ -152,7 +152,7 @@ class Lineage:
         self.keep()
         if self.suspected is not None and layer is not None and layer._plan is not None:
             self.suspected = _Values.of(layer.values)
-            layer._plan.watch()
+            layer._plan.written.suspect()
 
     # ---- the layer is a copy -----------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class Lineage:
             return
         if self.suspected is None:
             self.suspected = _Values.of(layer.values)
-            layer._plan.watch()
+            layer._plan.written.suspect()
         if layer.values.requires_grad and layer.values.is_leaf and not self._hooked:
             own = ref(self)
             layer.values.register_post_accumulate_grad_hook(lambda _: (it := own()) is not None and it.leave())

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spfde._native import load
-
 
 class Index(NamedTuple):
     """The canonical index of a sparse weight, in blocks."""
@@ -61,22 +59,6 @@ def check_index(index: Index, rows: int, cols: int, capacity: int) -> str | None
 def spread(of_row: Tensor, counts: Tensor, nnz: int) -> Tensor:
     """What every row has, for each of its `counts` weights."""
     return torch.repeat_interleave(of_row, counts, output_size=nnz)
-
-
-GLANCE = 1 << 12  # columns that a glance at an index reads
-
-
-def fingerprint(index: Index, most: int = GLANCE) -> int | None:
-    """A checksum of an index in a CPU's memory, of about `most` of its columns; None for any other."""
-    core, (row_ptr, col) = load(), index
-    if isinstance(core, ImportError) or not col.is_cpu or type(col) is not Tensor:
-        return None
-    return core.fingerprint(row_ptr.data_ptr(), row_ptr.numel() - 1, col.data_ptr(), col.numel(), most)
-
-
-def writes(index: Index) -> tuple[int, int] | None:
-    """How often torch saw the index written in place; None where it does not count."""
-    return None if index.row_ptr.is_inference() else (index.row_ptr._version, index.col._version)
 
 
 def permute(tensor: Tensor, source: Tensor) -> None:

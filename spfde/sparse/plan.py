@@ -16,18 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from spfde._native import load
-from spfde.sparse.index import (
-    GLANCE,
-    Index,
-    check_index,
-    fingerprint,
-    index_from_positions,
-    positions_of,
-    writes,
-)
+from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
 from spfde.sparse.kernel_index import ONE_TAP, KernelIndex, Window, places_of, transpose, unit_columns
 from spfde.sparse.pattern import Grid, Pattern
+from spfde.sparse.written import Written
 
 _PUBLISHED: WeakValueDictionary[int, Plan] = WeakValueDictionary()  # by the address of their row_ptr
 
@@ -71,6 +63,7 @@ class Plan:
     grid: Grid
     block: tuple[int, int]
     kernel_index: KernelIndex
+    written: Written = field(repr=False)
     window: Window = ONE_TAP
     kept_rows: Tensor | None = None
     derived: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -78,9 +71,6 @@ class Plan:
     _outside: Tensor | None = field(default=None, repr=False)
     _weights: int | None = field(default=None, repr=False)
     _dense: Tensor | None = field(default=None, repr=False)
-    _writes: tuple[int, int] | None = field(default=None, repr=False)
-    _fingerprint: int | None = field(default=None, repr=False)
-    _checksum: int | None = field(default=None, repr=False)
     _builders: dict[str, Callable[[Plan], Any]] = field(default_factory=dict, repr=False)
     dense_version: int = field(default=0, repr=False)  # how often the dense buffer was written
     topology_version: int = field(default=0, repr=False)  # how often the topology moved
@@ -89,7 +79,6 @@ class Plan:
         self.calls: dict[Any, Any] = {}
         self.last_seen: Any = None
         self.owner: ReferenceType[Owner] | None = None  # is told when others write the index
-        self._counted: tuple[int, int] | None = None  # what `_writes` was before `watch`
 
     @property
     def rows(self) -> int:
@@ -181,28 +170,8 @@ class Plan:
         if self._dense is not None:
             self._dense.zero_()  # what is written next leaves other places alone
         self.calls.clear()
-        self._counted = None
         self.dense_version += 1
         self.topology_version += 1
-
-    @property
-    def stale(self) -> bool:
-        """Whether someone else wrote the index in place: DDP, an average of models, a distributed checkpoint, `.data`.
-
-        torch counts most writes. Those past its count are found on a CPU alone, where a glance waits for nothing.
-        """
-        row_ptr, col = self.index  # inline: every forward pass asks
-        if self._writes is not None and self._writes != (row_ptr._version, col._version):
-            return True
-        if self._fingerprint is None:
-            return False
-        rows, size = row_ptr.numel() - 1, col.numel()
-        return self._fingerprint != load().fingerprint(row_ptr.data_ptr(), rows, col.data_ptr(), size, GLANCE)
-
-    def watch(self) -> None:
-        """Asks the owner at every reading, from now on until the index is another one."""
-        if self._writes is not None and self._counted is None:
-            self._counted, self._writes = self._writes, (-1, -1)
 
     def follow(self) -> None:
         """Derives the plan anew, in place, if its index was written in place and says something else now.
@@ -210,18 +179,18 @@ class Plan:
         Raises:
             ValueError: what was written is no index of this weight, or the owner refuses it.
         """
-        if not self.stale:
+        if not self.written.stale(self.index):
             return
         owner = None if self.owner is None else self.owner()
         with torch.inference_mode(False), _disable_current_modes():
-            unwritten = self._unwritten()
+            unwritten = self.written.same(self.index)
             if owner is not None:
                 watched = owner.index_read(unwritten)
-                unwritten = unwritten or self._unwritten()
+                unwritten = unwritten or self.written.same(self.index)
                 if unwritten and watched:
                     return
             if unwritten:
-                self._writes, self._counted = writes(self.index), None  # the same once more, as a broadcast writes it
+                self.written.accept(self.index)
                 return
             problem = check_index(self.index, *self.grid.shape, self.values_shape[0])
             if problem:
@@ -235,12 +204,6 @@ class Plan:
             self.update_(new)
             if owner is not None:
                 owner.index_followed()
-
-    def _unwritten(self) -> bool:
-        """Whether the index says what it said, whoever wrote it."""
-        if self._checksum is None:
-            return self._counted is not None and self._counted == writes(self.index)
-        return self._checksum == fingerprint(self.index, self.index.col.numel() + 1)
 
     follow._dynamo_marked_constant = True  # while a graph is traced: see `_derive`
 
@@ -310,9 +273,8 @@ def build_plan(
     block = (1, cols) if kept_rows is not None else grid.block if height > 1 else (1, 1)
     values_shape = (capacity, height, width)
     return Plan(
-        tuple(shape), values_shape, nnz, index, grid, block, kernel_index, window, kept_rows,
-        _order=order, _outside=outside, _weights=weights, _writes=writes(index),
-        _fingerprint=fingerprint(index), _checksum=fingerprint(index, index.col.numel() + 1),
+        tuple(shape), values_shape, nnz, index, grid, block, kernel_index, Written(index), window, kept_rows,
+        _order=order, _outside=outside, _weights=weights,
     )  # fmt: skip
 
 
