@@ -61,6 +61,7 @@ def test_a_run_with_a_cache_goes_on_to_the_same_bits(how, task, tmp_path):
         ),
         ({"prefix": False}, "expected prefix=True with cache='auto', got False, try cache='off'"),
         ({"compile": True}, "expected compile=False with cache='auto', got True, try cache='off'"),
+        ({"method": "imp"}, "expected cache='off' with method='imp', which freezes nothing, got 'auto', try leaving"),
     ],
 )
 def test_a_cache_that_could_not_be_used_is_refused(fields, words):

@@ -260,6 +260,10 @@ class Recipe:
             )
         if not self.sparsity:
             raise ValueError(f"expected sparsity > 0 with method='imp', got {self.sparsity:g}, try method='dense'")
+        if self.cache != "off":
+            raise ValueError(
+                f"expected cache='off' with method='imp', which freezes nothing, got {self.cache!r}, try leaving it out"
+            )
         if self.checkpoint_every_steps:
             raise ValueError(
                 "expected checkpoint_every_steps to be left out with method='imp', which is kept after every round,"
