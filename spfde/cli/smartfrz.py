@@ -19,7 +19,7 @@ from spfde.cli.display import say
 from spfde.cli.terminal import steady
 from spfde.freezing.smartfrz.labels import LEVEL
 from spfde.freezing.smartfrz.learning import Samples, Scores, baselines, fit_predictor, folds, probabilities
-from spfde.freezing.smartfrz.predictor import Predictor, load_predictor
+from spfde.freezing.smartfrz.predictor import FORMS, Predictor, load_predictor
 from spfde.freezing.smartfrz.recorder import Record
 from spfde.train.references import Reference, record, references
 from spfde.train.run_dir import locked, write_atomically, write_json
@@ -51,9 +51,9 @@ def train(
     runs: Annotated[int | None, typer.Option(min=4, help="Reference trainings (12 of each data set).")] = None,
     epochs: Annotated[int, typer.Option(min=3, help="Epochs of a reference training.")] = 20,
     images: Annotated[int, typer.Option(min=960, help="Training images of Fashion-MNIST.")] = 1536,
-    form: Annotated[str, typer.Option(help="What the predictor is shown: displacements or weights.")] = "displacements",
-    layers: Annotated[int, typer.Option(min=1, help="Most layers of a network to learn from.")] = 12,
-    fit_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a predictor's training.")] = 5,
+    form: Annotated[str, typer.Option(help=f"What the predictor is shown: {', '.join(FORMS)}.")] = "quantiles",
+    layers: Annotated[int, typer.Option(min=1, help="Most layers of a network to learn from.")] = 8,
+    fit_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a predictor's training.")] = 6,
     level: Annotated[float, typer.Option(help="Least CKA with the end of a layer that counts as settled.")] = LEVEL,
 ) -> None:
     """Record reference trainings, train a predictor, judge it on what it has not seen, and write it.

@@ -133,7 +133,7 @@ def test_the_command_goes_on_where_it_stopped_and_logs_what_it_found(tmp_path, m
         assert set(rules) == {"predictor", "never", "slope", "schedule"}
     held = [each for each in log["references"] if each["held_out"]]
     assert len(log["references"]) == 8 and 0 < len(held) < 8 and log["level"] == 0.9
-    assert load_predictor(tmp_path / "predictor.npz").form == "displacements"
+    assert load_predictor(tmp_path / "predictor.npz").form == "quantiles"
     monkeypatch.setattr(command, "fit_predictor", None)  # everything is kept
     assert run().exit_code == 0
     other = CliRunner().invoke(cli.build("smartfrz"), f"smartfrz train --out {tmp_path} --epochs 5".split())

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from spfde._names import unknown
 from spfde.freezing.smartfrz.history import SAMPLES, SNAPSHOTS
 
-FORMS = ("weights", "displacements")
+FORMS = ("quantiles", "displacements", "weights")
+LEAST = 1e-4  # smaller displacements count as this one
 SHIPPED = Path(__file__).with_name("predictor.npz")
 
 
@@ -26,9 +27,10 @@ class Predictor(nn.Module):
     One predictor serves layers of every size and kind, for each gives the same number of weights.
 
     Args:
-        form: what the networks are shown: "weights", as they are (the paper); or "displacements", how far each weight
-            is from where it was in the oldest snapshot, in multiples of the sample's root mean square, so that the
-            scale of a layer does not matter.
+        form: what the networks are shown: "weights", as they are (the paper); "displacements", how far each weight is
+            from where it was in the oldest snapshot, in multiples of the sample's root mean square, so that the scale
+            of a layer does not matter; or "quantiles", the sizes of the displacements, sorted and as logarithms, so
+            that neither does the order in which weights were drawn, which means nothing.
 
     Raises:
         ValueError: an unknown form; in forward, windows of another size.
@@ -36,20 +38,37 @@ class Predictor(nn.Module):
     Source: SmartFRZ (arXiv 2401.16720); sizes as in public reimplementations.
     """
 
-    def __init__(self, form: str = "displacements") -> None:
+    def __init__(self, form: str = "quantiles") -> None:
         super().__init__()
         if form not in FORMS:
             raise unknown("form", form, FORMS)
         self.form = form
         self.key, self.value, self.query = (_mlp(SAMPLES, 256, 256, 64) for _ in range(3))
         self.head = _mlp(64, 32, 32, 2)
+        with torch.no_grad():
+            for last in (self.key[-1], self.query[-1]):
+                last.weight.mul_(0.3)  # so that attention is spread at first
 
     def forward(self, windows: Tensor) -> Tensor:
+        return self.attend(self.shown(windows))
+
+    def shown(self, windows: Tensor) -> Tensor:
+        """Windows in the predictor's form, of the same shape.
+
+        Raises:
+            ValueError: windows of another size.
+        """
         if windows.ndim != 3 or windows.shape[1:] != (SNAPSHOTS, SAMPLES):
             raise ValueError(
                 f"expected windows [n, {SNAPSHOTS}, {SAMPLES}], got {list(windows.shape)}; try windows.unsqueeze(0)"
             )
-        shown = displacements(windows) if self.form == "displacements" else windows
+        if self.form == "weights":
+            return windows
+        moved = displacements(windows)
+        return moved if self.form == "displacements" else moved.abs().sort(2).values.clamp_min(LEAST).log10() + 2
+
+    def attend(self, shown: Tensor) -> Tensor:
+        """The logits [n, 2] of what `shown` returned."""
         past, newest = shown[:, :-1], shown[:, -1]
         attention = torch.einsum("nd,ntd->nt", self.query(newest), self.key(past)).softmax(1)
         return self.head(torch.einsum("nt,ntd->nd", attention, self.value(past)))
@@ -92,5 +111,9 @@ def load_predictor(path: Path = SHIPPED) -> Predictor:
 
 
 def _mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them, which start as He et al. have it."""
     layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers[:-1])
