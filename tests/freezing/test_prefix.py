@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from freezing.models import IMAGES, MODELS, VGG, Basic, ResNet
 from torch import nn
 
 import spfde
-from freezing.models import IMAGES, MODELS, VGG, Basic, ResNet
 from spfde.freezing import Compiled, Prefix, blocks
 from spfde.kernels.clock import measure
 from spfde.models import ResNet as PaperResNet
@@ -55,8 +55,14 @@ def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     return bool((got - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-@pytest.mark.parametrize("sparsity, fused, dtype", [(None, False, torch.float32), (0.7, True, torch.float32),
-                                                    (0.7, False, torch.float64)])  # fmt: skip
+@pytest.mark.parametrize(
+    "sparsity, fused, dtype",
+    [
+        pytest.param(None, False, torch.float32, marks=pytest.mark.full),
+        (0.7, True, torch.float32),
+        (0.7, False, torch.float64),
+    ],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_returns_what_the_modules_return(name, sparsity, fused, dtype):
     model = settled(MODELS[name]())

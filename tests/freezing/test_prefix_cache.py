@@ -37,7 +37,7 @@ def epoch(prefix: Prefix, x: torch.Tensor, size: int = 5, cached: bool = True) -
     return found
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [pytest.param(False, marks=pytest.mark.full), True])
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_as_without_it_and_the_front_runs_once(name, fused):
     model = settled(MODELS[name]())
@@ -226,3 +226,24 @@ def test_blocks_of_a_stage_cut_in_its_middle():
             assert close(model(x[:6]), copy.deepcopy(model)(x[:6]), 1e-5)
     assert prefix.boundary == "1.0"
     assert prefix.cache.stats.hits == 6
+
+
+def test_inference_leaves_the_cache_alone():
+    model = settled(ResNet())
+    prefix, x = started(model), torch.randn(SAMPLES, *IMAGES[1:])
+    model.eval()
+    with torch.inference_mode(), prefix(torch.arange(4)):
+        assert close(model(x[:4]), copy.deepcopy(model)(x[:4]), 1e-5)
+    assert prefix.cache.key is None
+
+
+def test_buffers_that_are_written_as_they_are_change_nothing():
+    model = settled(spfde.sparsify(ResNet(), 0.5))
+    prefix, x = started(model), torch.randn(SAMPLES, *IMAGES[1:])
+    epoch(prefix, x)
+    for buffer in model.buffers():  # as DistributedDataParallel does at every step
+        buffer.copy_(buffer.clone())
+    with pytest.raises(ValueError, match="that the cache was filled with"):
+        epoch(prefix, x + 1)
+    epoch(prefix, x)
+    assert prefix.cache.stats.held == SAMPLES

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from freezing.models import IMAGES, ResNet
 from torch.nn.parallel import DistributedDataParallel
 
-from spfde.freezing import Progressive, blocks, freeze, is_frozen, unfreeze
+from spfde.freezing import Prefix, Progressive, blocks, freeze, is_frozen, unfreeze
 from spfde.integrations import EMA, Rebucketed
 
 OPTIONS = {"epochs": 12, "interval": 2, "flops_reduction": 0.1}
@@ -124,3 +124,20 @@ def test_a_whole_model_freezes_in_any_wrapper():
     wrapped = DistributedDataParallel(ResNet())
     freeze(wrapped)
     assert is_frozen(wrapped)
+
+
+@pytest.mark.parametrize("cache", ["off", "auto"])
+def test_the_front_of_a_wrapped_model_is_one_call(cache):
+    model, x = ResNet(), torch.randn(IMAGES)
+    found = blocks(model, x)
+    for block in found[:2]:
+        block.freeze()
+    wrapped, prefix = DistributedDataParallel(model), Prefix(model, found, cache, len(x))
+    expected = model.eval()(x)
+    for _ in range(2):
+        with prefix(torch.arange(len(x))):
+            got = wrapped(x)
+        got.sum().backward()
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert all((p.grad is None) == (not p.requires_grad) for p in model.parameters())
+    assert cache == "off" or prefix.cache.stats.hits == len(x)

@@ -15,7 +15,7 @@ def told(result) -> list[str]:
     return [event.text for record in result.epochs for event in record.events if event.kind == "cache"]
 
 
-@pytest.mark.parametrize("fields", [{}, AUGMENTED])
+@pytest.mark.parametrize("fields", [pytest.param({}, marks=pytest.mark.full), AUGMENTED])
 def test_the_front_as_one_call_and_cached_trains_alike(fields, task):
     ways = {"plain": {"prefix": False}, "folded": {}, "cached": {"cache": "auto"}}
     results = {name: task.fit(recipe(**FIELDS, **fields, **way)) for name, way in ways.items()}

@@ -83,8 +83,10 @@ class Folded:
             return
         with torch.inference_mode(False), torch.no_grad():
             weights, bias = self._fold()
-            self.weights, self.bias = _into(self.weights, weights), _into(self.bias, bias)
-        self._stamp, self.version = stamp, self.version + 1
+            if not (_same(self.weights, weights) and _same(self.bias, bias)):  # DDP writes what is there, at every step
+                self.weights, self.bias = _into(self.weights, weights), _into(self.bias, bias)
+                self.version += 1
+        self._stamp = stamp
 
     def _written(self) -> tuple[Any, ...]:
         """What changes whenever one of the tensors that are folded does, or where the values lie."""
@@ -182,6 +184,12 @@ def obstacle(layer: nn.Module) -> str:
 def _address(tensor: Tensor) -> int:
     """Where it lies: what is written through `.data` shows there if nowhere else."""
     return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta else 0
+
+
+def _same(old: Tensor | None, new: Tensor | None) -> bool:
+    if old is None or new is None or old.is_meta or not old.is_cpu:  # a GPU would be waited for
+        return old is new
+    return (old.shape, old.dtype) == (new.shape, new.dtype) and torch.equal(old, new)
 
 
 def _into(old: Tensor | None, new: Tensor | None) -> Tensor | None:

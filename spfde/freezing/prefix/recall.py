@@ -124,8 +124,8 @@ class Recall:
         tensors = [t for block in self.blocks for m in block.members for t in _own(m)]
         stamp = (_precision(), *((id(t), t._version, t.data_ptr()) for t in tensors))
         if stamp != self._stamp:
-            self._stamp, self._key = stamp, key_of(self.model, self.blocks)
-            self._inputs = {}
+            before, self._stamp, self._key = self._key, stamp, key_of(self.model, self.blocks)
+            self._inputs = self._inputs if self._key == before else {}
         return self.cache.key == self._key
 
     def _remember(self, given: Args, which: Tensor, indices: Tensor, variant: Tensor | None, samples: int) -> None:
@@ -159,7 +159,8 @@ class FromCache:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.recall.model
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
-        if wanted or torch.compiler.is_compiling():  # a compiled graph knows no cache
+        # A compiled graph knows no cache, and what inference makes could not be kept for a training.
+        if wanted or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
             forward = self.folded.get(model) or self.before[model]
             return type(model).forward(model, *args, **kwargs) if forward is None else forward(*args, **kwargs)
         with replaced(self.before):
@@ -177,9 +178,8 @@ def key_of(model: nn.Module, blocks: Sequence[FreezeBlock]) -> str:
             digest.update(f"{name} {type(module).__qualname__} {form}".encode())
             loose += [(name, t) for t in _own(module)]
     for name, tensor in loose:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
-        digest.update(plain.view(torch.uint8).numpy().tobytes() if plain.dim() else repr(plain.item()).encode())
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -206,5 +206,5 @@ def _checksum(given: Args) -> int | None:
     for tensor in tensors(given):
         if not tensor.is_cpu:
             return None
-        found = zlib.crc32(tensor.detach().contiguous().view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy(), found)
     return found
