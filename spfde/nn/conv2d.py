@@ -11,6 +11,7 @@ from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
 from spfde.nn.layer import SparseLayer
+from spfde.nn.loading import check_dense
 from spfde.sparse.kernel_index import Window
 
 
@@ -39,13 +40,14 @@ class SparseConv2d(SparseLayer):
     def from_dense(cls, conv: nn.Conv2d, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseConv2d:
         """The layer with the weights of `conv` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
 
+        The weights are copied: what else uses the dense one (tied weights) is not followed. Hooks are not taken over.
+
         Raises:
-            ValueError: the mask's shape or dtype differs from the weight's, the pattern is unknown, or the mask (or the
-                nonzeros) violate it: the first such place is named.
-            TypeError: `conv` is not a torch.nn.Conv2d.
+            ValueError: its weight is no plain Parameter with data, the mask's shape or dtype differs from the weight's,
+                the pattern is unknown, or the mask (or the nonzeros) violate it: the first such place is named.
+            TypeError: `conv` is not a torch.nn.Conv2d, or computes something else than one.
         """
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"expected a torch.nn.Conv2d, got {type(conv).__name__}")
+        check_dense(conv, nn.Conv2d)
         return cls(conv, mask, pattern).train(conv.training)
 
     @classmethod

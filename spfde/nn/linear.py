@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.spmm import spmm, spmm_with_epilogue
 from spfde.nn.layer import SparseLayer
+from spfde.nn.loading import check_dense
 
 
 class SparseLinear(SparseLayer):
@@ -21,13 +22,14 @@ class SparseLinear(SparseLayer):
     def from_dense(cls, linear: nn.Linear, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseLinear:
         """The layer with the weights of `linear` that `mask` keeps (its nonzeros if None) and the same bias Parameter.
 
+        The weights are copied: what else uses the dense one (tied weights) is not followed. Hooks are not taken over.
+
         Raises:
-            ValueError: the mask's shape or dtype differs from the weight's, the pattern is unknown, or the mask (or the
-                nonzeros) violate it: the first such place is named.
-            TypeError: `linear` is not a torch.nn.Linear.
+            ValueError: its weight is no plain Parameter with data, the mask's shape or dtype differs from the weight's,
+                the pattern is unknown, or the mask (or the nonzeros) violate it: the first such place is named.
+            TypeError: `linear` is not a torch.nn.Linear, or computes something else than one.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"expected a torch.nn.Linear, got {type(linear).__name__}")
+        check_dense(linear, nn.Linear)
         layer = cls(linear.weight, linear.bias, mask, pattern)
         return layer.train(linear.training)
 

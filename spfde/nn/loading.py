@@ -1,16 +1,40 @@
-"""What a sparse layer's load_state_dict checks before anything changes."""
+"""What a sparse layer checks of what it is made of or loads, before anything changes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
 
 if TYPE_CHECKING:
     from spfde.nn.indexed import Indexed
+
+
+def check_dense(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Refuses what is no dense layer of a kind, or one that a sparse layer with its weights could not stand for.
+
+    Raises:
+        TypeError: it is of another kind, or has a forward of its own.
+        ValueError: its weight is computed, has no data yet, or is not floating point.
+    """
+    what = f"torch.nn.{kind.__name__}"
+    if not isinstance(layer, kind):
+        raise TypeError(f"expected a {what}, got {type(layer).__name__}")
+    if type(layer).forward is not kind.forward or "forward" in vars(layer):
+        own = f"{type(layer).__name__} with a forward of its own, which a sparse layer would not keep"
+        raise TypeError(f"expected a layer that computes as {what}, got {own}, try a {what} with its weights")
+    if parametrize.is_parametrized(layer):
+        remedy = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+        raise ValueError(f"expected a plain weight, got a parametrized one, try {remedy}")
+    if is_lazy(layer.weight) or layer.weight.is_meta:
+        raise ValueError("expected a weight with data, got one without, try loading it, or a forward pass, first")
+    if not layer.weight.is_floating_point():
+        raise ValueError(f"expected a floating-point weight, got {layer.weight.dtype}, try layer.float()")
 
 
 def index_from_dense(layer: Indexed, dense: Tensor, state_dict: dict[str, Any], prefix: str) -> str | None:

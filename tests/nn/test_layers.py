@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import spfde
 from spfde.nn import SparseConv2d, SparseLayer, SparseLinear
@@ -373,6 +374,34 @@ def test_wrong_arguments_are_refused():
         SparseLinear.from_dense(nn.Linear(2, 3), torch.ones(3, 2))
     with pytest.raises(ValueError, match="expected pattern 'unstructured', 'block:RxC'.*got 'blocks'"):
         SparseLinear.from_dense(nn.Linear(2, 3), pattern="blocks")
+
+
+class Halved(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+class Same(nn.Conv2d):
+    """As torch's own NonDynamicallyQuantizableLinear: another name, the same layer."""
+
+
+def test_what_a_layer_could_not_stand_for_is_refused():
+    kept = SparseConv2d.from_dense(Same(4, 4, 3))
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(kept(x), kept.to_dense()(x))
+    with pytest.raises(TypeError, match="computes as torch.nn.Conv2d, got Halved with a forward of its own, .*, try a"):
+        SparseConv2d.from_dense(Halved(4, 4, 3))
+    for dense, said in (
+        (
+            parametrizations.weight_norm(nn.Linear(4, 4)),
+            "expected a plain weight, got a parametrized one, try torch.nn",
+        ),
+        (nn.LazyLinear(4), "expected a weight with data, got one without, try"),
+        (nn.Linear(4, 4, device="meta"), "expected a weight with data, got one without, try"),
+        (nn.Linear(4, 4, dtype=torch.complex64), "expected a floating-point weight, got torch.complex64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SparseLinear.from_dense(dense)
 
 
 def test_repr_says_what_matters():
