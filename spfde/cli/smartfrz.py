@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import signal
 import sys
@@ -119,7 +120,7 @@ def learned(console: Console, records: Sequence[Record], out: Path, settings: Se
             write_atomically(out / "predictor.npz", predictor.write)
     return {
         "references": [{**each.about, "held_out": each in held} for each in records],
-        "scores": {name: {rule: dataclasses.asdict(s) for rule, s in own.items()} for name, own in scores.items()},
+        "scores": {name: {rule: written(s) for rule, s in own.items()} for name, own in scores.items()},
         "losses": losses,
     }
 
@@ -142,6 +143,11 @@ def judged(predictor: Predictor, ours: Samples, theirs: Samples) -> dict[str, Sc
     """Score a predictor, and simpler rules set up on `ours`, on `theirs`."""
     said = probabilities(predictor, theirs) >= 0.5
     return {"predictor": Scores.of(said, theirs.labels), **baselines(ours, theirs)}
+
+
+def written(scores: Scores) -> dict[str, float | None]:
+    """Scores as the log has them: JSON knows no nan."""
+    return {name: None if math.isnan(value) else value for name, value in dataclasses.asdict(scores).items()}
 
 
 def table(name: str, scores: dict[str, Scores], samples: Samples) -> Table:

@@ -131,6 +131,7 @@ def test_the_command_goes_on_where_it_stopped_and_logs_what_it_found(tmp_path, m
     assert set(log["scores"]) == splits and all(f"{split}:" in result.output for split in splits)
     for rules in log["scores"].values():
         assert set(rules) == {"predictor", "never", "slope", "schedule"}
+    assert log["scores"]["other runs"]["never"]["precision"] is None
     held = [each for each in log["references"] if each["held_out"]]
     assert len(log["references"]) == 8 and 0 < len(held) < 8 and log["level"] == 0.9
     assert load_predictor(tmp_path / "predictor.npz").form == "quantiles"
