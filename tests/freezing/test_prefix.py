@@ -294,3 +294,15 @@ def test_a_stage_s_shortcut_runs_with_its_convolutions(batch):
         assert close(model(x), copy.deepcopy(model)(x), 1e-5)
     assert "11 of 11 convolutions folded, in 1 calls" in str(prefix)
     assert "layer2.0.shortcut  shortcut" in str(prefix)
+
+
+def test_a_shortcut_with_weights_is_a_residual_of_the_last_convolution():
+    model = settled(spfde.sparsify(ResNet(8), 0.5))
+    prefix, x = frozen(model, 4), torch.randn(16, *IMAGES[1:])
+    model.eval()
+    with prefix():
+        assert close(model(x), copy.deepcopy(model)(x), 1e-5)
+        text = str(prefix)
+    assert "10 of 10 convolutions folded, in 2 calls" in text  # a pooling lies between the two
+    assert "layer2.0.conv2  conv+norm+add+relu" in text and "layer2.0.downsample.0  conv+norm" in text
+    assert "as ever" not in text

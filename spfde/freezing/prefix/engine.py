@@ -123,7 +123,8 @@ class Prefix:
 
     def __str__(self) -> str:
         """What is folded, and what is not and why."""
-        self.follow()
+        if not self._active:
+            self.follow()
         frozen = self.frozen
         if not frozen:
             return "nothing is frozen from the first block on: the model runs as ever"

@@ -54,6 +54,8 @@ def rewritten(
     waiting = [model]
     while waiting:
         module = waiting.pop()
+        if next(module.children(), None) is None:
+            continue
         if module in seen or not any(m in frozen for m in module.modules() if isinstance(m, CONVOLUTIONS)):
             continue
         seen.add(module)

@@ -103,17 +103,24 @@ class Rewriting:
 
     def fold(self) -> None:
         """Makes chains of frozen convolutions and what follows them."""
-        links = {link.end: link for node in list(self.graph.nodes) if (link := self._link(node)) is not None}
+        links: dict[fx.Node, _Link] = {}
+        claimed: set[fx.Node] = set()  # an addition of two convolutions goes with the first
+        for node in list(self.graph.nodes):
+            link = self._link(node, claimed)
+            if link is not None:
+                links[link.end] = link
+                claimed.update(link.nodes)
         taken: set[fx.Node] = set()
-        for link in reversed(links.values()):
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        for link in sorted(links.values(), key=lambda link: order[link.end], reverse=True):
             if link.end in taken:
                 continue
-            group = self._group(link, links)
+            group = sorted(self._group(link, links), key=lambda link: order[link.end])
             taken.update(each.end for each in group)
             if len(group) > 1 or len(link.nodes) > 1:
                 self._replace(group)
 
-    def _link(self, node: fx.Node) -> _Link | None:
+    def _link(self, node: fx.Node, claimed: Collection[fx.Node]) -> _Link | None:
         """The frozen convolution that the node calls with all that can follow it in one pass; None if it is none."""
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             return None
@@ -131,7 +138,7 @@ class Rewriting:
             link.norm = self._called(reader)
             link.nodes.append(reader)
         addition = chains.addition_to(link.end)
-        if addition is not None and self._may_join(node, addition.node, link.nodes):
+        if addition is not None and addition.node not in claimed and self._may_join(node, addition.node, link.nodes):
             link.residual, link.add = addition.other, addition.function
             link.nodes.append(addition.node)
         follower = chains.only_user(link.end)
@@ -153,7 +160,7 @@ class Rewriting:
         return "forward" not in vars(norm) and norm.num_features == self._called(conv).out_channels
 
     def _group(self, last: _Link, links: dict[fx.Node, _Link]) -> list[_Link]:
-        """The links that end in `last` and that nothing else reads, in order."""
+        """The links that end in `last` and that nothing else reads."""
         group, nodes = [last], list(last.nodes)
         found = True
         while found:
@@ -166,8 +173,7 @@ class Rewriting:
                     group.append(link)
                     nodes += link.nodes
                     found = True
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        return sorted(group, key=lambda link: order[link.end])
+        return group
 
     def _replace(self, group: list[_Link]) -> None:
         reads = [read for link in group for read in (link.source, link.residual) if read is not None]
