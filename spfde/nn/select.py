@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from spfde._modules import eval_mode, run
 from spfde._names import unknown
@@ -49,6 +50,11 @@ def select(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            "expected a model before it is wrapped, got a DistributedDataParallel, which would not average the "
+            "gradients of new layers, try spfde.sparsify before wrapping"
+        )
     exclude, bare = as_rules(exclude), has_kind(model)
     entries = weighted(model)
     skipped = set() if bare else excluded(model, exclude)

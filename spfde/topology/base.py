@@ -25,7 +25,7 @@ from spfde.topology.probes import GradientProbes
 from spfde.topology.report import Report
 from spfde.topology.schedule import Schedule
 from spfde.topology.stepping import Stepping
-from spfde.topology.wrappers import bare, check_unsharded, renamed, wrapper_of
+from spfde.topology.wrappers import bare, check_reduced, check_unsharded, renamed, wrapper_of
 
 
 class Topology(Stepping):
@@ -88,10 +88,11 @@ class Topology(Stepping):
             raise ValueError(f"expected every or every_epochs, got both ({every} and {every_epochs}), try leaving one")
         self.schedule = Schedule(total_steps, self.default_every if every is None else every, every_epochs)
         self.drop_fraction = self._checked_drop(drop_fraction)
+        check_unsharded(model)
         self.layers = sparse_layers(model)
-        check_unsharded(model, self.layers)
         check_layers(self.layers, optimizer, self)
         wrapper = wrapper_of(model, self.layers)
+        check_reduced(wrapper, self.layers)
         if process_group is None and wrapper is not None:
             process_group = wrapper.process_group
         self._ranks, self._wrapped = Ranks(process_group), wrapper is not None

@@ -27,16 +27,34 @@ def wrapper_of(model: nn.Module, layers: Mapping[str, SparseLayer]) -> Distribut
     return next((one for one in wrapped if any(id(p) in values for p in one.parameters())), None)
 
 
-def check_unsharded(model: nn.Module, layers: Mapping[str, SparseLayer]) -> None:
+def check_reduced(wrapper: DistributedDataParallel | None, layers: Mapping[str, SparseLayer]) -> None:
+    """Refuses layers that were made after their model was wrapped.
+
+    Raises:
+        ValueError: the wrapper averages the gradients of other Parameters.
+    """
+    if wrapper is None:
+        return
+    reduced = {id(p) for p in wrapper._module_parameters}
+    name = next((name for name, layer in layers.items() if id(layer.values) not in reduced), None)
+    if name is not None:
+        raise ValueError(
+            f"expected spfde.sparsify before DistributedDataParallel, got {name!r} made after it, whose gradients it "
+            "would not average, try wrapping the sparse model anew"
+        )
+
+
+def check_unsharded(model: nn.Module) -> None:
     """Refuses weights of which each rank has a part.
 
     Raises:
         ValueError: FullyShardedDataParallel or fully_shard holds the model.
     """
     kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
-    sharded = next((n for n, layer in layers.items() if hasattr(layer.values, "device_mesh")), None)
+    values = (m._parameters.get("values") for m in model.modules() if isinstance(m, SparseLayer))
+    sharded = any(hasattr(one, "device_mesh") for one in values)
     kind = "FullyShardedDataParallel" if "FullyShardedDataParallel" in kinds else "fully_shard (FSDP2)"
-    if kind == "FullyShardedDataParallel" or sharded is not None:
+    if kind == "FullyShardedDataParallel" or sharded:
         raise ValueError(
             f"expected every rank to hold all stored weights, so that their masks can move, got {kind}, try "
             "DistributedDataParallel"

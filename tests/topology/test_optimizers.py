@@ -185,6 +185,14 @@ def test_in_a_process_group(tmp_path):
         wrapped = DistributedDataParallel(model)
         with pytest.raises(ValueError, match="expected room for .* before DistributedDataParallel, got .*try spfde"):
             GMP(wrapped.module, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=40, initial_sparsity=0.2)
+        with pytest.raises(ValueError, match="expected a model before it is wrapped, got a DistributedDataParallel"):
+            sparsify(DistributedDataParallel(nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 12), nn.Linear(12, 4))), 0.5)
+        late = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4))
+        around = DistributedDataParallel(late)
+        sparsify(late, distribution={"0": 0.8})
+        for each in (late, around):
+            with pytest.raises(ValueError, match="expected spfde.sparsify before DistributedDataParallel, got"):
+                SET(each, torch.optim.SGD(late.parameters(), lr=0.1), total_steps=40)
         outside = RigL(wrapped, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=40, every=1)
         inside = RigL(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=40, every=1)
         outside.steps_done = 7
