@@ -1,0 +1,25 @@
+// The ops on a CUDA device, by the contracts in include/spfde: queued on exec.stream of exec.device, never waited for.
+//
+// Arrays are on that device. They have the type of args.dtype, sums are float32; index and perm are those of the CPU.
+// Every sum has a fixed order. What a kernel needs beyond its arguments is `scratch`, as many bytes as the function
+// beside it says. Throws std::runtime_error where CUDA refuses a launch.
+#pragma once
+
+#include "spfde/exec.h"
+#include "spfde/scatter.h"
+#include "spfde/sddmm.h"
+#include "spfde/spmm.h"
+
+namespace spfde::cuda {
+
+void spmm(const SpmmArgs& args, const Exec& exec);
+
+// 0 where the rows and columns alone fill a device of that many multiprocessors, else parts of the batch are summed
+// apart: at most 16 times 4 bytes for each slot of dvalues and each row.
+int64_t sddmm_scratch(const SddmmArgs& args, int multiprocessors);
+void sddmm(const SddmmArgs& args, int multiprocessors, void* scratch, const Exec& exec);
+
+void scatter(const ScatterArgs& args, const Exec& exec);
+void gather(const GatherArgs& args, const Exec& exec);
+
+}  // namespace spfde::cuda
