@@ -4,6 +4,7 @@
 # make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test-full
 # make test-models  models of timm, transformers and others, stage by stage against the masked dense copy
 # make test-integrations  sieves under Accelerate, Lightning and torchdata, two processes each
+# make test-cuda  the CUDA kernels on the CPU's emulator, sanitized, with planted faults, and by nvcc where there is one
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
@@ -15,6 +16,9 @@ BUILD := setuptools pybind11 cmake ninja
 
 BIN := .venv/bin
 PARALLEL := -n 2 --dist worksteal
+# CUDA C++ kernels are compiled where a GPU can run them; SPFDE_CUDA=1 make setup does so anyway, for every architecture.
+export SPFDE_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/nvhost-gpu /dev/nvgpu),auto,0)
+
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 

@@ -82,7 +82,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("instruction set", native["isa"] + forced),
             ("  compiled", ", ".join(native["compiled"])),
             ("  runnable here", ", ".join(native["runnable"])),
-            ("CUDA kernels", ", ".join(native["cuda_archs"]) or "none: GPU kernels are in Triton"),
+            ("CUDA kernels", ", ".join(native["cuda_archs"]) or "not built (no nvcc): GPU kernels are Triton's"),
         ]
     table += [
         ("CUDA", ", ".join(cuda["devices"]) or ("no device" if cuda["torch"] else "torch without CUDA")),

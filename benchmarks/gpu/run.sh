@@ -31,6 +31,8 @@ within() {
 
 if ! "$python" -c 'from spfde._native import native; native()' 2>/dev/null; then
   say "building the native core"
+  CUDAARCHS=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+  export CUDAARCHS
   within 120 "$python" setup.py -q build_ext --inplace \
     || say "not built (see above): going on without it, the GPU kernels need none"
 fi
@@ -44,7 +46,7 @@ if "$python" -c 'import pytest' 2>/dev/null; then
   pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default -m gpu)
   "$python" -c 'import hypothesis' 2>/dev/null || pytest+=(--noconftest)
   "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n 8)  # most of their time is Triton's compiler's
-  within 150 "${pytest[@]}" tests/gpu tests/kernels/triton/test_gpu.py tests/kernels/triton/test_gpu_fusing.py || failed=1
+  within 150 "${pytest[@]}" tests/gpu tests/kernels/cuda/test_gpu.py tests/kernels/triton/test_gpu.py tests/kernels/triton/test_gpu_fusing.py || failed=1
 else
   say "expected pytest, got none: going on without the tests"
 fi

@@ -48,4 +48,5 @@ PYBIND11_MODULE(_C, m) {
   bind_conv_chain(m);
   bind_norm_act(m);
   bind_scatter(m);
+  bind_cuda(m);
 }

@@ -30,3 +30,4 @@ void bind_conv2d(py::module_& m);
 void bind_conv_chain(py::module_& m);
 void bind_norm_act(py::module_& m);
 void bind_scatter(py::module_& m);
+void bind_cuda(py::module_& m);

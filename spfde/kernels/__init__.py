@@ -1,6 +1,6 @@
 """Ops on sparse weights, one module each, and the kernels that run them (see `spfde.kernels.registry`)."""
 
-from spfde.kernels import clock, dense, native, norm_act_ops, reference  # the kernels register themselves
+from spfde.kernels import clock, cuda, dense, native, norm_act_ops, reference  # the kernels register themselves
 from spfde.kernels.conv2d import conv2d
 from spfde.kernels.norm_act import norm_act
 from spfde.kernels.problem import KernelChoice
@@ -15,6 +15,7 @@ __all__ = [
     "Product",
     "clock",
     "conv2d",
+    "cuda",
     "dense",
     "native",
     "norm_act",

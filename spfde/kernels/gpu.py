@@ -22,8 +22,8 @@ class Config(NamedTuple):
 class Gpu:
     """What the model knows of a GPU: rates in units of 10^12 a second.
 
-    half, tf32: floating point operations of dense products in 16 bits and TF32. l2, memory: bytes. shared: bytes of
-    shared memory that a program may have. units: multiprocessors.
+    half, tf32: floating point operations of dense products in 16 bits and TF32. simt: those of CUDA cores in float32.
+    l2, memory: bytes. shared: bytes of shared memory that a program may have. units: multiprocessors.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Gpu:
     shared: int
     half: float
     tf32: float
+    simt: float
     l2: float
     memory: float
 
@@ -45,11 +46,11 @@ KIB = 1024
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("NVIDIA H200", (9, 0), 132, 227 * KIB, 790, 395, 5.5, 4.3),
-        Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 163 * KIB, 270, 135, 4.5, 2.0),
-        Gpu("NVIDIA GeForce RTX 3060", (8, 6), 28, 99 * KIB, 51, 25, 1.2, 0.36),
-        Gpu("Orin", (8, 7), 16, 163 * KIB, 42.5, 21, 0.7, 0.2),
-        Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 99 * KIB, 165, 82, 4.5, 1.0),
+        Gpu("NVIDIA H200", (9, 0), 132, 227 * KIB, 790, 395, 67, 5.5, 4.3),
+        Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 163 * KIB, 270, 135, 19.5, 4.5, 2.0),
+        Gpu("NVIDIA GeForce RTX 3060", (8, 6), 28, 99 * KIB, 51, 25, 13, 1.2, 0.36),
+        Gpu("Orin", (8, 7), 16, 163 * KIB, 42.5, 21, 5.3, 0.7, 0.2),
+        Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 99 * KIB, 165, 82, 82, 4.5, 1.0),
     )
 }
 
@@ -61,7 +62,7 @@ def gpu_of(name: str, capability: tuple[int, int], units: int, shared: int) -> G
     known = sorted(GPUS.values(), key=lambda gpu: gpu.capability)
     like = [known[0], *(gpu for gpu in known if gpu.capability <= capability)][-1]
     by = units / like.units
-    rates = (like.half * by, like.tf32 * by, like.l2 * by, like.memory * by)
+    rates = (rate * by for rate in (like.half, like.tf32, like.simt, like.l2, like.memory))
     return Gpu(name, capability, units, shared, *rates)
 
 

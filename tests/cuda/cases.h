@@ -39,6 +39,7 @@ using Array = std::vector<T>;
 template <typename T>
 Array<T> stored(const Floats& values) {
   Array<T> out;
+  out.reserve(values.size());  // no room behind it in which AddressSanitizer would miss a read
   for (float value : values) out.push_back(spfde::cuda::from_float<T>(value));
   return out;
 }

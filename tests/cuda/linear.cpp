@@ -27,14 +27,14 @@ struct Problem {
 
 // The mask of a problem; every third row and every fifth column is empty, so is everything at density 0.
 Mask mask_of(Random& random, const Problem& p) {
-  Mask out = mask(random, p.rows, p.cols, p.density);
-  if (p.density == 1) return out;
-  Mask holes;
+  Mask out = mask(random, p.rows, p.cols, p.density), holes;
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int32_t k = out.ptr[r]; k < out.ptr[r + 1]; ++k)
-      if (r % 3 != 1 && out.col[k] % 5 != 2) holes.col.push_back(out.col[k]);
+      if (p.density == 1 || (r % 3 != 1 && out.col[k] % 5 != 2)) holes.col.push_back(out.col[k]);
     holes.ptr.push_back(static_cast<int32_t>(holes.col.size()));
   }
+  holes.ptr.shrink_to_fit();
+  holes.col.shrink_to_fit();
   return holes;
 }
 

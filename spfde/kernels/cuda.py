@@ -1,0 +1,174 @@
+"""The kernel "cuda": single weights on a GPU in CUDA C++, where the native core was built with nvcc.
+
+Linear layers and pointwise convolutions, in float32, float16 and bfloat16 with sums in float32. The weight gradient is
+a sampled product at low density and above it torch's dense product, gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spfde._native import load, native
+from spfde.kernels.dense import DenseLinear
+from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.gpu import Gpu, gpu_at, gpu_here
+from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.problem import Problem
+from spfde.kernels.registry import Kernel, Prediction, Product, register
+from spfde.sparse.kernel_index import KernelIndex, slots
+
+# A product waits for shared memory, which delivers 32 words a clock to a multiprocessor of 128 multiply-adds: one word
+# for a multiply-add of a forward product or input gradient (half a one in 16 bits), two for one of a weight gradient.
+BOUND = {"product": 1 / 4, "sampled": 1 / 8}
+EFFICIENCY = 0.6  # of those bounds, to be measured
+SAMPLED = 0.06  # density up to which the sampled product is expected to beat the dense one
+MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _Linear(Product):
+    """x is [batch, features] or, of a pointwise convolution, [batch, channels, height, width]."""
+
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        weight: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        return _spmm(x, values, bias, (index.row_ptr, index.col, None), problem.shape[0])
+
+    def input_grad(
+        self,
+        dy: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        size: Sequence[int],
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        return _spmm(dy, values, None, (index.t_row_ptr, index.t_col, index.t_perm), problem.shape[1])
+
+    def weight_grad(
+        self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        dy, x, batch, positions = *_alike(dy, x), *_tokens(x)
+        rows, cols = problem.shape[:2]
+        if problem.density > SAMPLED:
+            dy, x = (t if t.dim() == 2 else t.movedim(1, -1).reshape(-1, t.shape[1]) for t in (dy, x))
+            return DenseLinear().weight_grad(dy, x, index, block, problem, bias)
+        dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(rows if bias else 0)
+        sizes, units = (rows, cols, batch, positions, len(dvalues)), gpu_at(x.device).units
+        scratch = x.new_empty(native().cuda_sddmm_scratch(*sizes, units), dtype=torch.uint8)
+        native().cuda_sddmm(
+            *sizes, index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(), dvalues.data_ptr(),
+            dbias.data_ptr() if bias else 0, _name(x.dtype), units, scratch.data_ptr(), *_where(x),
+        )  # fmt: skip
+        return dvalues, dbias
+
+
+def _spmm(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: tuple[Tensor, Tensor, Tensor | None], rows: int
+) -> Tensor:
+    """Y of a weight [rows, columns] by (row_ptr, col, perm); in the memory format of x."""
+    memory = memory_format_of(x) if x.dim() == 4 else torch.contiguous_format
+    x = x.contiguous(memory_format=memory)
+    y = torch.empty((len(x), rows, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=memory)
+    (batch, positions), (row_ptr, col, perm) = _tokens(x), index
+    native().cuda_spmm(
+        rows, x.shape[1], batch, positions, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
+        0 if perm is None else perm.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
+        _name(x.dtype), *_where(x),
+    )  # fmt: skip
+    return y
+
+
+def _alike(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the memory format of x."""
+    memory = memory_format_of(x) if x.dim() == 4 else torch.contiguous_format
+    return dy.contiguous(memory_format=memory), x.contiguous(memory_format=memory)
+
+
+def _tokens(x: Tensor) -> tuple[int, int]:
+    """How many tokens there are, and how many of them lie side by side for each feature."""
+    if x.dim() == 2:
+        return len(x), 1
+    pixels = x.shape[2] * x.shape[3]
+    return len(x) * pixels, pixels if memory_format_of(x) is torch.contiguous_format else 1
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _where(x: Tensor) -> tuple[int, int]:
+    """Device and stream; a tensor of a CPU is the emulator's (tests/cuda)."""
+    if x.device.type == "cpu":
+        return 0, 0
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def built_for(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code of these CMake architectures ("80-real", "121-virtual", "90") runs on a GPU of this capability."""
+    for each in architectures:
+        number, _, kind = each.partition("-")
+        major, minor = int(number[:-1]), int(number[-1])
+        if kind != "virtual" and major == capability[0] and minor <= capability[1]:
+            return True
+        if kind != "real" and (major, minor) <= capability:
+            return True
+    return False
+
+
+class Cuda(Kernel):
+    """CUDA C++ kernels for single weights (patterns "unstructured" and "fan-in")."""
+
+    name, devices = "cuda", ("cuda",)
+    products: ClassVar = {"linear": _Linear(), "conv2d": _Linear()}
+
+    def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
+        """Why it cannot run for this problem on a type of device, or None."""
+        if device != "cuda":
+            return f"CUDA kernels do not run on {device}"
+        if dtype not in DTYPES:
+            return f"its kernels compute float32, float16 and bfloat16, not {_name(dtype)}"
+        if problem.block != (1, 1):
+            return "its kernels are for single weights, not for blocks"
+        if not problem.window.linear:
+            return "its convolutions are pointwise ones of stride 1 without padding or groups"
+        core = load()
+        if isinstance(core, ImportError) or not core.cuda_archs():
+            return "spfde was built without nvcc, so without CUDA C++ kernels"
+        gpu = gpu_here()
+        if gpu is not None and not built_for(core.cuda_archs(), gpu.capability):
+            built, wanted = ", ".join(core.cuda_archs()), "{}{}".format(*gpu.capability)
+            return f"its kernels were built for {built}, not for sm_{wanted}: build with CUDAARCHS={wanted}"
+        return None
+
+    def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
+        """By the bounds of shared memory. float32 is compared with TF32: a choice must not hang on a flag."""
+        gpu = gpu_here()
+        if gpu is None:
+            return Prediction(0.0, False, "no CUDA device")
+        gain = predicted_gain(dtype, problem.density, gpu)
+        reason = f"predicted {gain:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
+        return Prediction(gain, gain >= MARGIN, reason)
+
+
+def predicted_gain(dtype: torch.dtype, density: float, gpu: Gpu) -> float:
+    """Time of the dense forward + backward over that of the kernels, both without what memory and launches cost."""
+    dense = 1 / gpu.rate(dtype)
+    words = 1 if dtype == torch.float32 else 2
+    product = density / (gpu.simt * words * BOUND["product"] * EFFICIENCY)
+    sampled = density / (gpu.simt * words * BOUND["sampled"] * EFFICIENCY)
+    return 3 * dense / (2 * product + (sampled if density <= SAMPLED else dense))
+
+
+register(Cuda())

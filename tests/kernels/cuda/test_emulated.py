@@ -1,0 +1,101 @@
+"""The CUDA kernels themselves on the emulator: in every order of threads, under sanitizers, with planted faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cuda_build import ROOT, built
+
+pytestmark = pytest.mark.full
+
+SOME = "130x67"  # the cases of more than one tile in every direction
+
+
+def run(folder: Path, only: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    given = [folder / "cuda_tests", *([only] if only else [])]
+    return subprocess.run(given, capture_output=True, text=True, env=os.environ | environment, timeout=1800)
+
+
+def test_every_order_of_the_threads():
+    done = run(built("cuda", "cuda_tests"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(order in done.stdout for order in ("lock-step", "warp-greedy", "random"))
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize("only", [SOME, "scatter", "2100x1", "2x36"])
+def test_sanitizers_find_nothing(sanitizer, only):
+    done = run(built(f"cuda-{sanitizer}", "cuda_tests", f"-DSANITIZE={sanitizer}"), only)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change of the sources, and what must be told of it by a result, a sanitizer or the emulator."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    seen: str
+    sanitizer: str = ""
+
+
+FAULTS = [
+    Fault(
+        "no barrier behind the copy", "spmm.cu",
+        "panel.copy(first, shared.x);\n    __syncthreads();", "panel.copy(first, shared.x);",
+        "FAILED spmm",
+    ),
+    Fault(
+        "no barrier in front of the copy", "spmm.cu",
+        "__syncthreads();\n    panel.copy(first, shared.x);", "panel.copy(first, shared.x);",
+        "data race", "thread",
+    ),
+    Fault(
+        "the queue is written while it is read", "spmm.cu",
+        "        __syncwarp();\n        at += count;", "        at += count;",
+        "data race", "thread",
+    ),
+    Fault("a column too far", "spmm.cu", "first + c < cols && token + t < tokens", "token + t < tokens",
+          "heap-buffer-overflow", "address"),
+    Fault("a row too far", "scatter.cu", "if (row >= rows) return;", "if (row > rows) return;",
+          "heap-buffer-overflow", "address"),
+    Fault("a token too far", "sddmm.cu", "feature < features && token < end", "feature < features",
+          "heap-buffer-overflow", "address"),
+    Fault(
+        "a barrier that some threads do not reach", "sddmm.cu",
+        "    shared.before[mine + 1] = last - first;\n  }\n  __syncthreads();",
+        "    shared.before[mine + 1] = last - first;\n    __syncthreads();\n  }\n  if (mine < 32) __syncwarp(1);",
+        "a lane calls a collective whose mask leaves it out",
+    ),
+    Fault(
+        "a lane waits alone", "spmm.cu",
+        "        __syncwarp();\n        at += count;", "        if (lane < count) __syncwarp();\n        at += count;",
+        "threads wait for what never comes",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_seen(fault, tmp_path):
+    sources = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", sources)
+    path = sources / "cuda" / fault.file
+    text = path.read_text()
+    assert text.count(fault.before) == 1
+    path.write_text(text.replace(fault.before, fault.after))
+    folder = built(
+        f"cuda-faulty-{fault.sanitizer or 'plain'}",
+        "cuda_tests",
+        f"-DSOURCES={sources}",
+        f"-DSANITIZE={fault.sanitizer}",
+    )
+    done = run(folder, "scatter" if fault.file == "scatter.cu" else SOME)
+    assert done.returncode != 0
+    assert fault.seen in done.stdout + done.stderr
