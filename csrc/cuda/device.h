@@ -1,4 +1,4 @@
-// What kernels share: the types that are stored, warps, shared memory, and how activations lie.
+// What kernels share: the types that are stored, warps, shared memory.
 //
 // The same source is compiled by nvcc for a GPU and by a C++ compiler for the emulator of tests/cuda, whose headers
 // stand in for CUDA's. What only a GPU has is wrapped here.
@@ -55,17 +55,6 @@ __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int with = kWarp / 2; with > 0; with /= 2) value += __shfl_xor_sync(kAll, value, with);
   return value;
-}
-
-// Where element [token, feature] of activations lies. A token is a row of [batch, features], or with kPlanes one of the
-// `positions` of an image of [images, features, positions], counted image by image.
-template <bool kPlanes>
-__device__ __forceinline__ int64_t token_offset(int64_t token, int64_t features, int64_t positions) {
-  return kPlanes ? token / positions * features * positions + token % positions : token * features;
-}
-template <bool kPlanes>
-__device__ __forceinline__ int64_t feature_offset(int64_t feature, int64_t positions) {
-  return kPlanes ? feature * positions : feature;
 }
 
 // First place in [first, last) of an ascending array at which its element is not below `bound`.

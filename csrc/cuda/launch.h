@@ -3,10 +3,11 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "cuda/device.h"
+#include "cuda/places.h"
 #include "spfde/dtype.h"
 #include "spfde/exec.h"
 
@@ -79,5 +80,22 @@ inline std::string sizes(int64_t rows, int64_t cols, int64_t batch) {
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T, typename V>
+T* as(V* array) {
+  return static_cast<T*>(array);
+}
+
+// Tokens are counted in 32 bits.
+inline int count(int64_t tokens, const std::string& problem) {
+  if (tokens >= int64_t{1} << 30)
+    throw std::invalid_argument("expected fewer than 2^30 tokens, got " + problem + "; try a smaller batch");
+  return static_cast<int>(tokens);
+}
+
+// [batch, features], or with more than one position [images, features, positions].
+inline Grid tokens_of(int64_t positions, int64_t features) {
+  return {1, static_cast<int>(positions), features * positions, 0, 1, positions};
+}
 
 }  // namespace spfde::cuda

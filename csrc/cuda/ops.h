@@ -5,6 +5,7 @@
 // beside it says. Throws std::runtime_error where CUDA refuses a launch.
 #pragma once
 
+#include "spfde/conv2d.h"
 #include "spfde/exec.h"
 #include "spfde/scatter.h"
 #include "spfde/sddmm.h"
@@ -18,6 +19,11 @@ void spmm(const SpmmArgs& args, const Exec& exec);
 // apart: at most 16 times 4 bytes for each slot of dvalues and each row.
 int64_t sddmm_scratch(const SddmmArgs& args, int multiprocessors);
 void sddmm(const SddmmArgs& args, int multiprocessors, void* scratch, const Exec& exec);
+
+void conv2d(const Conv2dArgs& args, const Exec& exec);
+void conv2d_input_grad(const Conv2dInputGradArgs& args, const Exec& exec);
+int64_t conv2d_weight_grad_scratch(const Conv2dWeightGradArgs& args, int multiprocessors);
+void conv2d_weight_grad(const Conv2dWeightGradArgs& args, int multiprocessors, void* scratch, const Exec& exec);
 
 void scatter(const ScatterArgs& args, const Exec& exec);
 void gather(const GatherArgs& args, const Exec& exec);

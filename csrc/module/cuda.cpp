@@ -2,6 +2,9 @@
 #include "module.h"
 
 #ifdef SPFDE_CUDA
+#include <pybind11/stl.h>
+
+#include <array>
 #include <string>
 
 #include "cuda/ops.h"
@@ -12,9 +15,94 @@ spfde::DType dtype_of(const std::string& name) {
   return name == "float32" ? spfde::DType::float32 : name == "float16" ? spfde::DType::float16 : spfde::DType::bfloat16;
 }
 
+// The numbers of a Conv2dShape, in its order.
+using Numbers = std::array<int64_t, 16>;
+
+spfde::Conv2dShape shape_of(const Numbers& n) {
+  return {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15]};
+}
+
+void bind_conv2d_on_cuda(py::module_& m) {
+  m.def(
+      "cuda_conv2d",
+      [](const Numbers& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias, uintptr_t x,
+         uintptr_t y, bool x_channels_last, bool y_channels_last, const std::string& dtype, int device,
+         uintptr_t stream) {
+        spfde::cuda::conv2d(
+            {
+                .shape = shape_of(shape),
+                .row_ptr = at{row_ptr},
+                .col = at{col},
+                .values = at{values},
+                .bias = at{bias},
+                .x = at{x},
+                .y = at{y},
+                .x_channels_last = x_channels_last,
+                .y_channels_last = y_channels_last,
+                .dtype = dtype_of(dtype),
+            },
+            {.device = device, .stream = stream});
+      },
+      release(), "shape"_a, "row_ptr"_a, "col"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "x_channels_last"_a,
+      "y_channels_last"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def(
+      "cuda_conv2d_input_grad",
+      [](const Numbers& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t perm, uintptr_t dy,
+         uintptr_t dx, bool dy_channels_last, bool dx_channels_last, const std::string& dtype, int device,
+         uintptr_t stream) {
+        spfde::cuda::conv2d_input_grad(
+            {
+                .shape = shape_of(shape),
+                .row_ptr = at{row_ptr},
+                .col = at{col},
+                .perm = at{perm},
+                .values = at{values},
+                .dy = at{dy},
+                .dx = at{dx},
+                .dy_channels_last = dy_channels_last,
+                .dx_channels_last = dx_channels_last,
+                .dtype = dtype_of(dtype),
+            },
+            {.device = device, .stream = stream});
+      },
+      release(), "shape"_a, "row_ptr"_a, "col"_a, "values"_a, "perm"_a, "dy"_a, "dx"_a, "dy_channels_last"_a,
+      "dx_channels_last"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def(
+      "cuda_conv2d_weight_grad_scratch",
+      [](const Numbers& shape, int64_t capacity, int multiprocessors) {
+        return spfde::cuda::conv2d_weight_grad_scratch({.shape = shape_of(shape), .capacity = capacity},
+                                                       multiprocessors);
+      },
+      release(), "shape"_a, "capacity"_a, "multiprocessors"_a);
+  m.def(
+      "cuda_conv2d_weight_grad",
+      [](const Numbers& shape, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dy, uintptr_t x,
+         bool dy_channels_last, bool x_channels_last, uintptr_t dvalues, uintptr_t dbias, const std::string& dtype,
+         int multiprocessors, uintptr_t scratch, int device, uintptr_t stream) {
+        spfde::cuda::conv2d_weight_grad(
+            {
+                .shape = shape_of(shape),
+                .capacity = capacity,
+                .row_ptr = at{row_ptr},
+                .col = at{col},
+                .dy = at{dy},
+                .x = at{x},
+                .dy_channels_last = dy_channels_last,
+                .x_channels_last = x_channels_last,
+                .dvalues = at{dvalues},
+                .dbias = at{dbias},
+                .dtype = dtype_of(dtype),
+            },
+            multiprocessors, at{scratch}, {.device = device, .stream = stream});
+      },
+      release(), "shape"_a, "capacity"_a, "row_ptr"_a, "col"_a, "dy"_a, "x"_a, "dy_channels_last"_a,
+      "x_channels_last"_a, "dvalues"_a, "dbias"_a, "dtype"_a, "multiprocessors"_a, "scratch"_a, "device"_a, "stream"_a);
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
+  bind_conv2d_on_cuda(m);
   m.def(
       "cuda_spmm",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, uintptr_t row_ptr, uintptr_t col,

@@ -1,7 +1,8 @@
 """The kernel "cuda": single weights on a GPU in CUDA C++, where the native core was built with nvcc.
 
-Linear layers and pointwise convolutions, in float32, float16 and bfloat16 with sums in float32. The weight gradient is
-a sampled product at low density and above it torch's dense product, gathered.
+Linear layers and convolutions, in float32, float16 and bfloat16 with sums in float32. Pointwise convolutions of stride
+1 are linear layers of their pixels. The weight gradient is a sampled product at low density and above it torch's dense
+one, gathered.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spfde._native import load, native
-from spfde.kernels.dense import DenseLinear
+from spfde.kernels.dense import DenseConv2d, DenseLinear
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.gpu import Gpu, gpu_at, gpu_here
 from spfde.kernels.memory_format import memory_format_of
@@ -26,6 +27,7 @@ from spfde.sparse.kernel_index import KernelIndex, slots
 BOUND = {"product": 1 / 4, "sampled": 1 / 8}
 EFFICIENCY = 0.6  # of those bounds, to be measured
 SAMPLED = 0.06  # density up to which the sampled product is expected to beat the dense one
+ROWS = 128  # that a block of threads computes
 MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -72,6 +74,93 @@ class _Linear(Product):
             dbias.data_ptr() if bias else 0, _name(x.dtype), units, scratch.data_ptr(), *_where(x),
         )  # fmt: skip
         return dvalues, dbias
+
+
+class _Conv2d(Product):
+    """Results have the memory format of what they are made of."""
+
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        weight: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        if problem.window.linear:
+            return _LINEAR.forward(x, values, bias, index, problem)
+        x, last, memory = _images(x)
+        y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
+        native().cuda_conv2d(
+            _numbers(x.shape, problem), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
+            0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, _name(x.dtype), *_where(x),
+        )  # fmt: skip
+        return y
+
+    def input_grad(
+        self,
+        dy: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        size: Sequence[int],
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        if problem.window.linear:
+            return _LINEAR.input_grad(dy, values, index, problem, size)
+        dy, last, memory = _images(dy)
+        dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=memory)
+        native().cuda_conv2d_input_grad(
+            _numbers(size, problem), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
+            index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, _name(dy.dtype), *_where(dy),
+        )  # fmt: skip
+        return dx
+
+    def weight_grad(
+        self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        if problem.window.linear:
+            return _LINEAR.weight_grad(dy, x, index, block, problem, bias)
+        if problem.density > SAMPLED:
+            return DenseConv2d().weight_grad(dy, x, index, block, problem, bias)
+        (dy, dy_last, _), (x, x_last, _) = _images(dy), _images(x)
+        dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(problem.shape[0] if bias else 0)
+        shape, units = _numbers(x.shape, problem), gpu_at(x.device).units
+        scratch = x.new_empty(native().cuda_conv2d_weight_grad_scratch(shape, len(dvalues), units), dtype=torch.uint8)
+        native().cuda_conv2d_weight_grad(
+            shape, len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(), dy_last,
+            x_last, dvalues.data_ptr(), dbias.data_ptr() if bias else 0, _name(x.dtype), units, scratch.data_ptr(),
+            *_where(x),
+        )  # fmt: skip
+        return dvalues, dbias
+
+
+_LINEAR = _Linear()
+
+
+def _images(x: Tensor) -> tuple[Tensor, bool, torch.memory_format]:
+    """Images without gaps in memory, whether they are channels_last, and their memory format."""
+    memory = memory_format_of(x)
+    return x.contiguous(memory_format=memory), memory is torch.channels_last, memory
+
+
+def _numbers(size: Sequence[int], problem: Problem) -> list[int]:
+    """A convolution's `Conv2dShape` (csrc/include/spfde/conv2d.h) for inputs of a size."""
+    window = problem.window
+    top, _, left, _ = window.padding
+    return [
+        *size,
+        problem.shape[0],
+        *problem.size,
+        *window.kernel,
+        *window.stride,
+        top,
+        left,
+        *window.dilation,
+        window.groups,
+    ]
 
 
 def _spmm(
@@ -131,7 +220,7 @@ class Cuda(Kernel):
     """CUDA C++ kernels for single weights (patterns "unstructured" and "fan-in")."""
 
     name, devices = "cuda", ("cuda",)
-    products: ClassVar = {"linear": _Linear(), "conv2d": _Linear()}
+    products: ClassVar = {"linear": _LINEAR, "conv2d": _Conv2d()}
 
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
         """Why it cannot run for this problem on a type of device, or None."""
@@ -141,8 +230,6 @@ class Cuda(Kernel):
             return f"its kernels compute float32, float16 and bfloat16, not {_name(dtype)}"
         if problem.block != (1, 1):
             return "its kernels are for single weights, not for blocks"
-        if not problem.window.linear:
-            return "its convolutions are pointwise ones of stride 1 without padding or groups"
         core = load()
         if isinstance(core, ImportError) or not core.cuda_archs():
             return "spfde was built without nvcc, so without CUDA C++ kernels"
@@ -157,7 +244,8 @@ class Cuda(Kernel):
         gpu = gpu_here()
         if gpu is None:
             return Prediction(0.0, False, "no CUDA device")
-        gain = predicted_gain(dtype, problem.density, gpu)
+        rows = problem.shape[0] // problem.window.groups  # a launch for each group, ROWS at a time
+        gain = predicted_gain(dtype, problem.density, gpu) * min(1, rows / ROWS)
         reason = f"predicted {gain:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
         return Prediction(gain, gain >= MARGIN, reason)
 

@@ -86,4 +86,5 @@ struct Case {
 }  // namespace test
 
 std::vector<test::Case> linear_cases();  // spmm and sddmm
+std::vector<test::Case> conv2d_cases();
 std::vector<test::Case> scatter_cases();

@@ -31,10 +31,10 @@ def version() -> str:
 
 
 def readable(symbol: str) -> str:
-    """spmm_kernel<float32, planes> of a mangled name."""
-    name, arguments = re.search(r".*\d([a-z]+_kernel)I(\w+?)EE?v", symbol).groups()
+    """spmm_kernel<float32, along> of a mangled name."""
+    name, arguments = re.search(r".*?\d([a-z]+(?:2d)?(?:_[a-z]+)*_kernel)I(\w+?)EE?v", symbol).groups()
     kind = next(kind for kind in ("13__nv_bfloat16", "6__half", "f") if arguments.startswith(kind))
-    return f"{name}<{NAMES[kind]}{', planes' if 'Lb1' in arguments else ''}>"
+    return f"{name}<{NAMES[kind]}{', along' if 'Lb1' in arguments else ''}>"
 
 
 def resources(source: str, architecture: str) -> dict[str, dict[str, int]]:

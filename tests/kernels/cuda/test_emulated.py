@@ -28,7 +28,7 @@ def test_every_order_of_the_threads():
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-@pytest.mark.parametrize("only", [SOME, "scatter", "2100x1", "2x36"])
+@pytest.mark.parametrize("only", [SOME, "scatter", "2100x1", "2x36", "conv2d 2", "conv2d 4", "conv2d 7"])
 def test_sanitizers_find_nothing(sanitizer, only):
     done = run(built(f"cuda-{sanitizer}", "cuda_tests", f"-DSANITIZE={sanitizer}"), only)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -48,34 +48,37 @@ class Fault:
 
 FAULTS = [
     Fault(
-        "no barrier behind the copy", "spmm.cu",
-        "panel.copy(first, shared.x);\n    __syncthreads();", "panel.copy(first, shared.x);",
+        "no barrier behind the copy", "multiply.h",
+        "copier.copy(first, shared.panel);\n    __syncthreads();", "copier.copy(first, shared.panel);",
         "FAILED spmm",
     ),
     Fault(
-        "no barrier in front of the copy", "spmm.cu",
-        "__syncthreads();\n    panel.copy(first, shared.x);", "panel.copy(first, shared.x);",
+        "no barrier in front of the copy", "multiply.h",
+        "__syncthreads();\n    copier.copy(first, shared.panel);", "copier.copy(first, shared.panel);",
         "data race", "thread",
     ),
     Fault(
-        "the queue is written while it is read", "spmm.cu",
+        "the queue is written while it is read", "multiply.h",
         "        __syncwarp();\n        at += count;", "        at += count;",
         "data race", "thread",
     ),
-    Fault("a column too far", "spmm.cu", "first + c < cols && token + t < tokens", "token + t < tokens",
+    Fault("a column too far", "multiply.h", "first + c < source.columns && t < left;", "t < left;",
           "heap-buffer-overflow", "address"),
     Fault("a row too far", "scatter.cu", "if (row >= rows) return;", "if (row > rows) return;",
           "heap-buffer-overflow", "address"),
-    Fault("a token too far", "sddmm.cu", "feature < features && token < end", "feature < features",
+    Fault("a token too far", "sample.h", "source.columns && first + t < end", "source.columns",
           "heap-buffer-overflow", "address"),
     Fault(
-        "a barrier that some threads do not reach", "sddmm.cu",
+        "a pixel outside of the image", "places.h", "at < 0 || at >= w.size", "at < 0 || at > w.size", "FAILED conv2d",
+    ),
+    Fault(
+        "a barrier that some threads do not reach", "sample.h",
         "    shared.before[mine + 1] = last - first;\n  }\n  __syncthreads();",
         "    shared.before[mine + 1] = last - first;\n    __syncthreads();\n  }\n  if (mine < 32) __syncwarp(1);",
         "a lane calls a collective whose mask leaves it out",
     ),
     Fault(
-        "a lane waits alone", "spmm.cu",
+        "a lane waits alone", "multiply.h",
         "        __syncwarp();\n        at += count;", "        if (lane < count) __syncwarp();\n        at += count;",
         "threads wait for what never comes",
     ),
@@ -96,6 +99,6 @@ def test_a_planted_fault_is_seen(fault, tmp_path):
         f"-DSOURCES={sources}",
         f"-DSANITIZE={fault.sanitizer}",
     )
-    done = run(folder, "scatter" if fault.file == "scatter.cu" else SOME)
+    done = run(folder, {"scatter.cu": "scatter", "places.h": "conv2d 1"}.get(fault.file, SOME))
     assert done.returncode != 0
     assert fault.seen in done.stdout + done.stderr
