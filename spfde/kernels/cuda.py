@@ -225,18 +225,18 @@ class Cuda(Kernel):
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
         """Why it cannot run for this problem on a type of device, or None."""
         if device != "cuda":
-            return f"CUDA kernels do not run on {device}"
+            return f"CUDA C++ kernels do not run on {device}"
         if dtype not in DTYPES:
-            return f"its kernels compute float32, float16 and bfloat16, not {_name(dtype)}"
+            return f"CUDA C++ kernels compute float32, float16 and bfloat16, not {_name(dtype)}"
         if problem.block != (1, 1):
-            return "its kernels are for single weights, not for blocks"
+            return "CUDA C++ kernels are for single weights, not for blocks"
         core = load()
         if isinstance(core, ImportError) or not core.cuda_archs():
             return "spfde was built without nvcc, so without CUDA C++ kernels"
         gpu = gpu_here()
         if gpu is not None and not built_for(core.cuda_archs(), gpu.capability):
             built, wanted = ", ".join(core.cuda_archs()), "{}{}".format(*gpu.capability)
-            return f"its kernels were built for {built}, not for sm_{wanted}: build with CUDAARCHS={wanted}"
+            return f"CUDA C++ kernels were built for {built}, not for sm_{wanted}: build with CUDAARCHS={wanted}"
         return None
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:

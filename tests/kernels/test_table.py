@@ -259,7 +259,10 @@ def test_a_table_of_a_gpu_is_for_its_precision_its_gpu_and_what_can_run(h200):
     assert on_gpu(name, torch.float64).kernel == "reference"
     h200.setattr(triton_kernel, "why_not", lambda device: "triton is not installed")
     dispatch.forget()
-    assert on_gpu(name).reason == "no sparse kernel here: triton is not installed"
+    assert (
+        on_gpu(name).reason
+        == "no sparse kernel here: CUDA C++ kernels are for single weights, not for blocks; triton is not installed"
+    )
 
 
 def test_what_can_be_measured(h200):

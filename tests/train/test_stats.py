@@ -54,7 +54,7 @@ def test_lines_are_read_up_to_the_first_damaged_one(cut):
     assert parse_lines(f'{{"epoch": 0}}\n{cut}\n{{"epoch": 2}}\n') == [{"epoch": 0}]
 
 
-LATER = {"layers", "memory", "test_loss", "task", "total_seconds"}  # what an older version did not write
+LATER = {"layers", "memory", "test_loss", "task", "cache", "total_seconds"}  # what an older version did not write
 
 
 def test_a_line_is_whole_with_every_field_and_category():
