@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -52,10 +53,8 @@ class Probe:
         found: dict[str, Tensor] = {}
         hooks = [block.modules[-1][1].register_forward_hook(_Record(found, block, blocks[-1])) for block in blocks]
         try:
-            with eval_mode(self.model), random_state_restored(self.inputs), torch.no_grad():
+            with suppress(_Reached), eval_mode(self.model), random_state_restored(self.inputs), torch.no_grad():
                 run(self.model, self.inputs)
-        except _Reached:
-            pass
         finally:
             for hook in hooks:
                 hook.remove()
