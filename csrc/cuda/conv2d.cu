@@ -3,8 +3,8 @@
 // outside of the image.
 //
 // Input gradient: pixels of one residue modulo the stride meet the same taps, and the transposed index keeps a row for
-// each residue of each channel, so each residue is a launch: pixel first + t * stride meets output t + (pad + first) /
-// stride - ... of tap i, see `back`. Groups are launches too, as many rows of the index each.
+// each residue of each channel, so each residue is a launch; `back` says which output a pixel meets. Groups are
+// launches too, as many rows of the index each.
 #include "cuda/launch.h"
 #include "cuda/multiply.h"
 #include "cuda/ops.h"
