@@ -23,11 +23,11 @@ from pathlib import Path
 import timing
 import torch
 from networks import Network, loss_of, optimizer_of, training_step
-from record import Timing
 from torch import nn
 
 import spfde
 from spfde.freezing import ActivationCache, Prefix, blocks
+from spfde.tuning.samples import Timing, summarise
 
 SHARES = (0.0, 1 / 3, 2 / 3)
 WAYS = ("plain", "prefix", "cache", "live")
@@ -116,7 +116,7 @@ def measure(network: Network, sparsity: float, rounds: int, wall: bool) -> list[
             step()
             if number >= WARMUP:
                 seconds[case].append(clock() - start)
-    timings = {case: timing.summarise(taken) for case, taken in seconds.items()}
+    timings = {case: summarise(taken) for case, taken in seconds.items()}
     rows = []
     for case, (_, _, peak) in steps.items():
         plain = timings[Case(case.fused, case.share, "plain")].median

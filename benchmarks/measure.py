@@ -11,7 +11,7 @@ from typing import Any
 import networks
 import torch
 from networks import NetworkCase
-from record import Cell, Record, Timing, line
+from record import Cell, Record, line
 from timing import by_device
 from variants import (
     KERNELS,
@@ -29,6 +29,7 @@ from variants import (
 
 from spfde.nn import SparseLayer
 from spfde.tuning.layer import precision
+from spfde.tuning.samples import Timing
 from spfde.tuning.timing import TimeLimit
 
 Calls = Mapping[str, Mapping[str, Callable[[], object]]]  # by variant and part

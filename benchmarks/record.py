@@ -9,23 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spfde.tuning.samples import Timing
+
 NOISE = 1.05  # two times this close are alike
 OURS = ("native", "triton")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds: median, minimum and quartiles of the rounds."""
-
-    median: float
-    minimum: float
-    q1: float
-    q3: float
-
-    @property
-    def spread(self) -> float:
-        """Half the distance between the quartiles, over the median."""
-        return (self.q3 - self.q1) / 2 / self.median
 
 
 Timings = Mapping[str, Mapping[str, Timing]]  # by variant and part

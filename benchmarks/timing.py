@@ -11,12 +11,11 @@ from collections.abc import Callable, Hashable, Mapping
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from record import Timing
 
 from spfde import env
 from spfde.tuning import timing
+from spfde.tuning.samples import Timing, summarise
 
 WARMUP = 2
 FACTS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu")
@@ -36,12 +35,6 @@ def by_device(calls: Calls[Name], rounds: int, device: str) -> tuple[dict[Name, 
     both = timing.on_gpu(calls, rounds)
     seconds, host = ({name: summarise(times) for name, times in clock.items()} for clock in both)
     return seconds, host
-
-
-def summarise(seconds: list[float]) -> Timing:
-    """Median, minimum and quartiles."""
-    q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-    return Timing(median, min(seconds), q1, q3)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

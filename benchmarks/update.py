@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from networks import optimizer_of, training_step
-from record import Timing
 from timing import command, interleaved, machine, parts
 from torch import nn
 
 import spfde
 from spfde.topology import METHODS, Topology
+from spfde.tuning.samples import Timing
 
 SPARSITY, BATCH, SIZE = 0.9, 64, 32
 # Asked: an update below five steps for every method, and RigL's below 3% of the training at one in a hundred steps.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from spfde._words import NONE, duration, percent, ratio, size, work
 from spfde.report.metric import bits
 from spfde.report.run import CATEGORIES, Run
-from spfde.report.words import NONE, duration, percent, ratio, size, work
 from spfde.train.task import LANGUAGE
 
 

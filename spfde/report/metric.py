@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from spfde.report.words import percent, points
+from spfde._words import percent, points
 from spfde.train.task import CLASSIFICATION, LANGUAGE
 
 SAME_ACCURACY = 0.0005  # accuracies closer than this round to the same tenth of a point

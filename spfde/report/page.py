@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spfde._words import count, duration, percent, ratio, work
 from spfde.report import parts
 from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.theme import stylesheet
 from spfde.report.verdict import Verdict
-from spfde.report.words import count, duration, percent, ratio, work
 
 # Nothing is fetched and nothing runs, whatever a run directory holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from spfde._words import NONE, count, duration, percent
 from spfde.report import plots
 from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.settings import command
-from spfde.report.words import NONE, count, duration, percent
 from spfde.sieving.record import NeverLearned
 from spfde.train.task import CLASSIFICATION
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from spfde._words import percent, shortened, size, work
 from spfde.freezing import FreezeReport
 from spfde.report.markup import Html
 from spfde.report.measures import TIME
 from spfde.report.run import NOT_TRAINING, Run
 from spfde.report.svg import STYLE, inline
 from spfde.report.theme import SERIES, TOKEN
-from spfde.report.words import percent, shortened, size, work
 from spfde.train.task import CLASSIFICATION
 
 if TYPE_CHECKING:

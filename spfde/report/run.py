@@ -11,9 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from spfde._schema import WRITER, build, checked
 from spfde.freezing import FreezeReport
 from spfde.report.metric import METRICS, Metric
-from spfde.report.schema import WRITER, build, checked
 from spfde.sieving import SieveRecord
 from spfde.summary import LayerSummary
 from spfde.train import run_dir as files

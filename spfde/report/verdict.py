@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spfde._words import count, duration, points, ratio
 from spfde.report.run import Run
 from spfde.report.settings import differences
-from spfde.report.words import count, duration, points, ratio
 from spfde.train.task import CLASSIFICATION
 
 SAME_TIME = 0.02  # times closer than this share are called equal

@@ -1,4 +1,7 @@
-"""Timing in turn (A B C A B C), so that a machine that slows down slows all alike; and the time that a run may take."""
+"""Timing in turn (A B C A B C), so that a machine that slows down slows all alike; and the time that a run may take.
+
+The one clock of the library: under `spfde.tune`, `spfde bench`, `spfde plan`, `spfde.profile` and the benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -46,12 +51,27 @@ def interleaved(calls: Calls[Name], rounds: int, device: str = "cpu") -> Times[N
     return on_gpu(calls, rounds)[0] if device == "cuda" else on_cpu(calls, rounds)
 
 
-def on_cpu(calls: Calls[Name], rounds: int, warmup: int = WARMUP) -> Times[Name]:
-    """That by the CPU's clock, after `warmup` unrecorded rounds."""
+def cold(calls: Calls[Name], rounds: int, device: str = "cpu") -> Times[Name]:
+    """That with caches that hold nothing of the call before, as in a network, where others ran since.
+
+    Of a CPU the caches that a core has to itself; a GPU is always timed like this.
+    """
+    if device == "cuda":
+        return on_gpu(calls, rounds)[0]
+    size = 2 * own_cache() * torch.get_num_threads()
+    flush = torch.empty(size, dtype=torch.int8)
+    return on_cpu(calls, rounds, before=flush.zero_)
+
+
+def on_cpu(
+    calls: Calls[Name], rounds: int, warmup: int = WARMUP, before: Callable[[], object] = lambda: None
+) -> Times[Name]:
+    """That by the CPU's clock, after `warmup` unrecorded rounds. before: runs ahead of each call, untimed."""
     seconds: Times[Name] = {name: [] for name in calls}
     with no_collection():
         for _ in range(warmup + rounds):
             for name, call in calls.items():
+                before()
                 seconds[name].append(seconds_of(call))
     return {name: times[warmup:] for name, times in seconds.items()}
 
@@ -61,6 +81,20 @@ def seconds_of(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+@cache
+def own_cache() -> int:
+    """Bytes of the largest cache that a core has to itself; a mebibyte where the system does not say."""
+    sizes = [0]
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
+        except OSError:
+            continue
+        if level != "3" and size.endswith("K"):
+            sizes.append(int(size[:-1]) * 1024)
+    return max(sizes) or 2**20
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Cells and records made by hand."""
 
-from record import Cell, Record, Timing
+from record import Cell, Record
+
+from spfde.tuning.samples import Timing
 
 ABOUT = {"cpu": "a CPU", "threads": 2, "isa": "avx2", "torch": "2.13", "spfde": "0.1", "date": "2026-01-02T03:04"}
 

@@ -35,6 +35,7 @@ from torch import nn
 from spfde.freezing.schemes import SCHEMES
 from spfde.sieving import METHODS as SIEVES
 from spfde.topology import METHODS
+from spfde.tuning.samples import summarise
 from spfde.tuning.timing import TimeLimit
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +218,7 @@ def test_update_times_every_method_beside_what_is_asked(monkeypatch, capsys):
     _, _, *rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == list(METHODS)
     # An update step of 5 beside steps of 2 takes 1.5 steps more: 1.5% of the training at one in a hundred.
-    cost = update.Cost(*(timing.summarise([seconds] * 3) for seconds in (2.0, 5.0)))
+    cost = update.Cost(*(summarise([seconds] * 3) for seconds in (2.0, 5.0)))
     assert (cost.update, cost.steps, cost.share(), cost.share(10)) == (3.0, 1.5, 0.015, 0.15)
 
 

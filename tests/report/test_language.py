@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from spfde._words import duration
 from spfde.report import compare
-from spfde.report.words import duration
 
 
 def language(make_run, name, method, losses):

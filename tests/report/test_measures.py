@@ -7,9 +7,9 @@ import json
 import pytest
 import shares
 
+from spfde._words import count, duration, percent, points, ratio, shortened, size, work
 from spfde.report import compare
 from spfde.report.measures import time_to
-from spfde.report.words import count, duration, percent, points, ratio, shortened, size, work
 
 
 def figures(report):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
-WRITER = "try the version of spfde that wrote the run"
+WRITER = "try the version of spfde that wrote it"
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a finite number"}
 
 
@@ -27,7 +27,7 @@ def build(kind: type[T], values: Any, where: str | Path) -> T:
 def checked(kind: type, values: Any, where: str | Path, names: list[str]) -> dict[str, Any]:
     """Some fields of a dataclass from an object's values, by name; see `build`."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"expected an object in {where}, got {type(values).__name__}, try a fresh run")
+        raise ValueError(f"expected an object in {where}, got {type(values).__name__}, {WRITER}")
     hints, known = get_type_hints(kind), {item.name: item for item in fields(kind)}
     missing = [name for name in names if name not in values and _required(known[name])]
     if missing:
