@@ -53,7 +53,7 @@ class State:
 
     temperatures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     clocks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    slowed: Sequence[str] = ()
+    slowed: tuple[str, ...] = ()
     memory_left: float | None = None
 
 

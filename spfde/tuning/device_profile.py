@@ -22,6 +22,7 @@ from spfde._machine import cpu_name
 from spfde._names import unknown
 from spfde._native import native
 from spfde._schema import build
+from spfde.energy.cost import TrainingCost
 
 FORMAT, VERSION = "spfde device profile", 1
 KINDS = ("cpu", "cuda")
@@ -118,7 +119,8 @@ class DeviceProfile:
 
     software: versions that ran, by name ("torch", "spfde", "isa", "triton", "cuda"). peak: the most dense FLOP/s that
     were measured, by dtype. bandwidth: bytes/s of a copy far larger than any cache. overhead: seconds that a call of a
-    small layer takes beside its work. idle_watts: None where nobody tells. date: ISO 8601. command: what measured it.
+    small layer takes beside its work. idle_watts: None where nobody tells. training: windows of training steps with
+    what the machine drew. date: ISO 8601. command: what measured it.
     """
 
     device: Device
@@ -131,6 +133,7 @@ class DeviceProfile:
     layers: tuple[LayerSeconds, ...] = ()
     ops: tuple[OpSeconds, ...] = ()
     idle_watts: float | None = None
+    training: tuple[TrainingCost, ...] = ()
     format: str = FORMAT
     version: int = VERSION
 

@@ -1,0 +1,160 @@
+"""What training costs on this machine: windows of steps, dense and sparse in turn, with what a meter saw of each."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spfde.convert.sparsify import sparsify
+from spfde.energy.cost import TrainingCost, Window
+from spfde.energy.meter import Meter
+from spfde.nn import SparseLayer
+from spfde.train.device import Device, choose
+
+SECONDS, ROUNDS = 30.0, 2
+WARM_UP = 0.1  # of a window's seconds, and at least one step: clocks rise, kernels are chosen and compiled
+REPEATS = 2  # times that a window is taken again because something slowed the machine
+PAUSE = 1 / 3  # of a window's seconds, to cool down before it is taken again
+
+Problem = Callable[[int], tuple[nn.Module, Tensor, Tensor]]  # by batch: a network with inputs and targets
+
+
+@dataclass(frozen=True)
+class Case:
+    """Training steps to take. sparsity: 0 for the dense network."""
+
+    network: str
+    batch: int
+    sparsity: float
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How they are taken: seconds of a window, windows of each case, and repeats of one that was slowed down."""
+
+    seconds: float = SECONDS
+    rounds: int = ROUNDS
+    repeats: int = REPEATS
+
+
+def measure(
+    problem: Problem,
+    cases: Sequence[Case],
+    device: Device,
+    meter: Meter,
+    plan: Plan = Plan(),
+    idle_memory: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[TrainingCost]:
+    """Takes windows of every case in turn, plan.rounds times, and yields its cost behind its last one.
+
+    A case's network is made for each of its windows and dropped behind it, so that memory is its own. idle_memory:
+    bytes that were available before anything ran.
+    """
+    found: dict[Case, TrainingCost] = {}
+    for number in range(plan.rounds):
+        for case in cases:
+            cost = _windows(problem, case, device, meter, plan, idle_memory, say)
+            before = found.get(case)
+            found[case] = cost if before is None else _joined(before, cost)
+            if number == plan.rounds - 1:
+                yield found[case]
+
+
+def _joined(first: TrainingCost, second: TrainingCost) -> TrainingCost:
+    shared = [cost.shared for cost in (first, second) if cost.shared is not None]
+    return replace(
+        second,
+        windows=(*first.windows, *second.windows),
+        peak=max(first.peak, second.peak),
+        shared=max(shared, default=None),
+    )
+
+
+def _windows(
+    problem: Problem, case: Case, device: Device, meter: Meter, plan: Plan, idle_memory: float | None,
+    say: Callable[[str], None],
+) -> TrainingCost:  # fmt: skip
+    """One window that counts, behind those that something slowed down."""
+    device.forget_peak()
+    model, step = training_step(problem, case, device)
+    taken: list[Window] = []
+    while not taken or (taken[-1].state.slowed and len(taken) <= plan.repeats):
+        if taken:
+            say(f"again: {taken[-1].state.slowed[0]}")
+            time.sleep(PAUSE * plan.seconds)
+        taken.append(window(step, device, meter, plan.seconds))
+    left = [taking.state.memory_left for taking in taken if taking.state.memory_left is not None]
+    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+    cost = TrainingCost(
+        case.network,
+        case.batch,
+        case.sparsity,
+        case.pattern if case.sparsity else "dense",
+        device.precision,
+        dict(Counter(layer.kernel for layer in layers)),
+        tuple(taken),
+        device.peak_bytes(),
+        idle_memory - min(left) if left and idle_memory is not None else None,
+    )
+    del model, step, layers
+    gc.collect()
+    if not device.is_cpu:
+        torch.cuda.empty_cache()
+    return cost
+
+
+def training_step(problem: Problem, case: Case, device: Device) -> tuple[nn.Module, Callable[[], None]]:
+    """A network, and a step that trains it by SGD with momentum on one random batch: always the same.
+
+    In the faster of two memory formats, where its inputs are images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x, y = problem(case.batch)
+        if case.sparsity:
+            model = sparsify(model, case.sparsity, pattern=case.pattern)
+    model = model.to(device.where).train()
+    layout = choose("auto", model, tuple(x.shape), device, measure=x.dim() == 4)
+    model = layout.model(model) if x.dim() == 4 else model
+    x, y = device.put(x), device.put(y)
+    x = layout.images(x) if x.dim() == 4 else x
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    scaler = device.scaler()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with device.autocast():
+            loss = functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return model, step
+
+
+def window(step: Callable[[], None], device: Device, meter: Meter, seconds: float) -> Window:
+    """Steps for so many seconds, behind some that do not count."""
+    _steps(step, device, WARM_UP * seconds)
+    start = time.monotonic()
+    count = _steps(step, device, seconds)
+    end = time.monotonic()
+    drawn, seen = meter.span(start, end)
+    return Window(count, drawn.seconds, drawn.rails, drawn.total, drawn.why, seen)
+
+
+def _steps(step: Callable[[], None], device: Device, seconds: float) -> int:
+    limit, count = time.monotonic() + seconds, 0
+    while count == 0 or time.monotonic() < limit:
+        step()
+        count += 1
+    device.wait()
+    return count
