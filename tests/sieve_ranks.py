@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 
-from spfde.sieving import METHODS, Circular, Random, Sieve
+from spfde.sieving import METHODS, Circular, GraNd, Kakurenbo, Random, Sieve
 
 SAMPLES, EPOCHS, BATCH = 47, 4, 6
 CASES = {
@@ -20,6 +20,7 @@ CASES = {
     "el2n": {"fraction": 0.4, "at": 2, "epochs": 8, "average": 1},
     "kakurenbo": {"fraction": 0.3, "epochs": 8},
     "oscillating": {"fraction": 0.1, "groups": 4, "epochs": 8},
+    "grand": {"fraction": 0.4, "at": 2, "epochs": 8},
     "ucb": {"fraction": 0.4, "interval": 1},
     "epsgreedy": {"fraction": 0.4, "interval": 1},
 }
@@ -38,7 +39,19 @@ def train(sieve: Sieve, epoch: int) -> list[int]:
     for (samples,) in DataLoader(data, batch_size=BATCH, sampler=sieve):
         sieve.observe(samples, logits_of(samples, epoch), samples % 3)
         seen += samples.tolist()
+    look(sieve, epoch)
     return seen
+
+
+def look(sieve: Sieve, epoch: int) -> None:
+    """What a sieve looks at by itself, this rank's part of it."""
+    if isinstance(sieve, Kakurenbo):
+        part = sieve.removed[sieve.rank :: sieve.world]
+        sieve.look(part, logits_of(part, epoch), part % 3)
+    if isinstance(sieve, GraNd) and epoch == sieve.at - 1:
+        part, model = torch.arange(SAMPLES)[sieve.rank :: sieve.world], torch.nn.Linear(1, 3)
+        torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+        sieve.look(model, [(part, part[:, None].float(), part % 3)])
 
 
 def run(name: str, epochs: int, group: Any = None) -> list[dict]:
@@ -95,6 +108,22 @@ def work(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def fault_of(rank: int, world: int, group: Any) -> str:
+    """An error of any kind in a sieve of one's own, on the last rank."""
+
+    class Failing(Circular):
+        def _judge(self, *_: Any) -> Any:
+            if rank == world - 1:
+                raise RuntimeError("out of memory")
+            return super()._judge(*_)
+
+    sieve = Failing(SAMPLES, group=group)
+    samples = torch.tensor(list(sieve)[:2])
+    with pytest.raises(RuntimeError if rank == world - 1 else ValueError) as caught:
+        sieve.observe(samples, torch.zeros(2, 3), samples % 3)
+    return str(caught.value)
+
+
 def check(rank: int, world: int, group: Any) -> dict:
     """What one of `world` ranks found."""
     found = {name: run(name, EPOCHS, group) for name in CASES}
@@ -129,6 +158,7 @@ def check(rank: int, world: int, group: Any) -> dict:
             sieve.observe(*make())
         faults.append(str(caught.value))
         assert sieve.presentations.equal(before)
+    faults += [fault_of(rank, world, group)]
     if world > 1:
         with pytest.raises(ValueError, match="another's; try rank=0, world=1|without a fault"):
             other = torch.tensor([next(s for s in sieve.order().tolist() if s not in shard)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ def check_number(name: str, value: Any, low: int) -> int:
     Raises:
         ValueError: it is anything else; a data set is told what to give instead.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= low:
-        return value
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= low:
+        return int(value)
     advice = str(low)
     if isinstance(value, IterableDataset):
         advice = "a map-style data set (with __getitem__ and __len__): a stream has no samples to leave out"
     elif hasattr(value, "__len__") and not isinstance(value, str):
         advice = "its len()"
-    got = f"{value!r}" if isinstance(value, int | float | str | None) else type(value).__name__
+    got = f"{value!r}" if isinstance(value, Integral | float | str | None) else type(value).__name__
     raise ValueError(f"expected {name} to be an integer >= {low}, got {got}; try {advice}")
 
 
@@ -35,7 +36,7 @@ def check_fraction(name: str, value: Any, *, example: float, one: bool = False) 
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (0 <= value < 1 or (one and value == 1)):
         raise ValueError(f"expected {name} in [0, 1{']' if one else ')'}, got {value!r}; try {example}")
-    return value
+    return float(value)
 
 
 def check_indices(indices: Any) -> np.ndarray:
@@ -68,7 +69,7 @@ def check_logits(indices: torch.Tensor, logits: Any, targets: Any) -> None:
             f"{list(indices.shape)}, {list(logits.shape)} and {list(targets.shape)}; try flattening the batch"
         )
     if len(targets) and not soft:
-        check_range("targets", targets.cpu().numpy(), logits.shape[1])
+        check_range("targets", targets.cpu().numpy(), logits.shape[1], "labels from 0, or losses= of another kind")
 
 
 def check_losses(indices: torch.Tensor, losses: Any, correct: Any) -> None:
@@ -88,7 +89,7 @@ def check_losses(indices: torch.Tensor, losses: Any, correct: Any) -> None:
             )
 
 
-def check_range(name: str, values: np.ndarray, end: int) -> None:
+def check_range(name: str, values: np.ndarray, end: int, advice: str = "the data set's own numbers") -> None:
     """Integers in [0, end).
 
     Raises:
@@ -98,7 +99,7 @@ def check_range(name: str, values: np.ndarray, end: int) -> None:
         len(values) and values.view(np.uint64).max() >= end
     ):  # a negative one is huge as unsigned: one pass for both ends
         wrong = values[(values < 0) | (values >= end)][0]
-        raise ValueError(f"expected {name} in [0, {end}), got {wrong}; try the data set's own numbers")
+        raise ValueError(f"expected {name} in [0, {end}), got {wrong}; try {advice}")
 
 
 def check_state(mine: dict[str, Any], identity: dict[str, Any], state: Any) -> None:

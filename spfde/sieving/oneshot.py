@@ -114,4 +114,4 @@ def _mean(scores: Sequence[torch.Tensor], num_samples: int) -> np.ndarray:
             )
     if not many:
         raise ValueError("expected scores of at least one training, got none; try scores=None")
-    return np.mean([each.numpy().astype(np.float64) for each in many], axis=0).astype(np.float32)
+    return np.mean([each.detach().cpu().numpy().astype(np.float64) for each in many], axis=0).astype(np.float32)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from spfde.sieving.checks import check_number
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,9 +45,7 @@ class Ranks:
             raise ValueError(f"expected rank and world together, got rank={rank!r}, world={world!r}; try both or none")
         if rank is None or world is None:
             return cls(dist.get_rank(group), dist.get_world_size(group), group) if _distributed() else cls()
-        for name, value, low in (("world", world, 1), ("rank", rank, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"expected {name} to be an integer >= {low}, got {value!r}; try {low}")
+        world, rank = check_number("world", world, 1), check_number("rank", rank, 0)
         if rank >= world:
             raise ValueError(f"expected rank below world, got rank {rank} of {world}; try ranks from 0")
         size = dist.get_world_size(group) if _distributed() else world
@@ -75,7 +75,7 @@ class Ranks:
         Every rank has to come here, also one whose batch is at fault: else the others would wait for it for ever.
 
         Raises:
-            ValueError, TypeError: this rank's `fault`, or another rank has one.
+            ValueError: another rank has a fault; this rank's own `fault` is raised as it is.
         """
         if self.gathering == 1:
             if fault is not None:

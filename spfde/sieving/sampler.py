@@ -92,7 +92,13 @@ class ActiveSampler(DistributedSampler):
         return order if self._before is None else order[~torch.from_numpy(self._before[order.numpy()])]
 
     def _choose(self, active: torch.Tensor) -> None:
-        """Makes `active`, int64 [active], distinct, the samples of the epoch."""
+        """Makes `active`, int64 [active], distinct, the samples of the epoch.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not len(active):
+            raise ValueError("expected at least one active sample, got none; try a smaller fraction")
         self._is_active = np.zeros(self.num_samples, bool)
         self._is_active[active.numpy()] = True
         self._volume = len(active)

@@ -24,6 +24,11 @@ def permutation(count: int, seed: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def share(fraction: float, count: int) -> int:
+def share(fraction: float, count: int | Fraction) -> int:
     """floor(fraction * count), exact for the fraction as it is written: 0.29 of 100 is 29."""
-    return int(Fraction(repr(float(fraction))) * count)
+    return int(written(fraction) * count)
+
+
+def written(fraction: float) -> Fraction:
+    """A fraction as it is written: 0.29 is 29/100, which no float is."""
+    return Fraction(repr(float(fraction)))

@@ -17,6 +17,8 @@ from spfde.sieving.ranks import Batch
 from spfde.sieving.report import SieveReport
 from spfde.sieving.sampler import ActiveSampler, asked_by_a_loader
 
+JUDGED, LEARNED = 1, 2  # bits of a sample's outcome: its prediction was right or wrong, and right at least once
+
 
 @dataclass(frozen=True)
 class SieveEvent:
@@ -56,8 +58,7 @@ class Sieve(ActiveSampler, ABC):
     ) -> None:
         super().__init__(num_samples, seed, rank, world, group)
         self._presentations = np.zeros(num_samples, np.int32)
-        self._learned = np.zeros(num_samples, bool)  # was predicted right at least once
-        self._judged = False  # whether there is such a thing
+        self._outcomes = np.zeros(num_samples, np.uint8)
         self._volumes: list[int] = []  # active samples of the epochs that are over
         self._told_why, self._extra_seconds = "", 0.0
 
@@ -111,7 +112,7 @@ class Sieve(ActiveSampler, ABC):
 
     def report(self) -> SieveReport:
         """What was left out so far, and which samples were never predicted right, wrong labels among them."""
-        never = np.flatnonzero((self._presentations > 0) & ~self._learned) if self._judged else np.empty(0, np.int64)
+        never = np.flatnonzero(self._outcomes == JUDGED)
         shown = self._presentations[never]
         order = np.argsort(-shown.astype(np.int64), kind="stable")
         return SieveReport(
@@ -127,7 +128,16 @@ class Sieve(ActiveSampler, ABC):
     # ---- as a lever ------------------------------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int) -> list[Decision]:
-        """Crosses the boundaries up to the one before `epoch`."""
+        """Crosses the boundaries up to the one before `epoch`.
+
+        Raises:
+            ValueError: the sieve is further: it has served another training.
+        """
+        if epoch < self.epoch:
+            raise ValueError(
+                f"expected a sieve at epoch {epoch} or before, got one at epoch {self.epoch}; try a new one for each "
+                "training"
+            )
         decisions = []
         while self.epoch < epoch:
             swap = self.end_epoch()
@@ -194,8 +204,7 @@ class Sieve(ActiveSampler, ABC):
             "active": torch.from_numpy(self._is_active.copy()),
             "seen": torch.from_numpy(np.packbits(self._seen)),  # in this epoch
             "presentations": torch.from_numpy(self._presentations.copy()),
-            "learned": torch.from_numpy(self._learned.copy()),
-            "judged_ever": self._judged,
+            "outcomes": torch.from_numpy(self._outcomes.copy()),
             "volumes": list(self._volumes),
             **self._own_state(),
         }
@@ -213,6 +222,7 @@ class Sieve(ActiveSampler, ABC):
         if asked_by_a_loader():
             check_resumed((self.epoch, self._presented), state)
             return
+        state = {name: each.cpu() if isinstance(each, torch.Tensor) else each for name, each in state.items()}
         check_state(self.state_dict(), self._identity(), state)
         before = self.active
         self._choose(state["active"].nonzero().flatten())
@@ -223,29 +233,44 @@ class Sieve(ActiveSampler, ABC):
             raise
         self.epoch = state["epoch"]
         self._begin(np.unpackbits(state["seen"].numpy(), count=self.num_samples).astype(bool))
-        self._presentations, self._learned = state["presentations"].numpy().copy(), state["learned"].numpy().copy()
-        self._judged, self._volumes = state["judged_ever"], list(state["volumes"])
+        self._presentations, self._outcomes = state["presentations"].numpy().copy(), state["outcomes"].numpy().copy()
+        self._volumes = list(state["volumes"])
 
     # ---- a batch ---------------------------------------------------------------------------------------------------
 
     def _take(self, make: Callable[[], Batch], gathered: bool) -> torch.Tensor | None:
-        """Gathers and counts a batch; a rank whose own is at fault takes part in the gathering before it raises."""
-        batch: Batch | None = None
-        fault: Exception | None = None
-        try:
-            batch = make()
-        except (TypeError, ValueError) as error:
-            if gathered:
-                raise
-            fault = error
-        whole = batch if gathered else self._ranks.gather(batch, fault)
-        assert batch is not None and whole is not None
+        """Gathers and counts a batch; the weights of this rank's."""
+        batch, whole = self._gather(make, gathered)
         self._check_opened(whole.samples, gathered)
         if len(whole.samples):
             self._count(whole)
         return self._weights(batch.samples) if len(batch.samples) else None
 
-    def _batch(self, indices: Any, logits: Any, targets: Any, losses: Any, correct: Any, gathered: bool) -> Batch:
+    def _gather(self, make: Callable[[], Batch], gathered: bool) -> tuple[Batch, Batch]:
+        """A batch of this rank and that of all; a rank whose own is at fault takes part before it raises."""
+        if gathered:
+            whole = make()
+            return whole, whole
+        batch: Batch | None = None
+        fault: Exception | None = None
+        try:
+            batch = make()
+        except Exception as error:  # of any kind, a subclass's too: the other ranks would wait for ever
+            fault = error
+        whole = self._ranks.gather(batch, fault)
+        assert batch is not None
+        return batch, whole
+
+    def _batch(
+        self,
+        indices: Any,
+        logits: Any,
+        targets: Any,
+        losses: Any,
+        correct: Any,
+        gathered: bool,
+        trained: bool = True,
+    ) -> Batch:
         by_class = logits is not None and targets is not None and losses is None and correct is None
         if not by_class and (losses is None or logits is not None or targets is not None):
             raise TypeError("expected logits and targets, or losses (and correct), got a mixture; try one of the two")
@@ -259,17 +284,18 @@ class Sieve(ActiveSampler, ABC):
             losses, correct = self._judge(logits, targets, None)
         else:
             check_losses(indices, losses, correct)
-        return self._known(indices, losses, correct, gathered)
+        return self._known(indices, losses, correct, gathered, trained)
 
     def _known(
-        self, indices: torch.Tensor, losses: torch.Tensor, correct: Any, gathered: bool, active: bool = True
+        self, indices: torch.Tensor, losses: torch.Tensor, correct: Any, gathered: bool, trained: bool = True
     ) -> Batch:
+        """A batch by its losses; one that is not `trained` on may hold samples that are out."""
         samples = check_indices(indices)
         check_range("indices", samples, self.num_samples)
-        if active:
+        if trained:
             self._check_shown(samples, gathered)
         figures = losses.detach().float().cpu().numpy()
-        if not np.isfinite(figures.sum()):
+        if not np.isfinite(figures).all():
             raise ValueError("expected finite losses, got NaN or infinity; try a lower learning rate")
         return Batch(samples, figures, None if correct is None else correct.cpu().numpy())
 
@@ -277,7 +303,7 @@ class Sieve(ActiveSampler, ABC):
         """Counts presentations, but for those that only fill the last shards up."""
         batch = batch.take(self._advance(batch.samples))
         if batch.correct is not None:
-            self._judged = True
-            self._learned[batch.samples[batch.correct]] = True
+            self._outcomes[batch.samples] |= JUDGED
+            self._outcomes[batch.samples[batch.correct]] |= LEARNED
         self._note(batch.samples, batch.figures, batch.correct)
         np.add.at(self._presentations, batch.samples, 1)

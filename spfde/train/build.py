@@ -14,6 +14,7 @@ from spfde.freezing import METHODS as FREEZERS
 from spfde.freezing import FreezeBlock, blocks
 from spfde.levers import Lever, LeverFactory, Levers
 from spfde.sieving import METHODS as SIEVES
+from spfde.sieving import Sieve
 from spfde.sieving.shuffle import shuffled
 from spfde.topology import INITS, Topology, create
 from spfde.train import data
@@ -108,6 +109,12 @@ def with_levers(
     own = [lever for lever in (masks, freeze, sift) if lever is not None]
     session.use(own)  # what a factory sees
     session.use([*own, *(each if _is_lever(each) else _made(each, session) for each in inputs.levers)])
+    sift = session.levers.sampler
+    if isinstance(sift, Sieve) and sift.num_samples != len(train):
+        raise ValueError(
+            f"expected a {type(sift).__name__} over the {len(train)} training samples, got one over"
+            f" {sift.num_samples}, try {type(sift).__name__}({len(train)})"
+        )
     return session
 
 

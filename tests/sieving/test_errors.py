@@ -1,9 +1,10 @@
 """What a sieve refuses, and that it has changed nothing then."""
 
+import numpy as np
 import pytest
 import torch
 
-from spfde.sieving import Circular, Random
+from spfde.sieving import UCB, Circular, InfoBatch, Random
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,40 @@ from spfde.sieving import Circular, Random
 def test_arguments_out_of_range(arguments, words):
     with pytest.raises(ValueError, match=rf"expected {words}.*got.*try"):
         Circular(**{"num_samples": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "plain"),
+    [
+        (Circular, {"fraction": np.float64(0.29), "interval": np.int32(2)}, {"fraction": 0.29, "interval": 2}),
+        (Random, {"fraction": 0}, {"fraction": 0.0}),
+        (UCB, {"confidence": 2, "keep": 0}, {"confidence": 2.0, "keep": 0.0}),
+        (InfoBatch, {"anneal": 1, "epochs": np.int64(8)}, {"anneal": 1.0, "epochs": 8}),
+    ],
+)
+def test_numbers_of_any_kind_make_one_sieve(kind, given, plain, tmp_path):
+    one, two = kind(np.int64(10), seed=np.uint8(3), **given), kind(10, seed=3, **plain)
+    assert one.order().equal(two.order())
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    one.load_state_dict(two.state_dict())
+
+
+def test_a_choice_of_no_sample_is_refused():
+    class Nobody(Random):
+        def _boundary(self):
+            self._choose(torch.empty(0, dtype=torch.int64))
+
+    with pytest.raises(ValueError, match="at least one active sample, got none; try"):
+        Nobody(5).end_epoch()
+
+
+def test_a_sieve_serves_one_training():
+    sieve = Circular(10)
+    sieve.begin_epoch(2)
+    assert sieve.begin_epoch(2) == []
+    with pytest.raises(ValueError, match="at epoch 1 or before, got one at epoch 2; try a new one"):
+        sieve.begin_epoch(1)
 
 
 def good() -> dict[str, torch.Tensor]:
@@ -140,4 +175,5 @@ def test_losses_that_are_there_count_as_those_of_logits():
         assert (getattr(first.window, name) == getattr(second.window, name)).all()
     assert first.presentations.equal(second.presentations)
     control.observe(indices, losses=losses)  # a task without classes
-    assert control.presentations.eq(1).all()
+    control.observe(indices, losses=torch.full((10,), 3e38))  # large, and finite
+    assert control.presentations.eq(2).all()

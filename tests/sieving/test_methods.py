@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spfde import densify, sparsify
+from spfde.levers import Loss
 from spfde.nn import SparseLayer
 from spfde.sieving import (
     EL2N,
@@ -244,6 +245,47 @@ def test_ucb_by_hand(confidence, stay):
     assert sieve.active.tolist() == stay
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_is_never_learnt_is_what_was_judged_and_never_right(name):
+    sieve = make(name, 5, fraction=0.0, at=1, epochs=8)
+    logits = torch.tensor([[0.1, 0.0], [0.0, 5.0], [5.0, 0.0], [0.0, 5.0]])  # 0 is right, but not sure
+    sieve.observe(torch.tensor([0, 1, 2]), logits[:3], torch.zeros(3, dtype=torch.int64))
+    if not sieve.by_logits:
+        sieve.observe(torch.tensor([3]), losses=torch.ones(1))  # neither right nor wrong, as a mixed sample
+    assert sieve.report().never_learned == (1,)
+    sieve.observe(torch.tensor([3, 1, 1]), logits[[3, 2, 3]], torch.zeros(3, dtype=torch.int64))
+    assert sieve.report().never_learned == (3,)
+
+
+def test_what_looks_at_samples_itself_refuses_what_does_not_fit():
+    sieve, model = GraNd(4, at=1, epochs=4), torch.nn.Linear(2, 2)
+    for indices, inputs, words in (
+        (torch.tensor([0, -1]), torch.ones(2, 2), r"indices in \[0, 4\), got -1"),
+        (torch.tensor([0, 4]), torch.ones(2, 2), r"indices in \[0, 4\), got 4"),
+        (torch.tensor([0, 1, 2]), torch.ones(2, 2), r"\[3\], one for each index, got \[2\]"),
+        (torch.tensor([0, 1]), torch.full((2, 2), torch.inf), "finite gradient norms"),
+    ):
+        with pytest.raises(ValueError, match=rf"expected .*{words}.*try"):
+            sieve.look(model, [(indices, inputs, torch.zeros(2, dtype=torch.int64))])
+    assert sieve.scores.isnan().all()
+    hiding = Kakurenbo(4)
+    for indices, targets, words in (
+        (torch.tensor([0, -1]), torch.zeros(2), r"indices in \[0, 4\), got -1"),
+        (torch.tensor([0, 1, 2]), torch.zeros(2), r"got \[3\], \[2, 2\] and \[2\]"),
+        (torch.tensor([0, 1]), torch.ones(2) * 2, r"targets in \[0, 2\), got 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"expected .*{words}.*try"):
+            hiding.look(indices, torch.ones(2, 2), targets.long())
+    assert hiding.end_epoch().moved == 0
+
+
+def test_kakurenbo_compares_plain_losses_whatever_training_minimises():
+    sieve, logits = Kakurenbo(2, epochs=10), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    smoothed = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0]), reduction="none", label_smoothing=0.5)
+    assert sieve.on(Loss(torch.arange(2), logits, torch.tensor([0, 0]), smoothed), None) is None
+    assert sieve.state_dict()["scores"].tolist() == pytest.approx([math.log1p(math.exp(-x)) for x in (2, 1)])
+
+
 def test_kakurenbo_by_hand():
     sieve = Kakurenbo(5, fraction=0.6, confidence=0.7, epochs=10)
     logits = torch.tensor([[3.0, 0.0], [0.5, 0.0], [0.0, 4.0], [2.0, 0.0], [0.0, 2.0]])
@@ -258,11 +300,18 @@ def test_kakurenbo_by_hand():
     assert sieve.removed.tolist() == [0]
     assert sieve.presentations.tolist() == [1, 2, 2, 1, 1]  # looking is not training
     with pytest.raises(ValueError, match="InfoBatch"):
-        sieve.look(torch.tensor([0]), torch.zeros(1, 2, 2), torch.tensor([0]))
+        sieve.look(torch.tensor([0]), torch.zeros(1, 2), torch.full((1, 2), 0.5))
 
 
-def test_kakurenbo_hides_less_as_the_training_goes_on():
-    sieve = Kakurenbo(1000, fraction=0.3, epochs=10)
+@pytest.mark.parametrize(
+    ("fraction", "counts"),
+    [
+        (0.3, [300, 300, 240, 240, 240, 180, 180, 120, 120, 120]),
+        (0.29, [290, 290, 232, 232, 232, 174, 174, 116, 116, 116]),  # as floats, 0.29 * 0.8 is less than 0.232
+    ],
+)
+def test_kakurenbo_hides_less_as_the_training_goes_on(fraction, counts):
+    sieve = Kakurenbo(1000, fraction=fraction, epochs=10)
     hidden = []
     for _ in range(10):
         samples = torch.arange(1000)
@@ -271,7 +320,7 @@ def test_kakurenbo_hides_less_as_the_training_goes_on():
             sieve.look(sieve.removed, RIGHT.expand(len(sieve.removed), 2), torch.zeros_like(sieve.removed))
         sieve.end_epoch()
         hidden.append(len(samples) - len(sieve))
-    assert hidden == [300, 300, 240, 240, 240, 180, 180, 120, 120, 120]
+    assert hidden == counts
 
 
 def test_oscillating_by_hand():
@@ -284,6 +333,13 @@ def test_oscillating_by_hand():
         volumes.append(len(sieve))
         first.append(sieve.active.tolist())
     assert first == [[0, 1, 2, 3, 4], [3, 4, 5], [5, 6, 7], [0, 1, 2, 3, 4]] and volumes == [5, 3, 3, 5]
+
+
+def test_oscillating_keeps_what_was_not_observed_yet():
+    sieve = Oscillating(9, fraction=0.0, groups=4, window=0.5, epochs=16)
+    sieve.observe(torch.arange(8), losses=torch.tensor([0.0, 0.1, 0.1, 3.0, 3.1, 6.0, 9.0, 9.1]))  # drop_last
+    sieve.end_epoch()
+    assert sieve.active.tolist() == [0, 1, 2, 3, 4, 8]
 
 
 def test_groups_of_like_loss():

@@ -83,9 +83,10 @@ def test_a_half_epoch_goes_on_with_any_number_of_ranks(world, on_ranks):
 
 def test_every_rank_raises_when_one_batch_is_at_fault(on_ranks):
     for world in (2, 3):
-        first, second = zip(*(on_ranks[world, rank]["faults"] for rank in range(world)), strict=True)
+        first, second, third = zip(*(on_ranks[world, rank]["faults"] for rank in range(world)), strict=True)
         assert "finite losses" in first[-1] and all(f"on rank {world - 1}" in each for each in first[:-1])
         assert "indices in" in second[0] and all("on rank 0" in each for each in second[1:])
+        assert third[-1] == "out of memory" and all(f"on rank {world - 1}" in each for each in third[:-1])
 
 
 @pytest.mark.parametrize(("samples", "world"), [*product([1, 2, 7, 12], [1, 2, 3, 5])])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from train.runs import bits, last_state, recipe, same, stop_within
 
-from spfde.sieving import METHODS
+from spfde.sieving import METHODS, Circular
 
 OPTIONS = {"once": {"at": 1}, "forgetting": {"at": 1}, "el2n": {"at": 1}, "grand": {"at": 1}}
 
@@ -22,6 +22,18 @@ def test_trains_and_resumes_within_an_epoch_to_the_same_bits(name, task, tmp_pat
         parts = task.fit(recipe(out=tmp_path / "parts", **fields), resume=True)
         assert same(bits(parts.model), bits(whole.model))
         assert same(state(tmp_path / "parts"), state(tmp_path / "whole"))
+
+
+def test_a_sieve_of_another_data_set_or_training_is_refused(task):
+    fields = {"epochs": 1, "batch_size": 16, "freeze": 0, "sieve": 0}
+    samples = len(task.train)
+    for other in (samples - 1, samples + 1):
+        with pytest.raises(ValueError, match=f"over the {samples} training samples, got one over {other}"):
+            task.fit(recipe(**fields), levers=[Circular(other)])
+    used = Circular(samples)
+    used.end_epoch()
+    with pytest.raises(ValueError, match="at epoch 0 or before, got one at epoch 1; try a new one"):
+        task.fit(recipe(**fields), levers=[used])
 
 
 def state(path: Path) -> dict:

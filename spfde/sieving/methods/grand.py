@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from spfde.levers import Answer, EpochEnd, Event, Loss, Run
+from spfde.sieving.checks import check_indices, check_losses
 from spfde.sieving.oneshot import OneShot
+from spfde.sieving.ranks import Batch
 from spfde.sieving.sieve import SieveEvent
 
 __all__ = ["GraNd"]
@@ -68,16 +71,38 @@ class GraNd(OneShot):
         model: nn.Module,
         batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
         loss_fn: LossFunction = cross_entropy,
+        *,
+        gathered: bool = False,
     ) -> None:
         """Scores the samples of `batches` of (indices int64 [n], inputs [n, ...], targets [n, ...]).
 
         loss_fn: the loss of (outputs [1, ...], targets [1, ...]). Weights, gradients, modes and statistics of the model
-        stay as they are. On many ranks all of them look at all batches.
+        stay as they are. On many ranks all of them call it, with equally many batches: each a part of the samples or
+        all. gathered: these are the samples of all ranks already.
+
+        Raises:
+            TypeError, ValueError: indices do not fit the data set or the batch, or a norm is not finite.
         """
         begin = time.perf_counter()
         for indices, inputs, targets in batches:
-            self._norms[indices.cpu().numpy()] = gradient_norms(model, inputs, targets, loss_fn).cpu().numpy()
+            _, whole = self._gather(partial(self._scored, model, indices, inputs, targets, loss_fn), gathered)
+            self._norms[whole.samples] = whole.figures
         self._extra_seconds += time.perf_counter() - begin
+
+    def _scored(
+        self,
+        model: nn.Module,
+        indices: torch.Tensor,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        loss_fn: LossFunction,
+    ) -> Batch:
+        check_indices(indices)
+        norms = gradient_norms(model, inputs, targets, loss_fn)
+        check_losses(indices, norms, None)
+        if not norms.isfinite().all():
+            raise ValueError("expected finite gradient norms, got NaN or infinity; try an earlier epoch, at=")
+        return self._known(indices, norms, None, True, trained=False)
 
     def on(self, event: Event, run: Run) -> Answer:
         """Counts presentations; scores all samples once, at the end of epoch `at` - 1."""

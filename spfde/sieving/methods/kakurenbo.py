@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from spfde.sieving.window import lowest, ordered
 
 __all__ = ["Kakurenbo"]
 
-STEPS = ((0.0, 1.0), (0.3, 0.8), (0.6, 0.6), (0.8, 0.4))  # share of the training, share of `fraction` from there on
+# In tenths: share of the training, share of `fraction` from there on.
+STEPS = ((0, 10), (3, 8), (6, 6), (8, 4))
 
 
 class Kakurenbo(Sieve):
@@ -27,7 +29,8 @@ class Kakurenbo(Sieve):
     F is `fraction`, from 0.3, 0.6 and 0.8 of the epochs on 0.8, 0.6 and 0.4 of it. All losses of an epoch are
     multiplied with num_samples / active: for SGD the larger learning rate of the source. What hides is looked at once
     an epoch by a forward pass of its own, as the source does: in `fit` by itself, in a loop of your own by `look`; its
-    seconds are in `report()`. Without it a hidden sample comes back after one epoch. Needs logits [n, classes].
+    seconds are in `report()`. Without it a hidden sample comes back after one epoch. Needs logits [n, classes]: losses
+    are the plain cross-entropy of them, also where training smooths labels, so that all compare.
 
     Args:
         num_samples: size of the data set.
@@ -60,14 +63,20 @@ class Kakurenbo(Sieve):
         self.epochs = check_number("epochs", epochs, 1)
         self._losses, self._sure = LatestScores(num_samples), np.zeros(num_samples, bool)
 
-    def look(self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> None:
+    def look(
+        self, indices: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, *, gathered: bool = False
+    ) -> None:
         """Takes note of samples that hide, from a forward pass in evaluation mode at the end of an epoch.
+
+        On many ranks all of them call it, equally often, each with a part of the samples or with all.
 
         Raises:
             TypeError, ValueError: as `observe`, but for samples that are out.
         """
-        batch = self._known(indices, *self._judge(logits, targets, None), True, active=False)
-        self._note(batch.samples, batch.figures, batch.correct)
+        _, whole = self._gather(
+            lambda: self._batch(indices, logits, targets, None, None, gathered, trained=False), gathered
+        )
+        self._note(whole.samples, whole.figures, whole.correct)
 
     def on(self, event: Event, run: Run) -> Answer:
         """Observes the losses of a batch; looks at what hides once an epoch is over."""
@@ -89,12 +98,11 @@ class Kakurenbo(Sieve):
                 f"expected logits [n, classes] and classes [n] for Kakurenbo, got {list(outputs.shape)} and "
                 f"{list(targets.shape)}; try InfoBatch, which needs losses only"
             )
-        losses, correct = super()._judge(outputs, targets, losses)
-        return losses, correct & (outputs.detach().float().softmax(1).amax(1) >= self.confidence)
+        return super()._judge(outputs, targets, None)
 
     def _note(self, samples: np.ndarray, losses: np.ndarray, correct: np.ndarray | None) -> None:
         self._losses.add(samples, losses)
-        self._sure[samples] = correct
+        self._sure[samples] = correct & (np.exp(-losses) >= self.confidence)  # where right, it is the largest one
 
     def _weights(self, samples: np.ndarray) -> torch.Tensor | None:
         if self.volume == self.num_samples:
@@ -102,9 +110,8 @@ class Kakurenbo(Sieve):
         return torch.full((len(samples),), self.num_samples / self.volume)
 
     def _boundary(self) -> SieveEvent | None:
-        done = self.epoch / self.epochs
-        part = next(part for begin, part in reversed(STEPS) if done >= begin)
-        limit = share(self.fraction * part, self.num_samples)
+        part = next(part for begin, part in reversed(STEPS) if 10 * self.epoch >= begin * self.epochs)
+        limit = share(self.fraction, self.num_samples * Fraction(part, 10))
         low = lowest(ordered(self._losses.values), limit, in_order=False)
         hide = low[self._sure[low]]
         self._losses.values[hide] = np.nan  # until it is looked at: else it would hide for ever unseen

@@ -10,7 +10,7 @@ import torch
 
 from spfde.sieving.checks import check_fraction, check_number
 from spfde.sieving.scores import LatestScores
-from spfde.sieving.shuffle import derived, permutation, share
+from spfde.sieving.shuffle import derived, permutation, share, written
 from spfde.sieving.sieve import Sieve, SieveEvent
 
 __all__ = ["Oscillating"]
@@ -23,8 +23,8 @@ class Oscillating(Sieve):
 
     The latest losses are parted into `groups` by k-means. The window covers round(window * groups) of them, from the
     easiest on; it moves up by one group an epoch and starts over once it has reached the hardest. Groups differ in
-    size, so the volume does. In the first epoch all samples are in; after floor(anneal * epochs) only the random part
-    is out.
+    size, so the volume does. In the first epoch all samples are in, and one that was not observed yet is so in any;
+    after floor(anneal * epochs) only the random part is out.
 
     Args:
         num_samples: size of the data set.
@@ -68,15 +68,15 @@ class Oscillating(Sieve):
         inside[out.numpy()] = False
         drawn = torch.from_numpy(np.flatnonzero(inside))
         losses = self._losses.values[drawn.numpy()]
-        sliding = self.epoch < share(self.anneal, self.epochs) and not np.isnan(losses).any()
-        if not sliding:
+        known = ~np.isnan(losses)
+        if self.epoch >= share(self.anneal, self.epochs) or not known.any():
             self._choose(drawn)
             return SieveEvent(self.epoch, self.num_samples - kept, f"{kept} drawn at random are in")
-        cuts = group_ends(losses, self.groups)
-        size = min(len(cuts), max(1, round(self.window * len(cuts))))
+        cuts = group_ends(losses[known], self.groups)
+        size = min(len(cuts), max(1, round(written(self.window) * len(cuts))))
         first = (self.epoch - 1) % (len(cuts) - size + 1)
         low = cuts[first - 1] if first else -np.inf
-        inside = (losses > low) & (losses <= cuts[first + size - 1])
+        inside = ~known | ((losses > low) & (losses <= cuts[first + size - 1]))
         self._choose(drawn[torch.from_numpy(inside)])
         return SieveEvent(
             self.epoch,

@@ -43,7 +43,7 @@ class UCB(ReselectSieve):
         number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
         if not number or not 0 <= confidence < float("inf"):
             raise ValueError(f"expected confidence >= 0, got {confidence!r}; try 1.0")
-        self.confidence = confidence
+        self.confidence = float(confidence)
 
     def _best(self, count: int) -> tuple[np.ndarray, str]:
         means = self._losses.values
