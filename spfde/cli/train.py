@@ -15,21 +15,27 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from spfde.cli.comparison import BASELINES, IN_TIME, begin, in_time, plan, report
 from spfde.cli.display import Display, say
 from spfde.cli.terminal import steady
 from spfde.train import Diverged, Recipe, Result, fit
-from spfde.train.build import build
-from spfde.train.checkpoint import require_same_recipe
-from spfde.train.data import isolated
 from spfde.train.progress import MultiProgress, Progress, TensorBoard
+from spfde.train.recipe import presets
 from spfde.train.recipe.defaults import default_text, field_default
 from spfde.train.recipe.toml import read
-from spfde.train.run_dir import METRICS, RUN, check_directory, checkpoints, locked, write_json
-from spfde.train.session import Inputs
+from spfde.train.run_dir import check_directory, checkpoints, locked
 
 Compare = Annotated[
     str | None,
-    typer.Option(help="Train a baseline first, then report both; the baseline is: dense.", metavar="dense"),
+    typer.Option(
+        help="Train a baseline first, then report both. dense: the same epochs; dense-in-time: that, and at last dense"
+        " for as few epochs as take the run's own seconds.",
+        metavar="|".join(BASELINES),
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"A recipe that was found to pay: {', '.join(presets.NAMES)}; --recipe and flags win."),
 ]
 RecipeFile = Annotated[
     Path | None,
@@ -100,37 +106,45 @@ def _plain(text: str) -> Any:
 def train(
     invocation: typer.Context,
     recipe: RecipeFile = None,
+    preset: Preset = None,
     compare: Compare = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     tensorboard: Tensorboard = False,
     **fields: Any,
 ) -> None:
-    """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare dense)."""
+    """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare)."""
     console = steady(lost=went_dark)
     given = {name: value for name, value in fields.items() if typed(invocation, name)}
     try:
-        given = {**(read(recipe) if recipe else {}), **given}
+        given = {**(presets.read(preset) if preset else {}), **(read(recipe) if recipe else {}), **given}
         if resume and overwrite:
             raise ValueError("expected --resume or --overwrite, got both, try one of them")
-        runs = plan(given, compare, resume)
-        if len(runs) > 1:
-            require_comparison(Path(given["out"]), runs[-1][1], resume)
-        watched = [watcher(console, name, each, tensorboard) for name, each, _ in runs]
+        runs, compare = plan(given, compare, resume)
+        watched = {name: watcher(console, name, each, tensorboard) for name, each, _ in runs}
         for _, each, goes_on in runs:
             # Before the first of them trains for minutes.
             if each.out is not None:
                 check_directory(Path(each.out), resume=goes_on, overwrite=overwrite)
+
+        def run(name: str, each: Recipe, goes_on: bool) -> Result:
+            progress = watched.get(name) or watcher(console, name, each, tensorboard)
+            result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
+            say(console, outcome(name, result))
+            return result
+
         # A run holds its own directory; a comparison the one above, too.
-        with locked(Path(given["out"])) if len(runs) > 1 else nullcontext():
-            if len(runs) > 1:
-                dry_run(runs[-1][1])
-                write_json(Path(given["out"]) / RUN, {"compare": "dense", "recipe": runs[-1][1].to_dict()})
-            for (name, each, goes_on), progress in zip(runs, watched, strict=True):
-                result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
-                say(console, outcome(name, result))
-            if len(runs) > 1:
-                report(console, Path(given["out"]), [name for name, _, _ in runs])
+        with locked(Path(given["out"])) if compare else nullcontext():
+            if compare:
+                begin(Path(given["out"]), runs, compare)
+            results = [run(*each) for each in runs]
+            if compare == IN_TIME:
+                dense, own = (result.training_seconds for result in results)
+                if control := in_time(runs[0], dense, own, resume):
+                    run(*control)
+                    runs.insert(1, control)
+            if compare:
+                report(console, runs)
     except KeyboardInterrupt as stop:
         say(steady(lambda error: None, stderr=True), stopped(given.get("out")))
         raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None  # as a shell reports it
@@ -175,69 +189,6 @@ def typed(invocation: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def plan(given: dict[str, Any], compare: str | None, resume: bool) -> list[tuple[str, Recipe, bool]]:
-    """List the runs that flags ask for: name, recipe, whether it goes on from a checkpoint.
-
-    Raises:
-        ValueError: an unknown baseline, no directory where one is needed, or a field out of range.
-    """
-    if compare not in (None, "dense"):
-        raise ValueError(f"expected --compare dense, got --compare {compare}, try dense")
-    out = Recipe(out=given.get("out")).out  # a recipe file's may be no path
-    if out is None and (compare or resume):
-        flag = "--compare" if compare else "--resume"
-        raise ValueError(f"expected a run directory with {flag}, got none, try --out runs/first")
-    kept = kept_run(Path(out)) if resume else {}
-    recipe = Recipe(**{**kept.get("recipe", {}), **given})
-    if not (compare or kept.get("compare")):
-        return [(recipe.method, recipe, resume)]
-    if recipe.method == "dense":
-        raise ValueError("expected a method to compare with dense, got dense itself, try --method spfde")
-    directory = Path(out)
-    return [
-        (name, dataclasses.replace(each, out=str(directory / name)), resume and bool(checkpoints(directory / name)))
-        for name, each in (("dense", recipe.baseline()), (recipe.method, recipe))
-    ]
-
-
-def require_comparison(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Check that a directory has no run of its own, and that a comparison that is resumed has this recipe.
-
-    Raises:
-        ValueError: it has one, or another recipe; nothing is changed then.
-    """
-    if checkpoints(out) or (out / METRICS).exists():
-        raise ValueError(f"expected a directory for two runs, got {out}, which is a run's own, try another out")
-    kept = kept_run(out)["recipe"] if resume else None
-    if kept:
-        require_same_recipe(kept, recipe, out / RUN)
-
-
-def dry_run(recipe: Recipe) -> None:
-    """Build what a run trains with, on one image, so that what does not fit is told before a baseline trains.
-
-    Raises:
-        ValueError: an unknown name, or levers that the network or the number of epochs cannot meet.
-    """
-    with isolated():
-        build(Inputs(dataclasses.replace(recipe, train_images=1, test_images=1)))
-
-
-def kept_run(out: Path) -> dict[str, Any]:
-    """Read the run.json of a directory, {} if it has none.
-
-    Raises:
-        ValueError: it is no run's.
-    """
-    path = out / RUN
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": {}}
-        Recipe.from_dict(kept["recipe"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"expected a run's recipe in {path}, got {error}, try without --resume") from error
-    return kept
-
-
 def outcome(name: str, result: Result) -> str:
     """Say in one line what a run came to, and in one more what each round of imp did."""
     lines = [
@@ -250,14 +201,3 @@ def outcome(name: str, result: Result) -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def report(console: Console, out: Path, names: list[str]) -> None:
-    """Print the table of the runs in `out` and save the page next to them."""
-    from spfde.report import compare
-
-    page = out / "report.html"
-    compared = compare([out / name for name in names])
-    compared.save(page)
-    console.print(compared.table())
-    say(console, f"report: {page}")

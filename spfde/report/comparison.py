@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from spfde.report.measures import Section, sections
 from spfde.report.page import page
 from spfde.report.run import Run, files, read
-from spfde.report.verdict import Verdict, alone, judge, labels
+from spfde.report.verdict import Verdict, alone, controls, judge, judged, labels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,8 +39,11 @@ class Report:
         baseline, name = self.runs[0], self.labels[0]
         if len(self.runs) == 1:
             return (alone(baseline, name),)
-        others = zip(self.runs[1:], self.labels[1:], strict=True)
-        return tuple(judge(run, label, baseline, name) for run, label in others)
+        label = dict(zip((run.path for run in self.runs), self.labels, strict=True))
+        less = controls(self.runs)
+        return tuple(
+            judge(run, label[run.path], baseline, name, () if run in less else less) for run in judged(self.runs)
+        )
 
     def table(self) -> Table:
         """The figures as a rich table, with the verdict below."""

@@ -10,7 +10,7 @@ from spfde.report.markup import Html, join, tag
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.theme import stylesheet
-from spfde.report.verdict import Verdict
+from spfde.report.verdict import Verdict, judged
 
 # Nothing is fetched and nothing runs, whatever a run directory holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -24,10 +24,9 @@ def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict]
         f"{title}, {count(samples['train'], 'training sample')}, {count(samples['test'], 'test sample')}, "
         f"{runs[0].started[:10]}"
     )
-    judged = runs[1:] or runs
     heads = (
-        _verdict(verdict, _tiles(run, runs[0], labels[0]), len(judged) > 1)
-        for run, verdict in zip(judged, verdicts, strict=True)
+        _verdict(verdict, _tiles(run, runs[0], labels[0]), len(verdicts) > 1)
+        for run, verdict in zip(judged(runs) or runs, verdicts, strict=True)
     )
     body = tag(
         "main",

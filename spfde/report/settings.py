@@ -39,6 +39,13 @@ def differences(run: Run, baseline: Run) -> list[str]:
     return [f"{name} ({ours} against {theirs})" for name, ours, theirs in pairs if ours != theirs]
 
 
+def shortened(run: Run, baseline: Run) -> bool:
+    """Tell whether a run trained as the baseline did, but for fewer epochs."""
+    own = [item.name for item in dataclasses.fields(Recipe) if item.name not in (*NON_NUMERIC, "epochs")]
+    same = all(run.recipe.get(name) == baseline.recipe.get(name) for name in own)
+    return same and len(run.epochs) < len(baseline.epochs)
+
+
 def command(recipe: Mapping[str, Any]) -> str:
     """The `spfde train` command line of a recipe: every setting that is not the default."""
     words = ["spfde", "train"]

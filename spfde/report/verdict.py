@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from spfde._words import count, duration, points, ratio
 from spfde.report.run import Run
-from spfde.report.settings import differences
+from spfde.report.settings import differences, shortened
 from spfde.train.task import CLASSIFICATION
 
 SAME_TIME = 0.02  # times closer than this share are called equal
@@ -26,16 +26,29 @@ class Verdict:
         return "\n".join((self.headline, *self.warnings, *self.notes))
 
 
-def judge(run: Run, label: str, baseline: Run, baseline_label: str) -> Verdict:
-    """Compare a run with the baseline."""
+def controls(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs that trained as the first one did, but for fewer epochs: what a faster run has to be better than."""
+    return tuple(run for run in runs[1:] if shortened(run, runs[0]))
+
+
+def judged(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs that have a verdict: those that are neither baseline nor control; all others where none is."""
+    excluded = controls(runs)
+    return tuple(run for run in runs[1:] if run not in excluded) or tuple(runs[1:])
+
+
+def judge(run: Run, label: str, baseline: Run, baseline_label: str, others: Sequence[Run] = ()) -> Verdict:
+    """Compare a run with the baseline, and with the control among `others` whose time is nearest to the run's."""
+    control = min(others, key=lambda other: abs(math.log(other.training_seconds / run.training_seconds)), default=None)
+    headline = f"{label} {_speed(run, baseline, baseline_label)}, {_outcome(run, baseline)}"
     return Verdict(
-        headline=f"{label} {_speed(run, baseline, baseline_label)}, {_outcome(run, baseline)}.",
+        headline=f"{headline}{f'; {_control(run, control)}' if control else ''}.",
         notes=(
             f"Training took {duration(run.training_seconds)} against {duration(baseline.training_seconds)}; "
             f"{run.task.metric} is {run.metric.text(run.last.figure)} against "
             f"{run.metric.text(baseline.last.figure)}.",
-            *_noise(run, baseline),
-            *_same_time(run, baseline, baseline_label),
+            *_noise(run, baseline, baseline_label),
+            *(_noise(run, control, _shortened(control)) if control else _same_time(run, baseline, baseline_label)),
             *_flops(run, baseline),
             *_dense_layers(run),
         ),
@@ -70,7 +83,17 @@ def _outcome(run: Run, baseline: Run) -> str:
     return f"to a {run.task.metric} {run.metric.gap(ours, theirs)} {'higher' if ours > theirs else 'lower'}"
 
 
-def _noise(run: Run, baseline: Run) -> tuple[str, ...]:
+def _shortened(control: Run) -> str:
+    return f"{control.method} for {count(len(control.epochs), 'epoch')}"
+
+
+def _control(run: Run, control: Run) -> str:
+    """The comparison that decides: training less is what every faster method competes with."""
+    took = duration(control.training_seconds)
+    return f"{_shortened(control)} ({took}) came {_outcome(control, run)} than this"
+
+
+def _noise(run: Run, baseline: Run, label: str) -> tuple[str, ...]:
     """Whether the test set can tell accuracies apart: twice the binomial standard error."""
     if run.task is not CLASSIFICATION:
         return (f"Each method ran with one seed, and another seed moves {run.task.metric.split()[-1]} too.",)
@@ -80,10 +103,10 @@ def _noise(run: Run, baseline: Run) -> tuple[str, ...]:
     seeds = "each method ran with one seed, and another seed moves accuracy too."
     if abs(ours - theirs) <= error:
         return (
-            f"{images:,} test samples cannot tell these accuracies apart (twice the standard error of their "
+            f"{images:,} test samples cannot tell its accuracy from that of {label} (twice the standard error of the "
             f"difference is {points(error)}); {seeds}",
         )
-    return (f"The difference in accuracy is more than chance in the test samples explains; {seeds}",)
+    return (f"The difference in accuracy to {label} is more than chance in the test samples explains; {seeds}",)
 
 
 def _same_time(run: Run, baseline: Run, label: str) -> tuple[str, ...]:
@@ -122,8 +145,9 @@ def _unlike(run: Run, baseline: Run) -> tuple[str, ...]:
 
 
 def labels(runs: Sequence[Run]) -> tuple[str, ...]:
-    """A short name for each run, no two the same: its method, with the directory where methods repeat."""
-    names = [run.method for run in runs]
+    """A short name for each run, no two the same: its method, with epochs or the directory where methods repeat."""
+    less = controls(runs)
+    names = [f"{run.method}, {count(len(run.epochs), 'epoch')}" if run in less else run.method for run in runs]
     for finer in (lambda run: f"{run.method} ({run.path.name})", lambda run: f"{run.method} ({run.path})"):
         names = [n if names.count(n) == 1 else finer(run) for n, run in zip(names, runs, strict=True)]
     return tuple(names)

@@ -139,3 +139,27 @@ def test_what_compare_refuses(make_run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="run.json"):
         compare([tmp_path / "empty"])
+
+
+def test_dense_training_in_the_same_time_is_the_control(make_run):
+    runs = [make_run("dense", "dense"), make_run("less", "dense", epochs=3, accuracy=0.95), make_run("sparse")]
+    report = compare(runs)
+    assert report.labels == ("dense", "dense, 3 epochs", "spfde")
+    (told,) = report.verdicts
+    took = report.runs[1].training_seconds
+    assert f"dense for 3 epochs ({took:.1f} s) came to a test accuracy 1.0 percentage point lower" in told.headline
+    assert sum("test samples" in note for note in told.notes) == 2 and "fair control" not in str(told)
+    assert report.html().count("<h1") == 1
+
+
+def test_the_control_whose_time_is_nearest_counts(make_run):
+    shorter = [make_run(f"less-{n}", "dense", epochs=n) for n in (1, 3)]
+    (told,) = compare([make_run("dense", "dense"), *shorter, make_run("sparse")]).verdicts
+    assert "dense for 3 epochs" in told.headline
+
+
+def test_dense_runs_alone_are_judged_each(make_run):
+    report = compare([make_run("dense", "dense"), make_run("less", "dense", epochs=3)])
+    assert len(report.verdicts) == 1 and "Not like for like: epochs (3 against 6)" in str(report.verdicts[0])
+    other = make_run("rate", "dense", epochs=3, recipe={"lr": 0.2})
+    assert len(compare([make_run("dense-2", "dense"), other, make_run("sparse")]).verdicts) == 2

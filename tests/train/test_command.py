@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from spfde import cli
+from spfde.cli import comparison
 from spfde.cli import train as cli_train
 from spfde.train import Recipe, run_dir
 
@@ -48,6 +51,38 @@ def test_a_comparison_ends_with_table_and_page(tmp_path):
     assert result.output.index("dense: starts at epoch 0") < result.output.index("spfde: starts at epoch 0")
     assert "speed-up" in result.output
     assert f"report: {page}" in result.output
+
+
+def test_the_control_has_as_few_epochs_as_take_the_time(tmp_path):
+    dense = ("dense", Recipe(method="dense", epochs=10, out=str(tmp_path / "dense")), False)
+    for seconds, epochs in ((30.0, 3), (30.1, 4), (1.0, 1), (89.0, 9)):
+        name, recipe, goes_on = comparison.in_time(dense, 100.0, seconds, resume=True)
+        assert (name, recipe.epochs, goes_on) == ("dense-in-time", epochs, False)
+        assert recipe == dataclasses.replace(dense[1], epochs=epochs, out=str(tmp_path / "dense-in-time"))
+    assert comparison.in_time(dense, 100.0, 90.5, resume=True) is None
+
+
+def test_the_control_is_trained_last_and_told_beside_the_run(tmp_path, monkeypatch):
+    took = {"dense": 10.0, "spfde": 2.5, "dense-in-time": 2.9}
+    trained, shown = [], []
+
+    def fit(recipe, **options):
+        trained.append(recipe)
+        return SimpleNamespace(training_seconds=took[Path(recipe.out).name])
+
+    monkeypatch.setattr(cli_train, "fit", fit)
+    monkeypatch.setattr(cli_train, "outcome", lambda name, result: name)
+    monkeypatch.setattr(cli_train, "report", lambda console, runs: shown.extend(name for name, _, _ in runs))
+    flags = f"--compare dense-in-time --epochs 8 --sparsity 0.5 --freeze 0.05 --out {tmp_path}"
+    assert spfde(f"{SMALL} {flags}").exit_code == 0
+    assert [(recipe.method, recipe.epochs) for recipe in trained] == [("dense", 8), ("spfde", 8), ("dense", 2)]
+    assert shown == ["dense", "dense-in-time", "spfde"]
+    assert json.loads((tmp_path / run_dir.RUN).read_text())["compare"] == "dense-in-time"
+    trained.clear()
+    assert spfde(f"--resume --out {tmp_path}").exit_code == 0 and len(trained) == 3  # as the directory says
+    took["spfde"] = 10.0  # no faster: the dense run itself is the control
+    trained.clear()
+    assert spfde(f"--resume --out {tmp_path}").exit_code == 0 and len(trained) == 2
 
 
 def test_a_comparison_and_a_run_do_not_share_a_directory(tmp_path):
@@ -96,7 +131,7 @@ def test_both_directories_are_checked_before_the_baseline_trains(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--compare sparse --out x", "expected --compare dense, got --compare sparse, try dense"),
+        ("--compare sparse --out x", "expected --compare dense or dense-in-time, got --compare sparse, try dense"),
         ("--compare dense", "expected a run directory with --compare, got none, try --out"),
         ("--resume", "expected a run directory with --resume, got none, try --out"),
         ("--resume --overwrite --out x", "expected --resume or --overwrite, got both, try one of them"),
@@ -115,8 +150,8 @@ def test_flags_that_do_not_go_together_are_refused(arguments, said, tmp_path, mo
 
 def test_flags_left_out_are_those_of_the_run_to_resume(tmp_path):
     run_dir.write_json(tmp_path / run_dir.RUN, {"recipe": Recipe(lr=0.3, epochs=5).to_dict()})
-    ((name, recipe, resume),) = cli_train.plan({"out": str(tmp_path), "seed": 4}, None, True)
-    assert (name, resume) == ("spfde", True)
+    ((name, recipe, resume),), compare = comparison.plan({"out": str(tmp_path), "seed": 4}, None, True)
+    assert (name, resume, compare) == ("spfde", True, None)
     assert recipe == Recipe(lr=0.3, epochs=5, seed=4, out=str(tmp_path))
 
 
@@ -124,7 +159,7 @@ def test_flags_left_out_are_those_of_the_run_to_resume(tmp_path):
 def test_a_directory_of_something_else_is_not_resumed(text, tmp_path):
     (tmp_path / run_dir.RUN).write_text(text)
     with pytest.raises(ValueError, match="expected a run's recipe in .*, got .*, try without --resume"):
-        cli_train.kept_run(tmp_path)
+        comparison.kept_run(tmp_path)
 
 
 def test_a_data_set_that_is_wrong_and_a_loss_that_is_not_finite_end_in_one_line(monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spfde._names import printable
+from spfde.cli.comparison import kept_run
 from spfde.cli.terminal import Terminal
-from spfde.cli.train import kept_run
 from spfde.kernels.dispatch.table_file import read as read_table
 from spfde.report.run import _parse as report_json
 from spfde.train import fit
