@@ -71,12 +71,13 @@ inline double sum_of_lanes(Doubles v) {
 }
 
 constexpr int kUnroll = 4;  // independent sums in flight
-// Terms of a sum in float, before it is added to one in double: behind an outlier every term may lose half a bit of it.
+// Additions in a row to a sum in float, before it is added to one in double: behind an outlier each may lose half a bit
+// of it. What is added may be a few terms' sum itself.
 constexpr int64_t kTerms = 8;
 
 // ---- planes: neighbouring channels are taken together, so that memory is read in long runs --------------------------
 
-// Lanes of float, emptied into double before they have taken more than kTerms.
+// Lanes of float, emptied into double before they have taken more than kTerms sums.
 struct Sums {
   Vec first = {}, second = {};
   int64_t held = 0;
@@ -98,7 +99,7 @@ struct Sums {
     constexpr int64_t kStep = kUnroll * kWidth;
     int64_t i = 0;
     while (i + kWidth <= n) {
-      const int64_t begin = i, end = min(n, i + kTerms * kStep);
+      const int64_t end = min(n, i + kTerms * kStep);
       Vec a[kUnroll] = {}, b[kUnroll] = {};
       const auto take = [&](int k, Pair<Vec> t) {
         a[k] += t.first;
@@ -109,8 +110,7 @@ struct Sums {
       for (; i + kWidth <= end; i += kWidth) take(0, op.term(Vec{}, m, at + i, 0));
       first += (a[0] + a[1]) + (a[2] + a[3]);
       second += (b[0] + b[1]) + (b[2] + b[3]);
-      held += ceil_div(i - begin, kStep);
-      if (held >= kTerms) empty();
+      if (++held == kTerms) empty();
     }
     for (; i < n; ++i) {
       const Pair<float> t = op.term(float{}, m, at + i, 0);
@@ -135,11 +135,13 @@ void over_planes(const NormShape& s, int threads, Op op) {
       for (int64_t b = 0; b < s.batch; ++b)
         for (int64_t k = 0; k < count; ++k) sums[k].add(op, m[k], at(b, k), s.pixels);
     for (int64_t k = 0; k < count; ++k) {
-      if (op.sums() && op.misses(sums[k].total(), m[k].numbers)) {
+      Pair<double> total = sums[k].total();
+      if (op.sums() && op.misses(total, m[k].numbers)) {
         sums[k] = {};
         for (int64_t b = 0; b < s.batch; ++b) sums[k].add(op, m[k], at(b, k), s.pixels);
+        total = sums[k].total();
       }
-      op.after(begin + k, sums[k].total(), m[k].numbers);
+      op.after(begin + k, total, m[k].numbers);
     }
     for (int64_t b = 0; b < s.batch; ++b)
       for (int64_t k = 0; k < count; ++k) write_span(op, m[k], at(b, k), s.pixels);
@@ -153,13 +155,25 @@ inline void add_in_double(double* sums, const double* others) {
   *reinterpret_cast<DoublesUnaligned*>(sums) += *reinterpret_cast<const DoublesUnaligned*>(others);
 }
 
+constexpr int64_t kRows = 4;  // rows whose terms are added before they are added to the sum
+
 // Adds rows begin to end of kVectors vectors at `lane` to sums [2, lanes].
 template <int kVectors, class Op>
 void add_rows(Op op, PerLane m, int64_t begin, int64_t end, int64_t lanes, int64_t lane, double* sums) {
   Vec a[kVectors] = {}, b[kVectors] = {};
-  for (int64_t r = begin; r < end; ++r)
+  int64_t r = begin;
+  const auto term = [&](int64_t row, int k) {
+    return op.term(Vec{}, m, row * lanes + lane + k * kWidth, lane + k * kWidth);
+  };
+  for (; r + kRows <= end; r += kRows)
     for (int k = 0; k < kVectors; ++k) {
-      const Pair<Vec> t = op.term(Vec{}, m, r * lanes + lane + k * kWidth, lane + k * kWidth);
+      const Pair<Vec> t = term(r, k), u = term(r + 1, k), v = term(r + 2, k), w = term(r + 3, k);
+      a[k] += (t.first + u.first) + (v.first + w.first);
+      b[k] += (t.second + u.second) + (v.second + w.second);
+    }
+  for (; r < end; ++r)
+    for (int k = 0; k < kVectors; ++k) {
+      const Pair<Vec> t = term(r, k);
       a[k] += t.first;
       b[k] += t.second;
     }
@@ -172,8 +186,8 @@ void add_rows(Op op, PerLane m, int64_t begin, int64_t end, int64_t lanes, int64
 template <class Op>
 void sum_share(const Op& op, const PerLane& m, int64_t begin, int64_t end, int64_t lanes, double* sums) {
   for (int64_t i = 0; i < 2 * lanes; ++i) sums[i] = 0.;
-  for (int64_t r = begin; r < end; r += kTerms) {
-    const int64_t stop = min(end, r + kTerms);
+  for (int64_t r = begin; r < end; r += kTerms * kRows) {
+    const int64_t stop = min(end, r + kTerms * kRows);
     int64_t lane = 0;
     for (; lane + kUnroll * kWidth <= lanes; lane += kUnroll * kWidth)
       add_rows<kUnroll>(op, m, r, stop, lanes, lane, sums);
