@@ -23,7 +23,7 @@ class FrozenFront:
         self.prefix: Prefix | None = None
         self._order: Tensor | None = None
         self._before = CacheStats()  # at the last call of `spent`
-        self._forward = ("", 0.0)  # a boundary, and the FLOPs of one sample's forward up to it
+        self._forward = (("", ""), 0.0, 0.0)  # two boundaries, and the FLOPs of one sample's forward up to each
 
     @property
     def cache(self) -> ActivationCache | None:
@@ -62,14 +62,17 @@ class FrozenFront:
         return [Decision("cache", str(self.cache.stats), self.prefix.reason or self.cache.reason)]
 
     def spent(self) -> dict[str, float]:
-        """Return what the cache did since the last call: hits, misses, FLOPs that hits spared; {} without a cache."""
+        """Return what the cache did since the last call, with the FLOPs that it spared; {} without a cache."""
         if self.cache is None:
             return {}
         before, self._before = self._before, self.cache.stats
-        hits, misses = self._before.hits - before.hits, self._before.misses - before.misses
-        if hits and self._forward[0] != self.prefix.boundary:
-            self._forward = (self.prefix.boundary, float(sum(block.forward for block in self.prefix.frozen)))
-        return {"hits": hits, "misses": misses, "flops": hits * self._forward[1]}
+        counts = {name: getattr(self._before, name) - getattr(before, name) for name in ("hits", "misses", "carried")}
+        fronts = (self.prefix.frozen, self.prefix.shorter)
+        names = tuple(front[-1].name if front else "" for front in fronts)
+        if (counts["hits"] or counts["carried"]) and self._forward[0] != names:
+            self._forward = (names, *(float(sum(block.forward for block in front)) for front in fronts))
+        _, whole, shorter = self._forward
+        return {**counts, "flops": counts["hits"] * whole + counts["carried"] * shorter}
 
     def told(self, spent: Mapping[str, float]) -> dict[str, float]:
         """Return the record of an epoch in which `spent` added up to this."""

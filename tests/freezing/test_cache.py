@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from spfde.freezing import ActivationCache
 from spfde.freezing.cache import budget as budgets
-from spfde.freezing.cache.opening import INDEX
+from spfde.freezing.cache import opening
 from spfde.freezing.cache.row import STORED
+from spfde.freezing.cache.store import INDEX
 
 SAMPLES, PLENTY = 12, 2**20
 SHAPES = {"map": (3, 2, 4), "tokens": (4, 3), "vector": (5,)}
@@ -40,7 +41,7 @@ def opened(path, dtype, shape, rows=None, variants=1, channels_last=False, sampl
     cache = ActivationCache(path, dtype=dtype, variants=variants, budget=PLENTY)
     if rows is not None:
         cache.open("", samples, shape, torch.float32, channels_last)
-        cache.budget = rows * (cache._row.bytes + INDEX)
+        cache.budget = rows * (cache._store.row.bytes + INDEX)
     cache.open(key, samples, shape, torch.float32, channels_last)
     return cache
 
@@ -165,7 +166,7 @@ def test_narrow_activations_are_kept_as_they_are():
         made = batch(0, 4, (5,)).to(dtype)
         assert cache.write(torch.arange(4), made) is made
         assert torch.equal(cache.read(torch.arange(4)), made)
-        assert cache._row.bytes == 10
+        assert cache._store.row.bytes == 10
 
 
 def test_a_buffer_is_read_into_again():
@@ -279,3 +280,54 @@ def test_counts_read_as_a_sentence():
     cache.write(torch.arange(3), batch(0, 3, (5,)))
     cache.lookup(torch.arange(4))
     assert str(cache.stats) == f"75.0% of 4 found, 3 samples held in {3 * (20 + INDEX)} B"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_older_store_stays_within_the_budget_and_leaves_when_its_room_is_needed(tmp_path, on_disk):
+    each = 20 + INDEX
+    cache = ActivationCache(tmp_path if on_disk else None, budget=6 * each)
+    every, rows = torch.arange(4), torch.randn(4, 5)
+    cache.open("one", 4, [5], torch.float32)
+    cache.write(every, rows)
+    cache.open("two", 4, [5], torch.float32, older=["zero", "one"])
+    assert cache.older == "one"
+    assert cache.holds_older(every).all()
+    assert torch.equal(cache.read_older(every.flip(0)), rows.flip(0))
+    cache.write(every, -rows)
+    assert (cache.stats.held, cache.stats.bytes) == (2, 6 * each)  # two found room beside the four
+    assert not cache.lookup(every).all()
+    cache.write(every, -rows)  # an epoch is over
+    assert cache.older is None and torch.equal(cache.read(every), -rows)
+    assert (cache.stats.held, cache.stats.bytes, cache.stats.carried) == (4, 4 * each, 4)
+    assert not cache.holds_older(every).any()
+    with pytest.raises(ValueError, match="expected samples that are held, got 4 others in 4"):
+        cache.read_older(every)
+    cache.close()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_of_two_older_stores_the_one_stays_that_holds_more(tmp_path, on_disk):
+    cache, every, rows = ActivationCache(tmp_path if on_disk else None), torch.arange(4), torch.randn(4, 5)
+    for key, older, count in (("one", [], 3), ("two", ["one"], 1), ("three", ["one", "two"], 2)):
+        cache.open(key, 4, [5], torch.float32, older=older)
+        cache.write(every[:count], rows[:count])
+    assert cache.older == "one"
+    cache.open("four", 4, [5], torch.float32, older=["two", "three"])  # "one" leads there no more
+    assert cache.older == "three" and cache.holds_older(every).tolist() == [True, True, False, False]
+    cache.open("five", 4, [5], torch.float32)
+    assert cache.older is None
+    cache.close()
+
+
+def test_a_directory_left_between_two_stores_is_still_a_cache_s(tmp_path):
+    cache, every, rows = ActivationCache(tmp_path), torch.arange(4), torch.randn(4, 5)
+    cache.open("one", 4, [5], torch.float32)
+    cache.write(every, rows)
+    cache.close()
+    opening.set_aside(tmp_path)  # where a process may be killed
+    cache = ActivationCache(tmp_path)
+    cache.open("two", 4, [5], torch.float32, older=["one"])
+    assert torch.equal(cache.read_older(every), rows)
+    cache.drop()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    cache.close()

@@ -13,7 +13,7 @@ import torch
 
 from spfde.freezing import ActivationCache
 from spfde.freezing.cache import files
-from spfde.freezing.cache.opening import INDEX
+from spfde.freezing.cache.store import INDEX
 
 SAMPLES, SHAPE = 10, (3, 2, 2)
 KINDS = ("float32", "bfloat16", "int8")

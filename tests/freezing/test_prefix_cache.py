@@ -123,7 +123,7 @@ def test_files_serve_the_next_process(tmp_path):
     again.cache.close()
     other = started(model, cache=tmp_path / "cache")
     epoch(other, x.flip(0))  # another data set, the same weights
-    assert other.cache.stats.hits == 5  # of the first batch, before it is compared
+    assert other.cache.stats.hits == 0
     assert other.cache.stats.held == SAMPLES
 
 
@@ -247,3 +247,78 @@ def test_buffers_that_are_written_as_they_are_change_nothing():
         epoch(prefix, x + 1)
     epoch(prefix, x)
     assert prefix.cache.stats.held == SAMPLES
+
+
+def grown(model: nn.Module, x: torch.Tensor, cache: ActivationCache, fresh: bool, sizes=(4, 5, 3)) -> Prefix:
+    """A prefix that has grown by a block before each of three epochs, the cache emptied at each growth if `fresh`."""
+    prefix = started(model, 1, cache=cache)
+    model.eval()
+    for count, size in enumerate(sizes, 1):
+        for block in prefix.blocks[:count]:
+            block.freeze()
+        if fresh:
+            cache.drop()
+        for indices in torch.arange(SAMPLES).split(size):
+            with prefix(indices):
+                model(x[indices])
+    return prefix
+
+
+@pytest.mark.parametrize("on_disk, autocast", [(False, True), (True, False)])
+def test_a_front_that_grows_starts_where_it_ended_and_gives_the_same_bits(tmp_path, on_disk, autocast):
+    model, x = settled(spfde.sparsify(ResNet(16), 0.5)), torch.randn(SAMPLES, 3, 16, 16)
+    caches = [ActivationCache(tmp_path / str(fresh) if on_disk else None) for fresh in (False, True)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        prefixes = [grown(copy.deepcopy(model), x, cache, fresh) for fresh, cache in enumerate(caches)]
+    held = [prefix.cache.read(torch.arange(SAMPLES)) for prefix in prefixes]
+    assert torch.equal(*held)
+    assert prefixes[0].boundary == "layer2.0"
+    assert caches[0].stats.carried == 2 * SAMPLES
+    assert caches[1].stats.carried == 0
+    assert caches[0].older is None  # all of it was carried over
+    assert not list(tmp_path.glob("*/older"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_the_new_blocks_run_for_what_is_carried_over(name):
+    x = torch.randn(SAMPLES, *IMAGES[1:])
+    model = settled(MODELS[name]())
+    cache = ActivationCache()
+    prefix = started(model, 1, cache=cache)
+    model.eval()
+    for count in (1, 2, 2):
+        for block in prefix.blocks[:count]:
+            block.freeze()
+        for indices in torch.arange(SAMPLES).split(4):
+            with prefix(indices):
+                assert close(model(x[indices]), copy.deepcopy(model)(x[indices]), 1e-5)
+    assert prefix.reason == ""
+    assert cache.stats.carried == SAMPLES
+    assert (cache.stats.hits, cache.stats.misses) == (SAMPLES, 2 * SAMPLES)
+
+
+def test_a_process_that_ends_while_samples_are_carried_over_goes_on(tmp_path):
+    model, x = settled(spfde.sparsify(ResNet(), 0.5)), torch.randn(SAMPLES, *IMAGES[1:])
+    first = started(model, 1, cache=tmp_path)
+    epoch(first, x)
+    first.blocks[1].freeze()
+    for indices in torch.arange(SAMPLES).split(4)[:2]:
+        with first(indices):
+            model(x[indices])
+    first.cache.close()
+    again = started(model, 2, cache=tmp_path)
+    with again(torch.arange(SAMPLES)):
+        model(x)
+    stats = again.cache.stats
+    assert (stats.hits, stats.carried, stats.held) == (8, 4, SAMPLES)
+    assert not (tmp_path / "older").exists()
+    again.cache.close()
+
+
+def test_inputs_that_change_at_a_growth_are_refused():
+    model, x = settled(ResNet()), torch.randn(SAMPLES, *IMAGES[1:])
+    prefix = started(model, 1)
+    epoch(prefix, x)
+    prefix.blocks[1].freeze()
+    with pytest.raises(ValueError, match=r"expected the input of sample \d+ that the cache was filled with"):
+        epoch(prefix, x + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from spfde._names import unknown
 from spfde.freezing.cache import budget as budgets
-from spfde.freezing.cache import directory, files
-from spfde.freezing.cache.files import Files
+from spfde.freezing.cache import directory, opening
+from spfde.freezing.cache.files import OLDER
 from spfde.freezing.cache.keys import check_indices, keys_of
-from spfde.freezing.cache.memory import Memory
-from spfde.freezing.cache.opening import FULL, INDEX, in_memory, on_disk
 from spfde.freezing.cache.row import STORED, Row
-from spfde.freezing.cache.slots import Slots
 from spfde.freezing.cache.stats import CacheStats
+from spfde.freezing.cache.store import Store, cost
 
 
 class ActivationCache:
@@ -30,6 +28,9 @@ class ActivationCache:
     on. Samples are added as they are written while there is room. Then those leave that a sieve has let go (`keep`);
     when none of these is left, newcomers find no room: samples that are read once an epoch are equally useful, and to
     replace them in any order would only turn reads into misses.
+
+    What was held under another key may still be of use, to what computes the new activations from it: `open` keeps that
+    store as `older` until each of its samples was written anew, or until its room is needed.
 
     Args:
         path: directory of the files, None keeps all in memory. One cache at a time uses it: give each rank its own.
@@ -60,20 +61,24 @@ class ActivationCache:
             raise ValueError(f"expected variants to be an integer >= 1, got {variants!r}, try 1")
         self.path = None if path is None else Path(path).absolute()
         self.budget, self.dtype, self.variants = budget, dtype, variants
-        self.key: str | None = None
         self.reason = "nothing was opened yet"
-        self._samples = 0
-        self._row: Row | None = None
-        self._rows: Memory | Files | None = None
-        self._slots = Slots(0)
+        self._store: Store | None = None
+        self._older: Store | None = None
+        self._waiting: set[int] = set()  # keys that only the older store has
+        self._asked = 0  # samples since the store was opened
         self._present: np.ndarray | None = None  # what a sieve has kept
-        self._scratch: Tensor | None = None
-        self._hits = self._misses = self._evicted = self._rejected = 0
+        self._hits = self._misses = self._carried = self._evicted = self._rejected = 0
         self._release: weakref.finalize | None = None
         self._claim()
 
     def open(
-        self, key: str, samples: int, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False
+        self,
+        key: str,
+        samples: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        channels_last: bool = False,
+        older: Collection[str] = (),
     ) -> str:
         """Starts the store of a key, or goes on with that in the files; one of another key is gone. Returns `reason`.
 
@@ -83,6 +88,8 @@ class ActivationCache:
             shape: of a sample's activation.
             dtype: of the activations: float32, bfloat16 or float16.
             channels_last: activations [n, c, h, w] are kept, and read, in this memory format.
+            older: keys of other activations that these can be computed from. The store of one of them stays, to be
+                read as `older`; of two the one that holds more.
 
         Raises:
             TypeError: there is no storage type for `dtype`.
@@ -91,33 +98,64 @@ class ActivationCache:
         row = Row(tuple(shape), dtype, self.dtype, channels_last)
         if not isinstance(samples, int) or isinstance(samples, bool) or not 0 < samples <= (2**63 - 2) // self.variants:
             raise ValueError(f"expected samples in [1, 2**63 / variants), got {samples!r}, try len(train_set)")
-        if (key, samples, row) == (self.key, self._samples, self._row):
+        here = self._store
+        if here is not None and (key, samples, row) == (here.key, here.samples, here.row):
             return self.reason
-        self._close()
+        self._claim()
+        self._set_aside(key, samples, set(older))
+        keys = samples * self.variants
         if self.path is None:
-            self._rows, self.reason = in_memory(row, samples * self.variants, self.budget)
+            rows, self.reason = opening.in_memory(row, keys, self.budget)
         else:
-            self._claim()
             identity = {"key": key, "samples": samples, "variants": self.variants}
-            self._rows, self.reason = on_disk(self.path, identity, row, samples * self.variants, self.budget)
-        self.key, self._samples, self._row = key, samples, row
-        self._slots = Slots.of(self._rows.holders, samples * self.variants)
+            rows, self.reason = opening.on_disk(self.path, identity, row, keys, self.budget)
+        self._store, self._asked = Store(key, samples, self.variants, row, rows), 0
+        if self._older is not None:
+            self._waiting = self._older.slots.keys() - self._store.slots.keys()
+            if isinstance(self.budget, int):  # "auto" goes by what is free, which the older one has made less
+                self._store.slots.limit = min(
+                    self._store.slots.capacity, max(0, self.budget - self._older.taken) // cost(row)
+                )
         if self._present is not None:
-            self._slots.keep(self._present, self.variants)
+            self._store.keep(self._present)
         return self.reason
 
+    @property
+    def key(self) -> str | None:
+        """That of the open store."""
+        return None if self._store is None else self._store.key
+
+    @property
+    def older(self) -> str | None:
+        """The key of the older store that is held beside the open one."""
+        return None if self._older is None else self._older.key
+
     def lookup(self, indices: Tensor, variant: Tensor | None = None) -> Tensor:
-        """Which samples are there: bool [n]. Those that files have damaged are not, and are counted as rejected.
+        """Which samples are there: bool [n]; they are counted as hits and misses.
+
+        Those that files have damaged are not there, and are counted as rejected.
 
         Raises:
             TypeError: `indices` [n] or `variant` [n] are no int64.
             ValueError: they are out of range, or there is no variant where the cache has several.
         """
-        found = self._find(self._keys(indices, variant))
-        there = torch.tensor(found, dtype=torch.int64) >= 0
+        there = self.holds(indices, variant)
         hits = int(there.sum())
-        self._hits, self._misses = self._hits + hits, self._misses + len(found) - hits
+        self._hits, self._misses = self._hits + hits, self._misses + len(there) - hits
+        self._asked += len(there)
         return there
+
+    def holds(self, indices: Tensor, variant: Tensor | None = None) -> Tensor:
+        """`lookup` without counting."""
+        return self._found(self._store, indices, variant)
+
+    def holds_older(self, indices: Tensor, variant: Tensor | None = None) -> Tensor:
+        """Which samples the older store has: bool [n].
+
+        Raises:
+            TypeError, ValueError: as `lookup`.
+        """
+        return self._found(self._older, indices, variant)
 
     def read(self, indices: Tensor, variant: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The activations [n, *shape] of samples that are there, on the CPU, in the memory format of the store.
@@ -132,19 +170,17 @@ class ActivationCache:
             TypeError: `indices` or `variant` are no int64.
             ValueError: a sample is not there, or `out` is another shape, type or memory format.
         """
-        slots, row = self._find(self._keys(indices, variant)), self._row
-        if row is None or -1 in slots:
-            raise ValueError(
-                f"expected samples that are held, got {slots.count(-1)} others in {len(slots)}, try cache.lookup first"
-            )
-        rows = torch.empty(len(slots), *row.physical, dtype=row.dtype) if out is None else row.view_of(out, len(slots))
-        if slots:
-            where = torch.tensor(slots)
-            codes = rows if row.exact else self._buffer(len(slots))
-            torch.index_select(self._rows.codes, 0, where, out=codes)
-            if not row.exact:
-                row.decode(codes, None if self._rows.scales is None else self._rows.scales[where], rows)
-        return row.unpack(rows) if out is None else out
+        return _read(self._store, indices, variant, self.variants, out)
+
+    def read_older(self, indices: Tensor, variant: Tensor | None = None) -> Tensor:
+        """The activations of samples that the older store has. They are counted as carried over.
+
+        Raises:
+            TypeError, ValueError: as `read`.
+        """
+        rows = _read(self._older, indices, variant, self.variants, None)
+        self._carried += len(rows)
+        return rows
 
     def write(self, indices: Tensor, activations: Tensor, variant: Tensor | None = None) -> Tensor:
         """Takes samples in, in place of what was held of them, as far as there is room.
@@ -157,9 +193,10 @@ class ActivationCache:
             TypeError: `indices` or `variant` are no int64, or the activations of another type than `open` was told.
             ValueError: the store is not open, an index is out of range, or the shape is another one.
         """
-        if self._row is None:
+        store = self._store
+        if store is None:
             raise ValueError("expected an open store, got none, try cache.open(key, samples, shape, dtype)")
-        keys, row = self._keys(indices, variant), self._row
+        keys, row = store.keys(indices, variant), store.row
         if activations.dtype != row.dtype:
             raise TypeError(f"expected activations of type {row.dtype}, got {activations.dtype}, try cache.open again")
         if activations.shape != (len(keys), *row.shape):
@@ -168,22 +205,8 @@ class ActivationCache:
             )
         if not keys:
             return activations
-        codes, scales = row.encode(row.pack(activations.detach()))
-        last = {key: place for place, key in enumerate(keys)}
-        if row.exact:
-            self._put(last, codes, scales)
-            return activations
-        result = row.decode(codes, scales, torch.empty(len(keys), *row.physical, dtype=row.dtype))
-        result = row.unpack(result).to(activations.device)
-        finite = result.flatten(1).isfinite().all(1)
-        if not finite.all():  # too large for float16, or not finite before: int8 has no range then
-            result = torch.where(finite.view(-1, *[1] * len(row.shape)), result, activations)
-            fits = finite.tolist()
-            unfit = [key for key, place in last.items() if not fits[place]]
-            self._forget([slot for slot in self._slots.find(unfit) if slot >= 0])
-            self._rejected += len(unfit)
-            last = {key: place for key, place in last.items() if fits[place]}
-        self._put(last, codes, scales)
+        result, places, codes, scales = store.encode(keys, activations)
+        self._put(store, places, codes, scales)
         return result
 
     def keep(self, indices: Tensor) -> None:
@@ -196,34 +219,47 @@ class ActivationCache:
         """
         check_indices("indices", indices)
         self._present = np.unique(indices.cpu().numpy())
-        self._slots.keep(self._present, self.variants)
+        if self._store is not None:
+            self._store.keep(self._present)
+
+    def drop_older(self) -> None:
+        """Gives the room of the older store to the open one."""
+        if self._older is None:
+            return
+        self._close(self._older)
+        self._older, self._waiting = None, set()
+        if self.path is not None:
+            opening.discard_older(self.path)
+        if self._store is not None:
+            self._store.slots.limit = self._store.slots.capacity
 
     def drop(self) -> None:
         """Forgets everything and gives memory and files back: after an unfreeze, or any change of what was frozen."""
-        self._close()
+        self._close_all()
         if self.path is not None:
             self._claim()
-            files.erase(self.path)
+            opening.erase(self.path)
         self.reason = "dropped"
 
     def close(self) -> None:
         """Gives memory and the directory back; what is in the files stays for the next cache there, or `open`."""
-        self._close()
+        self._close_all()
         if self._release is not None:
             self._release()
 
     @property
     def stats(self) -> CacheStats:
         """What the cache did, over all stores that it had, and what it holds now."""
-        each = 0 if self._row is None else self._row.bytes + INDEX
+        stores = [store for store in (self._store, self._older) if store is not None]
         return CacheStats(
             hits=self._hits,
             misses=self._misses,
-            evicted=self._evicted + self._slots.evicted,
-            rejected=self._rejected,
-            held=len(self._slots),
-            capacity=self._slots.capacity,
-            bytes=len(self._slots) * each,
+            carried=self._carried,
+            evicted=self._evicted + sum(store.slots.evicted for store in stores),
+            rejected=self._rejected + sum(store.rejected for store in stores),
+            held=0 if self._store is None else len(self._store),
+            capacity=0 if self._store is None else self._store.slots.capacity,
+            bytes=sum(store.bytes for store in stores),
         )
 
     def _claim(self) -> None:
@@ -231,51 +267,71 @@ class ActivationCache:
         if self.path is not None and (self._release is None or not self._release.alive):
             self._release = weakref.finalize(self, directory.release, self.path, directory.claim(self.path))
 
-    def _put(self, places: dict[int, int], codes: Tensor, scales: Tensor | None) -> None:
+    def _set_aside(self, key: str, samples: int, older: Collection[str]) -> None:
+        """Leaves the store of one of the keys `older` as the older one, and no other."""
+        here, there = self._store, self._older
+        if self.path is not None and here is None and there is None:  # of an earlier process
+            found = (opening.in_files(p, older, samples, self.variants) for p in (self.path, self.path / OLDER))
+            here, there = found
+        self._store = self._older = None
+        useful = [s for s in (here, there) if s is not None and s.key in older and s.samples == samples and len(s)]
+        kept = max(useful, key=len, default=None)
+        for store in (here, there):
+            if store is not None and store is not kept:
+                self._close(store)
+        if self.path is not None and kept is None:
+            opening.discard_older(self.path)
+        elif self.path is not None and kept is here:
+            opening.set_aside(self.path)
+        self._older, self._waiting = kept, set()
+
+    def _put(self, store: Store, places: dict[int, int], codes: Tensor, scales: Tensor | None) -> None:
         """Writes rows of a batch, by key, as far as there is room."""
-        slots = self._slots.give(places)
-        if not slots:
+        if not places:
             return
-        chosen = torch.tensor([places[key] for key in slots])
-        if chosen.tolist() != list(range(len(codes))):
-            codes, scales = codes[chosen], None if scales is None else scales[chosen]
         try:
-            self._rows.put(list(slots.values()), list(slots), codes, scales)
+            store.put(places, codes, scales)
+            if self._older is not None and self._asked >= store.samples and -1 in store.slots.find(places):
+                self.drop_older()  # it had an epoch
+                store.put(places, codes, scales)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in opening.FULL:
                 raise
-            self._slots.release(slots.values())
-            self._slots.close()
-            self.reason = f"{error.strerror} after {len(self._slots):,} samples in {self.path}"
+            store.slots.close()
+            self.reason = f"{error.strerror} after {len(store):,} samples in {self.path}"
+        if self._older is not None:
+            self._waiting.difference_update(key for key in places if store.slots.find([key])[0] >= 0)
+            if not self._waiting:
+                self.drop_older()
 
-    def _find(self, keys: Sequence[int]) -> list[int]:
-        """The slot of each key, -1 where there is none, or a damaged one."""
-        slots = self._slots.find(keys)
-        damaged = [] if self._rows is None else self._rows.damaged([slot for slot in slots if slot >= 0])
-        if damaged:
-            self._forget(damaged)
-            self._rejected += len(damaged)
-            self.reason = f"{self._rejected:,} samples were damaged in {self.path}, and are computed anew"
-            slots = self._slots.find(keys)
-        return slots
+    def _found(self, store: Store | None, indices: Tensor, variant: Tensor | None) -> Tensor:
+        """Which samples a store has: bool [n]."""
+        if store is None:
+            return torch.zeros(len(keys_of(indices, variant, None, self.variants)), dtype=torch.bool)
+        before = store.rejected
+        there = store.lookup(indices, variant)
+        if store.rejected > before:
+            total = self._rejected + store.rejected
+            self.reason = f"{total:,} samples were damaged in {self.path}, and are computed anew"
+        return there
 
-    def _forget(self, slots: Sequence[int]) -> None:
-        if slots:
-            self._rows.forget(slots)
-            self._slots.release(slots)
+    def _close(self, store: Store) -> None:
+        store.close()
+        self._evicted += store.slots.evicted
+        self._rejected += store.rejected
 
-    def _keys(self, indices: Tensor, variant: Tensor | None) -> list[int]:
-        return keys_of(indices, variant, self._samples or None, self.variants)
+    def _close_all(self) -> None:
+        for store in (self._store, self._older):
+            if store is not None:
+                self._close(store)
+        self._store, self._older, self._waiting = None, None, set()
 
-    def _buffer(self, count: int) -> Tensor:
-        """Rows in the storage type, whose memory the next read takes again."""
-        if self._scratch is None or len(self._scratch) < count:
-            self._scratch = torch.empty(count, *self._row.physical, dtype=self._row.stored)
-        return self._scratch[:count]
 
-    def _close(self) -> None:
-        if self._rows is not None:
-            self._rows.close()
-        self._evicted += self._slots.evicted
-        self.key, self._samples, self._row, self._rows, self._scratch = None, 0, None, None, None
-        self._slots = Slots(0)
+def _read(store: Store | None, indices: Tensor, variant: Tensor | None, variants: int, out: Tensor | None) -> Tensor:
+    keys = keys_of(indices, variant, None if store is None else store.samples, variants)
+    slots = [-1] * len(keys) if store is None else store.find(keys)
+    if store is None or -1 in slots:
+        raise ValueError(
+            f"expected samples that are held, got {slots.count(-1)} others in {len(slots)}, try cache.lookup first"
+        )
+    return store.read(slots, out)

@@ -8,7 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from spfde.freezing.cache.files import HEADER
+from spfde.freezing.cache.files import HEADER, OLDER
 
 LOCK = ".lock"
 _in_use: set[Path] = set()  # by this process, to which a record lock says nothing
@@ -26,7 +26,10 @@ def claim(path: Path) -> int:
         path.mkdir(parents=True, exist_ok=True)
         path = path.resolve()
         others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
-        if others and HEADER not in others:
+        older = (
+            others == [OLDER] and (path / OLDER / HEADER).exists()
+        )  # of a process that was killed between two stores
+        if others and HEADER not in others and not older:
             raise ValueError(
                 f"expected an empty directory or that of a cache, got {path} with {others[0]}, try one of its own"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from spfde.freezing.cache.row import Row
 
 HEADER = "spfde-cache.json"
 CODES, SCALES, HOLDERS, CHECKSUMS = ARRAYS = ("activations.npy", "scales.npy", "samples.npy", "checksums.npy")
+OLDER = "older"  # directory of the store of a shorter front, inside of the cache's own
 FORMAT = 1
 ON_DISK = {torch.bfloat16: np.int16, torch.float16: np.float16, torch.float32: np.float32, torch.uint8: np.uint8}
 
@@ -138,6 +140,24 @@ def erase(path: Path) -> None:
     """Removes a store, the header last; other files stay."""
     for name in (*ARRAYS, f".{HEADER}.part", HEADER):
         (path / name).unlink(missing_ok=True)
+
+
+def move(path: Path, to: Path) -> None:
+    """Moves a store to an empty directory; an open one stays open. The header is in both until the end."""
+    shutil.copyfile(path / HEADER, to / HEADER)
+    for name in ARRAYS:
+        if (path / name).exists():
+            os.replace(path / name, to / name)
+    (path / HEADER).unlink()
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a directory says of the store in it: key, samples, variants and the form of its rows.
+
+    Raises:
+        Unusable: there is none, or its header is damaged.
+    """
+    return _read(path / HEADER)
 
 
 def _close(handles: Sequence[int]) -> None:

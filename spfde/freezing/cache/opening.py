@@ -1,9 +1,10 @@
-"""Where the rows of a store go: memory, the files that are there, or new ones."""
+"""Where the rows of a store go: memory, the files that are there, or new ones, beside an older store or not."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 
 from spfde.freezing.cache import budget as budgets
 from spfde.freezing.cache import files
-from spfde.freezing.cache.files import Files, Unusable
+from spfde.freezing.cache.files import OLDER, Files, Unusable
 from spfde.freezing.cache.memory import Memory
 from spfde.freezing.cache.row import Row
+from spfde.freezing.cache.store import Store, cost
 
-INDEX = 256  # bytes of memory, or less, that finding a row takes beside the row itself
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -49,8 +50,44 @@ def on_disk(
         return Memory(row, 0), f"no store in {path}: {error.strerror}{why}"
 
 
+def in_files(path: Path, keys: Collection[str], samples: int, variants: int) -> Store | None:
+    """The store in a directory if it is that of one of `keys`, for as many samples and variants."""
+    try:
+        found = files.described(path)
+        if found.get("key") not in keys:
+            return None
+        row = Row.of(found)
+        identity = {"key": found["key"], "samples": samples, "variants": variants, **row.describe()}
+        return Store(found["key"], samples, variants, row, Files.reopen(path, row, None, identity))
+    except Unusable:
+        return None
+
+
+def set_aside(path: Path) -> None:
+    """Moves the store in a directory to where the older one is kept, in place of what is there."""
+    aside = path / OLDER
+    aside.mkdir(exist_ok=True)
+    files.erase(aside)
+    files.move(path, aside)
+
+
+def erase(path: Path) -> None:
+    """Removes the stores in a directory."""
+    discard_older(path)
+    files.erase(path)
+
+
+def discard_older(path: Path) -> None:
+    """Removes the older store in a directory; other files stay."""
+    aside = path / OLDER
+    if aside.is_dir():
+        files.erase(aside)
+        if not os.listdir(aside):
+            aside.rmdir()
+
+
 def _room(row: Row, keys: int, size: int) -> int:
-    return min(keys, size // (row.bytes + INDEX))
+    return min(keys, size // cost(row))
 
 
 def _described(where: object, row: Row, room: int, keys: int, budget: budgets.Budget) -> str:

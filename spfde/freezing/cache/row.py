@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,12 @@ class Row:
                 f"expected activations [n, c, h, w] with channels_last, got a sample's shape {list(self.shape)},"
                 " try channels_last=False"
             )
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Row:
+        """The one that `describe` describes."""
+        shape, dtype = tuple(described["shape"]), getattr(torch, described["dtype"])
+        return cls(shape, dtype, described["stored"], described["channels_last"])
 
     @property
     def exact(self) -> bool:

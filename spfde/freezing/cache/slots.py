@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, KeysView
 
 import numpy as np
 
@@ -10,14 +10,15 @@ import numpy as np
 class Slots:
     """Finds the slots of keys, integers of any size, among `capacity` of them.
 
-    evicted: keys that left to make room.
+    evicted: keys that left to make room. limit: slots that may be taken as long as others have the room of the rest.
+    used: slots from here on were never taken.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity, self.evicted = capacity, 0
+        self.capacity = self.limit = capacity
+        self.evicted = self.used = 0
         self._slots: dict[int, int] = {}
         self._keys: dict[int, int] = {}
-        self._used = 0  # slots from here on were never taken
         self._free: list[int] = []
         self._leaving: dict[int, None] = {}  # slots of keys that `keep` left out
 
@@ -28,13 +29,17 @@ class Slots:
     def of(cls, holders: np.ndarray, keys: int) -> Slots:
         """Takes over a store: holders [capacity] are keys plus one, 0 for none; what is not in [0, keys) is free."""
         slots = cls(len(holders))
-        slots._used = int(holders.nonzero()[0][-1]) + 1 if holders.any() else 0
-        for slot, holder in enumerate(holders[: slots._used].tolist()):
+        slots.used = int(holders.nonzero()[0][-1]) + 1 if holders.any() else 0
+        for slot, holder in enumerate(holders[: slots.used].tolist()):
             if 0 < holder <= keys and holder - 1 not in slots._slots:
                 slots._slots[holder - 1], slots._keys[slot] = slot, holder - 1
             else:
                 slots._free.append(slot)
         return slots
+
+    def keys(self) -> KeysView[int]:
+        """Those that have a slot."""
+        return self._slots.keys()
 
     def find(self, keys: Iterable[int]) -> list[int]:
         """The slot of each key, -1 for none."""
@@ -67,14 +72,15 @@ class Slots:
 
     def close(self) -> None:
         """Takes no more keys than there are."""
-        self.capacity, self._used, self._free = len(self), self.capacity, []
+        self.limit = self.capacity = len(self)
+        self._free = []
 
     def _room(self) -> int | None:
         if self._free:
             return self._free.pop()
-        if self._used < self.capacity:
-            self._used += 1
-            return self._used - 1
+        if self.used < self.limit:
+            self.used += 1
+            return self.used - 1
         if not self._leaving:
             return None
         slot, _ = self._leaving.popitem()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spfde._modules import eval_mode, map_tensors, random_state_restored, tensors
 from spfde.freezing.block import FreezeBlock
+from spfde.freezing.prefix import forms
 from spfde.fusing.epilogue import hooked
 
 FEW = 2  # samples that it is tried with
@@ -46,6 +47,13 @@ class Cut:
             "expected the forward to reach the end of the frozen front as it did before, got a return, try cache='off'"
         )
 
+    def onward(self, model: nn.Module, given: Args, boundary: Tensor, to: Cut, forwards: Forwards) -> Tensor:
+        """The output of a longer front, cut at `to`, if this one returns `boundary`: only what lies between runs."""
+        held: dict[nn.Module, Callable[..., Any]] = {
+            m: _Returns(form, poison=False) for m, form in self._forms(model, given, len(boundary)).items()
+        }
+        return to.front(model, given, {**forwards, **held, self.at: lambda *args, **kwargs: boundary})
+
     def rest(self, model: nn.Module, given: Args, boundary: Tensor, poison: bool = False) -> Any:
         """What the model returns if its front returns `boundary`: nothing in front of it runs.
 
@@ -57,6 +65,18 @@ class Cut:
             return call(model, given)
 
     def _forms(self, model: nn.Module, given: Args, samples: int) -> dict[nn.Module, Any]:
+        """What the modules before the cut return for so many samples, told from what they do for two and three."""
+        if samples not in self.forms:
+            two, three = (self._recorded(model, _first(given, n)) for n in (2, 3))
+            try:
+                self.forms[samples] = {m: forms.at(form, three[m], samples) for m, form in two.items()}
+            except forms.Irregular:
+                self.forms[samples] = self._recorded(model, given)
+        return self.forms[samples]
+
+    def _recorded(self, model: nn.Module, given: Args) -> dict[nn.Module, Any]:
+        """What the modules before the cut return for these arguments."""
+        samples = count(given)
         if samples not in self.forms:
             with (
                 eval_mode(model),
@@ -65,7 +85,7 @@ class Cut:
                 _outputs(self.skipped) as found,
             ):
                 self.front(model, given, {})
-            self.forms[samples] = {m: map_tensors(_form, output) for m, output in found.items()}
+            self.forms[samples] = {m: map_tensors(forms.form_of, output) for m, output in found.items()}
         return self.forms[samples]
 
 
@@ -80,7 +100,7 @@ def find_cut(model: nn.Module, front: Sequence[FreezeBlock], given: Args) -> Cut
     for name, module in model.named_modules():
         if any(module in unit.modules() for unit in units) and hooked(module):
             raise NoCut(f"{name} has hooks, which would see nothing")
-    few = select(given, torch.arange(FEW) % count(given), count(given))
+    few = _first(given, FEW)
     with eval_mode(model), random_state_restored(model, few), _order(model) as calls, torch.enable_grad():
         expected = call(model, few)
     cut, before = _last(calls, units)
@@ -111,7 +131,7 @@ def find_cut(model: nn.Module, front: Sequence[FreezeBlock], given: Args) -> Cut
 
 def agree(cut: Cut, model: nn.Module, given: Args, forwards: Forwards) -> bool:
     """Whether the front returns the same by these forwards as by the modules' own, to rounding of any precision."""
-    few = select(given, torch.arange(FEW) % count(given), count(given))
+    few = _first(given, FEW)
     with random_state_restored(model, few), torch.no_grad():
         got, expected = (cut.front(model, few, each).float() for each in (forwards, {}))
     return bool((got - expected).abs().max() <= 0.05 * expected.abs().max())
@@ -125,6 +145,11 @@ def count(given: Args) -> int:
 def select(given: Args, which: Tensor, samples: int) -> Args:
     """The arguments for some of the samples: those rows of every tensor that has one for each."""
     return map_tensors(lambda t: t[which.to(t.device)] if t.dim() and len(t) == samples else t, given)
+
+
+def _first(given: Args, few: int) -> Args:
+    """The arguments for the first samples, over again where there are not so many."""
+    return select(given, torch.arange(few) % count(given), count(given))
 
 
 @contextmanager
@@ -178,31 +203,7 @@ class _Returns:
         self.form, self.poison = form, poison
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _filled(self.form, self.poison)
-
-
-@dataclass(frozen=True)
-class _Form:
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-
-def _form(tensor: Tensor) -> _Form:
-    return _Form(tensor.shape, tensor.dtype, tensor.device)
-
-
-def _filled(form: Any, poison: bool) -> Any:
-    if isinstance(form, Mapping):
-        return {key: _filled(value, poison) for key, value in form.items()}
-    if isinstance(form, list | tuple):
-        return type(form)(_filled(value, poison) for value in form)
-    if not isinstance(form, _Form):
-        return form
-    if not form.dtype.is_floating_point:
-        return torch.zeros(form.shape, dtype=form.dtype, device=form.device)
-    made = torch.empty(form.shape, dtype=form.dtype, device=form.device)
-    return made.fill_(torch.nan) if poison else made
+        return forms.filled(self.form, self.poison)
 
 
 @dataclass(frozen=True)

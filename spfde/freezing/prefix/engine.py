@@ -73,6 +73,11 @@ class Prefix:
         return frozen[-1].name if frozen else None
 
     @property
+    def shorter(self) -> tuple[FreezeBlock, ...]:
+        """The front of before its last growth, where the cache starts for samples that it held then."""
+        return () if self._recall is None else self._recall.shorter
+
+    @property
     def reason(self) -> str:
         """Why the cache is not used for the front as it is now, "" where it is or there is none."""
         return "" if self._recall is None else self._recall.reason
@@ -105,10 +110,10 @@ class Prefix:
             self._front = self._rewritten()
             used = {step.folded.layer for chain in self._front.chains for step in chain.steps}
             self._folded = {layer: kept for layer, kept in self._folded.items() if layer in used}
-            self._recall = None
+            before, self._recall = self._recall, None
             if self.cache is not None and frozen:
                 whole = lambda modules: self._rewritten(modules).forwards  # noqa: E731
-                self._recall = Recall(self.model, frozen, self.cache, self.samples, whole)
+                self._recall = Recall(self.model, frozen, self.cache, self.samples, whole, before)
             elif self.cache is not None and self.cache.key is not None:
                 self.cache.drop()  # thawed
             self._seen = seen

@@ -14,17 +14,22 @@ from spfde._modules import tensors
 from spfde._version import __version__
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.cache import ActivationCache
-from spfde.freezing.prefix.cut import Args, Cut, Forwards, NoCut, agree, call, count, find_cut, replaced, select
+from spfde.freezing.prefix.cut import FEW, Args, Cut, Forwards, NoCut, agree, call, count, find_cut, replaced, select
 from spfde.nn import SparseLayer
 
 ALIKE = 0.1  # relative difference to which files agree with what is computed: int8 stays far below, other data above
+CLOSE = 1e-4  # to which what is carried over without rounding does: kernels may sum in another order
 
 
 class Recall:
     """The use of a cache at one boundary of a model.
 
+    A front that has grown starts where it ended before: what the cache still holds from then goes through the new
+    blocks alone. So that this gives the same bits, no chain crosses the end of a block.
+
     blocks: the frozen front. samples: indices are below. forwards: what stands in for the model's forwards while the
-    front runs, but for modules that have to be called. reason: why the cache is not used, "" where it is.
+    front runs, but for modules that have to be called. before: the use of the cache at the boundary before this one.
+    shorter: the front that ended there. reason: why the cache is not used, "" where it is.
     """
 
     def __init__(
@@ -34,21 +39,28 @@ class Recall:
         cache: ActivationCache,
         samples: int,
         forwards: Callable[[Sequence[nn.Module]], Forwards],
+        before: Recall | None = None,
     ) -> None:
         self.model, self.blocks, self.cache, self.samples = model, tuple(blocks), cache, samples
         self._forwards_but_for = forwards
         self._forwards: Forwards = {}
+        self._whole = [block.modules[-1][1] for block in self.blocks]
         self._cut: Cut | None = None
+        self._older: Cut | None = None  # where the front ended of which the cache has an older store
+        self._proven = False  # by samples that were carried over and computed as well
+        self.shorter: tuple[FreezeBlock, ...] = ()
         self._stamp: tuple[Any, ...] | None = None
-        self._key = self.reason = ""
-        self._inputs: dict[int, int] = {}  # checksums, by sample and variant
+        self._keys: list[str] = []  # of the front of one block, of two, ...
+        self.reason = ""
+        self._inputs: dict[int, int] = {} if before is None else before._inputs  # checksums, by sample and variant
 
     def __call__(self, given: Args, indices: Tensor, variant: Tensor | None) -> Any:
         """What the model returns for the arguments `given`, those of the samples `indices`."""
         if self._cut is None and not self.reason:
             try:
                 self._cut = find_cut(self.model, self.blocks, given)
-                forwards = self._forwards_but_for([self._cut.at])
+                self._whole.append(self._cut.at)
+                forwards = self._forwards_but_for(self._whole)
                 self._forwards = forwards if agree(self._cut, self.model, given, forwards) else {}
             except NoCut as problem:
                 self.reason, self._forwards = str(problem), self._forwards_but_for(())
@@ -64,15 +76,12 @@ class Recall:
                 f"expected an index for each of {samples} samples, got {len(indices)}, try the batch's own"
             )
         opened = self._opened()
-        there = self.cache.lookup(indices, variant) if opened else torch.zeros(samples, dtype=torch.bool)
-        missing = (~there).nonzero().view(-1)
-        made = read = None
+        if not opened:
+            self._open(cut, given, indices, variant, samples)
+        there = self.cache.lookup(indices, variant)
+        missing, made, read = (~there).nonzero().view(-1), None, None
         if len(missing):
-            made = self._computed(cut, given, missing, samples)
-            if not opened:
-                there = self._open(made, indices, variant)
-                missing = (~there).nonzero().view(-1)
-                made = made[missing.to(made.device)]
+            made = self._made(cut, given, missing, indices, variant, samples)
             made = self.cache.write(indices[missing], made, _of(variant, missing))
         if len(missing) < samples:
             held = there.nonzero().view(-1)
@@ -82,29 +91,74 @@ class Recall:
         if made is None or read is None:
             boundary = made if read is None else read
             return boundary.to(_device(given))
-        read = read.to(made.device)
-        boundary = torch.empty_like(read[:1].expand(samples, *read.shape[1:]))
-        boundary[there.to(made.device)], boundary[missing.to(made.device)] = read, made
-        return boundary
+        return _merged(samples, there, read, made)
 
-    def _open(self, made: Tensor, indices: Tensor, variant: Tensor | None) -> Tensor:
-        """Opens the store of this front, and says which of a whole batch files of an earlier process hold: bool [n].
+    def _open(self, cut: Cut, given: Args, indices: Tensor, variant: Tensor | None, samples: int) -> None:
+        """Opens the store of this front.
 
-        They have to agree with what the batch is now: a data set may be another one under the same weights.
+        What files of an earlier process hold has to agree with what it is now: a data set may be another one under the
+        same weights.
         """
+        made = self._computed(cut, given, torch.arange(samples)[:FEW], samples)
         last = made.dim() == 4 and made.is_contiguous(memory_format=torch.channels_last) and not made.is_contiguous()
-        form = (self._key, self.samples, made.shape[1:], made.dtype, last)
-        self.cache.open(*form)
-        there = self.cache.lookup(indices, variant)
-        if not there.any():
-            return there
-        held = self.cache.read(indices[there], _of(variant, there)).to(made.device).float()
-        computed = made[there.to(made.device)].float()
-        if (held - computed).norm() > ALIKE * computed.norm():
-            self.cache.drop()
-            self.cache.open(*form)
-            return torch.zeros_like(there)
-        return there
+        form = (self._keys[-1], self.samples, made.shape[1:], made.dtype, last)
+        self.cache.open(*form, older=self._keys[:-1])
+        held = self.cache.holds(indices, variant).nonzero().view(-1)[:FEW]
+        if len(held):
+            read = self.cache.read(indices[held], _of(variant, held))
+            if not self._agree(read, cut, given, held, samples, ALIKE):
+                self.cache.drop()
+                self.cache.open(*form)
+        self._older = self._older_cut(given) if self.cache.older is not None else None
+        if self._older is None:
+            self.cache.drop_older()
+            self._inputs = {}
+
+    def _older_cut(self, given: Args) -> Cut | None:
+        """The cut of the front that the cache has an older store of; None where the new blocks cannot be run alone."""
+        self.shorter = self.blocks[: self._keys.index(self.cache.older) + 1]
+        self._proven = False
+        try:
+            older = find_cut(self.model, self.shorter, given)
+        except NoCut:
+            return None
+        return older if older.at in self._whole else None
+
+    def _made(
+        self, cut: Cut, given: Args, which: Tensor, indices: Tensor, variant: Tensor | None, samples: int
+    ) -> Tensor:
+        """What the front returns for some of the samples: from where it ended before, for those that are held there."""
+        there = self.cache.holds_older(indices[which], _of(variant, which))
+        if self._older is None or not there.any():
+            return self._computed(cut, given, which, samples)
+        some = which[there]
+        self._check(given, some[:1], indices, variant, samples)
+        carried = self._carried(self._older, cut, given, some, indices, variant, samples)
+        if not self._proven:
+            within = CLOSE if self.cache.dtype == "float32" else ALIKE
+            self._proven = self._agree(carried[:FEW], cut, given, some[:FEW], samples, within)
+            if not self._proven:
+                self.cache.drop_older()
+                self._older = None
+                return self._computed(cut, given, which, samples)
+        if len(some) == len(which):
+            return carried
+        return _merged(len(which), there, carried, self._computed(cut, given, which[~there], samples))
+
+    def _agree(self, rows: Tensor, cut: Cut, given: Args, which: Tensor, samples: int, within: float) -> bool:
+        """Whether rows for some of the samples are what the front returns, to a relative difference."""
+        made = self._computed(cut, given, which, samples).float()
+        return bool((rows.to(made.device) - made).norm() <= within * made.norm())
+
+    def _carried(
+        self, older: Cut, cut: Cut, given: Args, which: Tensor, indices: Tensor, variant: Tensor | None, samples: int
+    ) -> Tensor:
+        """What the front returns for samples that the older store has."""
+        if len(which) == 1:  # never for one alone: see `_computed`
+            return self._carried(older, cut, given, which.expand(2), indices, variant, samples)[:1]
+        held = self.cache.read_older(indices[which], _of(variant, which)).to(_device(given))
+        some = given if torch.equal(which, torch.arange(samples)) else select(given, which, samples)
+        return older.onward(self.model, some, held, cut, self._forwards)
 
     def _computed(self, cut: Cut, given: Args, which: Tensor, samples: int) -> Tensor:
         """What the front returns for some of the samples.
@@ -124,9 +178,10 @@ class Recall:
         tensors = [t for block in self.blocks for m in block.members for t in _own(m)]
         stamp = (_precision(), *((id(t), t._version, t.data_ptr()) for t in tensors))
         if stamp != self._stamp:
-            before, self._stamp, self._key = self._key, stamp, key_of(self.model, self.blocks)
-            self._inputs = self._inputs if self._key == before else {}
-        return self.cache.key == self._key
+            before, self._stamp, self._keys = self._keys, stamp, keys_of_fronts(self.model, self.blocks)
+            if before and self._keys != before:
+                self._inputs = {}
+        return self.cache.key == self._keys[-1]
 
     def _remember(self, given: Args, which: Tensor, indices: Tensor, variant: Tensor | None, samples: int) -> None:
         for place in which.tolist():
@@ -167,20 +222,25 @@ class FromCache:
             return self.recall((args, kwargs), self.indices, self.variant)
 
 
-def key_of(model: nn.Module, blocks: Sequence[FreezeBlock]) -> str:
-    """A digest of all that the front's output depends on but the sample: layers, weights, statistics, precision."""
-    digest = hashlib.sha256(f"{__version__} {blocks[-1].name} {_precision()}".encode())
-    members = {m for block in blocks for m in block.members}
-    loose = [(name, p) for block in blocks for name, p in block.parameters]
-    for name, module in model.named_modules():
-        if module in members:
+def keys_of_fronts(model: nn.Module, blocks: Sequence[FreezeBlock]) -> list[str]:
+    """For the front of the first block, of two, ...: a digest of all that its output depends on but the sample.
+
+    That is layers, weights, statistics and precision.
+    """
+    digest, keys = hashlib.sha256(f"{__version__} {_precision()}".encode()), []
+    names = {module: name for name, module in model.named_modules()}
+    for block in blocks:
+        digest.update(block.name.encode())
+        loose = list(block.parameters)
+        for module in block.members:
             form = module.window if isinstance(module, SparseLayer) else module.extra_repr()
-            digest.update(f"{name} {type(module).__qualname__} {form}".encode())
-            loose += [(name, t) for t in _own(module)]
-    for name, tensor in loose:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+            digest.update(f"{names.get(module, '')} {type(module).__qualname__} {form}".encode())
+            loose += [(names.get(module, ""), t) for t in _own(module)]
+        for name, tensor in loose:
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        keys.append(digest.copy().hexdigest())
+    return keys
 
 
 def _own(module: nn.Module) -> list[Tensor]:
@@ -190,6 +250,14 @@ def _own(module: nn.Module) -> list[Tensor]:
 def _precision() -> str:
     on = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     return " ".join(f"{kind} {torch.get_autocast_dtype(kind)}" for kind in on)
+
+
+def _merged(samples: int, there: Tensor, held: Tensor, made: Tensor) -> Tensor:
+    """Rows [samples, ...] of which `held` are those that are `there` [samples] and `made` the others."""
+    held = held.to(made.device)
+    rows = torch.empty_like(held[:1].expand(samples, *held.shape[1:]))
+    rows[there.to(made.device)], rows[~there.to(made.device)] = held, made
+    return rows
 
 
 def _of(variant: Tensor | None, which: Tensor) -> Tensor | None:
