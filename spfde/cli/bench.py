@@ -1,26 +1,42 @@
-"""`spfde bench`: one layer, dense beside every kernel that can run here; `--tune` fills a table of measurements."""
+"""`spfde bench`: networks and layers, sparse beside dense; `--tune` fills a table of measurements."""
 
 from __future__ import annotations
 
-from json import dumps
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from spfde import bench as benching
+from spfde import env
+from spfde._files import check_writable
+from spfde.bench import Group, Layer, Network, Record, changes, layers_of, load, run, workload
+from spfde.bench.measuring import check_device
+from spfde.cli.bench_text import changes_table, subject_table
 from spfde.cli.terminal import steady
 from spfde.sparse.pattern import Pattern
-from spfde.tuning.compare import Cell, Comparison, check_device, compare
-from spfde.tuning.layer import DTYPES, PARTS, LayerSpec, parse_shape
+from spfde.tuning.layer import DTYPES, LayerSpec
 from spfde.tuning.sweep import tune_here, usual_layers
 
-SHAPE, BATCH, SIZE, PATTERN, DTYPE, SPARSITIES, SECONDS = (
-    "1024x1024", 128, 14, "unstructured", "float32", (0.8, 0.9, 0.95), 500.0,
-)  # fmt: skip
+LINEAR, BATCH, PATTERN, DTYPE, SPARSITIES, SECONDS = (
+    "1024x1024",
+    128,
+    "unstructured",
+    "float32",
+    (0.8, 0.9, 0.95),
+    500.0,
+)
+KEPT = "rows that are done"
 
 
 def _option(text: str, *default: object, **limits: Any) -> Any:
@@ -29,20 +45,42 @@ def _option(text: str, *default: object, **limits: Any) -> Any:
     return typer.Option(help=f"{text} {escape(f'[default: {shown}]')}", **limits)  # else rich takes it for a style
 
 
+MANY = " May be given again."
+
+
 def bench(
-    shape: Annotated[str | None, _option("OUTxIN of a linear layer, OUTxINxKHxKW of a convolution.", SHAPE)] = None,
-    batch: Annotated[int | None, _option("Samples; of a linear layer: rows.", BATCH, min=1)] = None,
-    size: Annotated[int | None, _option("Pixels a side, of a convolution.", SIZE, min=1)] = None,
-    stride: Annotated[int | None, _option("Stride of a convolution.", 1, min=1)] = None,
-    pattern: Annotated[str | None, _option("Pattern of the zeros, as spfde.sparsify takes it.", PATTERN)] = None,
-    sparsity: Annotated[
-        list[float] | None, _option("Fraction of weights that are zero; may be given again.", *SPARSITIES)
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"Network of the zoo, or module:callable that returns one.{MANY}")
     ] = None,
-    dtype: Annotated[str | None, _option(f"{', '.join(DTYPES)}.", DTYPE)] = None,
+    linear: Annotated[list[str] | None, _option(f"OUTxIN of a linear layer.{MANY}", LINEAR)] = None,
+    conv: Annotated[
+        list[str] | None, typer.Option(help=escape(f"OUTxINxKHxKW@SIZE[/STRIDE][gGROUPS] of a convolution.{MANY}"))
+    ] = None,
+    batch: Annotated[int | None, _option("Samples; of a linear layer: rows.", BATCH, min=1)] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels a side, or tokens, of a network of the zoo."),
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input", help="Of a sample of module:callable: 3x224x224.", metavar="SHAPE")
+    ] = None,
+    layers: Annotated[bool, typer.Option(help="Also the different layers of a network, alone.")] = True,
+    pattern: Annotated[
+        list[str] | None, _option(f"Pattern of the zeros, as spfde.sparsify takes it.{MANY}", PATTERN)
+    ] = None,
+    sparsity: Annotated[list[float] | None, _option(f"Fraction of zeros.{MANY}", *SPARSITIES)] = None,
+    dtype: Annotated[list[str] | None, _option(f"{', '.join(DTYPES)}.{MANY}", DTYPE)] = None,
     device: Annotated[str | None, _option("cpu or cuda.", "cuda where there is one")] = None,
-    threads: Annotated[int | None, _option("Threads of the CPU.", "torch's", min=1)] = None,
+    threads: Annotated[list[int] | None, _option(f"Threads of the CPU.{MANY}", "torch's", min=1)] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Every kernel of a layer, not the chosen one alone.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile as one more dense baseline.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A file that --json wrote: say what differs; exit 1 if anything got slower.")
+    ] = None,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Measure kernels and launches of this layer, or of usual ones, into a table."),
@@ -52,50 +90,144 @@ def bench(
     ] = None,
     seconds: Annotated[float | None, _option("With --tune: the time it may take.", SECONDS, min=0)] = None,
 ) -> None:
-    """Time a layer, sparse beside dense: forward, backward and both, with every kernel that can run here."""
-    layer = {"shape": shape, "batch": batch, "size": size, "stride": stride, "pattern": pattern, "dtype": dtype}
-    if tune:
-        _refuse("without --tune", "leaving it out", sparsity=sparsity, json=json)
-    else:
-        _refuse("with --tune", "adding --tune", table=table, seconds=seconds)
+    """Time networks and layers, sparse beside dense: forward, gradients, whole steps, steps with half of it frozen."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    if threads is not None:
-        if device == "cuda":
-            raise ValueError("expected --threads on a CPU, got it on cuda, try --device cpu")
-        torch.set_num_threads(threads)
+    if threads is not None and device == "cuda":
+        raise ValueError("expected --threads on a CPU, got it on cuda, try --device cpu")
     if tune:
-        _tune(device, layer, table, SECONDS if seconds is None else seconds, repeats)
+        _refuse("without --tune", "leaving it out", model=model, sparsity=sparsity, json=json, against=against)
+        spec = {"linear": linear, "conv": conv, "batch": batch, "pattern": pattern, "dtype": dtype}
+        for count in threads or []:
+            torch.set_num_threads(count)
+        _tune(device, spec, table, SECONDS if seconds is None else seconds, repeats)
         return
-    made = make_layer(layer)
-    if json is not None:  # what cannot be written is told before anything is timed
-        json.parent.mkdir(parents=True, exist_ok=True)
-    fixed = Pattern.parse(made.pattern).sparsity
-    found = compare(made, sparsity or (SPARSITIES if fixed is None else [fixed]), device, repeats)
-    console = steady()
-    console.print(Text(f"{found.layer}, {_where(found)}, {repeats} repeats"), soft_wrap=True)
-    console.print(terminal(found))
-    for cell in found.cells:
-        console.print(Text(f"auto at sparsity {cell.sparsity:g}: {cell.kernel}, {cell.reason}"), soft_wrap=True)
-    for variant, reason in dict.fromkeys(pair for cell in found.cells for pair in cell.absent.items()):
-        console.print(Text(f"not timed: {variant}: {reason}"), soft_wrap=True)
-    if json is not None:
-        json.write_text(dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-        console.print(f"timings: {json}", markup=False, highlight=False, soft_wrap=True)
+    _refuse("with --tune", "adding --tune", table=table, seconds=seconds)
+    for path in (each for each in (json,) if each is not None):  # told before anything is timed
+        check_writable(path)
+    before = load(against) if against else None
+    torch.manual_seed(0)
+    subjects = _subjects(model or [], linear or [], conv or [], batch, size, input_shape, layers)
+    how = product(subjects, pattern or [PATTERN], dtype or [DTYPE], threads or [torch.get_num_threads()])
+    groups = [
+        Group(subject, _sparsities(pattern, sparsity), pattern, dtype, threads, device, compiled, kernels)
+        for subject, pattern, dtype, threads in how
+    ]
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    record = Record({**env.report(), "gpu": gpu}, date, shlex.join(["spfde", *sys.argv[1:]]), repeats)
+    console = steady(highlight=False)
+    record = _measured(console, record, groups, json)
+    _conclude(console, record, json)
+    if before is not None:
+        _compare(console, before, record)
 
 
-def make_layer(given: dict[str, Any]) -> LayerSpec:
-    """The layer that the options name."""
-    shape = parse_shape(given["shape"] or SHAPE)
-    size = given["size"] or (SIZE if len(shape) == 4 else 1)
-    pattern, dtype = given["pattern"] or PATTERN, given["dtype"] or DTYPE
-    return LayerSpec(shape, given["batch"] or BATCH, size, pattern, dtype, given["stride"] or 1)
+def _subjects(
+    models: Sequence[str], linears: Sequence[str], convs: Sequence[str], batch: int | None, size: int | None,
+    shape: str | None, layers: bool,
+) -> list[Layer | Network]:  # fmt: skip
+    if (size or shape) and not models:
+        raise ValueError("expected --size and --input with --model, got none, try --conv 64x64x3x3@32 for a layer")
+    found: list[Layer | Network] = []
+    for name in models:
+        made = workload(name, batch or BATCH, size, shape)
+        found += [Network(made), *(layers_of(made) if layers else [])]
+    found += [benching.linear(text, batch or BATCH) for text in linears]
+    found += [benching.conv(text, batch or BATCH) for text in convs]
+    return found or [benching.linear(LINEAR, batch or BATCH)]
+
+
+def _sparsities(pattern: str, given: Sequence[float] | None) -> tuple[float, ...]:
+    fixed = Pattern.parse(pattern).sparsity
+    return tuple(given or (SPARSITIES if fixed is None else [fixed]))
+
+
+def _measured(console: Console, record: Record, groups: Sequence[Group], json: Path | None) -> Record:
+    """The record with the groups; tables are shown as they come, and what is done is kept when it is stopped."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task("", total=len(groups))
+    shown = 0
+
+    def say(index: int, group: Group) -> None:
+        bar.update(task, completed=index, description=str(group))
+
+    def save(now: Record) -> None:
+        nonlocal record, shown
+        record = now
+        if json is not None:
+            now.save(json)
+        for title, table in subject_table(now, now.rows[shown:]):
+            console.print(title, markup=False, soft_wrap=True)
+            console.print(table)
+        shown = len(now.rows)
+
+    try:
+        with bar:
+            return run(record, groups, save, say)
+    except KeyboardInterrupt:
+        kept = f", in {json}" if json is not None else ""
+        console.print(f"stopped; {len(record.rows)} {KEPT}{kept}", markup=False, soft_wrap=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _conclude(console: Console, record: Record, json: Path | None) -> None:
+    lines = [f"not timed: {row.subject} {row.variant} {row.sparsity:g}: {part}: {why}"
+             for row in record.rows for part, why in row.absent.items()]  # fmt: skip
+    lines += [each for each in (record.noise(),) if each is not None]
+    lines += [f"timings: {json}"] if json is not None else []
+    for line in dict.fromkeys(lines):
+        console.print(line, markup=False, soft_wrap=True)
+    if not any(row.seconds for row in record.rows):
+        raise typer.Exit(1)
+
+
+def _compare(console: Console, before: Record, now: Record) -> None:
+    found = changes(before, now)
+    console.print(changes_table(found, before, now))
+    slower = [each for each in found if each.slower]
+    differs = [name for name in ("cpu", "gpu", "torch") if before.machine.get(name) != now.machine.get(name)]
+    for name in differs:
+        console.print(f"another {name}: {before.machine.get(name)}, now {now.machine.get(name)}", markup=False)
+    console.print(f"{len(slower)} of {len(found)} got slower beyond noise", markup=False)
+    if slower:
+        raise typer.Exit(1)
+
+
+def layer_spec(given: dict[str, Any]) -> LayerSpec:
+    """The layer that the options of --tune name: one, of one pattern and dtype.
+
+    Raises:
+        ValueError: they name several, or one that no table holds.
+    """
+    for name, values in given.items():
+        if isinstance(values, list) and len(values) > 1:
+            raise ValueError(f"expected one --{name} with --tune, got {len(values)}, try one at a time")
+    if given["linear"] and given["conv"]:
+        raise ValueError("expected --linear or --conv with --tune, got both, try one at a time")
+    batch = given["batch"] or BATCH
+    pattern, dtype = (
+        given[name][0] if given[name] else usual for name, usual in (("pattern", PATTERN), ("dtype", DTYPE))
+    )
+    if given["linear"]:
+        return LayerSpec(
+            tuple(benching.linear(given["linear"][0], batch).module.weight.shape), batch, 1, pattern, dtype
+        )
+    made = benching.conv(given["conv"][0], batch)
+    if made.module.groups > 1:
+        raise ValueError(f"expected a convolution of one group with --tune, got {made}, try it without g")
+    size, stride = made.shape[2], made.module.stride[0]
+    return LayerSpec(tuple(made.module.weight.shape), batch, size, pattern, dtype, stride)
 
 
 def _tune(device: str, given: dict[str, Any], path: Path | None, seconds: float, repeats: int) -> None:
-    if given["shape"] is None:
-        _refuse("with --shape", "adding --shape", **given)
-    layers = usual_layers(device) if given["shape"] is None else [make_layer(given)]
+    named = given["linear"] or given["conv"]
+    if not named:
+        _refuse("with --linear or --conv", "adding --linear", **given)
+    layers = [layer_spec(given)] if named else usual_layers(device)
     console = steady(highlight=False)
 
     def say(line: str) -> None:
@@ -116,25 +248,3 @@ def _refuse(where: str, instead: str, **options: Any) -> None:
         given = options[name] if isinstance(options[name], list) else [options[name]]
         got = " ".join(f"--{name} {value}" for value in given)
         raise ValueError(f"expected --{name} only {where}, got {got}, try {instead}")
-
-
-def _where(found: Comparison) -> str:
-    if found.device == "cuda":
-        return found.machine["gpu"]
-    return f"{found.machine['cpu']}, {found.machine['threads']['torch']} threads"
-
-
-def terminal(found: Comparison) -> Table:
-    """The comparison as a table: milliseconds, and how many times as fast as the fastest dense layer."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("sparsity", "kernel", *(f"{part} ms" for part in PARTS)):
-        table.add_column(name, justify="right" if name.endswith("ms") else "left", overflow="fold")
-    for cell in found.cells:
-        for variant in cell.seconds:
-            table.add_row(f"{cell.sparsity:g}", variant, *(_time(cell, variant, part) for part in PARTS))
-        table.add_section()
-    return table
-
-
-def _time(cell: Cell, variant: str, part: str) -> str:
-    return f"{cell.median(variant, part) * 1e3:.3g} {cell.speedup(variant, part):6.2f}x"

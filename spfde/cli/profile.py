@@ -7,24 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import typer
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
 
 from spfde import env as environment
-from spfde import fuse, models, sparsify
+from spfde import fuse, sparsify
 from spfde import profile as profile_step
+from spfde.bench import workload
 from spfde.cli.terminal import steady
 from spfde.profiling.result import StepProfile
 
-IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
-CLASSES = 10
-
 
 def profile(
-    model: Annotated[str, typer.Option(help="Network, as spfde.models.create knows it.")] = "resnet32",
+    model: Annotated[str, typer.Option(help="Network of the zoo, or module:callable of (model, batch).")] = "resnet32",
     sparsity: Annotated[float, typer.Option(help="Fraction of weights that are zero; 0: the dense network.")] = 0.9,
     pattern: Annotated[str, typer.Option(help="Pattern of the zeros, as spfde.sparsify takes it.")] = "unstructured",
     fused: Annotated[bool, typer.Option("--fuse/--no-fuse", help="Fuse norms with what follows them.")] = True,
@@ -43,16 +39,13 @@ def profile(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network, x, y = problem(model, batch, size)
+    load = workload(model, batch, size)
+    network, x = load.model, load.inputs
     if sparsity:
         network = sparsify(network, sparsity, pattern=pattern)
     if fused:
         network = fuse(network, recompute=recompute)
-
-    def loss_fn(output: Tensor) -> Tensor:
-        return F.cross_entropy(output.flatten(0, -2), y)
-
-    found = profile_step(network, x, loss_fn, rounds=rounds)
+    found = profile_step(network, x, load.loss_fn, rounds=rounds)
     console = steady()
     for title, table in terminal(found):
         console.print(title, soft_wrap=True)
@@ -64,27 +57,6 @@ def profile(
         (out / "profile.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         found.save_plot(out / "profile.png")
         console.print(f"profile: {out / 'profile.json'}, {out / 'profile.png'}", markup=False, highlight=False)
-
-
-def problem(model: str, batch: int, size: int | None) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network of the zoo with random inputs and targets.
-
-    Raises:
-        ValueError: the name or the size does not fit.
-    """
-    options = models.options(model)
-    if "context" in options:
-        tokens = torch.randint(CLASSES, (2, batch, size or TOKENS))
-        return models.create(model), tokens[0], tokens[1].flatten()
-    network = models.create(model, **({"image_size": size} if size and "image_size" in options else {}))
-    images = torch.randn(batch, 3, *([size or _usual_size(model, network)] * 2))
-    return network, images, torch.randint(CLASSES, (batch,))
-
-
-def _usual_size(model: str, network: nn.Module) -> int:
-    """Pixels a side of the images that the network was published on: those with 1000 classes are ImageNet's."""
-    last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
-    return LARGE_IMAGE if last.out_features > 100 else IMAGE
 
 
 def terminal(found: StepProfile) -> list[tuple[Text, Table]]:

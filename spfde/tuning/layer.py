@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from spfde.sparse.pattern import Pattern
 DTYPES = {
     "float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
-PARTS = ("forward", "backward", "both")
 
 Timed = Callable[[], object]
 
@@ -112,24 +110,6 @@ class LayerSpec:
         x = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(1))
         x = x.to(device, self.kind)
         return x.contiguous(memory_format=torch.channels_last) if last and self.convolution else x
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """The shape that "512x256" or "512x256x3x3" names.
-
-    Raises:
-        ValueError: it names none.
-    """
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", text):
-        raise ValueError(f"expected a shape OUTxIN or OUTxINxKHxKW, got {text!r}, try 1024x1024 or 256x256x3x3")
-    return tuple(map(int, text.split("x")))
-
-
-def parts(module: nn.Module, x: Tensor) -> dict[str, Timed]:
-    """Forward alone, backward alone, and both: what to time of a module. Nothing runs before it is called."""
-    x = x.detach().requires_grad_()
-    wanted = [x, *module.parameters()]
-    return {"forward": forward(module, x), "backward": backward(module, x, wanted), "both": step(module, x, wanted)}
 
 
 def forward(module: Callable[[Tensor], Tensor], x: Tensor) -> Timed:

@@ -8,9 +8,10 @@ from torch import nn
 
 import spfde
 from spfde._machine import Machine
+from spfde.bench import Group, conv
+from spfde.bench.measuring import measure
 from spfde.kernels.dispatch import in_use
 from spfde.kernels.dispatch.measurement import OPS
-from spfde.tuning.compare import compare
 from spfde.tuning.layer import LayerSpec
 from spfde.tuning.sweep import tune_here
 
@@ -67,7 +68,7 @@ def test_a_models_kernels_are_measured_and_fixed(tmp_path):
 
 
 def test_a_layer_beside_its_dense_one():
-    layer = LayerSpec((256, 256, 3, 3), 8, 14, "block:64x64", "tf32")
-    [cell] = compare(layer, [0.8], "cuda", 3).cells
-    assert list(cell.seconds) == ["dense contiguous", "dense channels_last", "auto", "triton", "masked dense"]
-    assert list(cell.absent) == ["native"]
+    group = Group(conv("256x256x3x3@14", 8), (0.8,), "block:64x64", "tf32", 1, "cuda", every=True)
+    rows = {row.variant: row for row in measure(group, 3)}
+    assert list(rows) == ["dense contiguous", "dense channels_last", "auto", "native", "triton", "cuda", "masked dense"]
+    assert rows["triton"].seconds and "all" in rows["native"].absent

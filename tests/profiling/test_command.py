@@ -8,7 +8,6 @@ import torch
 from typer.testing import CliRunner
 
 from spfde import cli
-from spfde.cli.profile import problem
 
 
 def spfde(arguments):
@@ -52,12 +51,3 @@ def test_a_dense_network_is_profiled_alone(tmp_path):
 def test_what_does_not_fit_is_told(flags, said):
     result = spfde(f"--batch 2 --rounds 1 {flags}")
     assert isinstance(result.exception, ValueError) and said in str(result.exception)
-
-
-def test_inputs_are_those_of_the_network():
-    assert problem("resnet20", 2, None)[1].shape == (2, 3, 32, 32)
-    assert problem("vit_tiny_cifar", 2, None)[1].shape == (2, 3, 32, 32)
-    assert problem("vit_tiny_cifar", 2, 16)[1].shape == (2, 3, 16, 16)
-    assert problem("mobilenet_v2", 1, None)[1].shape == (1, 3, 224, 224)
-    network, tokens, targets = problem("gpt_mini", 2, 8)
-    assert tokens.shape == (2, 8) and network(tokens).flatten(0, -2).shape[0] == targets.numel()

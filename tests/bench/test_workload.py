@@ -1,0 +1,37 @@
+"""Networks by name, with inputs that fit them, and the layers that are timed of them."""
+
+import torch
+from torch import nn
+
+from spfde.bench import Workload, layers_of, workload
+
+
+def test_inputs_are_those_of_the_network():
+    assert workload("resnet20", 2).inputs.shape == (2, 3, 32, 32)
+    assert workload("vit_tiny_cifar", 2).inputs.shape == (2, 3, 32, 32)
+    assert workload("vit_tiny_cifar", 2, 16).inputs.shape == (2, 3, 16, 16)
+    assert workload("mobilenet_v2", 1).inputs.shape == (1, 3, 224, 224)
+    load = workload("gpt_mini", 2, 8)
+    assert load.inputs.shape == (2, 8) and load.loss_fn(load.model(load.inputs)).dim() == 0
+
+
+def test_any_output_has_a_loss():
+    load = workload("torch.nn:Identity", 2, shape="3")
+    for output in ({"a": torch.ones(2, requires_grad=True)}, (torch.ones(2, requires_grad=True), torch.ones(1).long())):
+        assert load.loss_fn(output).requires_grad
+
+
+def test_layers_are_the_different_ones_that_are_converted():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, 2),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+    found = layers_of(Workload("net", model, torch.randn(2, 3, 11, 11), torch.sum))
+    assert [(str(layer), layer.count) for layer in found] == [
+        ("conv 4x4x3x3@9 on 2", 1), ("conv 4x4x3x3@7 on 2", 1), ("conv 4x4x3x3@5/2 on 2", 1),
+    ]  # fmt: skip
+    assert found[-1].flops["forward"] == 2 * 2 * 2 * 2 * 4 * 4 * 9
