@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from spfde._modules import batch_size, eval_mode, run, tensors
-from spfde.nn import SparseLayer
+from spfde.nn import SparseConvTranspose2d, SparseLayer, SparseMultiheadAttention
 from spfde.nn.kinds import has_kind
 from spfde.nn.weighted import weighted, weighted_layers
 
@@ -63,9 +63,14 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
     example_input: a batch (a tuple: positional arguments, a mapping: keywords). Runs the model once in eval mode; modes
     are restored.
     """
-    projections = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    packed = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.MultiheadAttention) and not isinstance(m, SparseMultiheadAttention)
+    ]
+    projections = {m.out_proj for m in packed}
     layers = {name: e.module for name, e in weighted_layers(model).items() if not isinstance(e.module, LOOKUPS)}
-    wanted = {*layers.values(), *(m for m in model.modules() if isinstance(m, nn.MultiheadAttention))}
+    wanted = {*layers.values(), *packed}
     found: dict[nn.Module, int] = {}
     tokens: dict[nn.Module, int] = {}
 
@@ -100,7 +105,7 @@ def _is_convolution(module: nn.Module) -> bool:
 
 def _pixels(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> int:
     channels = module.shape[0] if isinstance(module, SparseLayer) else module.weight.shape[0]
-    seen = next(tensors(args)) if isinstance(module, _ConvTransposeNd) else output
+    seen = next(tensors(args)) if isinstance(module, _ConvTransposeNd | SparseConvTranspose2d) else output
     return seen.numel() // max(1, channels)
 
 

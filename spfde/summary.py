@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from spfde._names import printable
 from spfde.flops import positions
 from spfde.kernels.registry import skips_zeros
-from spfde.nn import SparseLayer
+from spfde.nn import SparseLayer, SparseMultiheadAttention
 from spfde.nn.kinds import has_kind
 from spfde.nn.refusals import owners_of, problem_of
 from spfde.nn.select import UNTRAINED
@@ -159,7 +159,8 @@ def summary(model: nn.Module, example_input: Any = None) -> Summary:
     """
     used = None if example_input is None else positions(model, example_input)
     owners = owners_of(model)
-    projections = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    projections = {m.out_proj for m in attentions if not isinstance(m, SparseMultiheadAttention)}
     rows = []
     for entry in weighted(model):
         if isinstance(entry.module, SparseLayer):

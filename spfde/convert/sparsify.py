@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spfde.nn.packed import pack, unpack
 from spfde.nn.refusals import Rule
-from spfde.nn.select import densify, select, store
+from spfde.nn.select import made_dense, select, store
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import Budget, check_sparsity
 from spfde.topology.init import Init, block_scores, resolve
@@ -29,14 +30,17 @@ def sparsify(
     loss_fn: Callable[..., Tensor] | None = None,
     example_input: Any = None,
 ) -> nn.Module:
-    """Swaps nn.Linear and nn.Conv2d for sparse layers in place and returns the model.
+    """Swaps linear layers and convolutions for sparse layers in place and returns the model.
+
+    Those are nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, the projections of nn.MultiheadAttention,
+    transformers' Conv1D, torch_geometric's Linear, and what `spfde.convert.register` made known.
 
     Biases stay the same Parameters; weights become `values`, so build the optimizer afterwards. A layer whose weight
     has requires_grad False (fixed, or frozen) stays dense. A bare layer is converted whatever `distribution` and
     `exclude` say, and returned as a new module; one that is not trained is refused.
 
     Args:
-        model: the model, or a bare nn.Linear / nn.Conv2d.
+        model: the model, or a bare layer.
         sparsity: fraction of the converted layers' weights that is zero, in [0, 1]. None: 0.9, or what the pattern
             itself gives. A layer keeps round((1 - sparsity) * size) of its blocks (single weights, unless the pattern
             says otherwise), at least 1 unless sparsity is 1.
@@ -69,7 +73,27 @@ def sparsify(
     sparsity = check_sparsity(sparsity, rule, distribution)
     method = resolve(init, data, loss_fn, example_input)
     named = distribution if isinstance(distribution, Mapping) else None
-    chosen = select(model, exclude, named, distribution == "uniform", example_input)
-    budget = Budget.of(chosen.layers, rule, distribution, sparsity)
-    scores = block_scores(method, model, budget, seed, data, loss_fn, example_input)
-    return store(model, chosen.layers, budget.positions(scores), pattern, chosen.dense)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    unpacked = unpack(model)
+    try:
+        model = unpacked.model
+        chosen = select(model, exclude, named, distribution == "uniform", example_input)
+        budget = Budget.of(chosen.layers, rule, distribution, sparsity)
+        scores = block_scores(method, model, budget, seed, data, loss_fn, example_input)
+        positions = budget.positions(scores)
+    except BaseException:
+        unpacked.undo()
+        raise
+    model = store(model, chosen.layers, positions, pattern, chosen.dense)
+    return unpacked.keep_sparse(model, "spfde.sparsify")
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Swaps sparse layers for dense ones of the kinds they were, in place, zeros exact; returns the model.
+
+    Outputs are the same. What is frozen stays frozen, and `spfde.freezing.unfreeze` gives it back. A bare sparse layer
+    is returned as a new module. An optimizer that still holds the sparse layers' values raises ValueError when it
+    steps: build it anew.
+    """
+    return pack(made_dense(model))

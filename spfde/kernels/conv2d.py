@@ -72,6 +72,16 @@ def conv2d_with_epilogue(
     return call.run_with_epilogue(x, values, epilogue(), plan, found, (len(x), plan.rows, *size))
 
 
+def conv2d_input_grad(
+    dy: Tensor, values: Tensor, index: list[Tensor], size: Sequence[int], plan: Plan, kernel: str
+) -> Tensor:
+    """dX [batch, channels, *size] by the registered op, differentiable. values: as `Plan.arrange` gives them."""
+    window = plan.window
+    return torch.ops.spfde.conv2d_input_grad(
+        dy, values, index, size, plan.shape, window.stride, window.padding, window.dilation, window.groups, kernel
+    )
+
+
 def _check_image(x: Tensor, plan: Plan) -> None:
     window, channels = plan.window, plan.shape[1] * plan.window.groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
@@ -219,6 +229,31 @@ def _backward(ctx, dy):
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_input_grad(ctx, inputs, output):
+    dy, values, index, _, *options, kernel = inputs
+    ctx.save_for_backward(dy if values.requires_grad else None, values, *index)
+    ctx.size, ctx.options, ctx.kernel = output.shape, options, kernel
+
+
+def _input_grad_backward(ctx, grad):
+    dy, values, *index = ctx.saved_tensors
+    need_dy, need_values, window = *ctx.needs_input_grad[:2], _window(*ctx.options)
+    ddy = dvalues = None
+    if torch.is_grad_enabled() or is_batched(grad):
+        weight = plain.weight_at(unpacked(index), tuple(ctx.options[0]), window, values.shape[1:])
+        ddy = plain.derivative(None, grad, values, weight, ctx.size) if need_dy else None
+        dvalues = plain.derivative(dy, grad, None, weight, ctx.size) if need_values else None
+    else:
+        product = _Registered(ctx.options, ctx.kernel)
+        ddy = product.forward(grad, values, None, index, None) if need_dy else None
+        if need_values:
+            dvalues = product.weight_grad(dy, grad, index, values.shape[1:], None, False)[0]
+    return ddy, dvalues, [None] * len(index), *[None] * 7
+
+
+_input_grad.register_autograd(_input_grad_backward, setup_context=_setup_input_grad)
 
 
 @register_flop_formula(torch.ops.spfde.conv2d)

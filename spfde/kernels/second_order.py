@@ -32,6 +32,11 @@ def gradients(
     return dx, dvalues, bias_grad(dy) if need_bias else None
 
 
+def input_grad(dy: Tensor, values: Tensor, plan: Plan, call: Call, size: Sequence[int]) -> Tensor:
+    """dX [size] for an output gradient dy and values as `Plan.arrange` gives them, differentiable to any order."""
+    return _Derivative.apply(dy, None, values, plan, call, size)
+
+
 class _Derivative(torch.autograd.Function):
     """The derivative of <dy, op(x, values)> by the one of the three that is None."""
 

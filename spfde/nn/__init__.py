@@ -1,8 +1,20 @@
 """Drop-in modules: weights stored and multiplied sparse; a norm with its activation."""
 
+from spfde.nn.attention import SparseMultiheadAttention
+from spfde.nn.conv1d import SparseConv1d
 from spfde.nn.conv2d import SparseConv2d
+from spfde.nn.conv_transpose2d import SparseConvTranspose2d
 from spfde.nn.layer import SparseLayer
-from spfde.nn.linear import SparseLinear
+from spfde.nn.linear import SparseConv1D, SparseLinear
 from spfde.nn.norm import FusedNormAct2d
 
-__all__ = ["FusedNormAct2d", "SparseConv2d", "SparseLayer", "SparseLinear"]
+__all__ = [
+    "FusedNormAct2d",
+    "SparseConv1D",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseConvTranspose2d",
+    "SparseLayer",
+    "SparseLinear",
+    "SparseMultiheadAttention",
+]

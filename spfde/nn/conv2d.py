@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
+from spfde.nn.indexed import Stored
 from spfde.nn.layer import SparseLayer
 from spfde.nn.loading import check_dense
 from spfde.sparse.kernel_index import Window
@@ -32,7 +33,7 @@ class SparseConv2d(SparseLayer):
         # With one tap, pixels that a stride skips are read by nothing: without them it is a product over pixels.
         self._thins = window.kernel == (1, 1) and not any(zeros) and window.stride != (1, 1)
         window = Window(groups=conv.groups) if self._thins else window
-        super().__init__(conv.weight, conv.bias, mask, pattern, window, positions)
+        super().__init__(Stored.of(conv.weight, mask, pattern, conv.groups, positions), conv.bias, pattern, window)
         self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
         self._pads_or_thins = self._thins or self._pad_before is not None
 

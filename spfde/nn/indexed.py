@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 from weakref import ref
 
 import torch
@@ -21,6 +22,39 @@ from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import Plan, build_plan
 
 
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a layer stores of a weight of dense `shape`.
+
+    positions: of its blocks in the pattern's grid [n] (int64, ascending). blocks: their values [n, R, C]. trained:
+    whether the values require gradients.
+    """
+
+    shape: tuple[int, ...]
+    positions: Tensor
+    blocks: Tensor
+    trained: bool = True
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, mask: Tensor | None, pattern: str, groups: int = 1, positions: Tensor | None = None
+    ) -> Stored:
+        """That of a dense weight: at `positions`, which are right, else where `mask` is true, else its nonzeros.
+
+        Raises:
+            ValueError: the mask's shape or dtype differs from the weight's, or it violates the pattern.
+        """
+        rule = Pattern.parse(pattern)
+        grid = rule.grid(tuple(weight.shape), groups)
+        if positions is None:
+            mask = weight.detach() != 0 if mask is None else mask
+            if mask.shape != weight.shape or mask.dtype != torch.bool:
+                got = f"{mask.dtype} {list(mask.shape)}"
+                raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
+            positions = rule.positions(mask.to(weight.device), grid)
+        return cls(tuple(weight.shape), positions, grid.cut(weight.detach())[positions], weight.requires_grad)
+
+
 class Indexed(nn.Module):
     """A module whose weight is stored as `values` [capacity, R, C] and an index, `row_ptr` and `col`.
 
@@ -30,26 +64,21 @@ class Indexed(nn.Module):
     values: nn.Parameter
     row_ptr: Tensor
     col: Tensor
+    turned: ClassVar[bool] = False  # whether torch's dense weight is [inputs, outputs]
 
-    def __init__(
-        self, weight: Tensor, mask: Tensor | None, pattern: str, window: Window, positions: Tensor | None
-    ) -> None:
+    def __init__(self, stored: Stored, pattern: str, window: Window) -> None:
         super().__init__()
         self.pattern = Pattern.parse(pattern)
-        self.shape = weight.shape
+        self.shape = torch.Size(stored.shape)
         self.window = window
-        self.grid = self.pattern.grid(tuple(weight.shape), window.groups)
-        if positions is None:
-            mask = weight.detach() != 0 if mask is None else mask
-            if mask.shape != weight.shape or mask.dtype != torch.bool:
-                got = f"{mask.dtype} {list(mask.shape)}"
-                raise ValueError(f"expected mask to be bool {list(weight.shape)}, got {got}, try mask.bool()")
-            positions = self.pattern.positions(mask.to(weight.device), self.grid)
-        room = max(1, positions.numel())  # where nothing is stored one slot is dead: torch has no norm of nothing
-        index = index_from_positions(positions, *self.grid.shape, room)
-        blocks = self.grid.cut(weight.detach())[positions]
+        self.grid = self.pattern.grid(tuple(self.shape), window.groups)
+        room = max(
+            1, stored.positions.numel()
+        )  # where nothing is stored one slot is dead: torch has no norm of nothing
+        index = index_from_positions(stored.positions, *self.grid.shape, room)
+        blocks = stored.blocks
         blocks = blocks if len(blocks) == room else blocks.new_zeros(room, *blocks.shape[1:])
-        self.values = nn.Parameter(blocks, weight.requires_grad)
+        self.values = nn.Parameter(blocks, stored.trained)
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
         self._plan: Plan | None = None
@@ -128,7 +157,20 @@ class Indexed(nn.Module):
         """Bool tensor of the dense shape, true exactly at the stored positions (a stored value may be 0)."""
         mask = torch.zeros(prod(self.shape) + 1, dtype=torch.bool, device=self.values.device)
         mask[self.plan.places.long()] = True
-        return mask[:-1].view(self.shape)
+        return self.as_dense(mask[:-1])
+
+    @property
+    def dense_shape(self) -> torch.Size:
+        """The shape of the dense weight as torch has it; `shape` is that of the kernels, outputs first."""
+        return self.shape[::-1] if self.turned else self.shape
+
+    def as_dense(self, weight: Tensor) -> Tensor:
+        """A weight of the kernels as torch has it: a view."""
+        return weight.view(self.shape).mT if self.turned else weight.view(self.dense_shape)
+
+    def rows_first(self, dense: Tensor) -> Tensor:
+        """A dense weight as the kernels have it, the other way round."""
+        return dense.mT if self.turned else dense.reshape(self.shape)
 
     # ---- topology -------------------------------------------------------------------------------------------------
 
@@ -190,13 +232,14 @@ class Indexed(nn.Module):
 
     @torch.no_grad()
     def _carry_to(self, positions: Tensor, new: Tensor | None = None) -> Tensor:
-        capacity, size, old = self.values.shape[0], self.grid.size, self.plan.positions
+        capacity, old = self.values.shape[0], self.plan.positions
         source = torch.full((capacity,), -1, dtype=torch.int64, device=positions.device)
-        slot = torch.full((size,), -1, dtype=torch.int32, device=positions.device)
-        slot[old] = torch.arange(old.numel(), dtype=torch.int32, device=positions.device)
-        if new is not None:
-            slot[new] = -1
-        source[: positions.numel()] = slot[positions]
+        if old.numel():
+            slot = torch.searchsorted(old, positions).clamp_(max=old.numel() - 1)
+            kept = old[slot] == positions
+            if new is not None:
+                kept &= ~torch.isin(positions, new)
+            source[: positions.numel()] = torch.where(kept, slot, -1)
         index = index_from_positions(positions, *self.grid.shape, capacity)
         self.row_ptr.copy_(index.row_ptr)
         self.col.copy_(index.col)

@@ -5,23 +5,33 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from spfde.nn.conv1d import SparseConv1d
 from spfde.nn.conv2d import SparseConv2d
+from spfde.nn.conv_transpose2d import SparseConvTranspose2d
 from spfde.nn.layer import SparseLayer
-from spfde.nn.linear import SparseLinear
+from spfde.nn.linear import SparseConv1D, SparseLinear
 
 # NonDynamicallyQuantizableLinear is nn.MultiheadAttention's out_proj: a Linear under another name.
 _SPARSE: dict[type[nn.Module], type[SparseLayer]] = {
     nn.Linear: SparseLinear,
     NonDynamicallyQuantizableLinear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
+}
+# Kinds of other packages, known by name: they are not imported for it.
+_FOREIGN: dict[str, type[SparseLayer]] = {
+    "transformers.pytorch_utils.Conv1D": SparseConv1D,
+    "torch_geometric.nn.dense.linear.Linear": SparseLinear,
 }
 
 
 def register(dense: type[nn.Module], sparse: type[SparseLayer]) -> None:
     """Lets `spfde.sparsify` make layers of type `dense` sparse ones of type `sparse`.
 
-    dense: has a Parameter `weight` [outputs, ...]; a subclass of it is another kind. sparse: offers `at(layer,
-    positions, pattern)` and `to_dense()`, as SparseLinear does.
+    dense: has a Parameter `weight` [outputs, ...] and `bias` (or None); a subclass of it is another kind. sparse:
+    offers `at(layer, positions, pattern)` and `to_dense()`. A class that computes as nn.Linear does is registered with
+    SparseLinear, and `spfde.densify` gives it back as it was: `register(MyLinear, spfde.nn.SparseLinear)`.
 
     Raises:
         TypeError: an argument is not such a class.
@@ -42,12 +52,19 @@ def unregister(dense: type[nn.Module]) -> None:
 
 def sparse_form(layer: nn.Module) -> type[SparseLayer] | None:
     """The sparse class for a layer of this very type, None if there is none."""
-    return _SPARSE.get(type(layer))
+    kind = type(layer)
+    return _SPARSE.get(kind) or _FOREIGN.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def has_kind(module: nn.Module) -> bool:
     """Whether a module is a dense layer of a kind that is registered, or of a subclass of one."""
-    return isinstance(module, tuple(_SPARSE))
+    return sparse_form(module) is not None or isinstance(module, tuple(_SPARSE))
+
+
+def is_turned(layer: nn.Module) -> bool:
+    """Whether the weight of a dense layer of a kind is [inputs, outputs]."""
+    form = sparse_form(layer)
+    return form is not None and form.turned
 
 
 def kinds() -> tuple[type[nn.Module], ...]:

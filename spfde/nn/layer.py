@@ -18,7 +18,7 @@ from spfde.kernels.dtypes import in_torch_ops, is_batched
 from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
 from spfde.nn.guard import Parameters, check_reader, guarded, only_read
-from spfde.nn.indexed import Indexed
+from spfde.nn.indexed import Indexed, Stored
 from spfde.sparse.kernel_index import ONE_TAP, Window
 
 
@@ -31,16 +31,8 @@ class SparseLayer(Indexed, ABC):
 
     bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        pattern: str,
-        window: Window = ONE_TAP,
-        positions: Tensor | None = None,
-    ) -> None:
-        super().__init__(weight, mask, pattern, window, positions)
+    def __init__(self, stored: Stored, bias: Tensor | None, pattern: str, window: Window = ONE_TAP) -> None:
+        super().__init__(stored, pattern, window)
         self.__dict__["_parameters"] = Parameters(self._parameters)
         self.register_parameter("bias", bias)
         self._grad_probe: Callable[..., None] | None = None  # shown what the dense weight gradient is made of
@@ -61,18 +53,23 @@ class SparseLayer(Indexed, ABC):
 
         Outside of a module's forward it refuses to be written in place, which would not reach the layer.
         """
-        dense = self._dense()
         if torch.compiler.is_compiling():
-            return dense
-        if self._grad_probe is not None and dense.requires_grad:
-            dense.register_hook(self._grad_probe)
-        if not inside_a_forward():
-            check_reader()
-            return guarded(dense)
+            return self._dense()
+        if inside_a_forward():
+            return self._read_inside()
+        check_reader()
+        return guarded(self._dense())
+
+    def _read_inside(self) -> Tensor:
+        """The weight for the forward of a module that contains the layer."""
+        return self.read_dense()
+
+    def read_dense(self) -> Tensor:
+        """The dense weight for a forward that multiplies by itself, which is noted."""
         # With grad, one that also runs by itself is rather read for a penalty than by a fast path of inference.
         if self._last() is None or not torch.is_grad_enabled():
             self._last_input, self._weight_taken, self.plan.last_seen = self._last(), True, None
-        return dense
+        return self._dense()
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -84,7 +81,10 @@ class SparseLayer(Indexed, ABC):
         return self._weight_taken and (self._plan is None or self._plan.last_seen is None)
 
     def _dense(self) -> Tensor:
-        return dense_weight(self.plan.arrange(self._effective()), self.plan)
+        dense = dense_weight(self.plan.arrange(self._effective()), self.plan)
+        if self._grad_probe is not None and dense.requires_grad and not torch.compiler.is_compiling():
+            dense.register_hook(self._grad_probe)
+        return self.as_dense(dense)
 
     def _effective(self) -> Tensor:
         """The weights that the forward uses: `values`, through the submodule `transform` if there is one."""
@@ -143,7 +143,8 @@ class SparseLayer(Indexed, ABC):
         # A compiled graph must not look: it would be compiled anew for every probe.
         if torch.compiler.is_compiling() or not y.requires_grad or in_torch_ops():
             return
-        probe, x, plan, version = self._grad_probe, x.detach(), self.plan, self.plan.topology_version
+        probe, x, plan = self._shown_to(self._grad_probe), x.detach(), self.plan
+        version = plan.topology_version
 
         def show(dy: Tensor) -> None:
             plan.check(version)
@@ -157,6 +158,10 @@ class SparseLayer(Indexed, ABC):
             probe(dy, x)
 
         y.register_hook(show)
+
+    def _shown_to(self, probe: Callable[..., None]) -> Callable[..., None]:
+        """A probe of the dense gradient, told of this layer's output gradient and input."""
+        return probe
 
     def show_gradient(self, dy: Tensor, x: Tensor) -> None:
         """A part of a second derivative, for the probe."""

@@ -42,9 +42,9 @@ def index_from_dense(layer: Indexed, dense: Tensor, state_dict: dict[str, Any], 
 
     Where it has fewer nonzeros than the layer stores, stored values are 0: at the layer's own places first.
     """
-    if dense.shape != layer.shape:
-        return f"expected a dense weight of shape {list(layer.shape)}, got {list(dense.shape)}"
-    blocks = layer.grid.cut(dense)
+    if dense.shape != layer.dense_shape:
+        return f"expected a dense weight of shape {list(layer.dense_shape)}, got {list(dense.shape)}"
+    blocks = layer.grid.cut(layer.rows_first(dense))
     nonzero = (blocks != 0).any(2).any(1).nonzero().view(-1)  # a stored value may be 0: blocks need not be full
     positions = _filled_up(layer, nonzero)
     if positions is None:

@@ -60,6 +60,9 @@ def problem_of(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> Problem 
     if sparse_form(layer) is None:
         got = f"of subclass {type(layer).__name__}, whose behaviour a sparse layer would not keep"
         return problem(f"{names_of_kinds()} itself", got, by_class=True)
+    obstacle = getattr(sparse_form(layer), "obstacle", None)
+    if obstacle is not None and (got := obstacle(layer)) is not None:
+        return problem("a layer that has a sparse form", got)
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         got = "hooked (torch.nn.utils.prune and weight_norm hook too)"
         return problem("a layer without hooks", got, "removing the hooks first")

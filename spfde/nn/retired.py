@@ -33,9 +33,14 @@ def retire(model: nn.Module, successors: Mapping[nn.Module, nn.Module], paramete
 
     by: the call that replaces. To be called before it does. Costs nothing once the Parameters are gone.
     """
+    retire_named({name: module for name, module in model.named_modules() if module in successors}, parameter, by)
+
+
+def retire_named(modules: Mapping[str, nn.Module], parameter: str, by: str) -> None:
+    """`retire` for the modules that are replaced, by name."""
     global _hook
-    for name, module in model.named_modules():
-        old = module._parameters.get(parameter) if module in successors else None
+    for name, module in modules.items():
+        old = module._parameters.get(parameter)
         if old is None:
             continue
         key, where = id(old), f"{name}.{parameter}".lstrip(".")

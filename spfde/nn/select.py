@@ -215,12 +215,8 @@ def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     return new.get(model, model)
 
 
-def densify(model: nn.Module) -> nn.Module:
-    """Swaps sparse layers for nn.Linear / nn.Conv2d in place, zeros exact, same outputs; returns the model.
-
-    What is frozen stays frozen, and `spfde.freezing.unfreeze` gives it back. A bare sparse layer is returned as a new
-    module. An optimizer that still holds the sparse layers' values raises ValueError when it steps: build it anew.
-    """
+def made_dense(model: nn.Module) -> nn.Module:
+    """Swaps sparse layers for dense ones in place; returns the model (a bare layer's successor)."""
     note_dense(model, {})
     converted = {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLayer)}
     retire(model, converted, "values", "spfde.densify")

@@ -48,7 +48,7 @@ class Weighted:
     def shape(self) -> tuple[int, ...]:
         """The dense weight's; (their number,) of several; (0,) where nothing is known of it yet."""
         if isinstance(self.module, SparseLayer):
-            return tuple(self.module.shape)
+            return tuple(self.module.dense_shape)
         shapes = [tuple(p.shape) for p in self.parameters if not is_lazy(p)]
         return shapes[0] if len(shapes) == 1 else (sum(map(prod, shapes)),)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spfde._names import unknown
+from spfde.nn.kinds import is_turned
 from spfde.nn.refusals import pattern_of
 from spfde.sparse.pattern import Grid, Pattern
 from spfde.topology.topk import keep_globally, keep_highest_in_groups
@@ -67,8 +68,8 @@ def _weights(shapes: Mapping[str, Shape]) -> dict[str, int]:
 class Budget:
     """A sparsity over layers, as a distribution and a pattern spread it.
 
-    weights: the dense weights, by layer. grids: how the pattern cuts them. spread: "uniform", "erk", "global" or
-    {layer: sparsity}.
+    weights: the dense weights, by layer. grids: how the pattern cuts them, outputs first. spread: "uniform", "erk",
+    "global" or {layer: sparsity}. turned: the layers whose dense weights are [inputs, outputs].
     """
 
     weights: Mapping[str, Tensor]
@@ -76,6 +77,7 @@ class Budget:
     pattern: Pattern
     spread: str | Mapping[str, float]
     sparsity: float
+    turned: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -87,11 +89,16 @@ class Budget:
             ValueError: the pattern does not fit some layers, which are named.
         """
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        return cls(weights, _grids(layers, pattern), pattern, spread, sparsity)
+        turned = frozenset(name for name, layer in layers.items() if is_turned(layer))
+        return cls(weights, _grids(layers, pattern), pattern, spread, sparsity, turned)
+
+    def _cut(self, name: str, dense: Tensor) -> Tensor:
+        """All blocks of a tensor of the dense weight's shape."""
+        return self.grids[name].cut(dense.mT if name in self.turned else dense)
 
     def blocks(self, scores: Mapping[str, Tensor]) -> Scores:
         """Scores of single weights (dense shapes), summed over each block of the pattern (flat)."""
-        return {name: grid.cut(scores[name]).sum((1, 2)) for name, grid in self.grids.items()}
+        return {name: self._cut(name, scores[name]).sum((1, 2)) for name in self.grids}
 
     def counts(self, scores: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, int]:
         """How many blocks each layer keeps; `scores` of blocks matter to "global" alone.
@@ -126,7 +133,8 @@ class Budget:
             grid = self.grids[name]
             mask = torch.zeros(grid.weights + 1, dtype=torch.bool, device=kept.device)
             mask[grid.places(kept)] = True
-            out[name] = mask[:-1].view(self.weights[name].shape)
+            shape = self.weights[name].shape
+            out[name] = mask[:-1].view(shape[::-1]).mT if name in self.turned else mask[:-1].view(shape)
         return out
 
     def refine(
@@ -141,7 +149,7 @@ class Budget:
         for done in range(1, rounds + 1):
             scores = self.blocks(score(masks))
             if not revive:
-                alive = {name: grid.cut(masks[name]).any(2).any(1) for name, grid in self.grids.items()}
+                alive = {name: self._cut(name, masks[name]).any(2).any(1) for name in self.grids}
                 scores = {name: s.masked_fill(~alive[name], -torch.inf) for name, s in scores.items()}
             if done < rounds:
                 masks = self.masks(scores, done / rounds)
@@ -198,8 +206,9 @@ def _grids(layers: Mapping[str, nn.Module], pattern: Pattern) -> dict[str, Grid]
 
 
 def grid_of(pattern: Pattern, name: str, layer: nn.Module) -> Grid:
-    """How a pattern cuts the weight of an nn.Linear or nn.Conv2d, which errors name."""
+    """How a pattern cuts the weight of a layer, which errors name, outputs first."""
+    shape = tuple(layer.weight.shape)
     try:
-        return pattern.grid(tuple(layer.weight.shape), getattr(layer, "groups", 1))
+        return pattern.grid(shape[::-1] if is_turned(layer) else shape, getattr(layer, "groups", 1))
     except ValueError as error:
         raise ValueError(f"{name or 'the layer'!r}: {error}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spfde._names import unknown
 from spfde.nn import SparseLayer
-from spfde.nn.select import as_rules, densify, select, store
+from spfde.nn.select import as_rules, made_dense, select, store
 from spfde.sparse.pattern import Pattern
 from spfde.topology.allocation import Budget, check_sparsity
 
@@ -136,13 +136,13 @@ class Lottery:
     def _prune(self, number: int) -> None:
         """Drops the smallest trained weights of what is stored, then rewinds."""
         kept = {name: m.dense_weight().abs().masked_fill(~m.mask(), -torch.inf) for name, m in _layers(self.model)}
-        self.model = self._sparse(densify(self.model), number, kept)
+        self.model = self._sparse(made_dense(self.model), number, kept)
         if self._plan["rewind"] == "weights":
             self._restore(self._early, {name: m.mask() for name, m in _layers(self.model)}, number)
 
     def _restore(self, dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], number: int) -> None:
         """The model with dense weights from a state, of which the masks, those of a round, are stored."""
-        model = densify(self.model)
+        model = made_dense(self.model)
         model.load_state_dict(dense)
         self.model = self._sparse(model, number, {n: mask.float() for n, mask in masks.items()}) if masks else model
 

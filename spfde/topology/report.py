@@ -149,7 +149,7 @@ def map_of(layer: SparseLayer) -> Tensor:
 
 def _by_tap(layer: SparseLayer) -> Tensor:
     """The mask [outputs, channels, taps]."""
-    return layer.mask().view(*layer.shape[:2], prod(layer.shape[2:]))
+    return layer.rows_first(layer.mask()).reshape(*layer.shape[:2], prod(layer.shape[2:]))
 
 
 def _share(part: int, whole: int) -> float:

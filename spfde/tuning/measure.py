@@ -19,7 +19,7 @@ from spfde.kernels.dispatch.table import Table
 from spfde.kernels.gpu import Config, Gpu
 from spfde.kernels.problem import Problem
 from spfde.kernels.triton.tuned import trying
-from spfde.nn import SparseConv2d, SparseLayer
+from spfde.nn import SparseLayer
 from spfde.sparse.plan import Plan
 from spfde.tuning import timing
 from spfde.tuning.layer import Timed, backward, forward, step
@@ -150,10 +150,11 @@ def ops_of(case: Case, kernel: str, plan: Plan) -> dict[str, Timed]:
     x = torch.randn(case.shape, generator=generator).to(device, dtype)
     x = x.contiguous(memory_format=case.memory) if x.dim() == 4 else x
     values = layer.values.detach().to(dtype)
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    fits = layer.bias is not None and layer.bias.numel() == plan.rows  # of a transposed convolution it does not
+    bias = layer.bias.detach().to(dtype) if fits else None
 
     def run(values: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        if isinstance(layer, SparseConv2d):
+        if len(plan.shape) == 4:
             return lambda x: conv2d(x, values, plan, bias, kernel)
         return lambda x: spmm(x, values, plan, bias, kernel)
 

@@ -10,7 +10,11 @@ import spfde
 from spfde.nn import SparseConv2d
 
 
-class SparseConv1d(SparseConv2d):
+class Waves(nn.Conv1d):
+    """A kind of its own: subclasses are."""
+
+
+class SparseWaves(SparseConv2d):
     """A one-dimensional convolution, as one of images with a single row."""
 
     @classmethod
@@ -31,32 +35,32 @@ class SparseConv1d(SparseConv2d):
             wide.kernel_size, wide.stride, wide.padding, wide.dilation
         )  # fmt: skip
         sizes = (wide.in_channels, wide.out_channels, kernel, stride, padding, dilation, wide.groups)
-        conv = nn.Conv1d(*sizes, bias=False)
+        conv = Waves(*sizes, bias=False)
         conv.weight, conv.bias = nn.Parameter(wide.weight.detach().squeeze(2)), wide.bias
         return conv.train(self.training)
 
 
 @pytest.fixture
-def conv1d():
-    spfde.convert.register(nn.Conv1d, SparseConv1d)
+def waves():
+    spfde.convert.register(Waves, SparseWaves)
     yield
-    spfde.convert.unregister(nn.Conv1d)
+    spfde.convert.unregister(Waves)
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 16, 3, stride=2), nn.BatchNorm1d(16),
-        nn.ReLU(), nn.Conv1d(16, 16, 3, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 4),
+        Waves(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), Waves(8, 16, 3, stride=2), nn.BatchNorm1d(16),
+        nn.ReLU(), Waves(16, 16, 3, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 4),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x1", "fan-in"])
-def test_it_trains_like_the_masked_dense_one_and_comes_back(conv1d, pattern):
+def test_it_trains_like_the_masked_dense_one_and_comes_back(waves, pattern):
     model, x = spfde.sparsify(network(), 0.6, pattern=pattern, distribution="erk"), torch.randn(4, 3, 20)
-    assert [type(m) for m in (model[0], model[3], model[6])] == [SparseConv1d] * 3
+    assert [type(m) for m in (model[0], model[3], model[6])] == [SparseWaves] * 3
     twin = spfde.densify(copy.deepcopy(model))
-    assert [type(m) for m in (twin[0], twin[3], twin[6])] == [nn.Conv1d] * 3
+    assert [type(m) for m in (twin[0], twin[3], twin[6])] == [Waves] * 3
     torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
     ours, theirs = torch.randn(4, 4), None
     model(x).backward(ours)
@@ -72,7 +76,7 @@ def test_it_trains_like_the_masked_dense_one_and_comes_back(conv1d, pattern):
         torch.testing.assert_close(dense, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_masks_move_and_everything_counts_it(conv1d):
+def test_masks_move_and_everything_counts_it(waves):
     model = spfde.sparsify(network(), 0.6, distribution="erk")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     topology = spfde.topology.RigL(model, optimizer, total_steps=20, every=1)
@@ -92,8 +96,8 @@ def test_masks_move_and_everything_counts_it(conv1d):
 
 def test_a_kind_is_taken_once_and_must_be_one():
     with pytest.raises(TypeError, match="sparse"):
-        spfde.convert.register(nn.Conv1d, nn.Linear)
+        spfde.convert.register(Waves, nn.Linear)
     with pytest.raises(TypeError, match="dense"):
-        spfde.convert.register("Conv1d", SparseConv1d)
+        spfde.convert.register("Conv1d", SparseWaves)
     with pytest.raises(ValueError, match="Linear"):
-        spfde.convert.register(nn.Linear, SparseConv1d)
+        spfde.convert.register(nn.Linear, SparseWaves)

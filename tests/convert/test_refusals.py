@@ -212,12 +212,12 @@ def test_a_remedy_heals(problem):
 def test_nothing_to_convert_names_what_the_model_has():
     model = nn.ModuleDict(
         {
-            "a": nn.Conv1d(3, 4, 3), "b": nn.Conv1d(4, 4, 3), "c": nn.Conv3d(1, 2, 3), "d": nn.ConvTranspose2d(4, 4, 3),
+            "a": nn.GRU(3, 4), "b": nn.GRU(4, 4), "c": nn.Conv3d(1, 2, 3), "d": nn.ConvTranspose3d(4, 4, 3),
             "e": nn.LSTM(4, 4, 2), "f": nn.Bilinear(2, 3, 4), "g": nn.Embedding(5, 4), "h": nn.Linear(4, 2),
         }
     )  # fmt: skip
     text = refused(model)
-    for kind in ("2 Conv1d", "1 Conv3d", "1 ConvTranspose2d", "1 LSTM", "1 Bilinear", "1 Embedding"):
+    for kind in ("2 GRU", "1 Conv3d", "1 ConvTranspose3d", "1 LSTM", "1 Bilinear", "1 Embedding"):
         assert f"{kind} (no sparse form)" in text
     assert "1 Linear (the last nn.Linear stays dense), try distribution='erk'" in text
     assert "which converts 1 Linear" in text
@@ -249,7 +249,7 @@ def test_what_is_excluded_or_untrained_is_led_on():
     text = refused(model)
     assert "3 Linear (its weight is not trained), try requires_grad_() on the weights" in text
     assert sparse(spfde.sparsify(model.requires_grad_(), 0.5)) == {"1"}
-    assert "try a model with a trained nn.Linear or nn.Conv2d" in refused(nn.ReLU())
+    assert "try a model with a trained nn.Linear, nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d" in refused(nn.ReLU())
 
 
 @pytest.mark.parametrize("kind", ["subclass", "hooked", "untrained"])

@@ -153,7 +153,7 @@ def test_a_kind_of_another_package_is_frozen_after_densify_whatever_its_to_dense
 
     spfde.convert.register(Dense, Forgetful)
     try:
-        model = nn.Sequential(Forgetful(nn.Parameter(torch.randn(4, 4)), None, None, "unstructured"))
+        model = nn.Sequential(Forgetful(4, 4, 0.5))
         freeze(model)
         spfde.densify(model)
         assert is_frozen(model) and not model[0].training

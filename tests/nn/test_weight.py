@@ -110,17 +110,80 @@ def test_copies_and_files_of_it_are_plain(layer):
     assert torch.equal(loaded, layer.dense_weight())
 
 
-def test_forwards_that_multiply_by_it_get_a_plain_tensor():
+class Reader(nn.Module):
+    """Multiplies by its child's weight itself, as a fused attention does."""
+
+    def __init__(self, layer, how):
+        super().__init__()
+        self.layer, self.how = layer, how
+
+    def forward(self, x):
+        return self.how(x, self.layer)
+
+
+SPARSE_PRODUCTS = {
+    "linear": lambda x, layer: F.linear(x, layer.weight, layer.bias),
+    "keywords": lambda x, layer: F.linear(input=x, weight=layer.weight, bias=layer.bias),
+    "matmul": lambda x, layer: x @ layer.weight.t() + layer.bias,
+    "mT": lambda x, layer: torch.matmul(x, layer.weight.mT) + layer.bias,
+    "transpose": lambda x, layer: x @ layer.weight.transpose(0, 1) + layer.bias,
+    "addmm": lambda x, layer: torch.addmm(layer.bias, x, layer.weight.T),
+    "from the left": lambda x, layer: (layer.weight @ x.t()).t() + layer.bias,
+}
+DENSE_PRODUCTS = {
+    "scaled": lambda x, layer: F.linear(x, layer.weight * 2, layer.bias) - F.linear(x, layer.weight * 1.0),
+    "slice": lambda x, layer: torch.cat([F.linear(x, layer.weight[:2]), F.linear(x, layer.weight[2:])], 1) + layer.bias,
+    "einsum": lambda x, layer: torch.einsum("bi,oi->bo", x, layer.weight) + layer.bias,
+}
+
+
+@pytest.mark.parametrize("how", [*SPARSE_PRODUCTS.values(), *DENSE_PRODUCTS.values()])
+def test_parents_may_multiply_by_it(layer, how):
+    x, cotangent = torch.randn(3, 8, requires_grad=True), torch.randn(3, 6)
+    parent, names = Reader(layer, how), {**SPARSE_PRODUCTS, **DENSE_PRODUCTS}
+    wanted = torch.autograd.grad(layer(x), [x, layer.values, layer.bias], cotangent)
+    layer.plan.last_seen = layer._last_input = None
+    y = parent(x)
+    torch.testing.assert_close(y, layer.to_dense()(x))
+    grads = torch.autograd.grad(y, [x, layer.values, layer.bias], cotangent)
+    torch.testing.assert_close(grads, wanted)
+    row = spfde.summary(parent).rows[0]
+    assert layer.weight_taken == (how in DENSE_PRODUCTS.values()), [n for n, h in names.items() if h is how]
+    assert ("its parent reads .weight" in row.reason) == layer.weight_taken
+
+
+def test_what_a_parent_asks_of_it_makes_nothing(layer):
+    seen = []
+
+    def how(x, layer):
+        weight = layer.weight
+        seen.extend([weight.shape, weight.dtype, weight.device.type, weight.dim(), len(weight), weight.requires_grad])
+        return layer(x.to(weight.dtype))
+
+    Reader(layer, how)(torch.randn(3, 8))
+    assert seen == [(6, 8), torch.float32, "cpu", 2, 6, True]
+    assert not layer.weight_taken
+    with torch.no_grad():
+        Reader(layer, lambda x, layer: seen.append(layer.weight.requires_grad))(torch.randn(3, 8))
+    assert seen[-1] is False
+
+
+def test_growth_sees_what_a_parent_multiplies():
     torch.manual_seed(0)
-    attention = spfde.sparsify(nn.MultiheadAttention(8, 2, batch_first=True), 0.5, distribution="erk")
-    seen, x = [], torch.randn(2, 3, 8)
+    parent = Reader(spfde.sparsify(nn.Linear(16, 12), 0.8), SPARSE_PRODUCTS["linear"])
+    optimizer = torch.optim.SGD(parent.parameters(), 0.1)
+    topology = spfde.topology.RigL(parent, optimizer, total_steps=10, every=1)
+    x, before = torch.randn(4, 16), parent.layer.mask()
+    twin = parent.layer.to_dense()
+    parent(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    optimizer.step()
+    assert topology.step()
+    born, out = parent.layer.mask() & ~before, ~parent.layer.mask() & ~before
+    assert twin.weight.grad.abs()[born].min() >= twin.weight.grad.abs()[out].max()
 
-    class Reader(nn.Module):
-        def forward(self, x):
-            seen.append(type(attention.out_proj.weight))
-            return attention(x, x, x)[0]
 
-    Reader()(x).sum().backward()
-    assert seen == [torch.Tensor]
-    compiled = torch.compile(lambda x: F.linear(x, attention.out_proj.weight), backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), F.linear(x, attention.out_proj.dense_weight()))
+def test_a_compiled_forward_reads_a_dense_one(layer):
+    compiled = torch.compile(lambda x: F.linear(x, layer.weight), backend="eager", fullgraph=True)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(compiled(x), F.linear(x, layer.dense_weight()))

@@ -160,7 +160,7 @@ def test_what_was_frozen_before_stays_frozen_after():
         (lambda m: EdgePopup(m, 0.6, pattern="2:4"), "expected sparsity 0.5, which pattern '2:4' fixes, got 0.6"),
         (lambda m: EdgePopup(m, exclude=["nope"]), "expected exclude to be one of"),
         (lambda m: Piggyback(m, start=0.0), "expected start > threshold, got 0.0 and 0.005, try"),
-        (lambda m: Piggyback(m, exclude=[nn.Linear, nn.Conv2d]), "expected at least one nn.Linear or nn.Conv2d"),
+        (lambda m: Piggyback(m, exclude=[nn.Linear, nn.Conv2d]), "expected at least one nn.Linear, nn.Conv1d"),
         (lambda m: EdgePopup(EdgePopup(m).model), "parametrized"),
     ],
 )

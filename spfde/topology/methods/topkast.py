@@ -123,11 +123,11 @@ class TopKAST(Topology):
     def backward_mask(self, name: str) -> Tensor:
         """Bool mask of the dense shape: the weights of a layer that get a gradient."""
         layer = self.layers[name]
-        mask = layer.mask()
+        mask = layer.rows_first(layer.mask()).contiguous()
         if name in self.explorations:
             places = layer.grid.places(self.explorations[name].positions).view(-1)
             mask.view(-1)[places[places < layer.grid.weights]] = True
-        return mask
+        return layer.as_dense(mask)
 
     def settle(self, module: nn.Module) -> list[str]:
         """Ends the exploration of the layers inside `module`, for what is about to freeze; their names."""

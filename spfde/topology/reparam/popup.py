@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spfde.nn.kinds import is_turned
 from spfde.nn.select import as_rules, excluded, select, store
 from spfde.sparse.pattern import Grid, Pattern
 from spfde.topology.allocation import Budget, check_sparsity, grid_of
@@ -39,9 +40,10 @@ class Choice(nn.Module, ABC):
 class HighestScores(Choice):
     """Keeps the share of the weights with the highest |score|."""
 
-    def __init__(self, scores: Tensor, grid: Grid, pattern: Pattern, sparsity: float) -> None:
+    def __init__(self, scores: Tensor, grid: Grid, pattern: Pattern, sparsity: float, turned: bool = False) -> None:
+        """turned: whether the scores are [inputs, outputs]."""
         super().__init__(scores)
-        self.grid, self.pattern, self.sparsity = grid, pattern, sparsity
+        self.grid, self.pattern, self.sparsity, self.turned = grid, pattern, sparsity, turned
 
     def strength(self) -> Tensor:
         """|score|."""
@@ -50,7 +52,8 @@ class HighestScores(Choice):
     @torch.no_grad()
     def mask(self) -> Tensor:
         """The highest scores, as many as the sparsity leaves, where the pattern allows."""
-        budget = Budget({"": self.scores}, {"": self.grid}, self.pattern, "uniform", self.sparsity)
+        turned = frozenset([""] if self.turned else [])
+        budget = Budget({"": self.scores}, {"": self.grid}, self.pattern, "uniform", self.sparsity, turned)
         return budget.masks(budget.blocks({"": self.strength()}))[""]
 
 
@@ -107,6 +110,7 @@ class FrozenWeights:
             raise ValueError("expected masks in training, got a finished model, try a new start")
         pattern, masks = Pattern.parse(self._pattern), self.masks()
         grids = {name: grid_of(pattern, name, layer) for name, layer in self._layers.items()}
+        masks = {name: mask.mT if is_turned(self._layers[name]) else mask for name, mask in masks.items()}
         positions = {name: pattern.positions(mask, grids[name]) for name, mask in masks.items()}
         for layer in self._layers.values():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
@@ -151,7 +155,7 @@ class EdgePopup(FrozenWeights):
         grids = Budget.of(layers, rule, "uniform", sparsity).grids
         generator = torch.Generator().manual_seed(seed)
         choices = {
-            name: HighestScores(_start(layer.weight, generator), grids[name], rule, sparsity)
+            name: HighestScores(_start(layer.weight, generator), grids[name], rule, sparsity, is_turned(layer))
             for name, layer in layers.items()
         }
         if signed:
