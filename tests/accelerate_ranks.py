@@ -109,7 +109,7 @@ def places_that_two_keep_are_refused(accelerator: Accelerator, folder: str) -> N
             loader = accelerate.skip_first_batches(loader, 1)
         else:
             loader.load_state_dict(place)
-        with pytest.raises(ValueError, match="expected the first batch to hold sample .*skips nothing by itself"):
+        with pytest.raises(ValueError, match="expected the first samples to hold .*skips nothing by itself"):
             for (samples,) in loader:
                 sieve.observe(samples, losses=losses_of(samples, 1))
         assert sieve.presentations.equal(state["presentations"].long())
@@ -118,7 +118,9 @@ def places_that_two_keep_are_refused(accelerator: Accelerator, folder: str) -> N
 def a_sieve_that_shares_out_itself_is_refused(accelerator: Accelerator) -> None:
     sieve = new()
     assert sieve.world == accelerator.num_processes
-    with pytest.raises(ValueError, match=r"hold sample .*try rank=0, world=1|fault on all ranks, got one on rank 1"):
+    with pytest.raises(
+        ValueError, match=r"first samples to hold .*try rank=0, world=1|fault on all ranks, got one on rank 1"
+    ):
         for (samples,) in prepared(accelerator, sieve):
             sieve.observe(samples, losses=losses_of(samples, 0))
     assert not sieve.presentations.any()

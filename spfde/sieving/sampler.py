@@ -108,7 +108,7 @@ class ActiveSampler(DistributedSampler):
         """Begins the epoch, or goes on with it after `seen` bool [num_samples], which is kept."""
         self._seen, self._presented = seen, int(np.count_nonzero(seen))
         self._before = seen.copy() if self._presented else None
-        self._opening = True  # no batch was shown yet
+        self._first: np.ndarray | None = np.empty(0, np.int64)  # what was shown, until it is two samples
         self._mine = None
 
     def _check_shown(self, samples: np.ndarray, gathered: bool) -> None:
@@ -124,9 +124,10 @@ class ActiveSampler(DistributedSampler):
                 "try iterating this sampler, and calling end_epoch after the epoch's last observe"
             )
         if self.world > 1 and not gathered:
-            if self._mine is None:
+            if self._mine is None or self._first is not None:
                 shard = self._shard().numpy()
-                _check_opening(samples, shard)
+                if self._first is not None:
+                    _check_opening(np.concatenate([self._first, samples]), shard)
                 self._mine = np.zeros(self.num_samples, bool)
                 self._mine[shard] = True
             mine = self._mine[samples]
@@ -136,16 +137,17 @@ class ActiveSampler(DistributedSampler):
                     f"{SHARED_OUT}"
                 )
 
-    def _check_opened(self, samples: np.ndarray, gathered: bool) -> None:
-        """The first batch of all ranks: samples int64 [n] that a loader shows which begins where the sieve does.
+    def _check_opened(self, own: np.ndarray, samples: np.ndarray, gathered: bool) -> None:
+        """The first samples of an epoch, int64 [n] of all ranks: a loader shows them which begins where the sieve does.
 
         Raises:
             ValueError: another one keeps the place as well, or nobody shares the samples out.
         """
-        if not self._opening or not len(samples):
+        if self._first is None or not len(samples):
             return
+        first = np.concatenate([self._first, samples if self.world == 1 else own])
         if self.world == 1 and self._before is not None:
-            _check_opening(samples, self._rest(self.order()).numpy())
+            _check_opening(first, self._rest(self.order()).numpy())
         processes, fills = self._ranks.gathering, self._presented + len(samples) > self._volume
         if self.world == 1 < processes and not (gathered or fills or len(samples) % processes):
             by_rank = samples.reshape(-1, processes)
@@ -154,7 +156,7 @@ class ActiveSampler(DistributedSampler):
                     f"expected {processes} ranks to show samples of their own, got {samples[0]} on all of them; try a "
                     "sieve without rank= and world=, which shares its samples out"
                 )
-        self._opening = False
+        self._first = first if (first == first[:1]).all() else None
 
     def _advance(self, samples: np.ndarray) -> np.ndarray:
         """Takes note that `samples` int64 [n] of all ranks were shown; bool [n]: not just to fill shards up.
@@ -178,12 +180,13 @@ def asked_by_a_loader() -> bool:
 
 
 def _check_opening(samples: np.ndarray, shard: np.ndarray) -> None:
-    """The first batch, int64 [n], of a loader over `shard` [m].
+    """The first samples, int64 [n], of a loader over `shard` [m].
 
     Raises:
-        ValueError: it is a later part of the shard. Any other order is the loader's own, of like lengths for example.
+        ValueError: they are a later part of the shard. Any other order is the loader's own, of like lengths for
+            example, and one sample alone does not tell.
     """
-    if np.array_equal(shard[: len(samples)], samples):
+    if np.array_equal(shard[: len(samples)], samples) or (samples == samples[:1]).all():
         return
     places = np.flatnonzero(np.isin(shard, samples))
     breaks = np.flatnonzero(np.diff(places) > 1)
@@ -194,6 +197,6 @@ def _check_opening(samples: np.ndarray, shard: np.ndarray) -> None:
         begin = places[breaks[0] + 1] if begin == 0 and places[-1] == len(shard) - 1 else 0
     if begin:
         raise ValueError(
-            f"expected the first batch to hold sample {shard[0]}, got those from place {begin} on; {SHARED_OUT}, "
+            f"expected the first samples to hold {shard[0]}, got those from place {begin} on; {SHARED_OUT}, "
             "and after resuming a loader that skips nothing by itself: the sieve does"
         )

@@ -241,7 +241,7 @@ class Sieve(ActiveSampler, ABC):
     def _take(self, make: Callable[[], Batch], gathered: bool) -> torch.Tensor | None:
         """Gathers and counts a batch; the weights of this rank's."""
         batch, whole = self._gather(make, gathered)
-        self._check_opened(whole.samples, gathered)
+        self._check_opened(batch.samples, whole.samples, gathered)
         if len(whole.samples):
             self._count(whole)
         return self._weights(batch.samples) if len(batch.samples) else None

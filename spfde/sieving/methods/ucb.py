@@ -47,7 +47,8 @@ class UCB(ReselectSieve):
 
     def _best(self, count: int) -> tuple[np.ndarray, str]:
         means = self._losses.values
-        deviation = np.float32(np.nanstd(means)) if np.isfinite(means).any() else np.float32(0)
+        known = means[~np.isnan(means)]
+        deviation = np.float32(known.std(dtype=np.float64) if len(known) else 0)
         bonus = np.sqrt(np.log(np.float32(self.epoch)) / np.maximum(self._presentations, 1)).astype(np.float32)
         best = highest(means + np.float32(self.confidence) * deviation * bonus, count)
         return best, "the highest mean loss plus a bonus for what was shown seldom"
