@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +38,8 @@ class Machine:
     @classmethod
     def of_gpu(cls) -> Machine:
         """The current GPU of this process."""
-        return cls(__version__, str(torch.__version__), gpu=torch.cuda.get_device_name(), triton=triton_version())
+        facts = GpuFacts.of(torch.device("cuda", torch.cuda.current_device()))
+        return cls(__version__, str(torch.__version__), gpu=facts.identity, triton=triton_version())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Machine:
@@ -70,12 +72,71 @@ class Machine:
         return ", ".join(f"{name} {getattr(self, name) or 'none'}" for name in fields)
 
 
+@dataclass(frozen=True)
+class GpuFacts:
+    """What CUDA tells of a GPU; 0 where it does not.
+
+    units: multiprocessors. shared: bytes of shared memory that a program may have. clock: GHz of units, at most.
+    memory: 10^12 bytes/s. integrated: whether it shares the board's memory.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    units: int
+    shared: int
+    clock: float = 0.0
+    memory: float = 0.0
+    integrated: bool = False
+
+    @classmethod
+    def of(cls, device: torch.device) -> GpuFacts:
+        """Those of a device that is there."""
+        facts = torch.cuda.get_device_properties(device)
+
+        def told(name: str, attribute: int) -> int:  # older releases of torch lack them
+            found = getattr(facts, name, None)
+            return _from_driver(attribute, device.index or 0) if found is None else int(found)
+
+        integrated = bool(told("is_integrated", 18))
+        # Two words for each tick of the memory's clock. On a board CUDA gives the multiprocessors' clock for it.
+        moved = 0 if integrated else 2e3 * told("memory_clock_rate", 36) * told("memory_bus_width", 37) / 8
+        return cls(
+            facts.name,
+            (facts.major, facts.minor),
+            facts.multi_processor_count,
+            getattr(facts, "shared_memory_per_block_optin", 99 * 1024),
+            told("clock_rate", 13) / 1e6,
+            moved / 1e12,
+            integrated,
+        )
+
+    @property
+    def identity(self) -> str:
+        """What it goes by: its name, and on a board also multiprocessors and clock.
+
+        Every Jetson Orin calls itself "Orin", whatever its module; and its power mode sets how many multiprocessors it
+        has and how fast they may be.
+        """
+        return f"{self.name} {self.units}sm {1000 * self.clock:.0f}MHz" if self.integrated else self.name
+
+
 def cpu_name() -> str:
     """The CPU's model name, or its architecture where the system gives no name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _from_driver(attribute: int, index: int) -> int:
+    """A CUdevice_attribute of a device, in the order in which CUDA shows them to this process; 0 where none is told."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    value = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)
+    return 0 if failed else value.value
 
 
 def triton_version() -> str:

@@ -72,16 +72,16 @@ def _fills(
 ) -> bool:  # fmt: skip
     """Whether every warp has rows of the matrix unit to multiply, and room for sums beside its operands.
 
-    Hopper multiplies from shared memory. Before it operands take registers too: a cache line of each row, no more.
+    Operands of "mma" take registers too: a cache line of each row, no more.
     """
     held, threads = rows * outputs * dtype.itemsize, 32 * warps
-    roomy = gpu.capability >= (9, 0) or (held < SUMS * threads and depth * dtype.itemsize <= 128)
+    roomy = gpu.multiplies_from_shared or (held < SUMS * threads and depth * dtype.itemsize <= 128)
     return 16 * warps <= max(rows, 64) and held <= sums * threads and roomy
 
 
 def _flights(gpu: Gpu, each: int) -> list[int]:
     """Steps whose operands, of so many bytes, are on their way or being multiplied: as many as fit, and fewer."""
-    most = min(4, gpu.shared // each + (gpu.capability < (9, 0)))
+    most = min(4, gpu.shared // each + (not gpu.multiplies_from_shared))
     return list(range(most, 1, -1))
 
 

@@ -41,8 +41,8 @@ def product_config(
     if exact:
         tokens = min(tokens, 32 if op == "conv2d" and outputs >= 128 else 64)
     depth = _depth(dtype, exact)
-    if op == "conv2d" and outputs >= 64 and gpu.capability < (9, 0):
-        depth = min(depth, 32)  # operands and addresses share the registers; Hopper multiplies from shared memory
+    if op == "conv2d" and outputs >= 64 and not gpu.multiplies_from_shared:
+        depth = min(depth, 32)  # operands and addresses share the registers
     if together > 1:
         depth = min(depth, width)
     beside = width < depth  # several blocks: every lane has an address of its own
@@ -62,7 +62,7 @@ def token_tile(gpu: Gpu, outputs: int, dtype: torch.dtype, positions: int, op: s
         return 32
     if op == "conv2d":
         return 64 if dtype == torch.float32 and outputs >= 128 else 128
-    large = gpu.capability >= (9, 0) and dtype != torch.float32 and outputs >= 64 and positions >= 4096
+    large = gpu.multiplies_from_shared and dtype != torch.float32 and outputs >= 64 and positions >= 4096
     return MOST_TOKENS if large else 128
 
 
@@ -86,9 +86,9 @@ def _warps(tile: int, crowded: bool) -> int:
 def _in_flight(gpu: Gpu, each: int, warps: int) -> int:
     """How many steps' operands, of so many bytes, are on their way or being multiplied: 2 to 4.
 
-    Two programs of four warps share a multiprocessor. Before Hopper, operands leave shared memory for registers.
+    Two programs of four warps share a multiprocessor. For "mma", operands leave shared memory for registers.
     """
-    room = gpu.shared // (each * (2 if warps == 4 else 1)) + (gpu.capability < (9, 0))
+    room = gpu.shared // (each * (2 if warps == 4 else 1)) + (not gpu.multiplies_from_shared)
     return max(2, min(4, room))
 
 

@@ -30,14 +30,15 @@ class Code:
     spilled: int
 
     @property
-    def wgmma(self) -> bool:
-        """Whether warp groups multiply (Hopper)."""
-        return "wgmma.mma_async" in self.ptx
+    def matrix_unit(self) -> str:
+        """How the matrix unit is asked, as `Gpu.matrix_unit` says it; "" for not at all."""
+        names = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"}
+        return next((name for word, name in names.items() if word in self.ptx), "")
 
     @property
     def mma(self) -> bool:
         """Whether the matrix unit is used at all."""
-        return self.wgmma or "mma.sync" in self.ptx
+        return self.matrix_unit != ""
 
     @property
     def copied(self) -> int:

@@ -26,6 +26,10 @@ pytestmark = pytest.mark.skipif(
 
 GPUS = {10 * gpu.capability[0] + gpu.capability[1]: gpu for gpu in gpus.GPUS.values()}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SOME = [  # of a plain run; Blackwell's compilers take longest
+    pytest.param(capability, dtype, marks=() if capability < 100 else pytest.mark.full)
+    for capability, dtype in product(GPUS, DTYPES)
+]
 BLOCKS = list(product(config.SIZES, config.SIZES))
 WORDS = 16  # bytes: exact float32 runs on the scalar units, where some versions of ptxas lay a word or two on the stack
 
@@ -93,7 +97,7 @@ def check_sound(code: Code, gpu: config.Gpu, tokens: int = 128) -> None:
     assert code.registers <= launch.REGISTERS
     assert code.shared <= gpu.shared
     assert code.mma
-    assert code.wgmma or gpu.capability != (9, 0) or tokens < 64
+    assert code.matrix_unit == gpu.matrix_unit or tokens < 64
     assert "cp.async" in code.ptx
 
 
@@ -101,8 +105,8 @@ def check(made: tuple[Code, int], gpu: config.Gpu, dtype: str, tokens: int = 128
     """That, and everything a step reads comes by wide copies."""
     code, ahead = made
     check_sound(code, gpu, tokens)
-    if gpu.capability == (9, 0) and tokens >= 64 and dtype == "fp32":
-        return  # Hopper multiplies TF32 along memory only: what lies across is turned around on its way in
+    if gpu.multiplies_from_shared and tokens >= 64 and dtype == "fp32":
+        return  # from shared memory TF32 is multiplied along it only: what lies across is turned around on its way in
     assert code.copied >= ahead
 
 
@@ -113,12 +117,17 @@ def check_exact(gpu: config.Gpu, *made: tuple[Code, int]) -> None:
         assert code.shared <= gpu.shared
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("capability", GPUS)
+@pytest.mark.parametrize(("capability", "dtype"), SOME)
 def test_representatives(capability, dtype):
     gpu = GPUS[capability]
     check(product_code(gpu, dtype, (64, 64)), gpu, dtype)
     check(weight_grad_code(gpu, dtype, (32, 32)), gpu, dtype)
+
+
+@pytest.mark.parametrize(("capability", "block"), [(110, (64, 64)), (121, (128, 128))])
+def test_blackwell_for_boards(capability, block):
+    """sm_121 has mma.sync and 99 KiB: tiles of Hopper's size would spill."""
+    check(product_code(GPUS[capability], "bf16", block), GPUS[capability], "bf16")
 
 
 @pytest.mark.parametrize("together", [1, 8])

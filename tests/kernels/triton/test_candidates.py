@@ -6,13 +6,14 @@ from itertools import product
 import pytest
 import torch
 
+from spfde._machine import GpuFacts
 from spfde.kernels import gpu as gpus
 from spfde.kernels.triton import config
 from spfde.kernels.triton.candidates import DEPTHS, MOST, product_candidates, weight_grad_candidates
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = {"fp32": F32, "bf16": BF16, "fp16": F16}
-SMALLEST = gpus.gpu_of("T4", (7, 5), 40, 64 * 1024)
+SMALLEST = gpus.gpu_of(GpuFacts("T4", (7, 5), 40, 64 * 1024))
 
 
 def groups(side):
@@ -21,12 +22,12 @@ def groups(side):
 
 
 def check(gpu, found, default, each, flight):
-    """each: bytes of a step's operands. flight: how many are on their way; before Hopper one of them in registers."""
+    """each: bytes of a step's operands. flight: how many are on their way; of "mma" one of them in registers."""
     assert found[0] == default
     assert len(set(found)) == len(found) <= MOST
     for how in found:
         assert 2 <= flight(how) <= 4
-        assert how == default or each(how) * (flight(how) - (gpu.capability < (9, 0))) <= gpu.shared
+        assert how == default or each(how) * (flight(how) - (not gpu.multiplies_from_shared)) <= gpu.shared
         assert how.warps in (4, 8) and how.depth in DEPTHS
 
 
@@ -103,6 +104,6 @@ def test_candidates_compile(capability, dtype):
 @pytest.mark.full
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64), (128, 128)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("capability", [80, 86, 87, 89, 90])
+@pytest.mark.parametrize("capability", [80, 86, 87, 89, 90, 100, 110, 120, 121])
 def test_every_candidate_compiles(capability, dtype, block):
     check_compiled(capability, dtype, block)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.triton.aot import Code, compile_kernel
-from kernels.triton.test_aot import BLOCKS, DTYPES, GPUS, check, check_exact, in_flight, sizes_together
+from kernels.triton.test_aot import BLOCKS, DTYPES, GPUS, SOME, check, check_exact, in_flight, sizes_together
 
 from spfde.kernels.triton import config
 from spfde.sparse.tiles import stack_of
@@ -83,8 +83,7 @@ def weight_grad_code(
     return code, how.stages * (stack_of(width) * width + height * together) * how.depth * DTYPES[dtype].itemsize
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("capability", GPUS)
+@pytest.mark.parametrize(("capability", "dtype"), SOME)
 def test_representatives(capability, dtype):
     gpu = GPUS[capability]
     check(product_code(gpu, dtype, (32, 32), transposed=True), gpu, dtype)

@@ -1,11 +1,14 @@
 """Launches, the model behind the choice, and what is refused: pure functions, no triton and no GPU."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kernels.problems import choose_convolution, choose_on
 
+from spfde import _machine
+from spfde._machine import GpuFacts
 from spfde.kernels import gpu as gpus
 from spfde.kernels import spmm
 from spfde.kernels.dispatch import rule as dispatch
@@ -33,9 +36,9 @@ def test_launches_fit_shared_memory_and_the_matrix_unit():
                     for exact in {False, dtype == F32}:
                         how = config.product_config(gpu, outputs, width, 1, dtype, 4096, exact)
                         back = config.weight_grad_config(gpu, outputs, width, dtype, exact)
-                        # A step of a product is two stages; before Hopper one step's operands are in registers.
+                        # A step of a product is two stages; of "mma" one step's operands are in registers.
                         held, back_held = ((how.stages + 1) // 2, back.stages)
-                        if gpu.capability < (9, 0):
+                        if not gpu.multiplies_from_shared:
                             held, back_held = held - 1, back_held - 1
                         assert held * (how.tokens + outputs) * how.depth * dtype.itemsize <= gpu.shared
                         assert back_held * (max(width, 128) + outputs) * back.depth * dtype.itemsize <= gpu.shared
@@ -64,12 +67,71 @@ def test_tokens_are_cut_only_where_programs_are_few_and_tokens_many(programs, po
         assert parts == 32
 
 
+def facts(name, capability, units, shared=1000, **told):
+    return GpuFacts(name, capability, units, shared, **told)
+
+
 def test_an_unlisted_gpu_takes_the_nearest_older_architectures_rates():
-    assert gpus.gpu_of("NVIDIA H200", (9, 0), 1, 1) is H200
-    h20 = gpus.gpu_of("NVIDIA H20", (9, 0), 66, 1000)
+    assert gpus.gpu_of(facts("NVIDIA H200", (9, 0), 132)) is H200
+    h20 = gpus.gpu_of(facts("NVIDIA H20", (9, 0), 66))
     assert (h20.half, h20.l2, h20.shared) == (H200.half / 2, H200.l2 / 2, 1000)
-    assert gpus.gpu_of("next", (12, 0), 132, 1000).half == H200.half
-    assert gpus.gpu_of("T4", (7, 5), 108, 1000).half == GPUS["NVIDIA A100-SXM4-80GB"].half
+    for capability, name in (((9, 5), "NVIDIA H200"), ((10, 3), "NVIDIA B200"), ((12, 5), "NVIDIA GB10"),
+                             ((7, 5), "NVIDIA A100-SXM4-80GB")):  # fmt: skip
+        like = GPUS[name]
+        assert gpus.gpu_of(facts("next", capability, like.units)).half == like.half
+
+
+def test_a_part_of_a_gpu_is_not_the_whole():
+    assert gpus.gpu_of(facts("NVIDIA H200", (9, 0), 66)).half == H200.half / 2
+
+
+def test_memory_moves_at_the_rate_that_the_device_tells():
+    assert gpus.gpu_of(facts("NVIDIA GeForce RTX 3070", (8, 6), 46, memory=0.448)).memory == 0.448
+    assert gpus.gpu_of(facts("NVIDIA GeForce RTX 3070", (8, 6), 56)).memory == pytest.approx(0.72)
+
+
+def test_a_board_goes_by_multiprocessors_and_clock():
+    agx = GPUS["Orin"]
+    modules = [
+        gpus.gpu_of(facts("Orin", (8, 7), units, clock=clock, integrated=True))
+        for units, clock in ((16, 1.3), (8, 1.3), (8, 0.65))
+    ]
+    assert [gpu.units for gpu in modules] == [16, 8, 8]
+    assert [gpu.half for gpu in modules] == [agx.half, agx.half / 2, agx.half / 4]
+    assert [gpu.memory for gpu in modules] == [agx.memory, agx.memory / 2, agx.memory / 2]
+    assert len({gpu.name for gpu in modules}) == 3
+    assert modules[2].name == "Orin 8sm 650MHz"
+
+
+@pytest.mark.parametrize(
+    ("integrated", "identity", "memory"), [(0, "NVIDIA GeForce RTX 4070", 0.504048), (1, "Orin 8sm 1020MHz", 0.0)]
+)
+def test_what_torch_tells_of_a_gpu(integrated, identity, memory, monkeypatch):
+    told = SimpleNamespace(
+        name="Orin" if integrated else "NVIDIA GeForce RTX 4070", major=8, minor=7, multi_processor_count=8,
+        is_integrated=integrated, clock_rate=1020000, memory_clock_rate=10501000, memory_bus_width=192,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    found = GpuFacts.of(torch.device("cuda", 0))
+    assert (found.identity, found.clock, found.shared) == (identity, 1.02, 99 * 1024)
+    assert found.memory == pytest.approx(memory)
+
+
+def test_what_an_older_torch_does_not_tell_the_driver_may(monkeypatch):
+    told = SimpleNamespace(name="Orin", major=8, minor=7, multi_processor_count=8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    monkeypatch.setattr(_machine, "_from_driver", lambda attribute, index: {13: 625000, 18: 1}.get(attribute, 0))
+    assert GpuFacts.of(torch.device("cuda", 0)).identity == "Orin 8sm 625MHz"
+
+
+@pytest.mark.parametrize(("name", "unit"), [("Orin", "mma"), ("NVIDIA H200", "wgmma"), ("NVIDIA Thor", "tcgen05"),
+                                            ("NVIDIA B200", "tcgen05"), ("NVIDIA GB10", "mma")])  # fmt: skip
+def test_blackwell_is_not_hopper(name, unit):
+    gpu = GPUS[name]
+    assert gpu.matrix_unit == unit
+    assert gpu.multiplies_from_shared == (unit != "mma")
+    large = config.product_config(gpu, 128, 128, 1, BF16, 16384, False)
+    assert (large.tokens == config.MOST_TOKENS) == (unit != "mma")
 
 
 def test_the_union_of_rows():
