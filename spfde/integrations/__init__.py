@@ -1,7 +1,7 @@
 """spfde inside other people's programs."""
 
-from spfde.integrations.ddp import keep_masks_local
+from spfde.freezing.rebucketed import Rebucketed
 from spfde.integrations.ema import EMA
-from spfde.integrations.rebucketed import Rebucketed
+from spfde.topology.wrappers import keep_masks_local
 
 __all__ = ["EMA", "Rebucketed", "keep_masks_local"]
