@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from spfde._ranks import Ranks
 from spfde.cli.display import say
 from spfde.train import Recipe
 from spfde.train.build import build
@@ -51,7 +52,7 @@ def plan(given: dict[str, Any], compare: str | None, resume: bool) -> tuple[list
     return runs, compare
 
 
-def begin(out: Path, runs: Sequence[Planned], compare: str) -> None:
+def begin(out: Path, runs: Sequence[Planned], compare: str, ranks: Ranks) -> None:
     """Build what the last run trains with, so that what does not fit is told before a baseline trains; note the plan.
 
     Raises:
@@ -60,7 +61,7 @@ def begin(out: Path, runs: Sequence[Planned], compare: str) -> None:
     recipe = runs[-1][1]
     with isolated():
         build(Inputs(dataclasses.replace(recipe, train_images=1, test_images=1)))
-    write_json(out / RUN, {"compare": compare, "recipe": recipe.to_dict()})
+    ranks.once(lambda: write_json(out / RUN, {"compare": compare, "recipe": recipe.to_dict()}))
 
 
 def in_time(dense: Planned, dense_seconds: float, seconds: float, resume: bool) -> Planned | None:

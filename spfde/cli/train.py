@@ -8,22 +8,25 @@ import json
 import shlex
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
+from spfde._ranks import Ranks
 from spfde.cli.comparison import BASELINES, IN_TIME, begin, in_time, plan, report
 from spfde.cli.display import Display, say
 from spfde.cli.terminal import steady
 from spfde.train import Diverged, Recipe, Result, fit
+from spfde.train.distributed import joined, restarted
 from spfde.train.progress import MultiProgress, Progress, TensorBoard
 from spfde.train.recipe import presets
 from spfde.train.recipe.defaults import default_text, field_default
 from spfde.train.recipe.toml import read
-from spfde.train.run_dir import check_directory, checkpoints, locked
+from spfde.train.run_dir import RUN, check_directory, checkpoints, locked
 
 Compare = Annotated[
     str | None,
@@ -114,42 +117,53 @@ def train(
     **fields: Any,
 ) -> None:
     """Train a network: sparse, frozen and sieved (spfde), dense, or one after the other (--compare)."""
-    console = steady(lost=went_dark)
     given = {name: value for name, value in fields.items() if typed(invocation, name)}
     try:
         given = {**(presets.read(preset) if preset else {}), **(read(recipe) if recipe else {}), **given}
         if resume and overwrite:
             raise ValueError("expected --resume or --overwrite, got both, try one of them")
-        runs, compare = plan(given, compare, resume)
-        watched = {name: watcher(console, name, each, tensorboard) for name, each, _ in runs}
-        for _, each, goes_on in runs:
-            # Before the first of them trains for minutes.
-            if each.out is not None:
-                check_directory(Path(each.out), resume=goes_on, overwrite=overwrite)
-
-        def run(name: str, each: Recipe, goes_on: bool) -> Result:
-            progress = watched.get(name) or watcher(console, name, each, tensorboard)
-            result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
-            say(console, outcome(name, result))
-            return result
-
-        # A run holds its own directory; a comparison the one above, too.
-        with locked(Path(given["out"])) if compare else nullcontext():
-            if compare:
-                begin(Path(given["out"]), runs, compare)
-            results = [run(*each) for each in runs]
-            if compare == IN_TIME:
-                dense, own = (result.training_seconds for result in results)
-                if control := in_time(runs[0], dense, own, resume):
-                    run(*control)
-                    runs.insert(1, control)
-            if compare:
-                report(console, runs)
+        with joined() as ranks:
+            train_all(given, compare, resume, overwrite, tensorboard, ranks)
     except KeyboardInterrupt as stop:
         say(steady(lambda error: None, stderr=True), stopped(given.get("out")))
         raise typer.Exit(128 + getattr(stop, "signal", signal.SIGINT)) from None  # as a shell reports it
     except (TypeError, Diverged) as error:
         raise ValueError(str(error)) from error
+
+
+def train_all(
+    given: dict[str, Any], compare: str | None, resume: bool, overwrite: bool, tensorboard: bool, ranks: Ranks
+) -> None:
+    """Train the runs that flags ask for, on all ranks; the first one shows and reports them."""
+    console = steady(lost=went_dark, quiet=ranks.rank > 0)
+    if restarted() and given.get("out"):
+        resume, overwrite = ranks.once(lambda: (Path(given["out"]) / RUN).exists()), False
+    runs, compare = ranks.once(lambda: plan(given, compare, resume))
+    tensorboard = tensorboard and ranks.rank == 0
+    watched = {name: watcher(console, name, each, tensorboard) for name, each, _ in runs}
+    for _, each, goes_on in runs:
+        # Before the first of them trains for minutes.
+        if each.out is not None and not restarted():
+            ranks.once(partial(check_directory, Path(each.out), resume=goes_on, overwrite=overwrite))
+
+    def run(name: str, each: Recipe, goes_on: bool) -> Result:
+        progress = watched.get(name) or watcher(console, name, each, tensorboard)
+        result = fit(each, resume=goes_on, overwrite=overwrite, progress=progress)
+        say(console, outcome(name, result))
+        return result
+
+    with ExitStack() as stack:
+        if compare:  # a run holds its own directory; a comparison the one above, too
+            ranks.once(lambda: stack.enter_context(locked(Path(given["out"]))))
+            begin(Path(given["out"]), runs, compare, ranks)
+        results = [run(*each) for each in runs]
+        if compare == IN_TIME:
+            dense, own = (result.training_seconds for result in results)
+            if control := ranks.once(lambda: in_time(runs[0], dense, own, resume)):
+                run(*control)
+                runs.insert(1, control)
+        if compare:
+            ranks.once(lambda: report(console, runs))
 
 
 def watcher(console: Console, name: str, recipe: Recipe, tensorboard: bool) -> Progress:

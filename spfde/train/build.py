@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde._ranks import ALONE, Ranks
 from spfde.freezing import METHODS as FREEZERS
 from spfde.freezing import FreezeBlock, blocks
 from spfde.levers import Lever, LeverFactory, Levers
@@ -63,6 +64,8 @@ def build(inputs: Inputs, layout: Layout | None = None) -> Session:
     train, test = source(train_set, recipe.workers), source(test_set, recipe.workers)
     first, target, _ = next(train.batches(torch.zeros(1, dtype=torch.long), 1))
     _check_precision(first, model)
+    _check_ranks(inputs, len(train))
+    inputs.ranks.follow_first(model.state_dict().values())
     if (recipe.crop or recipe.flip) and first.ndim != 4:
         raise ValueError(
             f"expected images [n, c, h, w] for crop and flip, got inputs of shape {list(first.shape)}, try crop=0"
@@ -76,9 +79,11 @@ def build(inputs: Inputs, layout: Layout | None = None) -> Session:
     if layout is None:
         shape = (min(recipe.batch_size, len(train)), *first.shape[1:])
         layout = choose(recipe.layout, model, shape, device, measure=recipe.method == "dense")
+        layout = inputs.ranks.once(lambda: layout)  # it may be measured
     model, example = layout.model(model), device.put(layout.images(first))
     session = with_levers(inputs, model, train, test, layout, device, example)
-    data.seed(recipe.seed)  # only now: imports on the way here draw from Python's generator, once a process
+    # Only now: imports on the way here draw from Python's generator, once a process. Ranks drop out at random each.
+    data.seed(recipe.seed, *filter(None, [inputs.ranks.rank]))
     return session
 
 
@@ -94,7 +99,7 @@ def with_levers(
         factory = inputs.optimizer or recipe_optimizer(recipe)
         options = {"optimizer": factory, "layout": layout, "device": device, "example": example}
         seconds = front_seconds(recipe, model, parts, train, **options)
-    freeze, sift = freezer(model, parts, recipe, seconds), sieve(len(train), recipe)
+    freeze, sift = freezer(model, parts, recipe, seconds), sieve(len(train), recipe, inputs.ranks)
     known = Levers(lever for lever in (freeze, *given) if lever is not None)
     horizons = known.horizons if recipe.block_cosine else {}
     if horizons and parts is None:
@@ -102,10 +107,19 @@ def with_levers(
     groups = parameter_groups(model, parts or (), horizons, known.lr_factors)
     optimizer = make(inputs.optimizer or recipe_optimizer(recipe), groups)
     session = Session(
-        recipe, model, optimizer, train, test, layout=layout, device=device, example=example, blocks=parts
+        recipe,
+        model,
+        optimizer,
+        train,
+        test,
+        layout=layout,
+        device=device,
+        example=example,
+        blocks=parts,
+        ranks=inputs.ranks,
     )
     active = len(train) if sift is None else len(sift.order())
-    masks = topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size))
+    masks = topology(model, optimizer, recipe, steps_per_epoch(active, recipe.batch_size, inputs.ranks.count))
     own = [lever for lever in (masks, freeze, sift) if lever is not None]
     session.use(own)  # what a factory sees
     session.use([*own, *(each if _is_lever(each) else _made(each, session) for each in inputs.levers)])
@@ -124,6 +138,32 @@ def _check_precision(inputs: Tensor, model: nn.Module) -> None:
         scaled = f".to({dtype})" if inputs.is_floating_point() else f".to({dtype}) / 255"
         raise TypeError(
             f"expected inputs of {dtype} as the model's weights, got {inputs.dtype}, try a transform: inputs{scaled}"
+        )
+
+
+def _check_ranks(inputs: Inputs, samples: int) -> None:
+    """Refuse what many ranks cannot share."""
+    recipe, count = inputs.recipe, inputs.ranks.count
+    if count == 1:
+        return
+    least = 2 * count * recipe.accumulate
+    if min(recipe.batch_size, samples) < least:
+        raise ValueError(
+            f"expected 2 samples or more in each part of a batch on each of {count} ranks, got batch_size="
+            f"{recipe.batch_size} of {samples} samples with accumulate={recipe.accumulate}, try batch_size={least}"
+        )
+    if recipe.cache != "off":
+        raise ValueError(
+            f"expected cache='off' on {count} ranks, each of which meets other samples in every epoch, got "
+            f"{recipe.cache!r}, try cache='off'"
+        )
+    if ":" in recipe.device:
+        raise ValueError(f"expected each of {count} ranks to have a GPU, got {recipe.device!r}, try device='cuda'")
+    sharing = next((type(each).__name__ for each in inputs.levers if getattr(each, "world", 1) > 1), None)
+    if sharing is not None:
+        raise ValueError(
+            f"expected a sieve of the whole order, which fit shares out, got {sharing} with world={count}, try "
+            f"{sharing}(..., rank=0, world=1)"
         )
 
 
@@ -256,8 +296,8 @@ def freezer(
         ) from error
 
 
-def sieve(samples: int, recipe: Recipe) -> Lever | None:
-    """Return the recipe's sieve over `samples`, or None."""
+def sieve(samples: int, recipe: Recipe, ranks: Ranks = ALONE) -> Lever | None:
+    """Return the recipe's sieve over `samples`, or None; the loop shares out among ranks what it chooses."""
     if not recipe.sieve:
         return None
     shared = {
@@ -266,8 +306,8 @@ def sieve(samples: int, recipe: Recipe) -> Lever | None:
         "epochs": recipe.epochs,
         "seed": recipe.seed,
     }
-    method = SIEVES[recipe.sieve_by]
-    return method(samples, **_taken(method, shared), **recipe.sieve_options)
+    method, whole = SIEVES[recipe.sieve_by], {"rank": 0, "world": 1} if ranks.count > 1 else {}
+    return method(samples, **_taken(method, shared), **whole, **recipe.sieve_options)
 
 
 def _taken(method: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:

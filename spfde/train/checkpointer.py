@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,27 +52,40 @@ def start_or_resume(inputs: Inputs, resume: bool, make: Callable[[Inputs, Layout
         CheckpointError: no checkpoint to resume can be read, or it belongs to another run.
         WriteError: there is no space for a checkpoint.
     """
-    recipe, out = inputs.recipe, inputs.out
+    recipe, out, ranks = inputs.recipe, inputs.out, inputs.ranks
     if out is None:
         return Start(make(inputs, None), [])
-    if not resume or run_dir.begun(out):
+    if not resume or ranks.once(lambda: run_dir.begun(out)):
         if resume:
-            record.require_begun(out, recipe)
+            ranks.once(lambda: record.require_begun(out, recipe))
         trained = make(inputs, None)
-        run_dir.require_space(out / run_dir.CHECKPOINTS, trained.checkpoint_size)
-        run_dir.clear(out)
-        record.write_run(out, trained.session)
+        size = trained.checkpoint_size
+        ranks.once(lambda: _begin(out, trained, size))
         return Start(trained, [])
-    kept, refused = checkpoint.newest(out)
+    kept, refused = ranks.once(lambda: checkpoint.newest(out))
     checkpoint.require_same_recipe(kept.recipe, recipe, kept.path)
     trained = make(dataclasses.replace(inputs, seconds=kept.seconds), kept.layout)
     checkpoint.require_same_samples(kept.samples, len(trained.session.train), kept.path)
     trained.load_state_dict(kept.session)
-    run_dir.sweep(out)
-    run_dir.require_space(out / run_dir.CHECKPOINTS, trained.checkpoint_size)
-    warnings = checkpoint.set_aside(refused, kept.path) + resume_warnings(kept.machine, trained.session.machine)
-    history = record.restore_metrics(out, [item.to_dict() for item in kept.history])
+    size = trained.checkpoint_size
+    told, history = ranks.once(lambda: _go_on(out, kept, refused, size))
+    warnings = told + resume_warnings(kept.machine, trained.session.machine)
     return Start(trained, [Epoch.from_dict(values) for values in history], kept.underway, tuple(warnings))
+
+
+def _begin(out: Path, trained: Trained, size: int) -> None:
+    run_dir.require_space(out / run_dir.CHECKPOINTS, size)
+    run_dir.clear(out)
+    record.write_run(out, trained.session)
+
+
+def _go_on(
+    out: Path, kept: checkpoint.Kept, refused: Mapping[Path, checkpoint.CheckpointError], size: int
+) -> tuple[list[str], list[dict[str, Any]]]:
+    run_dir.sweep(out)
+    run_dir.require_space(out / run_dir.CHECKPOINTS, size)
+    told = checkpoint.set_aside(refused, kept.path)
+    return told, record.restore_metrics(out, [item.to_dict() for item in kept.history])
 
 
 def resume_warnings(kept: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -80,12 +94,15 @@ def resume_warnings(kept: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
         f"expected {name} {kept.get(name)!r}, as the checkpoint was made with, got {value!r}:"
         " the numbers may differ in their last bits from here on"
         for name, value in here.items()
-        if kept.get(name) != value and not (name == "isa" and None in (kept.get(name), value))  # a GPU has none
+        if kept.get(name, 1 if name == "ranks" else None) != value
+        and not (name == "isa" and None in (kept.get(name), value))  # a GPU has none
     ]
 
 
 class Checkpointer:
     """Keeps one run in a directory; without one, nothing is kept and no signal is looked at.
+
+    Of many ranks, the first one writes, and all stop at the step at which a signal has reached any of them.
 
     Args:
         out: run directory, or None.
@@ -99,7 +116,7 @@ class Checkpointer:
         self, out: Path | None, trained: Trained, history: list[Epoch], interrupts: Interrupts, by_epoch: bool = True
     ) -> None:
         self.out, self.trained, self.history, self.interrupts = out, trained, history, interrupts
-        self.by_epoch = by_epoch and out is not None
+        self.by_epoch, self.ranks = by_epoch and out is not None, trained.session.ranks
         self._path: Path | None = None
 
     def step(self, underway: EpochProgress) -> None:
@@ -116,20 +133,32 @@ class Checkpointer:
 
     def pause(self, underway: EpochProgress) -> None:
         """Stop here if the run was asked to; raises as `step` does."""
-        if not self.by_epoch or self.interrupts.asked is None:
+        asked = self._asked()
+        if asked is None:
             return
         self.save(underway.epoch, underway=underway)
-        self._stop(f"in epoch {underway.epoch} after step {underway.step}")
+        self._stop(asked, f"in epoch {underway.epoch} after step {underway.step}")
 
     def epoch(self, done: Epoch) -> None:
         """Keep the run after an epoch; raises WriteError."""
         if self.by_epoch:
             self.save(done.epoch, [*self.history, done])
 
+    def append(self, name: str, values: dict[str, Any]) -> None:
+        """Append a line to a file of the run; raises WriteError."""
+        if self.out is not None:
+            self.ranks.once(lambda: run_dir.append_line(self.out / name, values))
+
+    def write(self, name: str, values: Any) -> None:
+        """Write a file of the run; raises WriteError."""
+        if self.out is not None:
+            self.ranks.once(lambda: run_dir.write_json(self.out / name, values))
+
     def between(self, done: Epoch) -> None:
         """Stop after an epoch, whose record is written, if the run was asked to; raises Interrupted."""
-        if self.by_epoch and self.interrupts.asked is not None:
-            self._stop(f"after epoch {done.epoch}")
+        asked = self._asked()
+        if asked is not None:
+            self._stop(asked, f"after epoch {done.epoch}")
 
     def save(self, epoch: int, history: list[Epoch] | None = None, underway: EpochProgress | None = None) -> None:
         """Keep the run after an epoch, or within one under way; raises WriteError."""
@@ -143,14 +172,21 @@ class Checkpointer:
             **session.description(),
             "history": [item.to_dict() for item in (self.history if history is None else history)],
             "underway": underway and underway.to_dict(),
-            "session": _on_cpu(self.trained.state_dict()),
+            "session": self.trained.state_dict(),
         }
-        checkpoint.save(path, state)
-        checkpoint.prune(self.out, session.recipe.keep_checkpoints)
+        self.ranks.once(lambda: self._write(path, state))
         self._path = path
 
-    def _stop(self, where: str) -> None:
-        asked = self.interrupts.asked
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        checkpoint.save(path, _on_cpu(state))
+        checkpoint.prune(self.out, self.trained.session.recipe.keep_checkpoints)
+
+    def _asked(self) -> signal.Signals | None:
+        """Return the signal that asked any rank to stop."""
+        number = self.ranks.largest(self.interrupts.asked or 0) if self.by_epoch else 0
+        return signal.Signals(number) if number else None
+
+    def _stop(self, asked: signal.Signals, where: str) -> None:
         raise Interrupted(
             f"stopped by {asked.name} {where} (from 0), kept in {self._path}; resume goes on there", asked
         )

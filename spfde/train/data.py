@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from spfde._ranks import ALONE, Ranks
 from spfde.data import Images, Pixels, Sequences, UnreadableImage
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -27,20 +28,23 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Count the samples."""
 
-    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+    def batches(
+        self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,), ranks: Ranks = ALONE
+    ) -> Iterator[Batch]:
         """Yield inputs, targets [b] (or tokens [b, t]) and indices [b] of the samples in `order` [n].
 
-        What is random about a batch is a function of `key` (integers >= 0) and the batch alone.
+        With `ranks`, this one's part of each batch. What is random about a batch is a function of `key` (integers >= 0)
+        and the batch alone.
         """
 
 
-def split(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut an order [n] into batches; a last batch of one sample joins the one before it.
+def split(order: Tensor, batch_size: int, ranks: Ranks = ALONE) -> list[Tensor]:
+    """Cut an order [n] into batches, of all ranks; a last one of less than 2 samples a rank joins the one before it.
 
     BatchNorm has no statistics for one sample.
     """
     batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+    if len(batches) > 1 and len(batches[-1]) < 2 * ranks.count <= batch_size:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
@@ -60,9 +64,11 @@ class TensorSource:
         """Count the samples."""
         return len(self.images)
 
-    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+    def batches(
+        self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,), ranks: Ranks = ALONE
+    ) -> Iterator[Batch]:
         """Yield images, targets and indices."""
-        for indices in split(order, batch_size):
+        for indices in map(ranks.part, split(order, batch_size, ranks)):
             images = self.images[indices]
             yield images if self.finish is None else self.finish(images), self.targets[indices].long(), indices
 
@@ -115,7 +121,9 @@ class LoaderSource:
         """Count the samples."""
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def batches(self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,)) -> Iterator[Batch]:
+    def batches(
+        self, order: Tensor, batch_size: int, key: tuple[int, ...] = (0,), ranks: Ranks = ALONE
+    ) -> Iterator[Batch]:
         """Yield images, targets and indices.
 
         Raises:
@@ -123,7 +131,7 @@ class LoaderSource:
         """
         loader = DataLoader(
             _Indexed(self.dataset, key),
-            batch_sampler=[indices.tolist() for indices in split(order, batch_size)],
+            batch_sampler=[ranks.part(indices).tolist() for indices in split(order, batch_size, ranks)],
             num_workers=self.workers,
             collate_fn=_collated,
             worker_init_fn=_leave_signals_to_the_run,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -19,10 +17,11 @@ from spfde.train.build import build
 from spfde.train.checkpointer import Checkpointer, start_or_resume
 from spfde.train.data import isolated
 from spfde.train.device import Device, Layout
+from spfde.train.distributed import joined, restarted
 from spfde.train.imp import Rounds
 from spfde.train.loop import Loop
 from spfde.train.optimizer import Factory
-from spfde.train.progress import NullProgress, Progress
+from spfde.train.progress import MultiProgress, NullProgress, Progress
 from spfde.train.recipe import Recipe
 from spfde.train.record import Result
 from spfde.train.session import Inputs
@@ -45,6 +44,9 @@ def fit(
 ) -> Result:
     """Train a network as the recipe says.
 
+    Started by torchrun, or where torch.distributed is initialised, all ranks call it alike and train one model: each
+    computes its part of every batch. The first one writes. torchrun's restart of a rank that failed resumes.
+
     A given `model` is trained in place, and made sparse first if the recipe has a sparsity and it has no sparse layer;
     given data sets yield (image tensor, class index), or (tokens int64 [t], next tokens int64 [t]). torch's random
     state and thread count are the caller's again afterwards.
@@ -66,8 +68,8 @@ def fit(
         progress: told what happens as it happens.
 
     Raises:
-        ValueError: `out` cannot be used, an option does not fit the data or the network, or several processes train
-            together (torchrun): this trains in one.
+        ValueError: `out` cannot be used, or an option does not fit the data, the network or the ranks.
+        RankLost: another rank ended; its error is told, if it had one.
         TypeError: one of `levers` is none.
         CheckpointError: no checkpoint to resume can be read, or it belongs to another run.
         WriteError: a file cannot be written; what was kept before stands.
@@ -77,18 +79,22 @@ def fit(
     if resume and (recipe.out is None or overwrite):
         got = "overwrite" if overwrite else "out=None"
         raise ValueError(f"expected a run directory to resume, got {got}, try out=... and resume only")
-    _check_alone()
-    inputs = Inputs(recipe, model, train_set, test_set, optimizer, tuple(levers))
     with ExitStack() as stack:
-        if inputs.out is not None:
-            run_dir.check_directory(inputs.out, resume=resume, overwrite=overwrite)
-            stack.enter_context(run_dir.locked(inputs.out))
+        ranks = stack.enter_context(joined())
+        inputs = Inputs(recipe, model, train_set, test_set, optimizer, tuple(levers), ranks=ranks)
+        out = inputs.out
+        if out is not None:
+            if restarted():
+                resume, overwrite = ranks.once(lambda: run_dir.holds_run(out)), False
+            ranks.once(lambda: run_dir.check_directory(out, resume=resume, overwrite=overwrite))
+            ranks.once(lambda: stack.enter_context(run_dir.locked(out)))
         stack.enter_context(isolated(Device.of(recipe.device).where))
         if resume and recipe.threads is None:  # the numbers depend on it: a run goes on with its own
-            recipe = dataclasses.replace(recipe, threads=record.kept_threads(inputs.out))
+            recipe = dataclasses.replace(recipe, threads=ranks.once(lambda: record.kept_threads(out)))
         stack.enter_context(_threads(recipe.threads))
         inputs = dataclasses.replace(inputs, recipe=dataclasses.replace(recipe, threads=torch.get_num_threads()))
-        return _run(inputs, resume, on_epoch, progress or NullProgress())
+        watcher = (progress or NullProgress()) if ranks.rank == 0 else MultiProgress()
+        return _run(inputs, resume, on_epoch, watcher)
 
 
 def _run(inputs: Inputs, resume: bool, on_epoch: Callable[[Epoch], None] | None, progress: Progress) -> Result:
@@ -111,21 +117,8 @@ def _run(inputs: Inputs, resume: bool, on_epoch: Callable[[Epoch], None] | None,
         progress.close()
     result = Result(recipe, start.trained.model, tuple(start.history), layout, tuple(start.trained.table))
     if out is not None:
-        record.write_result(out, result, loop.session)
+        inputs.ranks.once(lambda: record.write_result(out, result, loop.session))
     return result
-
-
-def _check_alone() -> None:
-    """Refuses to train in several processes that know of each other, each of which would train a model of its own."""
-    told = os.environ.get("WORLD_SIZE", "")
-    count = int(told) if told.isdecimal() else 1
-    if dist.is_available() and dist.is_initialized():
-        count = dist.get_world_size()
-    if count > 1:
-        raise ValueError(
-            f"expected one process, in which spfde.train.fit and `spfde train` run, got {count} (torchrun?), try it "
-            "without torchrun, or a loop of your own with DistributedDataParallel"
-        )
 
 
 @contextmanager

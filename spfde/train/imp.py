@@ -54,9 +54,8 @@ class Rounds:
             told = f"{done.number} of {recipe.rounds}, {done.sparsity:.1%} sparsity, {accuracy}"
             reason = f"trained to epoch {recipe.epochs}"
             loop.progress.event(len(loop.history) - 1, Decision("round", told, reason))
-            if self.inputs.out is not None:
-                run_dir.write_json(self.inputs.out / run_dir.ROUNDS, self.table)
-                loop.checkpointer.save(len(loop.history) - 1)
+            loop.checkpointer.write(run_dir.ROUNDS, self.table)
+            loop.checkpointer.save(len(loop.history) - 1)
 
     def _train(self, model: nn.Module, first: int, last: int) -> dict[str, Any]:
         base, loop = self.session, self._loop

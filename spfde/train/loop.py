@@ -14,7 +14,7 @@ from torch.nn.functional import nll_loss
 from spfde.levers import Decision, EpochEnd, EpochStart, Step
 from spfde.train import record, run_dir
 from spfde.train.checkpointer import Checkpointer, Start
-from spfde.train.data import require_within
+from spfde.train.data import require_within, split
 from spfde.train.flops import training_flops
 from spfde.train.optimizer import steps_per_epoch
 from spfde.train.progress import Progress
@@ -71,7 +71,7 @@ class Loop:
                 events += session.levers.sampler.begin_epoch(epoch)
         with watch("data"):
             order = session.start_epoch(epoch)
-        samples, steps = len(order), steps_per_epoch(len(order), session.recipe.batch_size)
+        samples, steps = len(order), steps_per_epoch(len(order), session.recipe.batch_size, session.ranks.count)
         if underway is None:
             with watch("levers"):
                 events += session.levers.tell(EpochStart(epoch, steps), session)
@@ -79,7 +79,7 @@ class Loop:
             flops = training_flops(session.model, session.example)
             underway = EpochProgress(epoch, sample_flops=flops, events=tuple(events))
         underway = self._steps(order, steps, underway, watch)
-        memory = session.device.peak_bytes()  # before evaluation, whose batches are larger
+        memory = session.ranks.largest(session.device.peak_bytes())  # before evaluation, whose batches are larger
         with watch("evaluation"):
             tested = evaluate(session, lambda: self.checkpointer.pause(underway))
         with watch("levers"):
@@ -107,8 +107,7 @@ class Loop:
         with watch("checkpoint"):
             self.checkpointer.epoch(done)
         done = dataclasses.replace(done, seconds=watch.seconds())
-        if self.checkpointer.out is not None:
-            run_dir.append_line(self.checkpointer.out / run_dir.METRICS, done.to_dict())
+        self.checkpointer.append(run_dir.METRICS, done.to_dict())
         return done
 
     def _steps(self, order: Tensor, steps: int, underway: EpochProgress, watch: Stopwatch) -> EpochProgress:
@@ -121,25 +120,29 @@ class Loop:
         from spfde.kernels import clock
 
         session, recipe, model, epoch = self.session, self.session.recipe, self.session.model, underway.epoch
-        left = order[underway.step * recipe.batch_size :]
-        batches = session.train.batches(left, recipe.batch_size, key=(recipe.seed, epoch))
+        left, ranks = order[underway.step * recipe.batch_size :], session.ranks
+        wholes = map(len, split(left, recipe.batch_size, ranks))
+        batches = session.train.batches(left, recipe.batch_size, key=(recipe.seed, epoch), ranks=ranks)
         model.train()
         for step in range(underway.step, steps):
             with watch("data"):
-                images, targets, indices = next(batches)
+                (images, targets, indices), whole = next(batches), next(wholes)
                 images, targets = session.inputs(images, indices, epoch), session.device.put(targets)
             frozen, flops = session.frozen, underway.sample_flops
             with watch("step"), clock.measure() as kernels:
                 lr = session.set_learning_rate(recipe.passed(epoch + (step + 0.5) / steps))
                 session.optimizer.zero_grad(set_to_none=True)
                 with session.graph():
-                    logits, value = forward_backward(session, images, targets, indices, watch)
-                if not math.isfinite(value):
-                    raise diverged(model, images, value, epoch=epoch, step=step, lr=lr)
-                correct = int((logits.argmax(-1) == targets).sum())  # not after the update: a GPU is waited for once
+                    logits, value = forward_backward(session, images, targets, indices, watch, whole)
+                finite = math.isfinite(value)
+                hits = int((logits.argmax(-1) == targets).sum())  # not after the update: a GPU is waited for once
+                loss, correct, seen = ranks.total([value * len(targets), hits, targets.numel()])
+                if not math.isfinite(loss):
+                    at = {"epoch": epoch, "step": step, "lr": lr}
+                    ranks.check(None if finite else diverged(model, images, value, **at))
                 taken = update(session, watch)
             watch.move("step", "kernels", kernels.seconds)
-            session.step, session.samples = session.step + 1, session.samples + len(targets)
+            session.step, session.samples = session.step + 1, session.samples + whole
             with watch("levers"):
                 events = session.levers.tell(Step(taken), session)
             self._tell(epoch, events)
@@ -147,17 +150,17 @@ class Loop:
             underway = dataclasses.replace(
                 underway,
                 step=step + 1,
-                flops=underway.flops + flops * len(targets) - cache.get("flops", 0.0),
+                flops=underway.flops + flops * whole - cache.get("flops", 0.0),
                 sample_flops=flops if session.frozen == frozen else training_flops(model, session.example),
-                loss=underway.loss + value * len(targets),
-                targets=underway.targets + targets.numel(),
-                correct=underway.correct + correct,
+                loss=underway.loss + loss,
+                targets=underway.targets + int(seen),
+                correct=underway.correct + int(correct),
                 lr=lr,
                 seconds=watch.seconds(),
                 events=(*underway.events, *events),
                 cache={name: underway.cache.get(name, 0) + count for name, count in cache.items()} or underway.cache,
             )
-            self.progress.step(epoch, step, steps, len(targets), value)
+            self.progress.step(epoch, step, steps, whole, loss / whole)
             with watch("checkpoint"):
                 self.checkpointer.step(underway)
         return underway
@@ -168,18 +171,20 @@ class Loop:
 
 
 def evaluate(session: Session, pause: Callable[[], None] = lambda: None) -> Evaluation:
-    """Measure the network on the test set; it is left in eval mode.
+    """Measure the network on the test set, each rank on its part of every batch; it is left in eval mode.
 
     `pause` is called before every batch.
 
     Raises:
         Diverged: a logit is NaN, which has no largest.
         ValueError: a label is none of the model's classes.
+        RuntimeError: the ranks' weights or masks differ.
     """
-    model, source = session.model.eval(), session.test
+    session.meet()
+    model, source, ranks = session.model.eval(), session.test, session.ranks
     correct, loss, count = 0, 0.0, 0
     with torch.no_grad(), session.device.autocast():
-        for images, targets, _ in source.batches(torch.arange(len(source)), EVALUATION_BATCH):
+        for images, targets, _ in source.batches(torch.arange(len(source)), EVALUATION_BATCH, ranks=ranks):
             pause()
             images, labels = session.device.put(session.layout.images(images)), session.device.put(targets)
             logits = model(images)
@@ -189,4 +194,5 @@ def evaluate(session: Session, pause: Callable[[], None] = lambda: None) -> Eval
             correct += int((logits.argmax(-1) == labels).sum())
             loss += nll_loss(log_probabilities(logits), labels.flatten(), reduction="sum").item()
             count += labels.numel()
+    correct, loss, count = ranks.total([correct, loss, count])
     return Evaluation(correct / count, loss / count if math.isfinite(loss) else None, task_of(targets))

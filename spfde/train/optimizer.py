@@ -97,10 +97,11 @@ def _rate(recipe: Recipe, progress: float, horizon: float) -> float:
     return learning_rate(progress, recipe.lr, recipe.warmup, horizon)
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """ceil(samples / batch_size), a last batch of one sample joining the one before it."""
+def steps_per_epoch(samples: int, batch_size: int, ranks: int = 1) -> int:
+    """ceil(samples / batch_size), a last batch of less than 2 samples a rank joining the one before it."""
     steps = math.ceil(samples / batch_size)
-    return steps - 1 if steps > 1 and samples % batch_size == 1 else steps
+    joins = 0 < samples % batch_size < 2 * ranks <= batch_size
+    return steps - 1 if steps > 1 and joins else steps
 
 
 def step_rate(progress: float, peak: float, warmup: float, milestones: Sequence[float], gamma: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spfde._modules import random_state_restored
+from spfde._ranks import Ranks
 from spfde.freezing import FreezeBlock
 from spfde.freezing.schemes import to_freeze
 from spfde.freezing.seconds import stage_seconds
@@ -65,7 +66,7 @@ def front_seconds(
 
 def _whole_batches(train: Source, recipe: Recipe) -> Iterator[Batch]:
     """Yield batches of the training set again and again, all of one size."""
-    size = min(recipe.batch_size, len(train))
+    size = max(1, min(recipe.batch_size, len(train)) // Ranks().count)
     order = torch.arange(len(train) // size * size)
     while True:
         yield from train.batches(order, size, key=(recipe.seed, 0))

@@ -134,6 +134,7 @@ def write_run(out: Path, session: Session) -> None:
         "samples": {"train": len(session.train), "test": len(session.test)},
         "parameters": sum(p.numel() for p in session.model.parameters()),
         "layout": dataclasses.asdict(session.layout),
+        "ranks": session.ranks.count,
         "optimizer": type(session.optimizer).__name__,
         "levers": [type(lever).__name__ for lever in session.levers],
         "freezing": freezing[0] if freezing else None,

@@ -168,7 +168,7 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"expected a run directory, got {path}, which holds a comparison of runs, try one in it, or another out"
         )
     found = checkpoints(path)
-    if resume and not (found or begun(path)):
+    if resume and not holds_run(path):
         raise ValueError(f"expected a checkpoint to resume in {path}, got none, try without resume")
     kept = [file.relative_to(path) for file in (*found[-1:], path / RESULT) if file.exists()]
     if kept and not (resume or overwrite):
@@ -199,6 +199,11 @@ def holds_comparison(path: Path) -> bool:
 def begun(path: Path) -> bool:
     """Tell whether a run began in a directory that ended before its first checkpoint."""
     return (path / RUN).exists() and not (path / METRICS).exists() and not checkpoints(path)
+
+
+def holds_run(path: Path) -> bool:
+    """Tell whether a directory has a run that can be resumed."""
+    return begun(path) or bool(checkpoints(path))
 
 
 def clear(path: Path) -> None:

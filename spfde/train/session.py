@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 
 from spfde._modules import tensors
+from spfde._ranks import ALONE, Ranks
 from spfde.data import CropFlip
 from spfde.freezing import Compiled, FreezeBlock, blocks
 from spfde.freezing.block import check_freezable
@@ -23,8 +24,9 @@ from spfde.levers import Forward, Lever, LeverFactory, Levers
 from spfde.sieving.shuffle import shuffled
 from spfde.train import samples
 from spfde.train.checkpoint import CheckpointError, belongs_to
-from spfde.train.data import Batch, Source, epoch_seed, random_state, restore_random
+from spfde.train.data import Batch, Source, epoch_seed, random_state, restore_random, seed
 from spfde.train.device import Device, Layout
+from spfde.train.distributed import averaging, fingerprints
 from spfde.train.front import FrozenFront
 from spfde.train.optimizer import Factory, moments, set_learning_rate, steps_per_epoch
 from spfde.train.recipe import Recipe
@@ -34,7 +36,8 @@ from spfde.train.recipe import Recipe
 class Inputs:
     """What `fit` is given: a recipe, and what takes the place of the recipe's own model, data sets and optimizer.
 
-    seconds: of a step with the first 0, 1, ... blocks frozen, where a run that is resumed had measured them.
+    seconds: of a step with the first 0, 1, ... blocks frozen, where a run that is resumed had measured them. ranks:
+    the processes that train together.
     """
 
     recipe: Recipe
@@ -44,6 +47,7 @@ class Inputs:
     optimizer: Factory | None = None
     levers: Sequence[Lever | LeverFactory] = ()
     seconds: Sequence[float] | None = None
+    ranks: Ranks = ALONE
 
     @property
     def out(self) -> Path | None:
@@ -55,6 +59,7 @@ class Session:
     """The parts of one training and how far it is; what levers see as their `spfde.levers.Run`.
 
     `example` [1, ...] is an input of the network, where the network is. `forward` calls the network as training does.
+    With many `ranks`, each has a session: all are told the same events, of batches each of its own part.
     """
 
     def __init__(
@@ -69,7 +74,9 @@ class Session:
         device: Device,
         example: Tensor,
         blocks: tuple[FreezeBlock, ...] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.recipe, self.model, self.optimizer = recipe, model, optimizer
         self.train, self.test = train, test
         self.layout, self.device, self.example = layout, device, example
@@ -81,6 +88,7 @@ class Session:
         self._frozen: list[str] = []
         self._later: list[Callable[[], None]] | None = None  # while a graph is open
         self._compiled = Compiled(model) if recipe.compile else None
+        self._averaging = averaging(model, self._route, ranks) if ranks.count > 1 else None
         self._outputs: dict[str, Tensor] = {}
         self._recording = False
         self._hooks: list[RemovableHandle] = []
@@ -130,7 +138,7 @@ class Session:
         """Return the optimizer steps planned, as the epochs are long now."""
         sampler = self.levers.sampler
         active = self._active if sampler is None else len(sampler.order())
-        return steps_per_epoch(active, self.recipe.batch_size) * self.epochs
+        return steps_per_epoch(active, self.recipe.batch_size, self.ranks.count) * self.epochs
 
     @property
     def total_samples(self) -> int:
@@ -215,12 +223,29 @@ class Session:
     def forward(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the network in training on samples `indices`; its output, and those of the blocks that a lever needs."""
         self._outputs, self._recording = {}, True
-        network = self.model if self._compiled is None or self.levers.armed else self._compiled
+        network = self._route() if self._averaging is None else self._averaging
         try:
             with self.device.autocast(), self._front(indices):
                 return network(inputs), self._outputs
         finally:
             self._recording = False
+
+    def _route(self) -> Callable[..., Tensor]:
+        return self.model if self._compiled is None or self.levers.armed else self._compiled
+
+    def summing(self) -> AbstractContextManager[Any]:
+        """Return the context of passes whose gradients only add up: the ranks are averaged by one that follows."""
+        return nullcontext() if self._averaging is None else self._averaging.no_sync()
+
+    def meet(self) -> None:
+        """Have all ranks hold one network: the first one's running statistics, and what must be equal anyway.
+
+        Raises:
+            RuntimeError: weights or masks differ.
+        """
+        self.ranks.follow_first(b for b in self.model.buffers() if b.is_floating_point())
+        if self.ranks.count > 1:
+            self.ranks.check_same(fingerprints(self.model), "levers that decide alike on all ranks")
 
     def _front(self, indices: Tensor) -> AbstractContextManager[Any]:
         if not self._frozen and self.front.prefix is None:
@@ -278,6 +303,7 @@ class Session:
             "spfde": __version__,
             "torch": str(torch.__version__),
             "device": self.device.name,
+            "ranks": self.ranks.count,
             "compile": self.recipe.compile,
             "isa": native().isa() if layers and self.device.is_cpu else None,
             "tables": (in_use.process_tables() or None) if layers else None,
@@ -285,7 +311,8 @@ class Session:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: tensors and plain values."""
+        """Return what a checkpoint keeps: tensors and plain values; with many ranks a collective."""
+        random = self.ranks.gather(random_state(self.device.where))
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -294,7 +321,8 @@ class Session:
             "levers": self.levers.state_dict(),
             "frozen": list(self._frozen),
             "place": {"epoch": self.epoch, "step": self.step, "samples": self.samples, "active": self._active},
-            "random": random_state(self.device.where),
+            "random": random[0],
+            "random_of_others": random[1:],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -328,7 +356,11 @@ class Session:
             place = state["place"]
             self.epoch, self.step, self.samples = place["epoch"], place["step"], place["samples"]
             self._active = place["active"]
-            restore_random(state["random"], self.device.where)
+            random = [state["random"], *state.get("random_of_others", ())]
+            if self.ranks.rank == 0 or len(random) == self.ranks.count:
+                restore_random(random[self.ranks.rank], self.device.where)
+            else:  # what other ranks drew from is nobody's here
+                seed(self.recipe.seed, self.step, self.ranks.rank)
         self._drop_compiled()
 
     @property

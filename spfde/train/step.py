@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,20 +17,25 @@ from spfde.train.stats import Stopwatch
 
 
 def forward_backward(
-    session: Session, images: Tensor, targets: Tensor, indices: Tensor, watch: Stopwatch
+    session: Session, images: Tensor, targets: Tensor, indices: Tensor, watch: Stopwatch, whole: int | None = None
 ) -> tuple[Tensor, float]:
     """Compute the gradient of the batch's mean loss; return detached logits [b, ..., classes] and the unweighted loss.
 
     The batch goes through in the recipe's `accumulate` parts, whose gradients add up. No part has one sample
     alone: BatchNorm has no statistics for it. A loss that is not finite ends it, before any lever hears of it.
+
+    With many ranks these are samples of a batch of `whole`, whose gradient all get, and the loss is that of their own.
     """
-    recipe, levers, total = session.recipe, session.levers, 0.0
-    parts = max(1, min(recipe.accumulate, len(targets) // 2))
+    recipe, levers, ranks, total = session.recipe, session.levers, session.ranks, 0.0
+    whole = len(targets) if whole is None else whole
+    weight = len(targets) * ranks.count / whole  # against averaging over ranks whose parts differ by a sample
+    parts = max(1, min(recipe.accumulate, whole // ranks.count // 2))
     cut = (tensor.tensor_split(parts) for tensor in (images, targets, indices))
     logits = []
-    for part, classes, samples in zip(*cut, strict=True):
-        share = len(classes) / len(targets)
-        output, blocks = session.forward(part, samples)
+    for number, (part, classes, samples) in enumerate(zip(*cut, strict=True), 1):
+        with session.summing() if number < parts else nullcontext():
+            share = len(classes) / len(targets)
+            output, blocks = session.forward(part, samples)
         logits.append(output.detach())
         if classes.device.type == "cpu":  # a GPU would be waited for; there torch's loss asserts
             require_within(classes, output.shape[-1])
@@ -39,7 +45,7 @@ def forward_backward(
             with watch("levers"):
                 levers.tell(Forward(blocks, samples), session)
         if levers.needing(Loss):
-            if not math.isfinite(mean.item()):
+            if not ranks.agree([math.isfinite(mean.item())], any_rank=False)[0]:
                 return torch.cat(logits), mean.item()
             losses = sample_losses(log_p, flat, recipe.label_smoothing)
             if classes.ndim > 1:  # tokens of sequences
@@ -48,7 +54,7 @@ def forward_backward(
                 weights = levers.weigh(Loss(samples, output.detach(), classes, losses.detach()), session)
             if weights is not None:
                 loss = (losses * weights).mean() * share
-        session.scaler.scale(loss).backward()
+        session.scaler.scale(loss if weight == 1 else loss * weight).backward()
         total += mean.item()
     return torch.cat(logits), total
 
