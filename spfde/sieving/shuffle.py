@@ -16,12 +16,17 @@ def derived(seed: int, purpose: str, counter: int) -> int:
 
 def shuffled(samples: torch.Tensor, seed: int) -> torch.Tensor:
     """`samples` [n] in an order that is a pure function of their number and the seed."""
-    return samples[permutation(len(samples), seed)]
+    return samples.index_select(0, _permutation(len(samples), seed))
 
 
 def permutation(count: int, seed: int) -> torch.Tensor:
     """range(count) in an order that is a pure function of both: int64 [count]."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return _permutation(count, seed).long()
+
+
+def _permutation(count: int, seed: int) -> torch.Tensor:
+    dtype = torch.int32 if count < 2**31 else torch.int64  # the same order, by half the memory
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def share(fraction: float, count: int | Fraction) -> int:

@@ -14,6 +14,7 @@ import torch
 
 LAST, EVER = 1, 2  # bits of `right`: the latest presentation was correct; one of the interval was
 MOST = np.iinfo(np.uint16).max
+HARDER = np.uint64(32)  # bits of a key below its forgetting events
 
 
 class Window:
@@ -83,8 +84,9 @@ class Window:
         """
         keys = ordered(self.mean_loss(samples)).astype(np.uint64)
         if self.judged:
-            never = (self.right[samples] & EVER) == 0
-            keys |= np.where(never, MOST, self.forgotten[samples]).astype(np.uint64) << np.uint64(32)
+            forgotten = self.forgotten[samples]
+            forgotten[(self.right[samples] & EVER) == 0] = MOST
+            keys |= forgotten.astype(np.uint64) << HARDER
         keys[self.shown[samples] == 0] = hidden(keys)
         return keys
 

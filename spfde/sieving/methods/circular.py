@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spfde.sieving.queue import QueueSieve
-from spfde.sieving.window import EVER, lowest
+from spfde.sieving.window import HARDER, lowest
 
 __all__ = ["Circular"]
 
@@ -24,12 +24,12 @@ class Circular(QueueSieve):
     """
 
     def _leaving(self, active: np.ndarray, limit: int) -> tuple[np.ndarray, str]:
-        rows = lowest(self.window.hardness(active), limit)
+        keys = self.window.hardness(active)
+        rows = lowest(keys, limit)
         if not len(rows):
             return rows, "no sample is out" if limit == 0 else "no sample was observed: none moved"
         if self.window.judged:
-            ever = (self.window.right[active] & EVER).astype(bool)
-            known = np.count_nonzero(ever & (self.window.forgotten[active] == 0))
+            known = np.count_nonzero(keys >> HARDER == 0)
             easy = f"right and not forgotten since the last swap ({known} samples), and the lower the loss the easier"
         else:
             easy = "the lower the mean loss since the last swap the easier, as predictions are not right or wrong"

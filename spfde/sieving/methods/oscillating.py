@@ -102,7 +102,8 @@ def group_ends(values: np.ndarray, groups: int) -> np.ndarray:
     values, so that ten million are parted in about the time of the sort.
     """
     line = np.sort(values).astype(np.float64)
-    sums = np.concatenate([[0.0], np.cumsum(line)])
+    sums = np.zeros(len(line) + 1)
+    np.cumsum(line, out=sums[1:])
     ends = np.unique(np.linspace(0, len(line), groups + 1).round().astype(np.int64))[1:]
     for _ in range(ROUNDS):
         starts = np.concatenate([[0], ends[:-1]])
