@@ -27,6 +27,7 @@ __all__ = [
     "memory",
     "models",
     "nn",
+    "plan",
     "profile",
     "profiling",
     "report",
@@ -45,6 +46,8 @@ _LAZY = ("data", "integrations", "models", "report", "train", "env", "flops")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plan":
+        return import_module("spfde.planning").plan
     if name in _LAZY:
         return import_module(f"spfde.{name}")
     raise AttributeError(f"module 'spfde' has no attribute {name!r}")

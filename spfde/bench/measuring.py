@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from spfde._names import unknown
 from spfde.bench.layer_variants import of_layer
 from spfde.bench.network_variants import of_network
 from spfde.bench.record import Record, Row
@@ -23,6 +24,8 @@ CALLS_AHEAD = 2  # of a call before it is timed: allocators and libraries settle
 class Group:
     """A subject at several sparsities of a pattern: what is timed in turn. every: all kernels of a layer.
 
+    clock: of `timing.CLOCKS`; processor time is that of one thread.
+
     Raises:
         ValueError: a field does not fit.
     """
@@ -35,8 +38,16 @@ class Group:
     device: str = "cpu"
     compiled: bool = False
     every: bool = False
+    clock: str = "wall"
 
     def __post_init__(self) -> None:
+        if self.clock not in timing.CLOCKS:
+            raise unknown("a clock", self.clock, timing.CLOCKS)
+        if self.clock != "wall" and (self.device != "cpu" or self.threads > 1):
+            raise ValueError(
+                f"expected --clock {self.clock} of one thread on a CPU, got {self.threads} on {self.device}, "
+                "try --threads 1 --device cpu"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.dtype == "tf32" and self.device == "cpu":
@@ -52,7 +63,7 @@ class Group:
         how = self.pattern, self.sparsities, self.dtype, self.device, self.compiled
         if isinstance(self.subject, Layer):
             return of_layer(self.subject, *how, self.every)
-        return of_network(self.subject, *how)
+        return of_network(self.subject, *how, timing.CLOCKS[self.clock])
 
 
 def check_device(device: str) -> None:
@@ -146,7 +157,8 @@ def _interleaved(calls: Mapping[int, Timed], repeats: int, group: Group) -> tupl
             return run
 
         try:
-            return clock({at: noted(at, call) for at, call in left.items()}, repeats, group.device), failed
+            timed = {at: noted(at, call) for at, call in left.items()}
+            return clock(timed, repeats, group.device, timing.CLOCKS[group.clock]), failed
         except Exception as error:
             if not running:
                 raise

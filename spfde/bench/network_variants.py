@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -25,19 +24,20 @@ from spfde.nn import SparseLayer
 from spfde.profiling.dense_baseline import CHANNELS_LAST, Step, dense_step, step_of, takes_images
 from spfde.profiling.memory import memory_of
 from spfde.tuning.layer import DTYPES, Timed
+from spfde.tuning.timing import Clock
 
 FROZEN = 0.5  # share of the blocks that are frozen in a "frozen" step
 PHASES = ("forward", "backward", "optimizer")
 
 
 def of_network(
-    network: Network, pattern: str, sparsities: Sequence[float], dtype: str, device: str, compiled: bool
+    network: Network, pattern: str, sparsities: Sequence[float], dtype: str, device: str, compiled: bool, clock: Clock
 ) -> Iterator[Maker]:
     """(variant, pattern, sparsity, what makes it) of a network."""
     for name in dense_names(takes_images(network.load.inputs), compiled):
-        yield name, "dense", 0.0, lambda name=name: _dense_network(network, name, dtype, device)
+        yield name, "dense", 0.0, lambda name=name: _dense_network(network, name, dtype, device, clock)
     for sparsity in sparsities:
-        yield "auto", pattern, sparsity, lambda s=sparsity: _sparse_network(network, pattern, s, dtype, device)
+        yield "auto", pattern, sparsity, lambda s=sparsity: _sparse_network(network, pattern, s, dtype, device, clock)
 
 
 def step_on(network: Network, model: nn.Module, device: str, dtype: str) -> Step:
@@ -62,18 +62,18 @@ class _Autocast(nn.Module):
             return self.model(*args, **kwargs)
 
 
-def _dense_network(network: Network, name: str, dtype: str, device: str) -> Variant:
+def _dense_network(network: Network, name: str, dtype: str, device: str, clock: Clock) -> Variant:
     made = step_on(network, deepcopy(network.load.model), device, dtype)
     if name.endswith(CHANNELS_LAST):
         made = dense_step(made, CHANNELS_LAST)
     whole = replace(made, model=compiled_form(made.model)) if name.endswith("compiled") else made
-    return _of_step(name, whole, made, lambda: None if name.endswith("compiled") else _peak(made))
+    return _of_step(name, whole, made, clock, lambda: None if name.endswith("compiled") else _peak(made))
 
 
-def _sparse_network(network: Network, pattern: str, sparsity: float, dtype: str, device: str) -> Variant:
+def _sparse_network(network: Network, pattern: str, sparsity: float, dtype: str, device: str, clock: Clock) -> Variant:
     model = fuse(sparsify(deepcopy(network.load.model), sparsity, pattern=pattern))
     made = step_on(network, model, device, dtype)
-    found = _of_step("auto", made, made, lambda: _peak(made))
+    found = _of_step("auto", made, made, clock, lambda: _peak(made))
     made()
     layers = [m for m in made.model.modules() if isinstance(m, SparseLayer)]
     ran = sum(registry.skips_zeros(m.choice.kernel) for m in layers if m.choice)
@@ -112,9 +112,9 @@ def frozen(network: Network, model: nn.Module, dtype: str, device: str) -> Timed
     return lambda: made(phase)
 
 
-def _of_step(name: str, timed: Step, plain: Step, peak: Callable[[], int | None]) -> Variant:
+def _of_step(name: str, timed: Step, plain: Step, clock: Clock, peak: Callable[[], int | None]) -> Variant:
     phases: dict[str, list[float]] = {part: [] for part in PHASES}
-    return Variant(name, {"step": _Phased(timed, phases)}, phases, size=bytes_of(plain.model), peak=peak)
+    return Variant(name, {"step": _Phased(timed, phases, clock)}, phases, size=bytes_of(plain.model), peak=peak)
 
 
 @dataclass
@@ -123,17 +123,18 @@ class _Phased:
 
     step: Step
     seconds: Mapping[str, list[float]]
+    clock: Clock
 
     def __call__(self) -> None:
         taken = dict.fromkeys(self.seconds, 0.0)
 
         @contextmanager
         def phase(name: str) -> Iterator[None]:
-            start = time.perf_counter()
+            start = self.clock()
             yield
             part = "forward" if name == "loss" else name
             if part in taken:
-                taken[part] += time.perf_counter() - start
+                taken[part] += self.clock() - start
 
         self.step(phase)
         for part, seconds in taken.items():

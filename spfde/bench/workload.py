@@ -85,7 +85,7 @@ def _imported(name: str, batch: int, shape: str | None) -> Workload:
         raise ValueError(f"expected a batch with {name}, got none, try --input 3x224x224, or return (model, batch)")
     if inputs is None:
         inputs = torch.randn(batch, *sides(shape))
-    return Workload(attribute, model, inputs, _mean_square)
+    return Workload(attribute, model, inputs, mean_square)
 
 
 def sides(text: str) -> tuple[int, ...]:
@@ -99,7 +99,8 @@ def sides(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def _mean_square(output: Any) -> Tensor:
+def mean_square(output: Any) -> Tensor:
+    """The mean of the squares of all tensors with a gradient: a loss for any output."""
     floats = [each for each in tensors(output) if each.is_floating_point() and each.requires_grad]
     if not floats:
         raise ValueError(f"expected a network that returns tensors with a gradient, got {type(output).__name__}")

@@ -14,6 +14,7 @@ from spfde._names import printable
 COMMANDS = {
     "train": "spfde.cli.train",
     "bench": "spfde.cli.bench",
+    "plan": "spfde.cli.plan",
     "profile": "spfde.cli.profile",
     "report": "spfde.cli.report",
     "smartfrz": "spfde.cli.smartfrz",

@@ -21,12 +21,14 @@ from spfde import bench as benching
 from spfde import env
 from spfde._files import check_writable
 from spfde.bench import Group, Layer, Network, Record, changes, layers_of, load, run, workload
+from spfde.bench.device import fill
 from spfde.bench.measuring import check_device
 from spfde.cli.bench_text import changes_table, subject_table
 from spfde.cli.terminal import steady
 from spfde.sparse.pattern import Pattern
 from spfde.tuning.layer import DTYPES, LayerSpec
 from spfde.tuning.sweep import tune_here, usual_layers
+from spfde.tuning.timing import TimeLimit
 
 LINEAR, BATCH, PATTERN, DTYPE, SPARSITIES, SECONDS = (
     "1024x1024",
@@ -76,6 +78,9 @@ def bench(
         bool, typer.Option("--kernels", help="Every kernel of a layer, not the chosen one alone.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile as one more dense baseline.")] = False,
+    clock: Annotated[
+        str, typer.Option(help="wall, or processor: what one thread had of the CPU, where others use it too.")
+    ] = "wall",
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
     against: Annotated[
@@ -88,7 +93,12 @@ def bench(
     table: Annotated[
         Path | None, _option("With --tune: the file to fill, or to go on with.", "named after the machine")
     ] = None,
-    seconds: Annotated[float | None, _option("With --tune: the time it may take.", SECONDS, min=0)] = None,
+    device_profile: Annotated[
+        Path | None, typer.Option(help="Fill, or go on with, a profile of this device for spfde plan.", metavar="FILE")
+    ] = None,
+    seconds: Annotated[
+        float | None, _option("With --tune or --device-profile: the time it may take.", SECONDS, min=0)
+    ] = None,
 ) -> None:
     """Time networks and layers, sparse beside dense: forward, gradients, whole steps, steps with half of it frozen."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,7 +112,14 @@ def bench(
             torch.set_num_threads(count)
         _tune(device, spec, table, SECONDS if seconds is None else seconds, repeats)
         return
-    _refuse("with --tune", "adding --tune", table=table, seconds=seconds)
+    _refuse("with --tune", "adding --tune", table=table)
+    if device_profile is not None:
+        _refuse("without --device-profile", "leaving it out", model=model, linear=linear, conv=conv, json=json)
+        for count in threads or []:
+            torch.set_num_threads(count)
+        _device_profile(device_profile, device, SECONDS if seconds is None else seconds, repeats, clock)
+        return
+    _refuse("with --tune or --device-profile", "adding one", seconds=seconds)
     for path in (each for each in (json,) if each is not None):  # told before anything is timed
         check_writable(path)
     before = load(against) if against else None
@@ -110,12 +127,12 @@ def bench(
     subjects = _subjects(model or [], linear or [], conv or [], batch, size, input_shape, layers)
     how = product(subjects, pattern or [PATTERN], dtype or [DTYPE], threads or [torch.get_num_threads()])
     groups = [
-        Group(subject, _sparsities(pattern, sparsity), pattern, dtype, threads, device, compiled, kernels)
+        Group(subject, _sparsities(pattern, sparsity), pattern, dtype, threads, device, compiled, kernels, clock)
         for subject, pattern, dtype, threads in how
     ]
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    record = Record({**env.report(), "gpu": gpu}, date, shlex.join(["spfde", *sys.argv[1:]]), repeats)
+    record = Record({**env.report(), "gpu": gpu}, date, _command(), repeats)
     console = steady(highlight=False)
     record = _measured(console, record, groups, json)
     _conclude(console, record, json)
@@ -240,6 +257,21 @@ def _tune(device: str, given: dict[str, Any], path: Path | None, seconds: float,
         say(f"out of time for {len(outcome.unfinished)} layers; the same command goes on")
     if outcome.table.entries:
         say(f"table: {path}, {len(outcome.table.entries)} entries; in use with SPFDE_TABLE={path}")
+
+
+def _device_profile(path: Path, device: str, seconds: float, repeats: int, clock: str) -> None:
+    console = steady(highlight=False)
+    check_writable(path)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    made = fill(path, device, _command(), TimeLimit(seconds), repeats=repeats, clock=clock, say=say)
+    say(f"device profile: {path}, {len(made.layers)} measurements of layers, {len(made.ops)} of other ops")
+
+
+def _command() -> str:
+    return shlex.join(["spfde", *sys.argv[1:]])
 
 
 def _refuse(where: str, instead: str, **options: Any) -> None:

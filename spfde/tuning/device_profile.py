@@ -103,13 +103,14 @@ class LayerSeconds:
 
 @dataclass(frozen=True)
 class OpSeconds:
-    """Median seconds of one torch op that multiplies no weight, by bytes read and written.
+    """Median seconds of one torch op that multiplies no weight, by how much there is of it.
 
-    op: as torch names it ("native_batch_norm"), or "optimizer" for a fused SGD step, by the bytes of its parameters.
+    op: as torch names it ("aten::native_batch_norm"), or "optimizer" for a fused SGD step. amount: bytes read and
+    written; of a product of two activations (a batched one, attention) FLOPs; of "optimizer" bytes of its parameters.
     """
 
     op: str
-    bytes: int
+    amount: int
     seconds: float
 
 
@@ -149,7 +150,7 @@ class DeviceProfile:
             if len(row.shape) not in (2, 4) or not all(getattr(row, part) > 0 for part in PARTS) or row.density <= 0:
                 raise ValueError(f"expected a layer with positive seconds and density, got {row}, try measuring again")
         for row in self.ops:
-            if row.bytes < 0 or row.seconds <= 0:
+            if row.amount < 0 or row.seconds <= 0:
                 raise ValueError(f"expected an op with positive seconds, got {row}, try measuring again")
 
     def to_dict(self) -> dict[str, Any]:

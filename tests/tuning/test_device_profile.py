@@ -38,7 +38,7 @@ def test_profiles_of_a_device_join():
         ({"peak": {}}, "peak"),
         ({"layers": [{"shape": [1, 2]}]}, "layers"),
         ({"layers": [{**json.loads(json.dumps(PROFILE.to_dict()))["layers"][0], "forward": -1.0}]}, "positive seconds"),
-        ({"ops": [{"op": "relu", "bytes": 4, "seconds": 0.0}]}, "positive seconds"),
+        ({"ops": [{"op": "relu", "amount": 4, "seconds": 0.0}]}, "positive seconds"),
         ({"device": {"name": "x"}}, "kind"),
         ({"device": {"name": "x", "kind": "tpu", "units": 1, "memory": 1}}, "tpu"),
     ],

@@ -1,0 +1,188 @@
+"""Fills a device profile: the roofline, the usual layers dense and sparse, and the other ops of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spfde._modules import run
+from spfde._version import __version__
+from spfde.bench.measuring import Group, measure
+from spfde.bench.network_variants import step_on
+from spfde.bench.record import Row
+from spfde.bench.subject import Layer, Network, conv, linear
+from spfde.bench.workload import workload
+from spfde.convert.sparsify import sparsify
+from spfde.fusing import fuse
+from spfde.tuning import device_profile, timing
+from spfde.tuning.device_profile import TORCH, TORCH_LAST, DeviceProfile, LayerSeconds, OpSeconds
+from spfde.tuning.ops import OpLog, summarised
+from spfde.tuning.samples import summarise
+from spfde.tuning.this_device import this_device
+
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+TORCHS = {"dense contiguous": TORCH, "dense channels_last": TORCH_LAST}
+
+# Layers of the networks that methods are published on, and of timm's, the most frequent kinds first: (name, batch).
+LAYERS = (
+    ("64x64x3x3@16", 64), ("16x16x3x3@32", 64), ("32x32x3x3@16", 64), ("64x64x3x3@8", 64), ("32x16x3x3@32/2", 64),
+    ("1024x1024", 128), ("576x192", 4160), ("768x192", 4160), ("192x768", 4160), ("192x192", 4160),
+    ("256x64x1x1@56", 4), ("64x256x1x1@56", 4), ("64x64x3x3@56", 4), ("128x128x3x3@28", 4), ("256x256x3x3@14", 4),
+    ("512x512x3x3@7", 4), ("512x128x1x1@28", 4), ("128x512x1x1@28", 4), ("1024x256x1x1@14", 4), ("256x1024x1x1@14", 4),
+    ("2048x512x1x1@7", 4), ("512x2048x1x1@7", 4), ("128x128x3x3@56/2", 4), ("512x512x3x3@14/2", 4),
+    ("512x256x1x1@56/2", 4), ("2048x1024x1x1@14/2", 4), ("128x64x3x3@16/2", 32), ("256x256x3x3@8", 32),
+    ("512x512x3x3@4", 32), ("128x128x3x3@16", 32), ("64x64x3x3@32", 32), ("512x512x3x3@2", 64), ("64x3x7x7@224/2", 4),
+    ("16x3x3x3@32", 64), ("64x3x3x3@32", 64), ("32x3x3x3@224/2", 4), ("192x3x16x16@224/16", 4), ("192x3x4x4@32/4", 64),
+    ("32x1x3x3@112g32", 4), ("144x1x3x3@56g144", 4), ("144x1x3x3@56/2g144", 4), ("192x1x3x3@28g192", 4),
+    ("384x1x3x3@14g384", 4), ("576x1x3x3@14/2g576", 4), ("960x1x3x3@7g960", 4), ("144x1x5x5@28g144", 4),
+    ("672x1x5x5@14g672", 4), ("96x16x1x1@112", 4), ("24x96x1x1@56", 4), ("144x24x1x1@56", 4), ("32x192x1x1@28", 4),
+    ("384x64x1x1@14", 4), ("96x384x1x1@14", 4), ("960x160x1x1@7", 4), ("320x960x1x1@7", 4), ("1280x320x1x1@7", 4),
+    ("192x32x1x1@8", 64), ("384x64x1x1@4", 64), ("64x384x1x1@4", 64), ("144x1x3x3@16g144", 64), ("384x1x3x3@4g384", 64),
+    ("2304x768", 512), ("3072x768", 512), ("768x3072", 512), ("1152x384", 1040), ("1536x384", 1040), ("384x1536", 1040),
+    ("1000x2048", 16), ("10x64", 64), ("4096x4096", 16), ("65x384", 1024), ("256x192", 1024),
+)  # fmt: skip
+# Networks whose other ops are timed, at two batches: (name, batch, size, whether sparse and fused as well).
+NETWORKS = (
+    ("resnet20", 64, None, True), ("resnet18_cifar", 16, None, False), ("vit_tiny_cifar", 16, None, True),
+    ("gpt_micro", 16, 64, False), ("mobilenet_v2_cifar", 32, None, True), ("resnet18", 4, 128, False),
+)  # fmt: skip
+Say = Callable[[str], object]
+
+
+def usual_layers() -> list[Layer]:
+    """The layers that a profile has."""
+    return [(conv if "@" in name else linear)(name, batch) for name, batch in LAYERS]
+
+
+def fill(
+    path: Path,
+    kind: str,
+    command: str,
+    limit: timing.TimeLimit,
+    *,
+    layers: Sequence[Layer] | None = None,
+    networks: Sequence[tuple[str, int, int | None, bool]] = NETWORKS,
+    repeats: int = 5,
+    clock: str = "wall",
+    say: Say = lambda text: None,
+) -> DeviceProfile:
+    """The profile in `path` with what it lacks of the layers, and of the ops, while there is time; saved after each.
+
+    kind: "cpu" or "cuda". Ops are timed on a CPU only: a GPU runs them behind the caller's back.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: it is no profile, or one of another device.
+    """
+    device = this_device(kind)
+    if path.exists():
+        profile = device_profile.load(path)
+        if profile.device.label != device.label:
+            raise ValueError(f"expected a profile of {device.label} in {path}, got one of {profile.device.label}")
+    else:
+        say("roofline")
+        profile = roofline(device, command, clock)
+        profile.save(path)
+    if kind == "cpu" and not profile.ops:
+        say("ops of " + ", ".join(name for name, *_ in networks))
+        profile = replace(profile, ops=tuple(measure_ops(networks, timing.CLOCKS[clock])))
+        profile.save(path)
+    known, longest = {key_of(row) for row in profile.layers}, 0.0
+    for layer in usual_layers() if layers is None else layers:
+        if _dense_key(layer) in known:
+            continue
+        start = limit.left
+        if not limit.allows(longest):
+            say("out of time; the same command goes on")
+            break
+        say(str(layer))
+        rows = measure(Group(layer, SPARSITIES, threads=torch.get_num_threads(), device=kind, clock=clock), repeats)
+        profile = replace(profile, layers=(*profile.layers, *_layer_seconds(layer, rows)))
+        profile.save(path)
+        longest = max(longest, start - limit.left)
+    return profile
+
+
+def key_of(row: LayerSeconds) -> tuple[object, ...]:
+    """What makes two rows the same measurement."""
+    return row.shape, row.batch, row.size, row.stride, row.groups, row.dtype, row.pattern, row.density, row.kernel
+
+
+def _dense_key(layer: Layer) -> tuple[object, ...]:
+    shape, size, stride, groups = _geometry(layer)
+    return shape, layer.shape[0], size, stride, groups, "float32", "dense", 1.0, TORCH
+
+
+def _geometry(layer: Layer) -> tuple[tuple[int, ...], tuple[int, int], int, int]:
+    shape = tuple(layer.module.weight.shape)
+    if isinstance(layer.module, nn.Linear):
+        return shape, (1, 1), 1, 1
+    with torch.no_grad():
+        height, width = layer.module(torch.empty(1, *layer.shape[1:])).shape[2:]
+    return shape, (height, width), layer.module.stride[0], layer.module.groups
+
+
+def _layer_seconds(layer: Layer, rows: Sequence[Row]) -> list[LayerSeconds]:
+    shape, size, stride, groups = _geometry(layer)
+    found = []
+    for row in rows:
+        parts = {part: summarise(row.seconds[part]) for part in device_profile.PARTS if row.seconds.get(part)}
+        if len(parts) == len(device_profile.PARTS):
+            seconds = {part: timing_.median for part, timing_ in parts.items()}
+            spread = max(timing_.spread for timing_ in parts.values())
+            how = (row.dtype, row.pattern, row.density, TORCHS.get(row.variant, row.kernel))
+            found.append(LayerSeconds(shape, layer.shape[0], size, stride, groups, *how, **seconds, spread=spread))
+    return found
+
+
+def roofline(device: device_profile.Device, command: str, clock: str = "wall") -> DeviceProfile:
+    """A profile of what takes two seconds to find out: peak, bandwidth, and the overhead of a call."""
+    where = device.kind
+    a, b = torch.randn(2, 1024, 1024, device=where)
+    source, target = torch.randn(2, 2**24, device=where)
+    small, x = nn.Linear(8, 8).to(where), torch.randn(1, 8, device=where, requires_grad=True)
+    calls: Mapping[str, Callable[[], object]] = {
+        "peak": lambda: a @ b,
+        "copy": lambda: target.copy_(source),
+        "call": lambda: small(x).sum().backward(),
+    }
+    by = timing.CLOCKS[clock]
+    best = {name: min(seconds) for name, seconds in timing.interleaved(calls, 9, where, by).items()}
+    best["call"] = min(timing.interleaved({"call": calls["call"]}, 50, where, by)["call"])  # the copy's cache is cold
+    facts = {**device.facts, **({"clock": "processor time of this process"} if clock == "processor" else {})}
+    software = {"spfde": __version__, "torch": str(torch.__version__)}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return DeviceProfile(
+        replace(device, facts=facts), software, date, command, {"float32": 2 * 1024**3 / best["peak"]},
+        2 * source.numel() * 4 / best["copy"], best["call"],
+    )  # fmt: skip
+
+
+def measure_ops(
+    networks: Sequence[tuple[str, int, int | None, bool]], clock: timing.Clock, repeats: int = 2
+) -> list[OpSeconds]:
+    """Seconds of the ops of whole steps on this CPU by how much there is of them, and of the optimizer."""
+    ops, optimizers = [], []
+    for name, batch, size, sparse in networks:
+        for samples in (batch, max(1, batch // 8)):
+            load = workload(name, samples, size)
+            models = [deepcopy(load.model), *([fuse(sparsify(deepcopy(load.model), 0.9))] if sparse else [])]
+            for model in models:
+                step = step_on(Network(load), model, "cpu", "float32")
+                step()
+                for _ in range(repeats):
+                    with OpLog(clock) as log:
+                        step.loss_fn(run(step.model, step.data())).backward()
+                    ops += log.ops
+                    optimizers.append((sum(p.numel() * p.element_size() for p in model.parameters()), step.optimizer))
+    rows = summarised(ops)
+    for size, optimizer in {size: optimizer for size, optimizer in optimizers}.items():
+        seconds = min(timing.seconds_of(optimizer.step, clock) for _ in range(5))
+        rows.append(OpSeconds("optimizer", size, seconds))
+    return rows

@@ -1,0 +1,67 @@
+"""`spfde plan`: what a training will take, before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from spfde._files import check_writable
+from spfde.bench import workload
+from spfde.cli.display import say
+from spfde.cli.terminal import steady
+from spfde.planning import plan as planned
+from spfde.planning.check import ALLOWED, check
+from spfde.train import Recipe
+from spfde.train.recipe.toml import read
+
+
+def plan(
+    model: Annotated[str, typer.Option(help="Network of the zoo, or module:callable that returns one.")] = "resnet32",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 64,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels a side, or tokens, of a network of the zoo.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input", help="Of a sample of module:callable: 3x224x224.", metavar="SHAPE")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A TOML file of a recipe, as spfde train takes it.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Fraction of weights that are zero; the recipe's.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Pattern of the zeros; the recipe's.")] = None,
+    freeze: Annotated[float | None, typer.Option(help="Share of FLOPs to save by freezing; the recipe's.")] = None,
+    sieve: Annotated[float | None, typer.Option(help="Share of samples that are out; the recipe's.")] = None,
+    fused: Annotated[bool | None, typer.Option("--fuse/--no-fuse", help="Norms as one op; the recipe's.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A device profile's file, or the name of one that is shipped; this machine.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (torch's current number).")] = None,
+    measured: Annotated[
+        bool, typer.Option("--check", help="Also measure the steps, and say how far off it is.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="With --check: steps that are timed, in turn.")] = 5,
+    clock: Annotated[str, typer.Option(help="With --check: wall, or processor (of one thread).")] = "wall",
+    json: Annotated[Path | None, typer.Option(help="Also write the plan to this file.")] = None,
+) -> None:
+    """Predict a training before it begins: kernels, seconds of a step, what each lever saves, what to do about it."""
+    if json is not None:
+        check_writable(json)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    given = {"sparsity": sparsity, "pattern": pattern, "freeze": freeze, "sieve": sieve, "fuse": fused}
+    fields = read(recipe) if recipe else {}
+    chosen = Recipe(**{**fields, **{name: value for name, value in given.items() if value is not None}})
+    load = workload(model, batch, size, input_shape)
+    made = planned(load.model, load.inputs, chosen, device=device)
+    console = steady()
+    say(console, str(made))
+    if json is not None:
+        say(console, f"plan: {made.save(json)}")
+    if measured:
+        misses = check(made, load, repeats, clock)
+        for miss in misses:
+            verdict = "" if abs(miss.off) <= ALLOWED else f", beyond {ALLOWED:.0%}"
+            say(console, f"{miss.name}: planned {miss.planned * 1e3:.3g} ms, measured {miss.measured * 1e3:.3g} ms, "
+                         f"{miss.off:+.0%}{verdict}")  # fmt: skip
+        if any(abs(miss.off) > ALLOWED for miss in misses):
+            raise typer.Exit(1)

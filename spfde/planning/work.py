@@ -1,0 +1,110 @@
+"""What a training step of a model does: its layers with their shapes, every other op, what it keeps for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spfde._modules import batch_size, map_tensors, random_state_restored, run, tensors
+from spfde.bench.workload import mean_square
+from spfde.nn import SparseLayer
+from spfde.planning.estimate import Shape
+from spfde.tuning.ops import Op, OpLog
+
+SAMPLES = 4  # that a step is taken with, to see what it does
+FORWARD, BACKWARD = "forward", "backward"
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """A layer with a weight, as a step uses it. first: whether its input needs no gradient."""
+
+    name: str
+    kind: str
+    shape: Shape
+    density: float
+    first: bool
+    sparse: SparseLayer | None = None
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a step does at the full batch. ops: calls by phase. kept: bytes for the backward pass. parameters: bytes."""
+
+    layers: tuple[LayerUse, ...]
+    ops: Mapping[str, tuple[Op, ...]]
+    kept: int
+    parameters: int
+
+
+def step_work(model: nn.Module, example_input: Any) -> StepWork:
+    """Looks at one step of a few samples of the batch, on a copy; amounts are scaled to the whole batch.
+
+    The loss is the mean square of what the model returns: what another one takes is not seen.
+    """
+    batch = batch_size(example_input)
+    few = min(SAMPLES, batch)
+    model = deepcopy(model).train()
+    inputs = map_tensors(lambda x: x[:few].clone() if x.dim() and x.shape[0] == batch else x, example_input)
+    layers: list[LayerUse] = []
+
+    def see(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            layers.append(_use(name, module, next(tensors(args)), output, batch / few, not layers))
+
+        return hook
+
+    hooks = [m.register_forward_hook(see(name)) for name, m in model.named_modules() if _weighted(m)]
+    held: dict[tuple[int, int], int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            held[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
+        return tensor
+
+    phases: dict[str, tuple[Op, ...]] = {}
+    try:
+        with random_state_restored(model), torch.enable_grad():
+            with OpLog() as log, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = mean_square(run(model, inputs))
+            phases[FORWARD] = _scaled(log, batch / few)
+            with OpLog() as log:
+                loss.backward()
+            phases[BACKWARD] = _scaled(log, batch / few)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return StepWork(tuple(layers), phases, round(sum(held.values()) * batch / few), size)
+
+
+def _weighted(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | SparseLayer)
+
+
+def _scaled(log: OpLog, factor: float) -> tuple[Op, ...]:
+    return tuple(op._replace(amount=round(op.amount * factor)) for op in log.ops)
+
+
+def _use(name: str, module: nn.Module, x: Tensor, y: Tensor, factor: float, first: bool) -> LayerUse:
+    sparse = module if isinstance(module, SparseLayer) else None
+    shape = tuple(sparse.shape if sparse is not None else module.weight.shape)
+    density = 1.0 if sparse is None else max(sparse.stored, 1) / max(1, sparse.mask().numel())
+    if len(shape) == 2:
+        rows = x.numel() // max(1, x.shape[-1])
+        use = Shape(shape, max(1, round(rows * factor)))
+    else:
+        window = sparse.plan.window if sparse is not None else None
+        stride = window.stride[0] if window is not None else module.stride[0]
+        groups = window.groups if window is not None else module.groups
+        taps = (*shape[2:], 1)[:2]
+        size = (*y.shape[2:], 1)[:2]
+        use = Shape((*shape[:2], *taps), max(1, round(x.shape[0] * factor)), size, stride, groups)
+    return LayerUse(name, type(module).__name__, use, density, first, sparse)

@@ -1,0 +1,54 @@
+"""A device profile is filled with what it lacks, kept after each layer, and refused on another device."""
+
+import json
+
+import pytest
+
+from spfde.bench import conv, linear
+from spfde.bench.device import LAYERS, fill, usual_layers
+from spfde.tuning.device_profile import load
+from spfde.tuning.timing import TimeLimit
+
+NETWORKS = (("resnet20", 2, 8, True),)
+LAYERS_HERE = [linear("8x8", 2), conv("8x4x3x3@6/2", 2)]
+
+
+def filled(path, layers, seconds=1000.0, say=lambda text: None):
+    how = {"layers": layers, "networks": NETWORKS, "repeats": 1, "say": say}
+    return fill(path, "cpu", "spfde bench", TimeLimit(seconds), **how)
+
+
+def test_a_profile_is_filled_and_gone_on_with(tmp_path):
+    path = tmp_path / "device.json"
+    first = filled(path, LAYERS_HERE[:1])
+    assert first == load(path) and {row.kernel for row in first.layers} >= {"torch"}
+    assert {"aten::native_batch_norm", "spfde::norm_act", "optimizer"} <= {row.op for row in first.ops}
+    said = []
+    second = filled(path, LAYERS_HERE, say=said.append)
+    assert said == ["conv 8x4x3x3@6/2 on 2"] and second.layers[: len(first.layers)] == first.layers
+    assert second.layers[-1].size == (3, 3) and second.layers[-1].stride == 2
+    assert {row.kernel for row in second.layers} >= {"torch", "torch channels_last"}
+    said.clear()
+    filled(path, LAYERS_HERE, say=said.append)
+    assert said == []
+
+
+def test_what_there_is_no_time_for_is_left(tmp_path):
+    said = []
+    made = filled(tmp_path / "device.json", LAYERS_HERE, 0.0, said.append)
+    assert not made.layers and made.ops and "out of time" in said[-1]
+
+
+def test_another_device_is_refused(tmp_path):
+    path = tmp_path / "device.json"
+    made = filled(path, [])
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "device": {**values["device"], "name": "an abacus"}}))
+    with pytest.raises(ValueError, match="an abacus"):
+        filled(path, [])
+    assert made.device.name != "an abacus"
+
+
+def test_the_usual_layers_are_different_ones():
+    layers = usual_layers()
+    assert len({str(layer) for layer in layers}) == len(layers) == len(LAYERS)

@@ -1,0 +1,121 @@
+"""Plans by a profile made by hand: what is summed, what levers save, advice, the file, and the check of a plan."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from planning.test_estimate import OPS, PROFILE, row
+from torch import nn
+
+import spfde
+from spfde.bench import Workload
+from spfde.planning import load
+from spfde.planning.check import Miss, check
+from spfde.planning.work import step_work
+from spfde.train import Recipe
+
+RECIPE = Recipe(sparsity=0.9, freeze=0.1, sieve=0.2, epochs=20, interval=1, fuse=False)
+KERNELS = (("torch", 1.0, 1e-2), ("native", 0.1, 2e-3), ("native", 0.5, 2e-2))
+CONV = [row((16, 16, 3, 3), 8, (8, 8), kernel, density, seconds) for kernel, density, seconds in KERNELS]
+SLOW = replace(PROFILE, layers=tuple(CONV), ops=OPS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return spfde.models.create("resnet20")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(8, 3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def made(model, images):
+    return spfde.plan(model, images, RECIPE, device=SLOW)
+
+
+def test_a_plan_sums_layers_and_the_rest(made):
+    rows = {each.name: each for each in made.layers}
+    assert rows["conv1"].kernel == "dense" and rows["conv1"].sparsity == 0
+    inner = rows["layer1.0.conv1"]
+    assert inner.kernel and inner.sparsity == pytest.approx(0.9, abs=0.01)
+    assert inner.dense == pytest.approx(6e-2, rel=0.01), "forward and two gradients"
+    assert inner.planned == pytest.approx(1.2e-2, rel=0.01) and inner.source == "measured"
+    assert 0.5 < inner.break_even <= 0.9
+    assert made.sparse == pytest.approx(sum(made.parts.values()))
+    assert made.sparse > sum(each.planned for each in made.layers)
+
+
+def test_levers(made):
+    levers = {each.name: each for each in made.levers}
+    assert list(levers) == ["weight sparsity", "layer freezing", "data sieving"]
+    assert 0.7 < levers["weight sparsity"].flops < 0.9 and levers["weight sparsity"].memory > 0
+    assert levers["weight sparsity"].seconds == pytest.approx(1 - made.sparse / made.dense)
+    assert levers["layer freezing"].flops >= 0.1 and levers["layer freezing"].seconds > 0
+    assert levers["data sieving"].seconds == pytest.approx(0.2)
+    assert list(made.stages) == sorted(made.stages, reverse=True)
+    assert made.frozen < made.mean < made.sparse < made.dense
+    assert made.speedup == pytest.approx(made.dense / made.mean / 0.8)
+
+
+def test_the_model_stays_as_it_was(model, images):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    spfde.plan(model, images, RECIPE, device=SLOW)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and not any(isinstance(m, spfde.nn.SparseConv2d) for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_advice_names_what_gains_nothing(model, images):
+    half = spfde.plan(model, images, replace(RECIPE, sparsity=0.5, freeze=0.0), device=SLOW)
+    told = " ".join(half.advice)
+    assert "layer1.0.conv1 gains nothing below" in told and "leave it dense" in told
+    assert "not faster than the dense one" in told
+    assert half.frozen is not None and half.mean == half.sparse, "half of the blocks, though none is to freeze"
+
+
+def test_a_guess_is_called_one(model, images):
+    guessed = spfde.plan(model, images, RECIPE, device=replace(SLOW, layers=(), ops=()))
+    assert guessed.guessed == pytest.approx(1, abs=0.01)
+    assert "a guess by the roofline" in guessed.advice[-1]
+
+
+def test_a_page_and_a_file(made, tmp_path):
+    text = str(made)
+    assert "a dense step" in text and "layer1.0.conv1" in text and made.advice[0] in text
+    path = made.save(tmp_path / "deep" / "plan.json")
+    assert load(path) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"format": "x"}, "another file"), ({"version": 9}, "version"), ({"dense": "?"}, "dense")]
+)
+def test_a_damaged_file_is_named(made, tmp_path, change, named):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**made.to_dict(), **change}))
+    with pytest.raises(ValueError, match=named):
+        load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="no JSON"):
+        load(path)
+
+
+def test_work_is_scaled_to_the_batch():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
+    few, many = (step_work(model, torch.randn(n, 3, 8, 8)) for n in (4, 40))
+    assert [use.shape.batch for use in many.layers] == [40, 40] and many.layers[0].shape.size == (3, 3)
+    assert (many.layers[0].first, many.layers[1].first) == (True, False)
+    assert many.kept == 10 * few.kept and many.parameters == sum(4 * p.numel() for p in model.parameters())
+    assert [op.amount for op in many.ops["forward"]] == [10 * op.amount for op in few.ops["forward"]]
+
+
+def test_a_check_measures_the_same_steps(model, images):
+    load = Workload("net", model, images, lambda y: y.square().mean())
+    made = spfde.plan(model, images, replace(RECIPE, fuse=True), device=SLOW)
+    names = [miss.name for miss in check(made, load, repeats=1)]
+    assert names == ["dense step", "sparse step", "half frozen step"]
+    assert Miss("a step", 1.2, 1.0).off == pytest.approx(0.2)
