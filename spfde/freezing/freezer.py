@@ -45,12 +45,13 @@ class Freezer(ABC):
     of the network, whose backward pass falls away. In a loop of your own call `begin_epoch(epoch)` before each epoch
     and `observe(inputs, lr=lr)` in each step, between its last backward pass and `optimizer.step()`; `fit` does both.
 
-    A subclass looks at each step in `_note` and answers in `_verdict`, which changes nothing; `_give_back` may have all
-    blocks unfrozen. Its own state goes through `_own_state` and `_load_own`. When a mask has moved, `_restart` comes
-    before the next `_note`, so that no window of observations lasts across a change of the network itself.
+    A subclass looks at each step in `_note` and answers in `_verdict`, which changes nothing; `_give_back` may have
+    blocks unfrozen, all of them or, by `_stays`, those behind the first few. Its own state goes through `_own_state`
+    and `_load_own`. When a mask has moved, `_restart` comes before the next `_note`, so that no window of observations
+    lasts across a change of the network itself.
 
     Ranks that train one model (torch.distributed's default group) decide alike, whatever each has seen: a block freezes
-    where it is ready on every one, and all are given back where one says so. So `begin_epoch` and `due` are called on
+    where it is ready on every one, and is given back where one says so. So `begin_epoch` and `due` are called on
     all of them.
 
     Args:
@@ -99,8 +100,12 @@ class Freezer(ABC):
         """Whether `block`, at the front of what is active, may freeze before `epoch`."""
 
     def _give_back(self, epoch: int) -> str | None:
-        """Why all frozen blocks go back to the training before `epoch`; None: they do not."""
+        """Why frozen blocks go back to the training before `epoch`; None: they do not."""
         return None
+
+    def _stays(self, epoch: int) -> int:
+        """How many of the frozen blocks, from the first on, stay frozen where `_give_back` says why others do not."""
+        return 0
 
     def _note(self, inputs: Any, lr: float | None) -> None:  # noqa: B027 (optional)
         """Looks at a step. inputs, lr: as given to `observe`."""
@@ -109,7 +114,7 @@ class Freezer(ABC):
         """Forgets what it has seen: the masks have moved."""
 
     def _gave_back(self) -> None:
-        """Goes on after all blocks were given back; unless overridden, as after a move of the masks."""
+        """Goes on after blocks were given back; unless overridden, as after a move of the masks."""
         self._restart()
 
     def _decided(self) -> None:  # noqa: B027 (optional)
@@ -128,7 +133,7 @@ class Freezer(ABC):
     # ---- in a loop of your own --------------------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int) -> list[str]:
-        """Freezes what is ready before `epoch` begins, or gives all back; names of the blocks frozen now."""
+        """Freezes what is ready before `epoch` begins, or gives blocks back; names of the blocks frozen now."""
         boundary = self._boundary(epoch)
         for block in boundary.back:
             block.unfreeze()
@@ -218,10 +223,13 @@ class Freezer(ABC):
         if epoch <= self._epoch or epoch % self.interval:
             return _Boundary(reason=self._reason)
         why = self._give_back(epoch) if self._frozen else None
-        if self._frozen and self._ranks.agree([why is not None], any_rank=True)[0]:
+        stays = len(self._frozen) if why is None else self._stays(epoch)
+        leaving = [place >= stays for place in range(len(self._frozen))]
+        leaving = self._ranks.agree(leaving, any_rank=True) if leaving else []
+        if any(leaving):
             why = why or "another rank says so"
-            text = f"gave back {', '.join(self._frozen)}"
-            back = self.blocks[: len(self._frozen)]
+            back = self.blocks[leaving.index(True) : len(self._frozen)]
+            text = f"gave back {', '.join(block.name for block in back)}"
             decision = Decision("unfreeze", text, why)
             return _Boundary(True, back=back, decisions=(decision,), reason=f"{text}: {why}")
         due, decisions, reason = [], [], self._reason
@@ -243,7 +251,7 @@ class Freezer(ABC):
             *(Change(epoch, block.name) for block in boundary.due),
         ]
         if boundary.back:
-            self._frozen = []
+            self._frozen = self._frozen[: -len(boundary.back)]
             self._gave_back()
         self._frozen += [block.name for block in boundary.due]
         self._decisions, self._reason = boundary.decisions, boundary.reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -48,17 +50,32 @@ class Probe:
             batches = [inputs for _, inputs, _ in of.batches(indices)]
             self.take(torch.cat(batches))
 
-    def outputs(self, blocks: Sequence[FreezeBlock]) -> dict[str, Tensor]:
-        """What comes out of `blocks` [n, ...], in evaluation and without a graph; nothing behind the last one runs."""
+    def outputs(self, blocks: Sequence[FreezeBlock], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """What comes out of `blocks` [n, ...], in evaluation and without a graph; nothing behind the last one runs.
+
+        model: a copy of the network to look at instead.
+        """
         found: dict[str, Tensor] = {}
-        hooks = [block.modules[-1][1].register_forward_hook(_Record(found, block, blocks[-1])) for block in blocks]
+        ends = {block: block.modules[-1][1] for block in blocks}
+        if model is not None:
+            names = {module: name for name, module in self.model.named_modules()}
+            ends = {block: model.get_submodule(names[end]) for block, end in ends.items()}
+        model = self.model if model is None else model
+        hooks = [end.register_forward_hook(_Record(found, block, blocks[-1])) for block, end in ends.items()]
         try:
-            with suppress(_Reached), eval_mode(self.model), random_state_restored(self.inputs), torch.no_grad():
-                run(self.model, self.inputs)
+            with suppress(_Reached), eval_mode(model), random_state_restored(self.inputs), torch.no_grad():
+                run(model, self.inputs)
         finally:
             for hook in hooks:
                 hook.remove()
         return found
+
+    def copied(self) -> nn.Module:
+        """The network as it is now, without hooks, which may hold on to anything, and without gradients."""
+        memo: dict[int, Any] = {}
+        for module in self.model.modules():
+            memo.update({id(hooks): OrderedDict() for name, hooks in vars(module).items() if name.endswith("_hooks")})
+        return copy.deepcopy(self.model, memo).requires_grad_(False)
 
     def state_dict(self) -> dict[str, Any]:
         """The samples."""

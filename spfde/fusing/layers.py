@@ -77,14 +77,14 @@ def _end(node: fx.Node, reader: fx.Node, layer: nn.Module, graph: fx.Graph, modu
     addition = addition_to(node)
     if addition is not None:
         follower = only_user(reader)
-        act = "" if follower is None else _activation(follower, reader, module)
+        act = "" if follower is None else activation(follower, reader, module)
         if not act:
             return _End(reader, addition.function, (addition.other,), ("add",))
         return _End(follower, addition.function, (addition.other, _argument(follower, graph)), ("add", act))
     if is_norm(reader, module):
         chain = _norm_chain(reader, node, layer, module)
         return _End(reader, _argument(reader, graph), tuple(reader.args[1:]), chain) if chain else None
-    act = _activation(reader, node, module)
+    act = activation(reader, node, module)
     return _End(reader, _argument(reader, graph), (), (act,)) if act else None
 
 
@@ -99,7 +99,7 @@ def _norm_chain(reader: fx.Node, node: fx.Node, layer: nn.Module, module: nn.Mod
     return ("norm", *added, *([] if act == "none" else [act])) if isinstance(act, str) else ()
 
 
-def _activation(reader: fx.Node, value: fx.Node, module: nn.Module) -> str:
+def activation(reader: fx.Node, value: fx.Node, module: nn.Module) -> str:
     """The activation of `value` that the node is, empty if it is none that the kernels have."""
     if reader.args != (value,):
         return ""

@@ -195,6 +195,38 @@ def test_simfreeze_begins_anew_when_the_data_change():
     assert freezer.begin_epoch(8) == [] and freezer.reason == "0 stays active: the data changed"
 
 
+def test_simfreeze_thaws_what_the_new_data_look_different_to():
+    model = chain(4)
+    freezer = made(SimFreeze, model, window=1, threshold=0.01, fraction=1, **SHORT)
+    old, new = torch.randn(2, 6, 3)
+    old[:, 2] = 0  # the second block changes where only the new data show it
+    starts = [torch.eye(3), torch.eye(3), torch.eye(3)]
+    for epoch in range(3):
+        assert freezer.begin_epoch(epoch) == []
+        for layer, start in zip(model, starts, strict=False):
+            set_weight(layer, start.numpy())
+        freezer.observe(old)
+        starts[1] = torch.eye(3) + 2 * torch.eye(3)[[2, 0, 1]] * torch.tensor([0.0, 0, 1])
+    assert freezer.begin_epoch(3) == ["0", "1", "2"]
+    with pytest.raises(ValueError, match="expected inputs of 4 samples or more, got 3"):
+        freezer.data_changed(new[:3])
+    freezer.data_changed(new)
+    again = made(SimFreeze, model, window=1, threshold=0.01, fraction=1, **SHORT)
+    again.load_state_dict(copy.deepcopy(freezer.state_dict()))  # what was told is not forgotten
+    for each in (freezer, again):
+        each.begin_epoch(4)
+        assert each.frozen == ("0",)
+        now, then = new.double().numpy(), new.double().numpy() @ starts[1].double().numpy().T
+        text = f"on the new data the CKA of 1 with the snapshot is {alignment(now, then):.3f}, not 1.000"
+        assert [d.reason for d in each.decisions] == [text]
+        assert torch.equal(each.state_dict()["own"]["probe"]["inputs"], new)
+        each.data_changed(old)
+        assert each.due(5) == [] and each.begin_epoch(5) == [] and each.frozen == ("0",)
+        each.data_changed()
+        each.begin_epoch(6)
+        assert each.frozen == () and each.state_dict()["own"]["old"] is None
+
+
 def test_simfreeze_does_not_freeze_what_makes_the_same_of_all_samples():
     model = chain()
     freezer = made(SimFreeze, model, window=1, **SHORT)

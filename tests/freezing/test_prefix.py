@@ -151,6 +151,25 @@ def test_hooks_on_frozen_modules_see_what_they_would_see(at):
         assert f"{at} as ever: it has hooks" in str(prefix)
 
 
+@pytest.mark.parametrize("hook", ["", "encoder.layers.0.mlp.0", "encoder.layers.0.mlp.1"])
+@pytest.mark.parametrize("sparsity", [None, 0.5])
+def test_linear_layers_are_one_with_what_follows_to_the_bit(sparsity, hook):
+    model = MODELS["vit"]()
+    model = model if sparsity is None else spfde.sparsify(model, sparsity)
+    prefix, x, seen = frozen(model), torch.randn(IMAGES), []
+    model.eval()
+    if hook:
+        model.get_submodule(hook).register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    expected = model(x)
+    with prefix():
+        assert torch.equal(model(x), expected)
+    text = str(prefix)
+    assert "encoder.layers.0.mlp.2  linear+add" in text and "encoder.layers.0.attn.proj  linear+add" in text
+    assert ("encoder.layers.0.mlp.0  linear+gelu" in text) == (not hook)
+    assert (f"{hook} as ever: it has hooks" in text) == hook.endswith("mlp.0")
+    assert not hook or (len(seen) == 2 and torch.equal(*seen))
+
+
 class Glued(nn.Module):
     """A forward that changes in place what a convolution has read, between it and what follows."""
 

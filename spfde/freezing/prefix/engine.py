@@ -14,8 +14,10 @@ from spfde.freezing.block import FreezeBlock
 from spfde.freezing.cache import ActivationCache
 from spfde.freezing.checks import check_blocks, check_whole
 from spfde.freezing.prefix.cut import Forwards, replaced
-from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick
+from spfde.freezing.prefix.folded import CONVOLUTIONS
 from spfde.freezing.prefix.front import Front, rewritten
+from spfde.freezing.prefix.kinds import FoldedLayer
+from spfde.freezing.prefix.linear import LINEARS
 from spfde.freezing.prefix.recall import FromCache, Recall
 from spfde.freezing.prefix.rewrite import Traces
 from spfde.fusing.epilogue import hooked
@@ -55,7 +57,7 @@ class Prefix:
         self.cache = _cache(cache, samples)
         self.model, self.blocks, self.samples = model, tuple(blocks), samples
         self._traces = Traces()
-        self._folded: dict[nn.Module, Folded | Pick] = {}
+        self._folded: dict[nn.Module, FoldedLayer] = {}
         self._front, self._seen = Front(), None
         self._recall: Recall | None = None
         self._active = False
@@ -135,10 +137,13 @@ class Prefix:
             return "nothing is frozen from the first block on: the model runs as ever"
         names = {module: name or "the model" for name, module in self.model.named_modules()}
         members = {m for block in frozen for m in block.members}
-        convolutions = [m for m in members if isinstance(m, CONVOLUTIONS)]
-        folded = sum(isinstance(layer, CONVOLUTIONS) for layer in self._folded)
-        lines = [f"{len(frozen)} of {len(self.blocks)} blocks, up to {frozen[-1].name}: {folded} of "
-                 f"{len(convolutions)} convolutions folded, in {len(self._front.chains)} calls"]  # fmt: skip
+        counts = []
+        for kinds, done in ((CONVOLUTIONS, "convolutions folded"), (LINEARS, "linear layers one with what follows")):
+            own = sum(isinstance(m, kinds) for m in members)
+            if own:
+                counts.append(f"{sum(isinstance(layer, kinds) for layer in self._folded)} of {own} {done}")
+        lines = [f"{len(frozen)} of {len(self.blocks)} blocks, up to {frozen[-1].name}: {', '.join(counts)}, "
+                 f"in {len(self._front.chains)} calls"]  # fmt: skip
         for chain in self._front.chains:
             lines += [f"  {names[step.folded.layer]}  {step.text}" for step in chain.steps]
         lines += [f"  {names[module]} as ever: {why}" for module, why in self._front.reasons.items() if why]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spfde.fusing.epilogue import hooked
 from spfde.kernels.call import Seen
 from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
 from spfde.kernels.dispatch import rule
@@ -168,17 +167,6 @@ class Pick:
     def with_epilogue(self, x: Tensor, residual: Tensor | None, act: str) -> Tensor | None:
         """No kernel has it."""
         return None
-
-
-def obstacle(layer: nn.Module) -> str:
-    """Why a convolution cannot be folded, empty if it can."""
-    if type(layer) not in CONVOLUTIONS:
-        return f"{type(layer).__name__} is no convolution of torch.nn or spfde.nn itself"
-    if hooked(layer):
-        return "it has hooks, which would see another output"
-    if "forward" in vars(layer):
-        return "its forward is replaced on the instance"
-    return "its weights are made anew by a transform" if "transform" in layer._modules else ""
 
 
 def _address(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick
+from spfde.freezing.prefix.kinds import FOLDABLE, FoldedLayer
 from spfde.freezing.prefix.rewrite import Check, Rewriting, Traces
 from spfde.freezing.prefix.steps import Chain
 from spfde.fusing import chains, layers, residual
@@ -35,7 +35,7 @@ class FrontForward:
 
 @dataclass(frozen=True)
 class Front:
-    """All that stands in, by module; the chains of folded convolutions in it, and why others are not in one."""
+    """All that stands in, by module; the chains of folded layers in it, and why others are not in one."""
 
     forwards: dict[nn.Module, FrontForward] = field(default_factory=dict)
     chains: tuple[Chain, ...] = ()
@@ -47,7 +47,7 @@ def rewritten(
     frozen: Collection[nn.Module],
     whole: Collection[nn.Module],
     traces: Traces,
-    folded: dict[nn.Module, Folded | Pick],
+    folded: dict[nn.Module, FoldedLayer],
 ) -> Front:
     """What stands in for a model whose modules `frozen` are its front. whole: those that are still called."""
     front, found, seen = Front(), [], set()
@@ -56,7 +56,7 @@ def rewritten(
         module = waiting.pop()
         if next(module.children(), None) is None:
             continue
-        if module in seen or not any(m in frozen for m in module.modules() if isinstance(m, CONVOLUTIONS)):
+        if module in seen or not any(m in frozen for m in module.modules() if isinstance(m, FOLDABLE)):
             continue
         seen.add(module)
         made = _rewriting(module, frozen, whole, traces, folded)
@@ -82,7 +82,7 @@ def _rewriting(
     frozen: Collection[nn.Module],
     whole: Collection[nn.Module],
     traces: Traces,
-    folded: dict[nn.Module, Folded | Pick],
+    folded: dict[nn.Module, FoldedLayer],
 ) -> Rewriting | str:
     """The graph of one module's forward with what is frozen in it, or why there is none."""
     if type(module).forward is nn.Module.forward:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spfde.freezing.prefix.linear import FoldedLinear
 from spfde.kernels.conv_chain import ChainStep, ConvChain, near, pays
 from spfde.kernels.dtypes import cast
 
@@ -41,6 +42,8 @@ def schedule(steps: Sequence[Any], inputs: Sequence[Any], steady: bool) -> list[
     """
     alone: list[Together | int] = list(range(len(steps)))
     if not all(type(x) in (Tensor, nn.Parameter) and x.dim() == 4 and x.is_cpu for x in inputs):
+        return alone
+    if any(isinstance(step.folded, FoldedLinear) for step in steps):
         return alone
     x, batch = inputs[0], len(inputs[0])
     if any(other.dtype != x.dtype or len(other) != batch for other in inputs) or x.dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""The graph of a forward with its frozen parts in place of the calls of them, and frozen convolutions as chains."""
+"""The graph of a forward with its frozen parts in place of the calls of them, and frozen layers as chains."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
-from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick, obstacle
+from spfde.freezing.prefix.folded import CONVOLUTIONS
+from spfde.freezing.prefix.kinds import FOLDABLE, FoldedLayer, folded_of, obstacle
 from spfde.freezing.prefix.steps import Chain, Step
-from spfde.fusing import chains
+from spfde.fusing import chains, layers
 from spfde.fusing.epilogue import hooked
 from spfde.fusing.forward import is_fused
 from spfde.fusing.stand_in import Untraceable, join
@@ -41,7 +42,7 @@ class Rewriting:
     """A graph in the making: of `module`, with `frozen` modules, but for `whole` ones, in place of their calls.
 
     Where some are whole, what they return is kept: an image's result then does not depend on its batch.
-    inlined: modules whose calls are gone, by path. folded: by convolution, kept from one rewriting to the next.
+    inlined: modules whose calls are gone, by path. folded: by layer, kept from one rewriting to the next.
     """
 
     graph: fx.Graph
@@ -49,7 +50,7 @@ class Rewriting:
     frozen: Collection[nn.Module]
     whole: Collection[nn.Module]
     traces: Traces
-    folded: dict[nn.Module, Folded | Pick]
+    folded: dict[nn.Module, FoldedLayer]
     checks: list[Check] = field(default_factory=list)
     inlined: list[str] = field(default_factory=list)
     chains: list[Chain] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Rewriting:
             return []
         path = str(node.target)
         called = self.module.get_submodule(path)
-        if type(called) is nn.Identity and _is_plain(called) and len(node.args) == 1:
+        if self._does_nothing(called) and _is_plain(called) and len(node.args) == 1:
             node.replace_all_uses_with(node.args[0])
             self.graph.erase_node(node)
             return []
@@ -99,12 +100,17 @@ class Rewriting:
             self.checks.append((path, traced.unchanged))
         return made
 
-    # ---- frozen convolutions ----
+    def _does_nothing(self, called: nn.Module) -> bool:
+        return type(called) is nn.Identity or (
+            type(called) is nn.Dropout and called in self.frozen and not called.training
+        )
+
+    # ---- frozen layers ----
 
     def fold(self) -> None:
-        """Makes chains of frozen convolutions and what follows them."""
+        """Makes chains of frozen layers and what follows them."""
         links: dict[fx.Node, _Link] = {}
-        claimed: set[fx.Node] = set()  # an addition of two convolutions goes with the first
+        claimed: set[fx.Node] = set()  # an addition of two layers goes with the first
         for node in list(self.graph.nodes):
             link = self._link(node, claimed)
             if link is not None:
@@ -121,11 +127,11 @@ class Rewriting:
                 self._replace(group)
 
     def _link(self, node: fx.Node, claimed: Collection[fx.Node]) -> _Link | None:
-        """The frozen convolution that the node calls with all that can follow it in one pass; None if it is none."""
+        """The frozen layer that the node calls with all that can follow it in one pass; None if it is none."""
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
             return None
         layer = self._called(node)
-        if layer not in self.frozen or layer in self.whole or not isinstance(layer, (*CONVOLUTIONS, PadShortcut)):
+        if layer not in self.frozen or layer in self.whole or not isinstance(layer, (*FOLDABLE, PadShortcut)):
             return None
         if type(layer) is PadShortcut:
             return _Link(layer, node.args[0], [node]) if _is_plain(layer) else None
@@ -134,7 +140,12 @@ class Rewriting:
             return None
         link = _Link(layer, node.args[0], [node])
         reader = chains.only_user(node)
-        if reader is not None and self._norm_fits(reader, node) and self._may_join(node, reader, link.nodes):
+        if (
+            reader is not None
+            and isinstance(layer, CONVOLUTIONS)
+            and self._norm_fits(reader, node)
+            and self._may_join(node, reader, link.nodes)
+        ):
             link.norm = self._called(reader)
             link.nodes.append(reader)
         addition = chains.addition_to(link.end)
@@ -142,11 +153,17 @@ class Rewriting:
             link.residual, link.add = addition.other, addition.function
             link.nodes.append(addition.node)
         follower = chains.only_user(link.end)
-        act = "" if follower is None else chains.activation(follower, link.end, self.module)
+        act = "" if follower is None else self._activation(follower, link)
         if act and not self._stays(follower) and self._may_join(node, follower, link.nodes):
             link.act = act
             link.nodes.append(follower)
         return link
+
+    def _activation(self, node: fx.Node, link: _Link) -> str:
+        found = chains.activation(node, link.end, self.module)
+        if found or isinstance(link.layer, CONVOLUTIONS):
+            return found
+        return "gelu" if layers.activation(node, link.end, self.module) == "gelu" else ""
 
     def _norm_fits(self, node: fx.Node, conv: fx.Node) -> bool:
         if not chains.is_norm(node, self.module) or node.args != (conv,) or node.kwargs:
@@ -184,8 +201,7 @@ class Rewriting:
         for link in group:
             folded = self.folded.get(link.layer)
             if folded is None or folded.norm is not link.norm:
-                made = Pick(link.layer) if type(link.layer) is PadShortcut else Folded(link.layer, link.norm)
-                folded = self.folded[link.layer] = made
+                folded = self.folded[link.layer] = folded_of(link.layer, link.norm)
             residual = None if link.residual is None else number[link.residual]
             steps.append(Step(folded, number[link.source], residual, link.add, link.act))
         chain = Chain(len(inputs), steps, steady=bool(self.whole))
@@ -232,7 +248,7 @@ class Rewriting:
 
 @dataclass(eq=False)
 class _Link:
-    """A convolution, and the nodes of it and of what follows it: up to `end`."""
+    """A layer, and the nodes of it and of what follows it: up to `end`."""
 
     layer: nn.Module
     source: fx.Node

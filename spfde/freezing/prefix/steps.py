@@ -1,4 +1,4 @@
-"""Frozen convolutions with what follows them, run one behind the other without a graph."""
+"""Frozen layers with what follows them, run one behind the other without a graph."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spfde.freezing.prefix.folded import Folded, Pick
+from spfde.freezing.prefix.folded import Pick
+from spfde.freezing.prefix.kinds import FoldedLayer
 from spfde.freezing.prefix.lanes import Together, schedule
+from spfde.freezing.prefix.linear import FoldedLinear
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import in_torch_ops, through_dispatcher
 from spfde.kernels.norm_act import ACTIVATIONS
 from spfde.nn.norm import ADDITIONS
 
 MOST = 16  # kinds of input that a chain remembers
-_IN_PLACE = {"none": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True)}
+_APART = {**ACTIVATIONS, "gelu": F.gelu}
+# A GELU of its own is as many bytes again as the widest activation of a transformer: to find them takes longer than it.
+_IN_PLACE = {
+    "none": lambda y: y, "relu": F.relu_, "relu6": lambda y: F.relu6(y, inplace=True), "gelu": torch.ops.aten.gelu_,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Step:
-    """act(norm(conv(x)) + residual): x and the residual are values of a `Chain` by number.
+    """act(norm(layer(x)) + residual): x and the residual are values of a `Chain` by number.
 
-    add: how the residual is added, of `ADDITIONS`. act: of `ACTIVATIONS`.
+    add: how the residual is added, of `ADDITIONS`. act: of `ACTIVATIONS`, or "gelu".
     """
 
-    folded: Folded | Pick
+    folded: FoldedLayer
     source: int
     residual: int | None = None
     add: str = "add"
@@ -44,7 +50,8 @@ class Step:
             ("add", self.residual is not None),
             (self.act, self.act != "none"),
         )
-        return "+".join(["conv", *(name for name, there in parts if there)])
+        kind = "linear" if isinstance(self.folded, FoldedLinear) else "conv"
+        return "+".join([kind, *(name for name, there in parts if there)])
 
     def run(self, x: Tensor, residual: Any) -> Tensor:
         """The output, folded and in place."""
@@ -67,7 +74,7 @@ class Step:
 
     def _end(self, y: Tensor, residual: Any) -> Tensor:
         y = y if self.residual is None else ADDITIONS[self.add](y, residual)
-        return ACTIVATIONS[self.act](y)
+        return _APART[self.act](y)
 
 
 class Chain:
@@ -85,7 +92,7 @@ class Chain:
         self._orders: dict[Any, list[Together | int]] = {}
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """The last value, of inputs [n, channels, height, width]."""
+        """The last value, of inputs [n, ...]."""
         wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         through = torch.compiler.is_compiling() or any(isinstance(x, Tensor) and through_dispatcher(x) for x in inputs)
         if wanted or (not torch.compiler.is_compiling() and in_torch_ops()):

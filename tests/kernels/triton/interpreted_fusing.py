@@ -12,6 +12,7 @@ from kernels.triton.fused_models import MLP, Block, close, exact, images, sparse
 from torch import nn
 
 import spfde
+from spfde.freezing.prefix.linear import FoldedLinear
 from spfde.kernels import clock
 from spfde.kernels.triton import interpreting
 from spfde.nn import SparseConv2d
@@ -177,3 +178,20 @@ def test_weights_that_move_are_the_ones_used(whole):
     model.conv.values.data.mul_(2)
     close(model(x, residual), exact(model, x, residual))
     assert whole == ["conv", "conv"]
+
+
+def test_linear_layers_of_a_frozen_front_end_in_their_kernels():
+    torch.manual_seed(0)
+    model = spfde.models.ViT(32, 2, 2, image_size=8, patch_size=4, num_classes=10)
+    model, x = spfde.sparsify(model, 0.5, pattern="block:16x16"), images(2, 3, 8, 8)
+    for layer in model.modules():
+        if isinstance(layer, spfde.nn.SparseLinear):
+            layer.kernel = "triton"
+    parts = spfde.freezing.blocks(model, x)
+    parts[0].freeze()
+    expected, ended, end = model(x), [], FoldedLinear.with_epilogue
+    with pytest.MonkeyPatch.context() as patch, spfde.freezing.Prefix(model, parts)() as prefix:
+        patch.setattr(FoldedLinear, "with_epilogue", lambda *args: ended.append(end(*args)) or ended[-1])
+        torch.testing.assert_close(model(x), expected)
+    assert "blocks.0.mlp.fc1  linear+gelu" in str(prefix) and "blocks.0.mlp.fc2  linear+add" in str(prefix)
+    assert len(ended) == 3 and all(y is not None for y in ended)
