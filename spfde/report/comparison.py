@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spfde.report.files import Measured, read_file
+from spfde.report.measured import sections as measured_sections
 from spfde.report.measures import Section, sections
-from spfde.report.page import page
+from spfde.report.page import measured_page, page
 from spfde.report.run import Run, files, read
 from spfde.report.verdict import Verdict, alone, controls, judge, judged, labels
 
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Finished runs side by side; the first is the baseline that the others are measured against."""
+    """Runs side by side; the first is the baseline that the others are measured against. files: drawn beside them."""
 
     runs: tuple[Run, ...]
+    files: tuple[tuple[str, Measured], ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -68,7 +71,10 @@ class Report:
         Raises:
             ImportError: matplotlib is missing.
         """
-        return page(self.runs, self.labels, self.verdicts, self.sections)
+        measured = measured_sections(self.files)
+        if not self.runs:
+            return measured_page(measured, [name for name, _ in self.files])
+        return page(self.runs, self.labels, self.verdicts, self.sections, measured)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page, making its directory where needed; the path is returned.
@@ -87,33 +93,39 @@ class Report:
 
 
 def compare(runs: Iterable[str | os.PathLike[str]]) -> Report:
-    """Read finished runs; the first dense one, or else the first, is the baseline and comes first.
+    """Read runs; the first dense one, or else the first, is the baseline and comes first.
 
     Args:
-        runs: run directories; one that holds runs (as `spfde train --compare` makes it) stands for them.
+        runs: run directories; one that holds runs (as `spfde train --compare` makes it) stands for them. Files of
+            `spfde bench`, `spfde plan` and `spfde profile` are drawn beside them, or alone.
 
     Raises:
         TypeError: `runs` is a single path.
-        ValueError: there is no run, one comes twice, or one is unfinished, damaged or of another schema, or they
+        ValueError: there is no run, one comes twice, or one is damaged or of another schema, or they
             are of different tasks.
     """
     if isinstance(runs, str | os.PathLike):
         raise TypeError(f"expected a list of run directories, got {runs!r}, try [{runs!r}]")
-    paths = [path for run in runs for path in _expand(Path(run))]
-    if not paths:
+    given = [Path(run) for run in runs]
+    measured = tuple((path.stem, read_file(path)) for path in given if path.suffix == ".json")
+    paths = [path for run in given if run.suffix != ".json" for path in _expand(run)]
+    if not paths and not measured:
         raise ValueError("expected at least one run directory, got none, try the out directory of spfde train")
     twice = [str(path) for i, path in enumerate(paths) if path.resolve() in map(Path.resolve, paths[:i])]
     if twice:
         raise ValueError(f"expected each run once, got {', '.join(twice)} again, try leaving it out")
     found = [read(path) for path in paths]
+    if not found:
+        return Report((), measured)
     tasks = {run.task.name: run.path for run in found}
     if len(tasks) > 1:
         raise ValueError(
             f"expected runs of one task, got {' and '.join(f'{name} in {path}' for name, path in tasks.items())},"
             " try a report of each"
         )
-    baseline = next((run for run in found if run.method == "dense"), found[0])
-    return Report((baseline, *(run for run in found if run is not baseline)))
+    found.sort(key=lambda run: not run.finished)
+    baseline = next((run for run in found if run.method == "dense" and run.finished), found[0])
+    return Report((baseline, *(run for run in found if run is not baseline)), measured)
 
 
 def _expand(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spfde._version import __version__
 from spfde._words import count, duration, percent, ratio, work
 from spfde.report import parts
 from spfde.report.markup import Html, join, tag
@@ -15,9 +16,17 @@ from spfde.report.verdict import Verdict, judged
 # Nothing is fetched and nothing runs, whatever a run directory holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
+NOTHING = Html()
 
-def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section]) -> str:
-    """The whole page; the first run is the baseline."""
+
+def page(
+    runs: Sequence[Run],
+    labels: Sequence[str],
+    verdicts: Sequence[Verdict],
+    sections: Sequence[Section],
+    measured: Html = NOTHING,
+) -> str:
+    """The whole page; the first run is the baseline. measured: what files of measurements add."""
     recipe, samples = runs[0].recipe, runs[0].samples
     title = f"spfde report: {recipe['dataset']}, {recipe['model']}, {count(recipe['epochs'], 'epoch')}"
     facts = (
@@ -32,6 +41,7 @@ def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict]
         "main",
         tag("header", tag("p", facts, class_="over"), *heads),
         parts.figures(runs, labels),
+        measured,
         parts.table(labels, sections),
         parts.layers(runs, labels),
         parts.freezing(runs, labels),
@@ -42,6 +52,17 @@ def page(runs: Sequence[Run], labels: Sequence[str], verdicts: Sequence[Verdict]
         parts.definitions(sections),
         tag("footer", f"Written by spfde {runs[0].version} from {', '.join(str(run.path) for run in runs)}"),
     )
+    return _document(title, body)
+
+
+def measured_page(measured: Html, names: Sequence[str]) -> str:
+    """A page of files of measurements alone."""
+    title = f"spfde report: {', '.join(names)}"
+    head = tag("header", tag("p", f"Measured by spfde {__version__}", class_="over"), tag("h1", ", ".join(names)))
+    return _document(title, tag("main", head, measured, tag("footer", f"Written by spfde {__version__}")))
+
+
+def _document(title: str, body: Html) -> str:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -57,7 +57,7 @@ def figures(runs: Sequence[Run], labels: Sequence[str]) -> Html:
                 "Most that the process held at once in each epoch's training, data set and PyTorch included.",
             ),
         )
-    items = (_figure(head, svg, text) for svg, head, text in drawings)
+    items = (figure(head, svg, text) for svg, head, text in drawings)
     return join(tag("h2", "How it went"), tag("div", *items, class_="figures"))
 
 
@@ -73,7 +73,7 @@ def table(labels: Sequence[str], sections: Sequence[Section]) -> Html:
     return join(
         tag("h2", "Side by side"),
         tag("p", "What each figure means is at the end of this page.", class_="lead"),
-        _table(tag("tr", tag("th", ""), *_heads(labels)), rows),
+        table_of(tag("tr", tag("th", ""), *_heads(labels)), rows),
     )
 
 
@@ -97,11 +97,11 @@ def layers(runs: Sequence[Run], labels: Sequence[str]) -> Html:
             )
             for layer in run.layers
         ]
-        listing = _table(tag("tr", *(tag("th", head) for head in heads)), rows, "layers")
-        drawings.append(_figure(f"{label}: sparsity and kernel", plots.layers(run, index), _stored(run)))
+        listing = table_of(tag("tr", *(tag("th", head) for head in heads)), rows, "layers")
+        drawings.append(figure(f"{label}: sparsity and kernel", plots.layers(run, index), _stored(run)))
         if run.last.layers:
             text = "One row per layer; the denser the colour, the more of its weights are zero."
-            drawings.append(_figure(f"{label}: sparsity by epoch", plots.sparsity(run, index), text))
+            drawings.append(figure(f"{label}: sparsity by epoch", plots.sparsity(run, index), text))
         listings.append(tag("details", tag("summary", f"{label}: every layer"), listing, open=""))
     if not drawings:
         return Html()
@@ -120,7 +120,7 @@ def freezing(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
         if (report := run.freezes) is not None:
             text = f"{report.method}. {report.savings}." if report.savings else f"{report.method}."
-            drawings.append(_figure(f"{label}: frozen blocks", plots.freezing(report, index, label), text))
+            drawings.append(figure(f"{label}: frozen blocks", plots.freezing(report, index, label), text))
     lead = (
         "A bar is a block that was frozen, an outline where that was planned; the front of the network is at the top. "
         "Planned is the share of the whole training that the plan saves, at the densities of its start. Saved are the "
@@ -173,7 +173,9 @@ def events(runs: Sequence[Run], labels: Sequence[str]) -> Html:
             rows.append(tag("tr", *(tag("td", cell) for cell in cells)))
         if rows:
             heads = tag("tr", *(tag("th", head) for head in ("epoch", "lever", "what it did", "why")))
-            blocks.append(tag("details", tag("summary", f"{label}: {count(len(rows), 'event')}"), _table(heads, rows)))
+            blocks.append(
+                tag("details", tag("summary", f"{label}: {count(len(rows), 'event')}"), table_of(heads, rows))
+            )
     lead = (
         "What makes a run cheaper: topology moves the few weights that are kept, freeze ends the training of blocks "
         "that have settled, sieve leaves easy samples out for a while."
@@ -228,7 +230,8 @@ def definitions(sections: Sequence[Section]) -> Html:
     return join(tag("h2", "What each figure means"), tag("dl", *terms))
 
 
-def _figure(head: str, svg: Html, caption: str) -> Html:
+def figure(head: str, svg: Html, caption: str) -> Html:
+    """A drawing with its title and what it shows."""
     return tag("figure", tag("h3", head), svg, tag("figcaption", caption))
 
 
@@ -258,7 +261,8 @@ def _heads(labels: Sequence[str]) -> list[Html]:
     ]
 
 
-def _table(head: Html, rows: Sequence[Html], class_: str | None = None) -> Html:
+def table_of(head: Html, rows: Sequence[Html], class_: str | None = None) -> Html:
+    """A table that scrolls by itself on a narrow screen."""
     return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_=class_), class_="scroll")
 
 
@@ -273,7 +277,7 @@ def _compared(values: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Htm
         differs = "differs" if len(set(row)) > 1 else None
         rows.append(tag("tr", tag("th", name, scope="row"), *cells, class_=differs))
     heads = [tag("th", "all runs")] if alike else _heads(labels)
-    return _table(tag("tr", tag("th", ""), *heads), rows, "wrap")
+    return table_of(tag("tr", tag("th", ""), *heads), rows, "wrap")
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -37,7 +37,7 @@ def outcome(runs: Sequence[Run], labels: Sequence[str]) -> Html:
             name = f"{shortened(label)}: {metric.text(values[-1])} at the end"
             marker = "o" if len(values) <= DOTS else None
             colour = TOKEN[series_name(index)]
-            axes.plot(run.clock, values, color=colour, marker=marker, markersize=3.5, label=name)
+            axes.plot(run.clock, values, _line(run), color=colour, marker=marker, markersize=3.5, label=name)
         if task is CLASSIFICATION:
             _error_scale(axes, floor)
         axes.set_xlim(left=0)
@@ -45,7 +45,7 @@ def outcome(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         axes.legend(loc="lower right" if task.higher else "upper right")
 
     kind = task.metric.split()[-1]
-    return _draw(kind, 3.3, draw, f"{task.metric.capitalize()} against training time, one line per run")
+    return draw_figure(kind, 3.3, draw, f"{task.metric.capitalize()} against training time, one line per run")
 
 
 def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -58,14 +58,14 @@ def flops(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
             done = [0.0, *(value / unit for value in run.work)]
             name = f"{shortened(label)}: {work(run.work[-1])}"
-            axes.plot([0.0, *run.clock], done, "-", color=TOKEN[series_name(index)], label=name)
+            axes.plot([0.0, *run.clock], done, _line(run), color=TOKEN[series_name(index)], label=name)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("training time, seconds")
         axes.set_title(f"{work(unit).split()[-1]}s", color=TOKEN["muted"], fontweight="normal")
         axes.legend(loc="upper left")
 
-    return _draw("flops", 3.3, draw, "Training FLOPs added up, against training time, one line per run")
+    return draw_figure("flops", 3.3, draw, "Training FLOPs added up, against training time, one line per run")
 
 
 def epochs(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -86,7 +86,7 @@ def epochs(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
 
     height = 0.5 + sum(1.35 * (lane + bar) for lane, bar in heights)
-    return _draw("epochs", height, draw, "Seconds of each epoch, one panel per run, with events above")
+    return draw_figure("epochs", height, draw, "Seconds of each epoch, one panel per run, with events above")
 
 
 def attribution(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -108,7 +108,7 @@ def attribution(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         figure.legend(loc="outside upper left", ncols=4, handlelength=1, handleheight=1, columnspacing=1.4)
 
     title = "Total time of each run by what it was spent on"
-    return _draw("attribution", 1.35 + 0.42 * len(runs), draw, title)
+    return draw_figure("attribution", 1.35 + 0.42 * len(runs), draw, title)
 
 
 def layers(run: Run, index: int) -> Html:
@@ -137,7 +137,7 @@ def layers(run: Run, index: int) -> Html:
         figure.legend(loc="outside upper left", ncols=3, handlelength=1, handleheight=1, columnspacing=1.4)
 
     height = 1.0 + 0.17 * len(run.layers)
-    return _draw(f"layers-{index}", height, draw, f"Sparsity of each layer of the {run.method} run")
+    return draw_figure(f"layers-{index}", height, draw, f"Sparsity of each layer of the {run.method} run")
 
 
 def sparsity(run: Run, index: int) -> Html:
@@ -163,7 +163,7 @@ def sparsity(run: Run, index: int) -> Html:
             axes.bar(0, 0, color=colour, alpha=share, label=percent(share, 0))
         figure.legend(loc="outside upper left", ncols=4, handlelength=1, handleheight=1, columnspacing=1.4)
 
-    return _draw(
+    return draw_figure(
         f"sparsity-{index}", 1.0 + 0.17 * len(names), draw, f"Sparsity of each layer of the {run.method} run by epoch"
     )
 
@@ -177,7 +177,7 @@ def freezing(report: FreezeReport, index: int, label: str) -> Html:
         report.draw(axes, TOKEN[series_name(index)], TOKEN["ink"], names=names, size=SMALL)
 
     height = 0.8 + 0.17 * len(report.blocks)
-    return _draw(f"freezing-{index}", height, draw, f"When each block of the {label} run was frozen")
+    return draw_figure(f"freezing-{index}", height, draw, f"When each block of the {label} run was frozen")
 
 
 def memory(runs: Sequence[Run], labels: Sequence[str]) -> Html:
@@ -196,7 +196,12 @@ def memory(runs: Sequence[Run], labels: Sequence[str]) -> Html:
         axes.set_title("MiB", color=TOKEN["muted"], fontweight="normal")
         axes.legend(loc="lower right")
 
-    return _draw("memory", 3.3, draw, "Peak memory of each epoch, one line per run")
+    return draw_figure("memory", 3.3, draw, "Peak memory of each epoch, one line per run")
+
+
+def _line(run: Run) -> str:
+    """An unfinished run is dashed."""
+    return "-" if run.finished else "--"
 
 
 def series_name(index: int) -> str:
@@ -204,7 +209,8 @@ def series_name(index: int) -> str:
     return f"run{index if index < SERIES else 1 + (index - 1) % (SERIES - 1)}"
 
 
-def _draw(name: str, height: float, draw: Callable[[Figure], None], label: str) -> Html:
+def draw_figure(name: str, height: float, draw: Callable[[Figure], None], label: str) -> Html:
+    """A drawing of the page, as wide as a column; name: unique in the page. ImportError without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

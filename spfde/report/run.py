@@ -1,4 +1,4 @@
-"""A finished run, read from its directory and checked against the dataclasses that wrote it."""
+"""A run, read from its directory and checked against the dataclasses that wrote it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-6  # seconds by which an epoch's parts may miss its total
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. Accuracies are fractions, seconds are those of the epochs."""
+    """One run. Accuracies are fractions, seconds are those of the epochs. finished: whether it came to its end."""
 
     path: Path
     recipe: Mapping[str, Any]
@@ -43,6 +43,7 @@ class Run:
     layers: tuple[LayerSummary, ...]
     freezing: Mapping[str, Any] | None = None
     sieve: SieveRecord | None = None
+    finished: bool = True
 
     @property
     def freezes(self) -> FreezeReport | None:
@@ -119,7 +120,7 @@ def read(path: str | os.PathLike[str]) -> Run:
     """Read a run directory.
 
     Raises:
-        ValueError: it is no directory, a file of a finished run is missing, or a file is damaged or has
+        ValueError: it is no directory, a file is missing, or damaged or has
             another schema; the message names the file, the line and the key.
     """
     path = Path(path)
@@ -129,28 +130,32 @@ def read(path: str | os.PathLike[str]) -> Run:
         raise ValueError(
             f"expected a run directory, got {path}, which has no {files.RUN}, try the out directory of spfde train"
         )
-    for name in (files.METRICS, files.LAYERS, files.RESULT):
+    finished = (path / files.RESULT).is_file()
+    for name in (files.METRICS, *([files.LAYERS] if finished else [])):
         if not (path / name).is_file():
             raise ValueError(
-                f"expected a finished run in {path}, got one without {name} (it was stopped, or still runs), "
+                f"expected a run with an epoch in {path}, got one without {name} (it was stopped, or still runs), "
                 f"try spfde train --resume --out {path}"
             )
     about = path / files.RUN
-    own = ("path", "epochs", "layers", "sieve")  # not of that file
+    own = ("path", "epochs", "layers", "sieve", "finished")  # not of that file
     run = checked(Run, _json(about), about, [f.name for f in fields(Run) if f.name not in own])
     checked(Recipe, {**dict.fromkeys(NEEDED), **run["recipe"]}, f"{about}, recipe", list(NEEDED))
     for half in ("train", "test"):
         if half not in run["samples"]:
             raise ValueError(f"expected {half!r} in {about}, samples, got {run['samples']}, {WRITER}")
     epochs = _epochs(path / files.METRICS)
-    if len(epochs) != all_epochs(run["recipe"]):
+    if finished and len(epochs) != all_epochs(run["recipe"]):
         raise ValueError(
             f"expected {all_epochs(run['recipe'])} epochs in {path / files.METRICS}, got {len(epochs)}, "
             "try spfde train --resume"
         )
+    if not epochs:
+        raise ValueError(f"expected a run with an epoch in {path}, got none yet, try it once the first is done")
     chosen = path / files.SIEVE
     sieve = build(SieveRecord, _json(chosen), chosen) if chosen.is_file() else None
-    read = Run(path=path, **run, epochs=epochs, layers=_layers(path / files.LAYERS), sieve=sieve)
+    layers = _layers(path / files.LAYERS) if (path / files.LAYERS).is_file() else ()
+    read = Run(path=path, **run, epochs=epochs, layers=layers, sieve=sieve, finished=finished)
     _ = read.freezes  # what is damaged is told here
     return read
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from spfde._words import count, duration, points, ratio
 from spfde.report.run import Run
 from spfde.report.settings import differences, shortened
+from spfde.train.recipe import all_epochs
 from spfde.train.task import CLASSIFICATION
 
 SAME_TIME = 0.02  # times closer than this share are called equal
@@ -39,6 +40,8 @@ def judged(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 def judge(run: Run, label: str, baseline: Run, baseline_label: str, others: Sequence[Run] = ()) -> Verdict:
     """Compare a run with the baseline, and with the control among `others` whose time is nearest to the run's."""
+    if not (run.finished and baseline.finished):
+        return unfinished(run if not run.finished else baseline, label if not run.finished else baseline_label)
     control = min(others, key=lambda other: abs(math.log(other.training_seconds / run.training_seconds)), default=None)
     headline = f"{label} {_speed(run, baseline, baseline_label)}, {_outcome(run, baseline)}"
     return Verdict(
@@ -56,8 +59,18 @@ def judge(run: Run, label: str, baseline: Run, baseline_label: str, others: Sequ
     )
 
 
+def unfinished(run: Run, label: str) -> Verdict:
+    """What can be said where a run did not come to its end."""
+    done = f"{len(run.epochs)} of {count(all_epochs(run.recipe), 'epoch')}"
+    text = f"Its {run.task.metric} is {run.metric.text(run.last.figure)} after {duration(run.training_seconds)}."
+    resume = f"Its curves are dashed; spfde train --resume --out {run.path} goes on."
+    return Verdict(f"{label} did {done}: nothing can be compared yet.", (text, resume), ())
+
+
 def alone(run: Run, label: str) -> Verdict:
     """What can be said of a single run."""
+    if not run.finished:
+        return unfinished(run, label)
     headline = f"{label} reached {_reached(run)} after {duration(run.training_seconds)} of training."
     return Verdict(headline, ("There is no second run here, so this says nothing about speed.",), ())
 
@@ -150,4 +163,4 @@ def labels(runs: Sequence[Run]) -> tuple[str, ...]:
     names = [f"{run.method}, {count(len(run.epochs), 'epoch')}" if run in less else run.method for run in runs]
     for finer in (lambda run: f"{run.method} ({run.path.name})", lambda run: f"{run.method} ({run.path})"):
         names = [n if names.count(n) == 1 else finer(run) for n, run in zip(names, runs, strict=True)]
-    return tuple(names)
+    return tuple(n if run.finished else f"{n}, unfinished" for n, run in zip(names, runs, strict=True))

@@ -73,11 +73,24 @@ def test_a_directory_of_something_else(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "layers.json", "result.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "layers.json"])
 def test_a_missing_file_is_named(make_run, name):
     path = make_run("a")
     (path / name).unlink()
     with pytest.raises(ValueError, match=name):
+        read(path)
+
+
+def test_an_unfinished_run_is_read_as_far_as_it_is(make_run):
+    path = make_run("a")
+    (path / "result.json").unlink()
+    (path / "layers.json").unlink()
+    file = path / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    run = read(path)
+    assert (run.finished, len(run.epochs), run.layers) == (False, 2, ())
+    file.write_text("")
+    with pytest.raises(ValueError, match="none yet"):
         read(path)
 
 

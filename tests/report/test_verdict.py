@@ -163,3 +163,16 @@ def test_dense_runs_alone_are_judged_each(make_run):
     assert len(report.verdicts) == 1 and "Not like for like: epochs (3 against 6)" in str(report.verdicts[0])
     other = make_run("rate", "dense", epochs=3, recipe={"lr": 0.2})
     assert len(compare([make_run("dense-2", "dense"), other, make_run("sparse")]).verdicts) == 2
+
+
+def test_an_unfinished_run_is_compared_with_nothing(make_run):
+    dense, sparse = make_run("dense", "dense"), make_run("sparse")
+    (sparse / "result.json").unlink()
+    file = sparse / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    report = compare([sparse, dense])
+    assert report.labels == ("dense", "spfde, unfinished")
+    [verdict] = report.verdicts
+    assert verdict.headline == "spfde, unfinished did 2 of 6 epochs: nothing can be compared yet."
+    assert "--resume" in verdict.notes[-1] and "unfinished" in report.html()
+    assert compare([sparse]).verdicts[0].headline == verdict.headline
