@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from spfde._modules import map_tensors, run
+from spfde.bench.workload import Workload
 from spfde.convert.sparsify import sparsify
 from spfde.energy.cost import TrainingCost, Window
 from spfde.energy.meter import Meter
 from spfde.nn import SparseLayer
-from spfde.train.device import Device, choose
+from spfde.train.device import FORMATS, Device, Layout
 
 SECONDS, ROUNDS = 30.0, 2
 WARM_UP = 0.1  # of a window's seconds, and at least one step: clocks rise, kernels are chosen and compiled
 REPEATS = 2  # times that a window is taken again because something slowed the machine
+TRIAL = 0.2  # seconds in which the two memory formats are compared
 PAUSE = 1 / 3  # of a window's seconds, to cool down before it is taken again
 
-Problem = Callable[[int], tuple[nn.Module, Tensor, Tensor]]  # by batch: a network with inputs and targets
+Problem = Callable[[int], Workload]  # a network with a batch of so many samples, made anew
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def _windows(
     say: Callable[[str], None],
 ) -> TrainingCost:  # fmt: skip
     """One window that counts, behind those that something slowed down."""
-    device.forget_peak()
     model, step = training_step(problem, case, device)
+    device.forget_peak()
     taken: list[Window] = []
     while not taken or (taken[-1].state.slowed and len(taken) <= plan.repeats):
         if taken:
@@ -115,30 +119,42 @@ def _windows(
 def training_step(problem: Problem, case: Case, device: Device) -> tuple[nn.Module, Callable[[], None]]:
     """A network, and a step that trains it by SGD with momentum on one random batch: always the same.
 
-    In the faster of two memory formats, where its inputs are images.
+    In the faster of two memory formats, where its input is a batch of images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, x, y = problem(case.batch)
-        if case.sparsity:
-            model = sparsify(model, case.sparsity, pattern=case.pattern)
-    model = model.to(device.where).train()
-    layout = choose("auto", model, tuple(x.shape), device, measure=x.dim() == 4)
-    model = layout.model(model) if x.dim() == 4 else model
-    x, y = device.put(x), device.put(y)
-    x = layout.images(x) if x.dim() == 4 else x
+        work = problem(case.batch)
+        model = sparsify(work.model, case.sparsity, pattern=case.pattern) if case.sparsity else work.model
+    model, inputs = model.to(device.where).train(), map_tensors(device.put, work.inputs)
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        return model, _step(model, inputs, work.loss_fn, device)
+    tried = []
+    for layout in (Layout(name, "") for name in FORMATS):
+        twin = layout.model(copy.deepcopy(model))
+        step = _step(twin, layout.images(inputs), work.loss_fn, device)
+        _steps(step, device, 0)
+        start = time.monotonic()
+        count = _steps(step, device, TRIAL)
+        tried.append(((time.monotonic() - start) / count, layout))
+        del twin, step
+    _, best = min(tried, key=lambda each: each[0])
+    model = best.model(model)
+    return model, _step(model, best.images(inputs), work.loss_fn, device)
+
+
+def _step(model: nn.Module, inputs: Any, loss_fn: Callable[[Any], Tensor], device: Device) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
     scaler = device.scaler()
 
     def step() -> None:
         optimizer.zero_grad()
         with device.autocast():
-            loss = functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
+            loss = loss_fn(run(model, inputs))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
 
-    return model, step
+    return step
 
 
 def window(step: Callable[[], None], device: Device, meter: Meter, seconds: float) -> Window:

@@ -5,22 +5,32 @@ import torch
 from energy.boards import ORIN_NANO, planted
 from torch import nn
 
+from spfde.bench.workload import Workload
 from spfde.energy.cost import TrainingCost, Window
 from spfde.energy.meter import Meter
 from spfde.energy.rails import rails_of
 from spfde.energy.series import Draw, State
 from spfde.energy.state import state_of
 from spfde.nn import SparseLayer
+from spfde.train import energy
 from spfde.train.device import Device
 from spfde.train.energy import Case, Plan, measure, training_step
 
 CPU = Device.of("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(energy, "TRIAL", 0.0)
+
+
 CASES = [Case("tiny", 2, sparsity, "unstructured") for sparsity in (0.0, 0.75)]
 
 
 def problem(batch):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
-    return network, torch.randn(batch, 3, 8, 8), torch.randint(5, (batch,))
+    targets = torch.randint(5, (batch,))
+    return Workload("tiny", network, torch.randn(batch, 3, 8, 8), lambda y: nn.functional.cross_entropy(y, targets))
 
 
 class Scripted:
@@ -86,6 +96,16 @@ def test_steps_train_the_network_and_leave_the_random_state():
     assert not torch.equal(first, layer.values)
     twin, _ = training_step(problem, CASES[1], CPU)
     assert torch.equal(first, next(m for m in twin.modules() if isinstance(m, SparseLayer)).values)
+
+
+def test_a_network_of_tokens_has_one_memory_format():
+    def tokens(batch):
+        ids = torch.randint(7, (batch, 5))
+        network = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 8), nn.Linear(8, 7))
+        return Workload("tokens", network, (ids,), lambda y: y.square().mean())
+
+    [cost] = measure(tokens, [Case("tokens", 2, 0.5, "unstructured")], CPU, Scripted(), Plan(0.01, 1))
+    assert cost.windows[0].steps >= 1
 
 
 def test_costs_of_windows():
