@@ -21,14 +21,14 @@ from spfde import bench as benching
 from spfde import env
 from spfde._files import check_writable
 from spfde.bench import Group, Layer, Network, Record, changes, layers_of, load, run, workload
-from spfde.bench.device import fill
 from spfde.bench.measuring import check_device
 from spfde.cli.bench_text import changes_table, subject_table
+from spfde.cli.device_profile import Training, write_profile
 from spfde.cli.terminal import steady
 from spfde.sparse.pattern import Pattern
+from spfde.train.energy import SECONDS as WINDOW
 from spfde.tuning.layer import DTYPES, LayerSpec
 from spfde.tuning.sweep import tune_here, usual_layers
-from spfde.tuning.timing import TimeLimit
 
 LINEAR, BATCH, PATTERN, DTYPE, SPARSITIES, SECONDS = (
     "1024x1024",
@@ -94,7 +94,15 @@ def bench(
         Path | None, _option("With --tune: the file to fill, or to go on with.", "named after the machine")
     ] = None,
     device_profile: Annotated[
-        Path | None, typer.Option(help="Fill, or go on with, a profile of this device for spfde plan.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Fill, or go on with, a profile of this device: what training draws and layers take; or a folder.",
+            metavar="FILE",
+        ),
+    ] = None,
+    window: Annotated[
+        float | None,
+        _option("With --device-profile: seconds of each window of training; 0: none.", WINDOW, min=0),
     ] = None,
     seconds: Annotated[
         float | None, _option("With --tune or --device-profile: the time it may take.", SECONDS, min=0)
@@ -114,12 +122,14 @@ def bench(
         return
     _refuse("with --tune", "adding --tune", table=table)
     if device_profile is not None:
-        _refuse("without --device-profile", "leaving it out", model=model, linear=linear, conv=conv, json=json)
+        _refuse("without --device-profile", "leaving it out", linear=linear, conv=conv, json=json)
         for count in threads or []:
             torch.set_num_threads(count)
-        _device_profile(device_profile, device, SECONDS if seconds is None else seconds, repeats, clock)
+        given = {"model": model, "batch": batch, "sparsity": sparsity, "pattern": pattern, "dtype": dtype}
+        _device_profile(device_profile, device, given, seconds, window, repeats, clock)
         return
     _refuse("with --tune or --device-profile", "adding one", seconds=seconds)
+    _refuse("with --device-profile", "adding it", window=window)
     for path in (each for each in (json,) if each is not None):  # told before anything is timed
         check_writable(path)
     before = load(against) if against else None
@@ -220,20 +230,13 @@ def layer_spec(given: dict[str, Any]) -> LayerSpec:
     Raises:
         ValueError: they name several, or one that no table holds.
     """
-    for name, values in given.items():
-        if isinstance(values, list) and len(values) > 1:
-            raise ValueError(f"expected one --{name} with --tune, got {len(values)}, try one at a time")
+    given = _one_of_each("--tune", given)
     if given["linear"] and given["conv"]:
         raise ValueError("expected --linear or --conv with --tune, got both, try one at a time")
-    batch = given["batch"] or BATCH
-    pattern, dtype = (
-        given[name][0] if given[name] else usual for name, usual in (("pattern", PATTERN), ("dtype", DTYPE))
-    )
+    batch, pattern, dtype = given["batch"] or BATCH, given["pattern"] or PATTERN, given["dtype"] or DTYPE
     if given["linear"]:
-        return LayerSpec(
-            tuple(benching.linear(given["linear"][0], batch).module.weight.shape), batch, 1, pattern, dtype
-        )
-    made = benching.conv(given["conv"][0], batch)
+        return LayerSpec(tuple(benching.linear(given["linear"], batch).module.weight.shape), batch, 1, pattern, dtype)
+    made = benching.conv(given["conv"], batch)
     if made.module.groups > 1:
         raise ValueError(f"expected a convolution of one group with --tune, got {made}, try it without g")
     size, stride = made.shape[2], made.module.stride[0]
@@ -259,15 +262,38 @@ def _tune(device: str, given: dict[str, Any], path: Path | None, seconds: float,
         say(f"table: {path}, {len(outcome.table.entries)} entries; in use with SPFDE_TABLE={path}")
 
 
-def _device_profile(path: Path, device: str, seconds: float, repeats: int, clock: str) -> None:
+def _device_profile(
+    target: Path, device: str, given: dict[str, Any], seconds: float | None, window: float | None, repeats: int,
+    clock: str,
+) -> None:  # fmt: skip
     console = steady(highlight=False)
-    check_writable(path)
+    known = {name: value for name, value in _one_of_each("--device-profile", given).items() if value is not None}
+    if "batch" in known:
+        known["batches"] = (known.pop("batch"),)
+    training = Training(**known, **({} if window is None else {"window": window}))
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    made = fill(path, device, _command(), TimeLimit(seconds), repeats=repeats, clock=clock, say=say)
-    say(f"device profile: {path}, {len(made.layers)} measurements of layers, {len(made.ops)} of other ops")
+    try:
+        write_profile(
+            target, device, _command(), training, SECONDS if seconds is None else seconds, repeats, clock, say
+        )
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on")
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _one_of_each(where: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Options that may be given again, each taken once.
+
+    Raises:
+        ValueError: one was given again.
+    """
+    for name, values in given.items():
+        if isinstance(values, list) and len(values) > 1:
+            raise ValueError(f"expected one --{name} with {where}, got {len(values)}, try one at a time")
+    return {name: values[0] if isinstance(values, list) else values for name, values in given.items()}
 
 
 def _command() -> str:

@@ -39,6 +39,11 @@ class Case:
     sparsity: float
     pattern: str
 
+    def describe(self) -> str:
+        """Say it in words."""
+        weights = f"{self.pattern} {100 * self.sparsity:g}%" if self.sparsity else "dense"
+        return f"{self.network}, batch {self.batch}, {weights}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,19 +63,25 @@ def measure(
     idle_memory: float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[TrainingCost]:
-    """Takes windows of every case in turn, plan.rounds times, and yields its cost behind its last one.
+    """Takes windows of every case in turn, plan.rounds times, and yields its cost so far behind each.
 
     A case's network is made for each of its windows and dropped behind it, so that memory is its own. idle_memory:
-    bytes that were available before anything ran.
+    bytes that were available before anything ran. A case that fails is told and left out.
     """
     found: dict[Case, TrainingCost] = {}
-    for number in range(plan.rounds):
-        for case in cases:
+    failed: set[Case] = set()
+    for case in [case for _ in range(plan.rounds) for case in cases]:
+        if case in failed:
+            continue
+        try:
             cost = _windows(problem, case, device, meter, plan, idle_memory, say)
-            before = found.get(case)
-            found[case] = cost if before is None else _joined(before, cost)
-            if number == plan.rounds - 1:
-                yield found[case]
+        except (RuntimeError, ValueError, MemoryError) as error:
+            failed.add(case)
+            say(f"not measured: {case.describe()}: {' '.join(str(error).split())[:200]}")
+            continue
+        before = found.get(case)
+        found[case] = cost if before is None else _joined(before, cost)
+        yield found[case]
 
 
 def _joined(first: TrainingCost, second: TrainingCost) -> TrainingCost:

@@ -8,6 +8,7 @@ import torch
 
 from spfde._machine import cpu_name
 from spfde._native import native
+from spfde._words import size
 from spfde.energy.board import Board, board_of
 from spfde.energy.rails import rails_of
 from spfde.tuning.device_profile import Device
@@ -45,7 +46,7 @@ def this_device(kind: str, root: Path = Path("/")) -> Device:
         "gpu": card.name,
         "compute capability": f"{card.major}.{card.minor}",
         "unified memory": "yes" if unified else "no",
-        "L2": f"{card.L2_cache_size} B",
+        "L2": size(card.L2_cache_size),
     }
     name, memory = (board.model if board.l4t else card.name), (board.memory if unified else card.total_memory)
     return Device(name, "cuda", card.multi_processor_count, memory, board.power_mode, facts, absent)
@@ -64,7 +65,7 @@ def _facts_of_board(board: Board) -> dict[str, str]:
         "l4t": board.l4t,
         "clocks locked": locked,
         **clocks,
-        "memory": f"{board.memory} B",
-        "available at first": f"{board.available} B",
+        "memory": size(board.memory),
+        "available at first": size(board.available),
     }
     return {name: fact for name, fact in facts.items() if fact}

@@ -67,11 +67,29 @@ def test_cases_take_turns():
     names = []
     made = lambda batch: (names.append(batch), problem(batch))[1]  # noqa: E731
     cases = [Case("tiny", batch, 0.0, "unstructured") for batch in (1, 3)]
-    costs = list(measure(made, cases, CPU, meter, Plan(0.01, 2)))
+    costs = last(measure(made, cases, CPU, meter, Plan(0.01, 2)))
     assert names == [1, 3, 1, 3]
     assert [len(cost.windows) for cost in costs] == [2, 2]
     assert all(first[1] <= second[0] for first, second in zip(meter.spans, meter.spans[1:], strict=False))
     assert costs[0].shared is None
+
+
+def last(costs):
+    """The final cost of each case."""
+    return list({(cost.batch, cost.sparsity): cost for cost in costs}.values())
+
+
+def test_a_case_that_fails_is_told_and_the_rest_goes_on():
+    def limited(batch):
+        if batch > 2:
+            raise RuntimeError("out of memory")
+        return problem(batch)
+
+    said = []
+    cases = [Case("tiny", batch, 0.0, "unstructured") for batch in (1, 3)]
+    costs = last(measure(limited, cases, CPU, Scripted(), Plan(0.01, 2), say=said.append))
+    assert [(cost.batch, len(cost.windows)) for cost in costs] == [(1, 2)]
+    assert said == ["not measured: tiny, batch 3, dense: out of memory"]
 
 
 def test_a_window_that_was_slowed_down_is_taken_again():
