@@ -83,6 +83,8 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
         if module in wanted:
             found[module] = found.get(module, 0) + (_pixels(module, args, first) if _is_convolution(module) else ran)
 
+    sparse = [layer for layer in layers.values() if isinstance(layer, SparseLayer)]
+    restore = [layer.forget_input() for layer in sparse]
     hooks = [module.register_forward_hook(count) for module in model.modules()]
     try:
         with eval_mode(model):
@@ -90,10 +92,15 @@ def positions(model: nn.Module, example_input: Any) -> dict[nn.Module, int]:
     finally:
         for hook in hooks:
             hook.remove()
+    for layer in sparse:
+        if layer not in found and layer.choice is not None and not layer.weight_taken:  # multiplied by its parent
+            found[layer] = layer.choice.problem.positions
     for name, layer in layers.items():
         taken = layer in projections or (isinstance(layer, SparseLayer) and layer.weight_taken)
         if taken and layer not in found:
             found[layer] = _tokens_around(name, model, tokens)
+    for bring_back in restore:
+        bring_back()
     return found
 
 

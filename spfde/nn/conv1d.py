@@ -27,12 +27,18 @@ class SparseConv1d(SparseConv2d):
         wide.bias = conv.bias
         super().__init__(wide, None if mask is None else mask.unsqueeze(2), pattern, positions)
         self.__dict__["_shell"] = shell_of(conv)  # no submodule
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
 
     @classmethod
     def from_dense(cls, conv: nn.Conv1d, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseConv1d:
         """As `SparseConv2d.from_dense`, of a torch.nn.Conv1d."""
         check_dense(conv, nn.Conv1d)
         return cls(conv, mask, pattern).train(conv.training)
+
+    @property
+    def kernel_size(self) -> tuple[int]:
+        """Taps of the kernel."""
+        return (self.shape[3],)
 
     @property
     def dense_shape(self) -> torch.Size:

@@ -31,11 +31,12 @@ class SparseConv2d(SparseLayer):
         window = Window(conv.kernel_size, conv.stride, zeros, conv.dilation, conv.groups)
         self.stride, self.dilation = window.stride, window.dilation
         # With one tap, pixels that a stride skips are read by nothing: without them it is a product over pixels.
-        self._thins = window.kernel == (1, 1) and not any(zeros) and window.stride != (1, 1)
-        window = Window(groups=conv.groups) if self._thins else window
+        thins = window.kernel == (1, 1) and not any(zeros) and window.stride != (1, 1)
+        self._every = window.stride if thins else None
+        window = Window(groups=conv.groups) if thins else window
         super().__init__(Stored.of(conv.weight, mask, pattern, conv.groups, positions), conv.bias, pattern, window)
         self._pad_before = None if conv.padding_mode == "zeros" else (sides[2], sides[3], sides[0], sides[1])
-        self._pads_or_thins = self._thins or self._pad_before is not None
+        self._pads_or_thins = thins or self._pad_before is not None
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, mask: Tensor | None = None, pattern: str = "unstructured") -> SparseConv2d:
@@ -98,8 +99,8 @@ class SparseConv2d(SparseLayer):
         """What the window is moved over: padded in another mode than with zeros, without pixels that nothing reads."""
         if self._pad_before is not None:
             x = F.pad(x, self._pad_before, mode=self.padding_mode)
-        if self._thins:
-            x = x[..., :: self.stride[0], :: self.stride[1]].contiguous(memory_format=memory_format_of(x))
+        if self._every is not None:
+            x = x[..., :: self._every[0], :: self._every[1]].contiguous(memory_format=memory_format_of(x))
         return x
 
     def to_dense(self) -> nn.Conv2d:

@@ -138,6 +138,18 @@ class SparseLayer(Indexed, ABC):
         seen = None if self._plan is None else self._plan.last_seen
         return self._last_input if seen is None else seen
 
+    def forget_input(self) -> Callable[[], None]:
+        """Forgets the input last seen; what is returned brings it back unless there was another one since."""
+        before = self.plan.last_seen, self._last_input, self._weight_taken
+        self.plan.last_seen = self._last_input = None
+        self._weight_taken = False
+
+        def bring_back() -> None:
+            if self._last() is None and not self._weight_taken:
+                self.plan.last_seen, self._last_input, self._weight_taken = before
+
+        return bring_back
+
     def _attach_probe(self, x: Tensor, y: Tensor) -> None:
         """Shows x and, in the backward pass, the gradient of y to the probe that watches the dense weight gradient."""
         # A compiled graph must not look: it would be compiled anew for every probe.
@@ -169,6 +181,13 @@ class SparseLayer(Indexed, ABC):
             self._grad_probe(dy, x.detach())
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        """Options of the dense layer that others may ask for, such as `stride` or a Conv1D's `nf`."""
+        shell = self.__dict__.get("_shell")
+        if shell is not None and not name.startswith("_") and name in vars(shell):
+            return vars(shell)[name]
+        return super().__getattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As any module's, but for a weight."""

@@ -138,6 +138,8 @@ def test_it_is_stored_copied_saved_and_given_back(name):
     assert {k: v for k, v in vars(back).items() if type(v) in (int, str, tuple)} == {
         k: v for k, v in vars(dense).items() if type(v) in (int, str, tuple)
     }
+    for option in ("stride", "padding", "kernel_size", "dilation", "groups", "nf", "nx", "in_channels", "note"):
+        assert getattr(layer, option, None) == getattr(dense, option, None)  # parents may ask
     y = layer(x)
     torch.testing.assert_close(back(x), y, rtol=1e-4, atol=1e-5)
     file = io.BytesIO()

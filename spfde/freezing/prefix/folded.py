@@ -50,7 +50,7 @@ class Folded:
             return Window(layer.kernel_size, layer.stride, padding_sides(layer), layer.dilation, layer.groups)
         if layer._pad_before is not None:
             return layer.window._replace(padding=padding_sides(layer))
-        return layer.window._replace(stride=layer.stride) if layer._thins else layer.window
+        return layer.window._replace(stride=layer._every) if layer._every is not None else layer.window
 
     def stored(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
         """row_ptr, col and weights [units, 1, 1] for inputs of this shape on a CPU, as `conv_chain` reads them.
@@ -63,7 +63,7 @@ class Folded:
         plan = layer.plan
         if plan.arranged_block != (1, 1) or plan.kept_rows is not None:
             return None
-        seen = shape[:2] + self.window.output_size(*shape[2:]) if layer._thins else shape
+        seen = shape[:2] + self.window.output_size(*shape[2:]) if layer._every is not None else shape
         problem = problem_of(plan.shape, seen, plan.multiplied, plan.block, plan.window, "cpu", torch.float32)
         if rule.choose(layer.dispatch_key, "cpu", torch.float32, problem).kernel != "native":
             return None
