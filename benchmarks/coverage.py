@@ -30,7 +30,7 @@ ACTIVATIONS = ("bmm", "baddbmm", "scaled_dot_product", "attention")  # ops of tw
 
 @dataclass(frozen=True)
 class Model:
-    """A definition: how it is made, its input, what its owner would exclude (layers that spfde refuses, and says so)."""
+    """A definition: how it is made, its input, and what its owner must exclude, as spfde refuses it by name."""
 
     make: Callable[[], nn.Module]
     inputs: Callable[[], Any]

@@ -80,8 +80,7 @@ def sparsify(
         model = unpacked.model
         chosen = select(model, exclude, named, distribution == "uniform", example_input)
         budget = Budget.of(chosen.layers, rule, distribution, sparsity)
-        scores = block_scores(method, model, budget, seed, data, loss_fn, example_input)
-        positions = budget.positions(scores)
+        positions = budget.positions(block_scores(method, model, budget, seed, data, loss_fn, example_input))
     except BaseException:
         unpacked.undo()
         raise

@@ -248,9 +248,11 @@ def build_plan(
     (height, width), capacity, cols = grid.block, index.col.numel(), prod(shape[1:])
     positions = positions_of(index, grid.shape[1]) if positions is None else positions
     nnz = positions.numel()
-    places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
-    places[:nnz] = grid.places(positions)
-    weights = nnz * height * width
+    single = grid.block == (1, 1)
+    places, weights = None, nnz * height * width
+    if not (single and index.col.is_cpu):  # where kernels do without, they are not made
+        places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
+        places[:nnz] = grid.places(positions)
     if grid.ragged:  # only weights that stand one by one must be counted now
         weights = int((places < grid.weights).sum()) if height == 1 else None
     kept_rows = positions if whole and nnz and window.groups == 1 else None
@@ -258,11 +260,10 @@ def build_plan(
     empty = index.col.new_empty(0)
     order = outside = None
     if height == 1:
-        flat = places.view(-1)
+        flat = empty if places is None else places.view(-1)
         if width > 1 and (grid.taps > 1 or grid.ragged):  # the kernels walk a row's columns in order
             flat, order = torch.sort(flat, stable=True)
             order = order.to(short)
-        single = grid.block == (1, 1)
         unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())
         turned = (empty,) * 3 if kept_rows is not None else transpose(unit, weights, shape, window)
         kernel_index = KernelIndex(*unit, *turned, empty if flat.is_cpu else flat.to(short))

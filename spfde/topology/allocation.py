@@ -96,9 +96,13 @@ class Budget:
         """All blocks of a tensor of the dense weight's shape."""
         return self.grids[name].cut(dense.mT if name in self.turned else dense)
 
+    def _summed(self, name: str, scores: Tensor) -> Tensor:
+        blocks = self._cut(name, scores)
+        return blocks.view(-1) if blocks.shape[1:] == (1, 1) and blocks.is_contiguous() else blocks.sum((1, 2))
+
     def blocks(self, scores: Mapping[str, Tensor]) -> Scores:
         """Scores of single weights (dense shapes), summed over each block of the pattern (flat)."""
-        return {name: self._cut(name, scores[name]).sum((1, 2)) for name in self.grids}
+        return {name: self._summed(name, scores[name]) for name in self.grids}
 
     def counts(self, scores: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, int]:
         """How many blocks each layer keeps; `scores` of blocks matter to "global" alone.

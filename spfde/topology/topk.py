@@ -11,6 +11,8 @@ from torch import Tensor
 from spfde.sparse import no_sync
 from spfde.sparse.no_sync import count_each, nonzero
 
+CHUNK = 2**18  # scores that are looked at together where there are many
+
 
 def among_highest(score: Tensor, count: int) -> Tensor:
     """Which scores (bool [n]) are among the `count` highest, ties to the lower position: always exactly `count`.
@@ -40,7 +42,40 @@ def edge(score: Tensor, count: int) -> Tensor:
 
 def keep_highest(score: Tensor, count: int) -> Tensor:
     """Ascending positions (int64) of the `count` highest scores, as `among_highest` has them."""
+    if score.numel() > 4 * CHUNK and 0 < count < score.numel() and score.dtype == torch.float32 and score.is_cpu:
+        return _of_many(score, count)
     return nonzero(among_highest(score, count), min(max(0, count), score.numel()))
+
+
+def _of_many(score: Tensor, count: int) -> Tensor:
+    """`keep_highest` of many float32 scores on a CPU, part by part: what it takes follows what is kept.
+
+    The edge is found as a radix selection does, by the upper half of the keys and then among those that share it.
+    """
+    parts = score.detach().split(CHUNK)
+    counts = sum(torch.bincount(_keys(part) >> 16, minlength=2**16) for part in parts)
+    above = counts.flip(0).cumsum(0)
+    last = int(torch.searchsorted(above, count))  # counted from the highest
+    upper, left = 2**16 - 1 - last, count - (int(above[last - 1]) if last else 0)
+    shared = torch.cat([keys[keys >> 16 == upper] for keys in map(_keys, parts)])
+    least = int(np.partition(shared.numpy(), len(shared) - left)[len(shared) - left])
+    ties = left - int((shared > least).sum())
+    found = []
+    for start, part in zip(range(0, score.numel(), CHUNK), parts, strict=True):
+        keys = _keys(part)
+        kept = keys > least
+        if ties:
+            tied = nonzero(keys == least)[:ties]
+            kept[tied] = True
+            ties -= tied.numel()
+        found.append(nonzero(kept) + start)
+    return torch.cat(found)
+
+
+def _keys(score: Tensor) -> Tensor:
+    """Whole numbers in [0, 2^32) in the order of float32 scores, NaN the highest, the two zeros one (int64)."""
+    bits = (score.nan_to_num(torch.inf, torch.inf, -torch.inf) + 0.0).view(torch.int32)
+    return torch.where(bits < 0, ~bits ^ -(2**31), bits).long() + 2**31
 
 
 def first_in_groups(group: Tensor, quota: Tensor) -> Tensor:
