@@ -18,6 +18,7 @@ from spfde.kernels import channel
 from spfde.kernels.dispatch import cost
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.panel_order import NativeIndex, native_index
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
 from spfde.sparse.kernel_index import KernelIndex, Window, slots
@@ -41,13 +42,14 @@ class _Linear(Product):
         if height == 1:
             native().spmm(
                 rows, cols, len(x), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
-                0 if bias is None else bias.data_ptr(),
-                x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+                0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
+                torch.get_num_threads(),
             )  # fmt: skip
         else:
             native().spmm_blocks(
                 rows, cols, len(x), height, width, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
-                0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads(),
+                0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
+                torch.get_num_threads(),
             )  # fmt: skip
         return y
 
@@ -66,12 +68,13 @@ class _Linear(Product):
         if height == 1:  # W^T is W by the transposed index
             native().spmm(
                 cols, rows, len(dy), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
-                index.t_perm.data_ptr(), 0, dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+                index.t_perm.data_ptr(), 0, dy.data_ptr(), dx.data_ptr(), *_transposed_order(index),
+                torch.get_num_threads(),
             )  # fmt: skip
         else:
             native().spmm_blocks_input_grad(
                 rows, cols, len(dy), height, width, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
-                dy.data_ptr(), dx.data_ptr(), torch.get_num_threads(),
+                dy.data_ptr(), dx.data_ptr(), *_order(index), torch.get_num_threads(),
             )  # fmt: skip
         return dx
 
@@ -82,13 +85,32 @@ class _Linear(Product):
         dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(rows if bias else 0)
         args = (
             len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(),
-            dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
+            dvalues.data_ptr(), dbias.data_ptr() if bias else 0, *_order(index), torch.get_num_threads(),
         )  # fmt: skip
         if block[0] == 1:
             native().sddmm(rows, cols, len(x), *args)
         else:
             native().sddmm_blocks(rows, cols, len(x), *block, *args)
         return dvalues, dbias
+
+
+_NO_ORDER = (0, 0, 0, 0, 0)  # it is made in the call
+
+
+def _order(index: KernelIndex | NativeIndex) -> tuple[int, ...]:
+    """How many weights the order of W has room for, and the addresses of its arrays."""
+    if not isinstance(index, NativeIndex):
+        return _NO_ORDER
+    order = index.start, index.visits, index.offset, index.slot
+    return index.slot.numel(), *(part.data_ptr() for part in order)
+
+
+def _transposed_order(index: KernelIndex | NativeIndex) -> tuple[int, ...]:
+    """The same of W transposed."""
+    if not isinstance(index, NativeIndex):
+        return _NO_ORDER
+    order = index.t_start, index.t_visits, index.t_offset, index.t_slot
+    return index.t_slot.numel(), *(part.data_ptr() for part in order)
 
 
 class _Conv2d(Product):
@@ -173,6 +195,7 @@ class Native(Kernel):
     """C++ kernels that skip zeros, for float32 in a CPU's memory."""
 
     name, devices = "native", ("cpu",)
+    index_type = NativeIndex
     products: ClassVar = {"linear": _Linear(), "conv2d": _Conv2d()}
 
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
@@ -182,6 +205,14 @@ class Native(Kernel):
         return (
             f"it takes CPU tensors, the input is on {device}" if device != "cpu" and not problem.whole_outputs else None
         )
+
+    def index(self, plan: Plan) -> KernelIndex | NativeIndex:
+        """The plan's index; of a linear layer with the orders in which its weights are visited."""
+        return native_index(plan) if self.extends_index(plan) else plan.kernel_index
+
+    def extends_index(self, plan: Plan) -> bool:
+        """For a linear layer of which not whole outputs are stored."""
+        return len(plan.shape) == 2 and plan.kept_rows is None and plan.index.col.is_cpu
 
     def composite(self, plan: Plan) -> Composite | None:
         """A smaller dense product where whole outputs are stored."""

@@ -1,47 +1,86 @@
 #include "cpu/float32.h"
 #include "linear_correlation.h"
-#include "stream_blocks.h"
 #include "table.h"
+#include "visits_blocks.h"
 
 namespace spfde::cpu::SPFDE_ISA {
 namespace {
 
-BlockPanel panel(const BlockIndex& index, int64_t block_rows, const Segments& units, const float* values,
-                 int64_t pitch) {
-  return {block_rows, units, index.height, index.width, values, index.unit_col, pitch};
+// Where row i of a unit is in the values [blocks, height, width].
+struct UnitPlace {
+  int64_t height, width;
+
+  int64_t operator()(int64_t unit, int64_t i) const { return (unit / width * height + i) * width + unit % width; }
+};
+
+// The values in the order of the visits, [unit][height].
+const float* ordered(const LinearProblem& a, const BlockIndex& index, const float* values, Scratch& scratch) {
+  const UnitPlace place{index.height, index.width};
+  float* out = take<float>(scratch, a.stored * a.height);
+#pragma omp parallel for schedule(static) num_threads(a.threads)
+  for (int64_t k = 0; k < a.stored; ++k)
+    for (int64_t i = 0; i < a.height; ++i) out[k * a.height + i] = values[place(a.order.slot[k], i)];
+  return out;
+}
+
+// Calls body(first row, integral constants N and V) for runs of N rows that cover a block, with strips of V vectors.
+template <typename Body>
+void for_rows_of(int64_t height, int64_t vectors, Body body) {
+  for_rows(height, [&](int64_t row, auto n) {
+    if (vectors == 1)
+      body(row, n, std::integral_constant<int, 1>{});
+    else
+      body(row, n, std::integral_constant<int, kBlockVectors>{});
+  });
 }
 
 }  // namespace
 
 void spmm_blocks(const SpmmBlocksArgs& a, const Exec& exec) {
-  const float *values = floats(a.values), *bias = floats(a.bias);
-  linear_product(linear_problem(a, a.index, exec), kBlockStrip, floats(a.x), floats(a.y),
-                 [&](int64_t vectors, int64_t block_rows, const Segments& units, const float* source, int64_t pitch,
-                     int64_t row, Sum sum) {
+  Scratch scratch;
+  const LinearProblem problem = linear_problem(a, a.index, nullptr, a.order, exec, scratch);
+  const int64_t height = problem.height;
+  const float *values = ordered(problem, a.index, floats(a.values), scratch), *bias = floats(a.bias);
+  linear_product(problem, kBlockStrip, floats(a.x), floats(a.y),
+                 [&](int64_t vectors, const Visits& units, const float* source, int64_t pitch, int64_t row, Sum sum) {
                    sum.bias = bias ? bias + row : nullptr;
-                   block_axpy_panel(vectors, panel(a.index, block_rows, units, values, pitch), source, sum);
+                   for_rows_of(height, vectors, [&](int64_t first, auto n, auto v) {
+                     block_axpy_visits<n(), v()>({units, height, pitch}, values + units.first * height, source, sum,
+                                                 first);
+                   });
                  });
 }
 
 void spmm_blocks_input_grad(const SpmmBlocksInputGradArgs& a, const Exec& exec) {
-  const int64_t block_rows = ceil_div(a.rows, a.index.height);
-  const float* values = floats(a.values);
-  linear_transposed_product(linear_problem(a, a.index, exec), kBlockStrip, floats(a.dy), floats(a.dx),
-                            [&](int64_t vectors, const Segments& units, int64_t pitch, float* dx, const float* dy) {
-                              block_scatter_panel(vectors, panel(a.index, block_rows, units, values, pitch), dx, dy,
-                                                  pitch);
+  Scratch scratch;
+  const LinearProblem problem = linear_problem(a, a.index, nullptr, a.order, exec, scratch);
+  const int64_t height = problem.height;
+  const float* values = ordered(problem, a.index, floats(a.values), scratch);
+  linear_transposed_product(problem, kBlockStrip, floats(a.dy), floats(a.dx),
+                            [&](int64_t vectors, const Visits& units, int64_t pitch, float* dx, const float* dy) {
+                              for_rows_of(height, vectors, [&](int64_t first, auto n, auto v) {
+                                block_scatter_visits<n(), v()>({units, height, pitch}, values + units.first * height,
+                                                               dx, dy, first);
+                              });
                             });
 }
 
 void sddmm_blocks(const SddmmBlocksArgs& a, const Exec& exec) {
-  const int64_t height = a.index.height, block_rows = ceil_div(a.rows, height);
+  Scratch scratch;
+  const LinearProblem problem = linear_problem(a, a.index, nullptr, a.order, exec, scratch);
+  const int64_t height = problem.height, stored = problem.stored * height;
+  const int64_t capacity = a.capacity * height * a.index.width;
+  float* out = floats(a.dvalues);
+  clear(out + stored, capacity - stored);
   linear_correlation(
-      linear_problem(a, a.index, exec), floats(a.dy), floats(a.x),
-      {a.index.unit_ptr[block_rows] * height, a.capacity * height * a.index.width, floats(a.dvalues), floats(a.dbias)},
-      [&](int64_t rows, const Segments& units, const float* source, int64_t pitch, const float* target,
-          float* dvalues) {
-        block_dot_panel(panel(a.index, rows, units, nullptr, pitch), {source, target, pitch, pitch, 1, 0, 0, dvalues});
-      });
+      problem, kStrip, floats(a.dy), floats(a.x), {capacity, out, floats(a.dbias)},
+      [&](const Visits& units, const float* source, int64_t pitch, const float* target, float* dvalues, bool fresh) {
+        for_rows(height, [&](int64_t row, auto n) {
+          block_dot_visits<n()>({units, height, pitch}, source, target, pitch, fresh, dvalues + units.first * height,
+                                row);
+        });
+      },
+      UnitPlace{height, a.index.width});
 }
 
 }  // namespace spfde::cpu::SPFDE_ISA

@@ -4,14 +4,18 @@
 
 namespace spfde::cpu::SPFDE_ISA {
 
-// Eight weights of a row at a time share each load of dY.
+// A row of dY stays in registers over its weights of a panel.
 void sddmm(const SddmmArgs& a, const Exec& exec) {
-  linear_correlation(linear_problem(a, {1, 1, a.row_ptr, a.col}, exec), floats(a.dy), floats(a.x),
-                     {a.row_ptr[a.rows], a.capacity, floats(a.dvalues), floats(a.dbias)},
-                     [&](int64_t rows, const Segments& weights, const float* source, int64_t pitch, const float* target,
-                         float* dvalues) {
-                       dot_panel({rows, weights, a.col, pitch, source, target, pitch, pitch, 1, 0, 0, dvalues});
-                     });
+  Scratch scratch;
+  const LinearProblem problem = linear_problem(a, {1, 1, a.row_ptr, a.col}, nullptr, a.order, exec, scratch);
+  float* out = floats(a.dvalues);
+  clear(out + problem.stored, a.capacity - problem.stored);
+  linear_correlation(
+      problem, strip_of(problem), floats(a.dy), floats(a.x), {a.capacity, out, floats(a.dbias)},
+      [](const Visits& visits, const float* source, int64_t pitch, const float* target, float* dvalues, bool fresh) {
+        dot_visits(pitch / kWidth, {visits, source, pitch, target, pitch, dvalues + visits.first, fresh});
+      },
+      [](int64_t slot, int64_t) { return slot; });
 }
 
 }  // namespace spfde::cpu::SPFDE_ISA

@@ -7,6 +7,7 @@
 
 #include "spfde/block_index.h"
 #include "spfde/dtype.h"
+#include "spfde/panel_order.h"
 
 namespace spfde {
 
@@ -19,9 +20,10 @@ struct SddmmArgs {
   const int32_t* col;      // [nnz] ascending within a row
   const void* dy;
   const void* x;
-  void* dvalues;                 // [capacity] written, 0 past nnz
-  void* dbias;                   // [rows] written, or nullptr
-  DType dtype = DType::float32;  // of dy, x, dvalues and dbias
+  void* dvalues;                      // [capacity] written, 0 past nnz
+  void* dbias;                        // [rows] written, or nullptr
+  DType dtype = DType::float32;       // of dy, x, dvalues and dbias
+  const PanelOrder* order = nullptr;  // of the index; nullptr: made in the call
 };
 
 // The same for blocks.
@@ -31,9 +33,10 @@ struct SddmmBlocksArgs {
   BlockIndex index;
   const void* dy;
   const void* x;
-  void* dvalues;                 // [capacity, height, width] written, 0 past the stored blocks
-  void* dbias;                   // [rows] written, or nullptr
-  DType dtype = DType::float32;  // of dy, x, dvalues and dbias
+  void* dvalues;                      // [capacity, height, width] written, 0 past the stored blocks
+  void* dbias;                        // [rows] written, or nullptr
+  DType dtype = DType::float32;       // of dy, x, dvalues and dbias
+  const PanelOrder* order = nullptr;  // of the index; nullptr: made in the call
 };
 
 }  // namespace spfde

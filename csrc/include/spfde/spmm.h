@@ -8,6 +8,7 @@
 
 #include "spfde/block_index.h"
 #include "spfde/dtype.h"
+#include "spfde/panel_order.h"
 
 namespace spfde {
 
@@ -21,8 +22,9 @@ struct SpmmArgs {
   const void* values;      // [nnz]
   const void* bias;        // [rows] or nullptr
   const void* x;
-  void* y;                       // every element written
-  DType dtype = DType::float32;  // of values, bias, x and y
+  void* y;                            // every element written
+  DType dtype = DType::float32;       // of values, bias, x and y
+  const PanelOrder* order = nullptr;  // of the index; nullptr: made in the call
 };
 
 // The same for blocks.
@@ -32,8 +34,9 @@ struct SpmmBlocksArgs {
   const void* values;  // [blocks, height, width]
   const void* bias;    // [rows] or nullptr
   const void* x;
-  void* y;                       // every element written
-  DType dtype = DType::float32;  // of values, bias, x and y
+  void* y;                            // every element written
+  DType dtype = DType::float32;       // of values, bias, x and y
+  const PanelOrder* order = nullptr;  // of the index; nullptr: made in the call
 };
 
 // DX = DY W for blocks; DY lies like Y, DX like X.
@@ -42,8 +45,9 @@ struct SpmmBlocksInputGradArgs {
   BlockIndex index;
   const void* values;  // [blocks, height, width]
   const void* dy;
-  void* dx;                      // every element written
-  DType dtype = DType::float32;  // of values, dy and dx
+  void* dx;                           // every element written
+  DType dtype = DType::float32;       // of values, dy and dx
+  const PanelOrder* order = nullptr;  // of the index; nullptr: made in the call
 };
 
 }  // namespace spfde
