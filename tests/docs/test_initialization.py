@@ -1,5 +1,6 @@
 """The examples of docs/initialization.md and docs/topology.md run as printed, and their tables name what there is."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -38,5 +39,15 @@ def test_the_examples_run():
 def test_every_init_and_every_method_has_a_row():
     rows = re.findall(r'^\| `"([\w-]+)"`.* \| .*\|', PAGES["initialization"].split("## Lottery")[0], re.M)
     assert rows == [*INITS]
-    rows = re.findall(r"^\| `(\w+)` \|", PAGES["topology"].split("| method |")[1], re.M)
-    assert sorted(rows) == sorted(method.__name__ for method in METHODS.values())
+    rows = re.findall(r"^\| \[`(\w+)`\]\(topology/([\w-]+)\.md\) \|", PAGES["topology"], re.M)
+    assert sorted(rows) == sorted((method.__name__, name) for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_page_of_a_method_has_its_options_as_they_are(name):
+    page = (DOCS / "topology" / f"{name}.md").read_text(encoding="utf-8")
+    assert "*Source.*" in page and "*When it does not pay.*" in page and f"--topology {name}`" in page
+    given = inspect.signature(METHODS[name]).parameters
+    own = [key for key in ("every", "drop_fraction") if key in given] + list(METHODS[name].options())
+    told = re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", page, re.M)
+    assert told == [(key, str(given[key].default)) for key in own]
