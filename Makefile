@@ -6,6 +6,7 @@
 # make test-integrations  sieves under Accelerate, Lightning and torchdata, two processes each
 # make test-cuda  the CUDA kernels on the CPU's emulator, sanitized, with planted faults, and by nvcc where there is one
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
+# make docs       the pages and the API reference as a site in build/site, links checked
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
 #
 # PYTHON=python3.12 make setup chooses the interpreter; a plain `make setup` takes the first that is new enough.
@@ -22,7 +23,7 @@ export SPFDE_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/nvhost-gpu /dev/nvgpu),
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full test-triton test-models test-integrations test-native test-aarch64 cross-tools bench lint format
+.PHONY: setup demo test test-full test-triton test-models test-integrations test-native test-aarch64 cross-tools bench docs lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -63,6 +64,9 @@ test-models: setup build/models/.installed
 
 test-integrations: setup build/integrations/.installed
 	build/integrations/bin/python -m pytest tests/integrations $(PARALLEL) $(ONLY)
+
+docs: setup build/docs/.installed
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
 
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
