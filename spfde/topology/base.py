@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from inspect import signature
 from math import prod
@@ -24,8 +25,9 @@ from spfde.topology.options import Option, checked, documented, options_of, sign
 from spfde.topology.probes import GradientProbes
 from spfde.topology.report import Report
 from spfde.topology.schedule import Schedule
+from spfde.topology.sharded import gathered, is_sharded
 from spfde.topology.stepping import Stepping
-from spfde.topology.wrappers import bare, check_reduced, check_unsharded, renamed, wrapper_of
+from spfde.topology.wrappers import bare, check_reduced, check_sharded, renamed, wrapper_of
 
 
 class Topology(Stepping):
@@ -51,8 +53,8 @@ class Topology(Stepping):
 
     Raises:
         ValueError: an argument is out of range, the method does not have it or has no meaning for a layer's pattern,
-            the model has no sparse layer or is sharded, the optimizer does not hold one's values, or what it remembers
-            cannot follow a mask.
+            the model has no sparse layer, or is sharded and the method cannot move that, the optimizer does not hold
+            one's values, or what it remembers cannot follow a mask.
     """
 
     needs: Collection[type[Event]] = frozenset({EpochStart, Step})
@@ -88,14 +90,15 @@ class Topology(Stepping):
             raise ValueError(f"expected every or every_epochs, got both ({every} and {every_epochs}), try leaving one")
         self.schedule = Schedule(total_steps, self.default_every if every is None else every, every_epochs)
         self.drop_fraction = self._checked_drop(drop_fraction)
-        check_unsharded(model)
         self.layers = sparse_layers(model)
+        check_sharded(model, self)
+        self._model = model if any(map(is_sharded, self.layers.values())) else None
         check_layers(self.layers, optimizer, self)
         wrapper = wrapper_of(model, self.layers)
         check_reduced(wrapper, self.layers)
         if process_group is None and wrapper is not None:
             process_group = wrapper.process_group
-        self._ranks, self._wrapped = Ranks(process_group), wrapper is not None
+        self._ranks, self._wrapped = Ranks(process_group), not (wrapper is self._model is None)
         self._probes = GradientProbes(self._ranks)
         self.optimizer = optimizer
         self.target = {name: layer.nnz for name, layer in self.layers.items()}
@@ -134,8 +137,9 @@ class Topology(Stepping):
         Raises:
             ValueError: the method needs gradients that are not there, or the optimizer's state cannot follow.
         """
-        check(self.optimizer, self.live())
-        moved = self._count_moved(self._rearrange())
+        with self._whole():
+            check(self.optimizer, self.live())
+            moved = self._count_moved(self._rearrange())
         self.reason = f"{type(self).__name__} moved {moved} weights at step {self.steps_done}"
         return moved > 0
 
@@ -148,7 +152,8 @@ class Topology(Stepping):
         """
         inside = set(module.modules())
         layers = {name: layer for name, layer in self.live().items() if layer in inside}
-        self._count_moved({name: self._trim(name, layer) for name, layer in layers.items()})
+        with self._whole():
+            self._count_moved({name: self._trim(name, layer) for name, layer in layers.items()})
         return list(layers)
 
     def report(self) -> Report:
@@ -205,6 +210,12 @@ class Topology(Stepping):
 
     # ---- how an update happens -------------------------------------------------------------------------------------
 
+    def _whole(self) -> AbstractContextManager[None]:
+        """Inside of it each rank has all stored weights."""
+        if self._model is None:
+            return nullcontext()
+        return gathered(self._model, self.layers.values(), self.optimizer)
+
     def _checked_drop(self, fraction: float | None) -> float:
         if self.default_drop is None and fraction is not None:
             raise ValueError(
@@ -219,7 +230,8 @@ class Topology(Stepping):
     @torch.no_grad()
     def finish(self) -> int:
         """The end of the training: exactly the target counts; how many weights went."""
-        return self._count_moved({name: self._trim(name, layer) for name, layer in self.live().items()})
+        with self._whole():
+            return self._count_moved({name: self._trim(name, layer) for name, layer in self.live().items()})
 
     def _rearrange(self) -> dict[str, Shift | None]:
         """Moves the layers; with fixed counts, in patterns of one group, no GPU is waited for."""

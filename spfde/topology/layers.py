@@ -146,7 +146,7 @@ def reserve(layer: SparseLayer, capacity: int, optimizer: Optimizer | None = Non
 def reserve_all(
     layers: Mapping[str, SparseLayer], capacity: Mapping[str, int], optimizer: Optimizer, wrapped: bool
 ) -> None:
-    """Room for that many blocks in each layer, as far as it has them. wrapped: in DistributedDataParallel.
+    """Room for that many blocks in each layer, as far as it has them. wrapped: in one that fixes shapes.
 
     Raises:
         ValueError: a layer is too small, and wrapped already.
@@ -155,8 +155,8 @@ def reserve_all(
     for name, layer in layers.items():
         if wrapped and wanted[name] > layer.values.shape[0]:
             raise ValueError(
-                f"expected room for {wanted[name]} blocks in {name!r} before DistributedDataParallel, got "
-                f"{layer.values.shape[0]}, try spfde.topology.reserve(layer, capacity) before wrapping"
+                f"expected room for {wanted[name]} blocks in {name!r} before DistributedDataParallel or fully_shard, "
+                f"got {layer.values.shape[0]}, try spfde.topology.reserve(layer, capacity) before wrapping"
             )
     for name, layer in layers.items():
         reserve(layer, wanted[name], optimizer)

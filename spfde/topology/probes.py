@@ -250,7 +250,8 @@ class GradientProbes:
 def finite_gradients(optimizer: Optimizer, ranks: Ranks) -> bool:
     """Whether every gradient that the optimizer sees is finite, on all ranks: GradScaler skips a step otherwise."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return ranks.agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in grads]))], any_rank=False)[0]
+    parts = [grad.to_local() if hasattr(grad, "device_mesh") else grad for grad in grads]
+    return ranks.agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in parts]))], any_rank=False)[0]
 
 
 def _without(one: Tensor, other: Tensor) -> Tensor:

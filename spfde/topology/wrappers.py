@@ -44,20 +44,25 @@ def check_reduced(wrapper: DistributedDataParallel | None, layers: Mapping[str, 
         )
 
 
-def check_unsharded(model: nn.Module) -> None:
-    """Refuses weights of which each rank has a part.
+def check_sharded(model: nn.Module, method: Any) -> None:
+    """Refuses weights of which each rank has a part, where a method cannot move their masks.
 
     Raises:
-        ValueError: FullyShardedDataParallel or fully_shard holds the model.
+        ValueError: FullyShardedDataParallel holds the model, which keeps no Parameter of a layer's own; or fully_shard
+            (FSDP2), and the method is not `sharded` or grows by gradient: what fully_shard differentiates is another
+            Parameter, made anew in every pass, so that no pass can be told from one that never reaches a step.
     """
     kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
     values = (m._parameters.get("values") for m in model.modules() if isinstance(m, SparseLayer))
-    sharded = any(hasattr(one, "device_mesh") for one in values)
-    kind = "FullyShardedDataParallel" if "FullyShardedDataParallel" in kinds else "fully_shard (FSDP2)"
-    if kind == "FullyShardedDataParallel" or sharded:
+    if "FullyShardedDataParallel" in kinds:
         raise ValueError(
-            f"expected every rank to hold all stored weights, so that their masks can move, got {kind}, try "
-            "DistributedDataParallel"
+            "expected every layer to hold its stored weights, so that their masks can move, got"
+            " FullyShardedDataParallel, try DistributedDataParallel, or fully_shard (FSDP2) and SET or MEST"
+        )
+    if any(hasattr(one, "device_mesh") for one in values) and (not method.sharded or method.grows_by_gradient):
+        raise ValueError(
+            f"expected a method that fully_shard (FSDP2) can gather the weights for, got {type(method).__name__}, which"
+            " needs more than them at an update, try SET, MEST or ITOP(growth='random'), or DistributedDataParallel"
         )
 
 

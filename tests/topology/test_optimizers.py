@@ -202,19 +202,3 @@ def test_in_a_process_group(tmp_path):
         assert set(inside.target) == {"0", "2"} and set(outside.target) == {"module.0", "module.2"}
     finally:
         dist.destroy_process_group()
-
-
-def test_a_sharded_model_is_refused(tmp_path):
-    fsdp = pytest.importorskip("torch.distributed.fsdp")
-    from torch.distributed.device_mesh import init_device_mesh
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        model = sparsify(nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4)), distribution={"0": 0.5})
-        fsdp.fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(
-            ValueError, match=r"expected every rank to hold all .*, got fully_shard \(FSDP2\), try Dist"
-        ):
-            SET(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=40)
-    finally:
-        dist.destroy_process_group()

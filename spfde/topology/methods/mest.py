@@ -24,6 +24,7 @@ class MEST(Topology):
     """
 
     reset_regrown = True
+    sharded = True
     lam: float = option(0.0, "[0, inf)", "weight of the gradient's magnitude, as `values.grad` has it after the step")
     soft: bool = option(False, None, "EM&S, the soft memory bound: layers train above their target")
 

@@ -17,6 +17,7 @@ class SET(Topology):
     drawn again keeps its value. Source: sparse evolutionary training (1707.04780): share 0.3, once an epoch.
     """
 
+    sharded = True
     split_signs: bool = option(
         False, None, "drop that share of the positive and of the negative weights; single weights only"
     )
