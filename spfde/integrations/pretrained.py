@@ -1,0 +1,86 @@
+"""Sparse transformers models on disk: `save_pretrained`'s format, with a config that says what is sparse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from spfde.convert import sparsify
+from spfde.nn import SparseLayer
+from spfde.topology import reserve
+
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+
+
+def save_pretrained(model: Any, directory: str | Path, **options: Any) -> None:
+    """Save a sparse model as it is; `config.spfde` says which layers are sparse, how, and by how much.
+
+    options: those of the model's own `save_pretrained`.
+    """
+    model.config.spfde = {
+        name: _described(layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)
+    }
+    model.save_pretrained(directory, **options)
+
+
+def from_pretrained(kind: Any, directory: str | Path) -> Any:
+    """Load a model that `save_pretrained` saved, sparse as it was, to the bit.
+
+    kind: the model's class, or an auto class such as `transformers.AutoModelForSequenceClassification`.
+
+    Raises:
+        ValueError: its config does not say what is sparse, or the files do not hold the model.
+    """
+    path = Path(directory)
+    config = AutoConfig.from_pretrained(path)
+    layers = getattr(config, "spfde", None)
+    if not layers:
+        raise ValueError(
+            f"expected config.spfde in {path}, got a model without it, try {kind.__name__}.from_pretrained for a dense"
+            " one, or spfde.integrations.hf.save_pretrained to save a sparse one"
+        )
+    model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    _convert(model, layers)
+    lost, odd = model.load_state_dict(_weights(path), strict=False)
+    model.tie_weights()
+    shared = _unsaved(model)
+    lost = [name for name in lost if name not in shared]
+    if lost or odd:
+        raise ValueError(f"expected the weights of {kind.__name__} in {path}, got a difference in {(lost or odd)[:3]}")
+    return model.eval()
+
+
+def _described(layer: SparseLayer) -> dict[str, Any]:
+    """What makes such a layer of a dense one; room: blocks that its values have slots for."""
+    sparsity = 1 - layer.nnz / layer.grid.size
+    return {"sparsity": sparsity, "pattern": str(layer.pattern), "room": layer.values.shape[0]}
+
+
+def _convert(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
+    for pattern in dict.fromkeys(each["pattern"] for each in layers.values()):
+        own = {name: each["sparsity"] for name, each in layers.items() if each["pattern"] == pattern}
+        sparsify(model, pattern=pattern, distribution=own)
+    for name, each in layers.items():
+        reserve(model.get_submodule(name), each["room"])
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    files = [WEIGHTS]
+    if (path / SHARDS).exists():
+        files = sorted({*json.loads((path / SHARDS).read_text(encoding="utf-8"))["weight_map"].values()})
+    return {name: tensor for file in files for name, tensor in load_file(path / file).items()}
+
+
+def _unsaved(model: Any) -> set[str]:
+    """Names of parameters that are the same as others, of which a file holds one."""
+    seen: dict[int, str] = {}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name for name, p in every if seen.setdefault(id(p), name) != name} | {
+        first for name, p in model.named_parameters(remove_duplicate=False) if (first := seen[id(p)]) != name
+    }

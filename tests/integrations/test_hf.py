@@ -1,0 +1,124 @@
+"""The callback in transformers' Trainer: three levers, resumed to the same bits; sparse models saved and loaded."""
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+import spfde
+from spfde.nn import SparseLayer
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+hf = pytest.importorskip("spfde.integrations.hf")
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+SAMPLES, EPOCHS = 40, 4
+
+
+class Sentences(Dataset):
+    """The label is whether the first word is of the first half of the vocabulary."""
+
+    def __init__(self) -> None:
+        self.words = torch.randint(1, 50, (SAMPLES, 8), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict:
+        return {"input_ids": self.words[index], "labels": int(self.words[index, 0] < 25)}
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=8, num_labels=2, **sizes)
+    return spfde.sparsify(transformers.BertForSequenceClassification(config), 0.7)
+
+
+def trainer(folder, sieve: type = spfde.sieving.Circular):
+    model = network()
+    args = transformers.TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=5,
+        num_train_epochs=EPOCHS,
+        save_strategy="steps",
+        save_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        logging_strategy="no",
+        learning_rate=1e-3,
+    )
+    blocks = spfde.freezing.blocks(model, {"input_ids": torch.ones(1, 8, dtype=torch.long)})
+    freezer = spfde.freezing.Static(model, blocks, epochs=EPOCHS, count=1, start=2)
+    callback = hf.SpfdeCallback(
+        lambda run: spfde.topology.RigL(run.model, run.optimizer, total_steps=run.total_steps, every=2),
+        freezer,
+        sieve(SAMPLES, fraction=0.25, interval=1),
+    )
+    made = transformers.Trainer(model, args, train_dataset=Sentences())
+    return callback.attach(made), callback
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    made, callback = trainer(folder)
+    made.train()
+    return folder, made, callback
+
+
+def test_the_levers_act(whole):
+    _, made, callback = whole
+    kinds = {decision.kind for _, decision in callback.engine.decisions}
+    assert {"topology", "freeze", "sieve"} <= kinds, callback.engine.decisions
+    assert len(made.train_dataset) == SAMPLES and made.state.global_step == EPOCHS * 6
+    sieve = callback.engine.levers.sampler
+    assert sieve.presentations.sum() == EPOCHS * 30
+
+
+@pytest.mark.parametrize("step", [4, 6, 15])  # within an epoch, at its end, and with a frozen block
+def test_a_resumed_training_ends_with_the_same_bits(whole, tmp_path, step):
+    folder, straight, first = whole
+    made, callback = trainer(tmp_path)
+    made.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    ours, theirs = made.model.state_dict(), straight.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    sieves = [each.engine.levers.sampler.state_dict() for each in (first, callback)]
+    assert all(
+        torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        for a, b in zip(*map(dict.values, sieves), strict=True)
+        if not isinstance(a, str)
+    )
+
+
+def test_what_a_trainer_cannot_do_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="epochs of one length.*got InfoBatch, try Circular"):
+        trainer(tmp_path, lambda n, fraction, interval: spfde.sieving.InfoBatch(n, fraction=fraction, epochs=EPOCHS))
+    with pytest.raises(TypeError, match="expected levers .* got int"):
+        hf.SpfdeCallback(3)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x4", "2:4"])
+def test_a_sparse_model_is_saved_and_loaded(tmp_path, pattern):
+    config = transformers.GPT2Config(vocab_size=40, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    spfde.sparsify(model, None if pattern == "2:4" else 0.75, pattern=pattern)
+    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
+    if pattern == "unstructured":
+        spfde.topology.reserve(layers[0], layers[0].nnz + 7)
+    hf.save_pretrained(model, tmp_path)
+    for kind in (transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel):
+        loaded = hf.from_pretrained(kind, tmp_path)
+        ours, theirs = model.state_dict(), loaded.state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        words = torch.arange(8)[None]
+        assert torch.equal(model(words).logits, loaded(words).logits)
+        assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+def test_a_dense_model_is_named(tmp_path):
+    config = transformers.GPT2Config(vocab_size=40, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected config.spfde .*try AutoModelForCausalLM.from_pretrained"):
+        hf.from_pretrained(transformers.AutoModelForCausalLM, tmp_path)
