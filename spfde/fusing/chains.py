@@ -13,17 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from spfde.fusing.activations import activation, is_identity
 from spfde.fusing.epilogue import hooked
 from spfde.kernels.recompute import without_saving
 from spfde.nn.norm import FusedNormAct2d
 
 FUSABLE = (nn.BatchNorm2d, FusedNormAct2d)  # these very types: a subclass may do something else
 
-_ACT_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
-ACT_FUNCTIONS = {
-    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", "relu": "relu",
-    "relu_": "relu",
-}  # fmt: skip
 _ADDITIONS = {operator.add: "add", operator.iadd: "add_", torch.add: "add", "add": "add", "add_": "add_"}
 
 
@@ -75,19 +71,22 @@ def _fuse_at(node: fx.Node, graph: fx.Graph, module: nn.Module, recompute: bool)
         reason = _moving_problem(node)
         if not reason:
             last, residual, add = addition.node, addition.other, addition.function
-    follower = only_user(last)
-    act = activation(follower, last, module) if follower is not None else ""
+    before = last  # what the activation is given: an Identity may stand between
+    idle = []
+    while is_identity(follower := only_user(before), module):
+        idle.append(before := follower)
+    act = activation(follower, before, module) if follower is not None else ""
     if act:
         end = follower
     else:
-        act, end = "none", last
-        reason = reason or _why_no_activation(last, follower, module)
+        act, end, idle = "none", last, []
+        reason = reason or _why_no_activation(before, follower, module)
     if end is node:
         return Call(norm, "norm", reason)
     with graph.inserting_before(last):
         fused = graph.call_module(str(node.target), (node.args[0], residual, act, recompute, add))
     end.replace_all_uses_with(fused)
-    for dead in dict.fromkeys((end, last, node)):
+    for dead in dict.fromkeys((end, *reversed(idle), last, node)):
         graph.erase_node(dead)
     parts = ["norm", *(["add"] if residual is not None else []), *([act] if act != "none" else [])]
     return Call(norm, "+".join(parts), reason if act == "none" else "")
@@ -172,16 +171,6 @@ def _moving_problem(norm: fx.Node) -> str:
     source = norm.args[0]
     alone = isinstance(source, fx.Node) and len(source.users) == 1 and source.op != "placeholder"
     return "" if alone else "its input is also used elsewhere, so the addition stays on its own"
-
-
-def activation(node: fx.Node, value: fx.Node, module: nn.Module) -> str:
-    """The name of the activation that `node` applies to `value`, empty if it is none that can be fused."""
-    if not node.args or node.args[0] is not value or len(node.args) != 1 or node.kwargs.keys() - {"inplace"}:
-        return ""
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        return "" if hooked(called) else _ACT_MODULES.get(type(called), "")
-    return ACT_FUNCTIONS.get(node.target, "") if node.op in ("call_function", "call_method") else ""
 
 
 def _why_no_activation(last: fx.Node, follower: fx.Node | None, module: nn.Module) -> str:

@@ -15,6 +15,7 @@ from spfde.kernels import norm_act_frozen
 from spfde.kernels.dtypes import compute_and_result_dtype, through_dispatcher
 from spfde.kernels.epilogue import Epilogue, untracked
 from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.norm_act import ACTIVATIONS
 from spfde.kernels.recompute import without_saving
 from spfde.kernels.registry import get, names
 from spfde.kernels.triton import why_not
@@ -113,7 +114,7 @@ def _epilogue(
 def _norm_epilogue(
     layer: SparseLayer, x: Tensor, norm: FusedNormAct2d, residual: Tensor | None, act: str
 ) -> Callable[[], Epilogue] | None:
-    fits = type(layer) is SparseConv2d and norm.num_features == layer.shape[0]
+    fits = type(layer) is SparseConv2d and norm.num_features == layer.shape[0] and act in ACTIVATIONS
     if norm.training or norm.running_mean is None or not fits:
         return None
     vectors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)

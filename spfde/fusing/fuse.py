@@ -10,6 +10,7 @@ from torch import nn
 
 from spfde.fusing.chains import obstacle
 from spfde.fusing.forward import FusedForward, Key, Rewritten, is_fused, rewritten_forwards
+from spfde.fusing.norm_with_act import NormWithAct, act_inside, is_joined
 from spfde.fusing.residual import Added
 from spfde.fusing.stand_in import Untraceable
 from spfde.kernels.triton.model import hindrance
@@ -75,7 +76,10 @@ class Report:
 
 
 def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
-    """Makes one call of every norm (+ residual addition) (+ ReLU or ReLU6) in place, and returns the model.
+    """Makes one call of every norm (+ residual addition) (+ activation) in place, and returns the model.
+
+    ReLU and ReLU6 run in the norm's kernel; SiLU, Hardswish, GELU (exact), Mish, ELU, LeakyReLU, sigmoids and tanh are
+    torch's op on what it returns. An nn.Identity may stand between; timm's BatchNormAct2d has its activation inside.
 
     Parameters, buffers, state_dict keys, module names and classes stay: an nn.BatchNorm2d becomes a
     `spfde.nn.FusedNormAct2d`, which is one, and a module whose forward calls a whole chain gets a rewritten forward.
@@ -108,6 +112,8 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
         if type(module) is nn.BatchNorm2d and not obstacle(module):
             module.__class__ = FusedNormAct2d
             vars(module)[_OURS] = True
+        elif act_inside(module) and "forward" not in vars(module):
+            vars(module)["forward"] = NormWithAct(module)
     return model
 
 
@@ -118,7 +124,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         TypeError: model is not an nn.Module.
     """
     for module in _checked(model).modules():
-        if is_fused(module):
+        if is_fused(module) or is_joined(module):
             del vars(module)["forward"]
         if vars(module).pop(_OURS, False) and type(module) is FusedNormAct2d:
             module.__class__ = nn.BatchNorm2d
@@ -140,6 +146,10 @@ def report(model: nn.Module) -> Report:
             continue
         calls = [call for forward in used for call in forward.norms if call.norm is norm]
         around = [f"in {names[m]} ({type(m).__name__}), {why}" for m, why in problems.items() if norm in m.modules()]
+        if act := act_inside(norm):
+            chain = "norm" if act == "none" else f"norm+{act}"
+            rows.append(NormFusing(names[norm], chain, "" if "+" in chain else "it has no activation", is_joined(norm)))
+            continue
         alone = obstacle(norm)
         chains = [call.chain for call in calls] or ["" if alone else "norm"]
         reasons = [call.reason for call in calls] or [alone, *around[-1:], "no forward calls it"]

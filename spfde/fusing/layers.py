@@ -9,7 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from spfde.fusing.chains import ACT_FUNCTIONS, addition_to, follows, is_norm, obstacle, only_user
+from spfde.fusing.activations import IN_KERNELS
+from spfde.fusing.chains import addition_to, follows, is_norm, obstacle, only_user
 from spfde.fusing.epilogue import act_of, call_with_epilogue, hooked
 from spfde.kernels.recompute import without_saving
 from spfde.nn import SparseConv2d, SparseLinear
@@ -120,7 +121,7 @@ def _function(node: fx.Node) -> str:
         return ""
     if node.target is F.gelu:
         return "" if node.kwargs else "gelu"
-    act = ACT_FUNCTIONS.get(node.target, "")
+    act = IN_KERNELS.get(node.target, "")
     changes = node.kwargs.get("inplace", str(getattr(node.target, "__name__", node.target)).endswith("_"))
     if not act or node.kwargs.keys() - {"inplace"} or not isinstance(changes, bool):
         return ""

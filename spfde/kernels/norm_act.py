@@ -8,6 +8,7 @@ is wanted; everything else is torch's own batch_norm, addition and activation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,30 @@ from spfde.kernels.memory_format import address, memory_format_of
 # In the order of Activation in csrc/include/spfde/norm_act.h.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+# Those that the native kernel has not: torch's own op on what it returns.
+COMPOSED: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu, "mish": F.mish, "elu": F.elu, "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid, "tanh": torch.tanh,
+}  # fmt: skip
+_SLOPE = "leaky_relu:"  # and the slope of what is negative
+
+
+def activation_of(act: str) -> Callable[[Tensor], Tensor]:
+    """The activation of a name: of ACTIVATIONS or COMPOSED, or "leaky_relu:" with a slope.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = ACTIVATIONS.get(act) or COMPOSED.get(act)
+    if found is not None:
+        return found
+    slope = act.removeprefix(_SLOPE)
+    try:
+        if slope != act:
+            return partial(F.leaky_relu, negative_slope=float(slope))
+    except ValueError:
+        pass
+    raise unknown("act", act, [*ACTIVATIONS, *COMPOSED, f"{_SLOPE}0.1"])
 
 
 def norm_act_ref(
@@ -42,7 +67,7 @@ def norm_act_ref(
 ) -> Tensor:
     """y = act(batch_norm(x) + residual) in plain torch, differentiable to any order; arguments as in `norm_act`."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return ACTIVATIONS[act](y if residual is None else y + residual)
+    return activation_of(act)(y if residual is None else y + residual)
 
 
 def norm_act(
@@ -61,7 +86,8 @@ def norm_act(
 ) -> Tensor:
     """y = act(batch_norm(x) + residual), with the arguments of torch.nn.functional.batch_norm.
 
-    x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6".
+    x, residual: [batch, channels, ...], the same shape. The rest: [channels] or None. act: "none", "relu" or "relu6",
+    or one of `COMPOSED` or "leaky_relu:0.1", which torch computes of the kernel's result.
     With `training`, statistics are the batch's, and running_mean and running_var, where given, move towards them (the
     variance unbiased); otherwise they are the statistics. recompute: y will be read by layers that do not save it;
     where the residual is kept in any case, backward makes y again from it. Returns y in the memory format of x.
@@ -71,6 +97,12 @@ def norm_act(
             to give a variance. The running statistics have not moved then.
     """
     _check(x, running_mean, running_var, weight, bias, residual, act, training, eps)
+    if act not in ACTIVATIONS:
+        y = norm_act(
+            x, running_mean, running_var, weight, bias,
+            residual=residual, training=training, momentum=momentum, eps=eps,
+        )  # fmt: skip
+        return activation_of(act)(y)
     if not _runs_native(x, residual, running_mean, running_var, weight, bias):
         if not training and frozen.runs(x, residual, running_mean, running_var, weight, bias):
             return frozen.compute(x, residual, running_mean, running_var, weight, bias, eps, act)
@@ -103,8 +135,7 @@ def _check(
     training: bool,
     eps: float,
 ) -> None:
-    if act not in ACTIVATIONS:
-        raise unknown("act", act, ACTIVATIONS)
+    activation_of(act)
     if x.dim() < 2:
         raise ValueError(f"expected x of shape [batch, channels, ...], got {list(x.shape)}")
     channels = x.shape[1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spfde._names import unknown
 from spfde.kernels.memory_format import memory_format_of
-from spfde.kernels.norm_act import ACTIVATIONS, norm_act
+from spfde.kernels.norm_act import activation_of, norm_act
 
 # What is done with a y and a residual, by name: the order matters to the memory format, in place to the precision.
 ADDITIONS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -28,7 +28,7 @@ class FusedNormAct2d(nn.BatchNorm2d):
     def forward(
         self, x: Tensor, residual: Any = None, act: str = "none", recompute: bool = False, add: str = "add"
     ) -> Tensor:
-        """y [N, C, H, W] in the memory format of x; act: "none", "relu" or "relu6".
+        """y [N, C, H, W] in the memory format of x; act: "none", "relu", "relu6", or another of `norm_act`.
 
         residual: a tensor like x; anything else that can be added to y is, afterwards. recompute: as in `norm_act`.
         add: "add", "radd" where the residual comes first, so that the sum has its memory format, or "add_" to y itself,
@@ -39,7 +39,7 @@ class FusedNormAct2d(nn.BatchNorm2d):
                 variance; the running statistics have not moved then.
         """
         if residual is not None and not _in_same_passes(x, residual, add):
-            return ACTIVATIONS[act](ADDITIONS[add](self(x), residual))
+            return activation_of(act)(ADDITIONS[add](self(x), residual))
         self._check_input_dim(x)
         track = self.training and self.track_running_stats
         batch = self.training or self.running_mean is None

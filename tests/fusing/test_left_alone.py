@@ -56,9 +56,9 @@ class Counts(Block):
         return self.relu(self.norm(self.conv(x)))
 
 
-class Silu(Block):
+class Softplus(Block):
     def forward(self, x):
-        return F.silu(self.norm(self.conv(x)))
+        return F.softplus(self.norm(self.conv(x)))
 
 
 class TwoUses(Block):
@@ -112,7 +112,7 @@ LEFT = [
     (lambda: Random(), "norm", "its forward draws random numbers"),
     (lambda: Noise(), "norm", "its forward makes a tensor of its own"),
     (lambda: Counts(), "norm", "its forward sets attributes"),
-    (lambda: Silu(), "norm", "followed by silu"),
+    (lambda: Softplus(), "norm", "followed by softplus"),
     (lambda: TwoUses(), "norm", "its output is used in 2 places"),
     (lambda: InPlaceElsewhere(), "norm", "followed by iadd"),
     (lambda: NotCalled(), "norm", "no forward calls it"),
@@ -164,7 +164,7 @@ def test_a_norm_whose_input_has_other_readers_is_not_moved():
 def test_a_norm_called_twice_is_fused_where_it_can_be():
     class Twice(Block):
         def forward(self, x):
-            return F.silu(self.norm(self.relu(self.norm(self.conv(x)))))
+            return F.softplus(self.norm(self.relu(self.norm(self.conv(x)))))
 
     torch.manual_seed(0)
     model = Twice()

@@ -16,6 +16,7 @@ from spfde.fusing.epilogue import hooked
 from spfde.fusing.forward import is_fused
 from spfde.fusing.stand_in import Untraceable, join
 from spfde.fusing.trace import Traced, trace
+from spfde.kernels.norm_act import ACTIVATIONS
 from spfde.models.resnet import PadShortcut
 
 Check = tuple[str, Callable[[nn.Module], bool]]
@@ -161,6 +162,7 @@ class Rewriting:
 
     def _activation(self, node: fx.Node, link: _Link) -> str:
         found = chains.activation(node, link.end, self.module)
+        found = found if found in ACTIVATIONS else ""  # those at the end of a product
         if found or isinstance(link.layer, CONVOLUTIONS):
             return found
         return "gelu" if layers.activation(node, link.end, self.module) == "gelu" else ""
