@@ -32,7 +32,7 @@ from spfde.sparse.pattern import Pattern
 from spfde.train.build import freezer
 from spfde.train.recipe import Recipe
 from spfde.tuning import device_profile
-from spfde.tuning.device_profile import TORCH, TORCH_LAST, DeviceProfile
+from spfde.tuning.device_profile import TORCH, TORCH_LAST, Device, DeviceProfile
 from spfde.tuning.this_device import this_device
 
 GRID = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # where a break-even is looked for
@@ -77,17 +77,20 @@ def plan(
 
 def _profile(device: DeviceProfile | str | Path | None) -> tuple[DeviceProfile, bool]:
     """The profile, and whether this is the device."""
-    if isinstance(device, DeviceProfile):
-        return device, device.device.label == this_device("cpu").label
-    if device is not None:
-        found = device_profile.named(device)
-        return found, found.device.label == this_device("cpu").label
     here = this_device("cpu")
+    if device is not None:
+        found = device if isinstance(device, DeviceProfile) else device_profile.named(device)
+        return found, _same(found.device, here)
     for name in device_profile.shipped():
         found = device_profile.named(name)
-        if found.device.label == here.label:
+        if _same(found.device, here):
             return found, True
     return roofline(here, "spfde plan"), True
+
+
+def _same(one: Device, other: Device) -> bool:
+    """Whether two are one device; a virtual machine's CPU may be any of its maker's, so the instruction set counts."""
+    return one.label == other.label and one.facts.get("isa") == other.facts.get("isa")
 
 
 class _Planner:

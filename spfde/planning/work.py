@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def step_work(model: nn.Module, example_input: Any) -> StepWork:
     few = min(SAMPLES, batch)
     model = deepcopy(model).train()
     inputs = map_tensors(lambda x: x[:few].clone() if x.dim() and x.shape[0] == batch else x, example_input)
+    with random_state_restored(model), torch.enable_grad():
+        mean_square(run(model, inputs)).backward()  # what is made once, such as kernels' plans, is no step's
     layers: list[LayerUse] = []
 
     def see(name: str) -> Callable[..., None]:
@@ -96,7 +99,7 @@ def _scaled(log: OpLog, factor: float) -> tuple[Op, ...]:
 def _use(name: str, module: nn.Module, x: Tensor, y: Tensor, factor: float, first: bool) -> LayerUse:
     sparse = module if isinstance(module, SparseLayer) else None
     shape = tuple(sparse.shape if sparse is not None else module.weight.shape)
-    density = 1.0 if sparse is None else max(sparse.stored, 1) / max(1, sparse.mask().numel())
+    density = 1.0 if sparse is None else max(sparse.stored, 1) / prod(shape)
     if len(shape) == 2:
         rows = x.numel() // max(1, x.shape[-1])
         use = Shape(shape, max(1, round(rows * factor)))
