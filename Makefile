@@ -23,7 +23,7 @@ export SPFDE_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/nvhost-gpu /dev/nvgpu),
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full test-triton test-models test-integrations test-native test-aarch64 cross-tools bench docs lint format
+.PHONY: setup demo test test-full test-triton test-models test-integrations test-cuda test-native test-aarch64 cross-tools bench docs lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -67,6 +67,10 @@ test-integrations: setup build/integrations/.installed
 
 docs: setup build/docs/.installed
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
+
+# A smoke of it, the products on the emulator, is part of make test, all of it of test-full.
+test-cuda: setup
+	$(BIN)/python -m pytest -m '' tests/kernels/cuda $(PARALLEL) $(ONLY)
 
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 

@@ -43,6 +43,7 @@ def report() -> dict[str, Any]:
             "torch": torch.version.cuda,
             "available": torch.cuda.is_available(),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "architectures": [_architecture(i) for i in range(torch.cuda.device_count())],
         },
         "threads": {"torch": torch.get_num_threads(), "cpus": len(os.sched_getaffinity(0))},
         "openmp": openmp,
@@ -83,6 +84,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("  compiled", ", ".join(native["compiled"])),
             ("  runnable here", ", ".join(native["runnable"])),
             ("CUDA kernels", ", ".join(native["cuda_archs"]) or "not built (no nvcc): GPU kernels are Triton's"),
+            *(("  on this GPU", verdict) for verdict in cuda_verdicts(native["cuda_archs"], cuda["architectures"])),
         ]
     table += [
         ("CUDA", ", ".join(cuda["devices"]) or ("no device" if cuda["torch"] else "torch without CUDA")),
@@ -92,6 +94,26 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("OpenMP mapped", ", ".join(openmp["mapped"]) or "none"),
     ]
     return table + [("warning", text) for text in facts["warnings"]]
+
+
+def cuda_verdicts(built: Sequence[str], architectures: Sequence[str]) -> list[str]:
+    """Whether the CUDA kernels that were built run on GPUs of these architectures ("sm_87"), each in words."""
+    from spfde.kernels.cuda import built_for
+
+    if not built:
+        return []
+    found = []
+    for name in dict.fromkeys(architectures):
+        number = name.removeprefix("sm_")
+        runs = built_for(built, (int(number[:-1]), int(number[-1])))
+        found.append(f"{name}: {'they run' if runs else f'not built for it, try CUDAARCHS={number} and build again'}")
+    return found
+
+
+def _architecture(device: int) -> str:
+    import torch
+
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -125,3 +125,24 @@ def test_a_core_of_another_version_is_reported(monkeypatch):
     older = SimpleNamespace(__file__="_C.so", isa=lambda: "avx2")
     monkeypatch.setattr("spfde._native.native", lambda: older)
     assert "older build" in env.report()["native"]["error"]
+
+
+MISSING, AGAIN = "not built for it, try CUDAARCHS=", " and build again"
+
+
+@pytest.mark.parametrize(
+    ("built", "verdicts"),
+    [
+        (
+            ["80-real", "121-virtual"],
+            ["sm_87: they run", "sm_110: not built for it, try CUDAARCHS=110 and build again"],
+        ),
+        (["90-virtual"], ["sm_87: not built for it, try CUDAARCHS=87 and build again", "sm_110: they run"]),
+        ([], []),
+    ],
+)
+def test_gpus_are_told_whether_the_kernels_were_built_for_them(facts, built, verdicts):
+    assert env.cuda_verdicts(built, ["sm_87", "sm_110", "sm_87"]) == verdicts
+    native = facts["native"] | {"cuda_archs": built}
+    table = env.rows(facts | {"native": native, "cuda": facts["cuda"] | {"architectures": ["sm_87", "sm_110"]}})
+    assert [value for what, value in table if what == "  on this GPU"] == verdicts
