@@ -99,13 +99,13 @@ def tokens(length: int = 128, vocabulary: int = 1000, **more: Callable[[], Any])
     }
 
 
-def timm(name: str, size: int = 224, **options: Any) -> tuple[str, Model]:
+def timm(name: str, size: int = 224, exclude: tuple[str, ...] = (), **options: Any) -> tuple[str, Model]:
     def make() -> nn.Module:
         import timm
 
         return timm.create_model(name, pretrained=False, **options)
 
-    return f"timm: {name}", Model(make, images(size))
+    return f"timm: {name}", Model(make, images(size), exclude)
 
 
 def torchvision(name: str, size: int = 224, **options: Any) -> tuple[str, Model]:
@@ -243,7 +243,8 @@ MODELS: dict[str, Model] = dict(
         timm("swin_tiny_patch4_window7_224"), timm("swinv2_tiny_window8_256", 256), timm("beit_base_patch16_224"),
         timm("eva02_tiny_patch14_224"), timm("vit_small_patch16_224"), timm("deit_tiny_patch16_224"),
         timm("resnetv2_50x1_bit"), timm("nf_resnet50"), timm("efficientnet_b0"), timm("regnety_016"),
-        timm("mixer_s32_224"), timm("convnext_tiny"), timm("maxvit_tiny_tf_224"), timm("levit_128s"),
+        timm("mixer_s32_224"), timm("convnext_tiny"), timm("levit_128s"),
+        timm("maxvit_tiny_tf_224", 224, ("stages.*.blocks.0.conv.conv2_kxk", "stem.*")),
         timm("mobilenetv3_large_100"),
     ]
 )  # fmt: skip

@@ -20,6 +20,7 @@ __all__ = [
     "analysis",
     "data",
     "densify",
+    "export",
     "freezing",
     "fuse",
     "fusing",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 # Loaded when asked for: what runs a training, not what a layer needs.
-_LAZY = ("data", "integrations", "models", "report", "train", "env", "flops")
+_LAZY = ("data", "export", "integrations", "models", "report", "train", "env", "flops")
 
 
 def __getattr__(name: str) -> Any:

@@ -109,7 +109,7 @@ class SparseConv2d(SparseLayer):
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
             self.groups, bias=False, padding_mode=self.padding_mode, device="meta",
         )  # fmt: skip
-        conv.weight = nn.Parameter(self.dense_weight(), self.values.requires_grad)
+        conv.weight = nn.Parameter(self.dense_weight().clone(), self.values.requires_grad)  # all of its storage
         conv.bias = self.bias
         return conv.train(self.training)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,7 @@ def shell_of(layer: nn.Module) -> nn.Module:
 def filled(shell: nn.Module, weight: Tensor, trained: bool, bias: nn.Parameter | None, training: bool) -> nn.Module:
     """The layer that `shell_of` emptied, with a weight and a bias."""
     layer = copy.deepcopy(shell)
-    layer.weight = nn.Parameter(weight.contiguous(), trained)
+    weight = weight.clone(memory_format=torch.contiguous_format)  # all of its storage: safetensors asks for that
+    layer.weight = nn.Parameter(weight, trained)
     layer.bias = bias
     return layer.train(training)
