@@ -7,6 +7,9 @@ read: batches of 64 random samples of a ResNet-32 (width 2, 90% sparse) whose fi
 turn with the front's forward, as ever and through `Prefix`; "again" is into a buffer that is used again. The files are
 in the system's memory, as after an epoch; "cold" is one pass over files that are not, checksums included.
 
+growth: one more block of that ResNet-32 freezes, the 5th or the 10th: the front's share of a pass that fills the cache,
+from the start or from where the front ended, beside reading what is held; random batches, each once a round.
+
 accuracy: a ResNet-20 (75% sparse) on the digits; two thirds of it freeze, and the rest trains on what a cache of each
 type gives, in the same order from the same weights. Errors are relative, in the 2-norm over the test images; "store" is
 int8 with one range for a channel of all samples instead of one for each sample.
@@ -19,6 +22,7 @@ import copy
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +71,7 @@ class Back(nn.Module):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("read", "accuracy"))
+    parser.add_argument("--only", choices=("read", "growth", "accuracy"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--samples", type=int, default=2048, help="that are held, in read")
@@ -78,9 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     record: dict[str, Any] = {"machine": timing.machine(), **{k: v for k, v in vars(given).items() if k != "json"}}
-    if given.only != "accuracy":
+    if given.only in (None, "growth"):
+        record["growth"] = [growth(before, min(given.samples, 4 * BATCH), given.rounds) for before in (4, 9)]
+    if given.only in (None, "read"):
         record["read"] = [row for stages in (1, 2) for row in read(stages, given.samples, given.rounds)]
-    if given.only != "read":
+    if given.only in (None, "accuracy"):
         record["accuracy"] = accuracy(given.images, *given.epochs, given.seeds)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +154,42 @@ def read(stages: int, samples: int, rounds: int) -> list[dict[str, Any]]:
         figures = f"{row['ms']:9.3f} {row['least_ms']:9.3f} {rate:>6} {row['of_prefix']:10.3f} {first:>6}"
         print(f"  {row['what']:32} {figures}", flush=True)
     return rows
+
+
+def growth(before: int, samples: int, rounds: int) -> dict[str, Any]:
+    """Processor's milliseconds a batch of the front of `before` + 1 blocks: computed, carried over and read."""
+    net = sparsify(create("resnet32", width=WIDTH), sparsity=0.9).eval()
+    images = torch.randn(samples, 3, 32, 32)
+    parts = blocks(net, images[:1])
+    front = nn.Sequential(nn.Sequential(net.conv1, net.bn1, net.relu), *(p.modules[-1][1] for p in parts[: before + 1]))
+    parts = blocks(front, images[:1])
+    taken: dict[str, list[float]] = {"computed": [], "carried": [], "read": []}
+    for _ in range(rounds):
+        for part in parts:
+            part.unfreeze()
+        for part in parts[:before]:
+            part.freeze()
+        prefix = Prefix(front, parts, ActivationCache(budget=2**40), samples)
+        _passes(prefix, images)
+        parts[before].freeze()
+        taken["carried"] += _passes(prefix, images)
+        taken["read"] += _passes(prefix, images)
+        prefix.cache.drop()
+        taken["computed"] += _passes(prefix, images)
+    found = {name: {"ms": timing.summarise(times).median, "least_ms": min(times)} for name, times in taken.items()}
+    print(f"{before} blocks and one more: " + ", ".join(f"{name} {each['ms']:.1f} ms" for name, each in found.items()))
+    return {"blocks": before + 1, **found}
+
+
+def _passes(prefix: Prefix, images: Tensor) -> list[float]:
+    """Milliseconds of each batch of an epoch but the first, before which the store is opened."""
+    times = []
+    for indices in torch.randperm(len(images)).split(BATCH):
+        batch, start = images[indices], time.process_time()
+        with prefix(indices), torch.no_grad():
+            prefix.model(batch)
+        times.append(1e3 * (time.process_time() - start))
+    return times[1:]
 
 
 def _reader(cache: ActivationCache, order: Tensor, out: Tensor | None) -> Callable[[], object]:

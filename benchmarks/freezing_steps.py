@@ -1,7 +1,7 @@
 """A training step with a part of the blocks frozen: as the modules run it, folded, and from the cache.
 
     python benchmarks/freezing_steps.py [--model resnet32] [--width 2] [--sparsity 0.9] [--rounds 15] [--threads 1]
-                                  [--json FILE]
+                                  [--kinds unfused fused] [--no-memory] [--json FILE]
 
 Ways of the frozen front: plain (the modules, without a graph), prefix (`spfde.freezing.Prefix`) and cache (the same
 with all samples held in memory). "live" is what no front can save: the step of the rest, on the boundary's activations.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from spfde.tuning.samples import Timing, summarise
 
 SHARES = (0.0, 1 / 3, 2 / 3)
 WAYS = ("plain", "prefix", "cache", "live")
+KINDS = ("unfused", "fused")
 WARMUP = 3
 
 
@@ -103,9 +104,11 @@ def _rest(model: nn.Module, x: torch.Tensor, boundary: str | None) -> tuple[nn.M
     return nn.Sequential(*left, model.pool, nn.Flatten(), model.fc), kept[0]
 
 
-def measure(network: Network, sparsity: float, rounds: int, wall: bool) -> list[Row]:
-    """The rows of a network, all timed in turn."""
-    cases = [Case(fused, share, way) for fused in (False, True) for share in SHARES for way in WAYS]
+def measure(
+    network: Network, sparsity: float, rounds: int, wall: bool, kinds: Sequence[str] = KINDS, weighed: bool = True
+) -> list[Row]:
+    """The rows of a network, all timed in turn. kinds: of `KINDS`. weighed: with their bytes."""
+    cases = [Case(kind == "fused", share, way) for kind in kinds for share in SHARES for way in WAYS]
     cases = [case for case in cases if case.share or case.way == "plain"]
     steps = {case: case.step(network, sparsity) for case in cases}
     clock = time.perf_counter if wall else time.process_time
@@ -122,7 +125,7 @@ def measure(network: Network, sparsity: float, rounds: int, wall: bool) -> list[
         plain = timings[Case(case.fused, case.share, "plain")].median
         whole = timings[Case(case.fused, 0.0, "plain")].median
         mine, name = timings[case], {0.0: "0", 1 / 3: "1/3", 2 / 3: "2/3"}[case.share]
-        bytes_ = None if case.way == "live" else peak()
+        bytes_ = peak() if weighed and case.way != "live" else None
         rows.append(Row(case.fused, name, case.way, mine, bytes_, plain / mine.median, whole / mine.median))
     return rows
 
@@ -147,12 +150,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--no-memory", action="store_true", help="seconds alone")
     parser.add_argument("--wall", action="store_true", help="seconds of the clock, not of the processor")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     about, network = timing.machine(), Network(given.model, {"width": given.width}, given.batch, given.size)
-    rows = measure(network, given.sparsity, given.rounds, given.wall)
+    rows = measure(network, given.sparsity, given.rounds, given.wall, given.kinds, not given.no_memory)
     print(HEADER)
     for row in rows:
         print(line(row))

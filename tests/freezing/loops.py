@@ -1,8 +1,10 @@
-"""A loop of one's own with everything in it: AdamW, GradScaler, accumulation, clipping, EM&S, a scheme of freezing."""
+"""A loop of one's own with everything in it: AdamW, GradScaler, accumulation, clipping, EM&S, a way of freezing."""
 
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,12 +14,25 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spfde import sparsify
-from spfde.freezing import Progressive, blocks, step_seconds
+from spfde.freezing import METHODS, FreezeBlock, Progressive, blocks, step_seconds
+from spfde.freezing.schemes import SCHEMES
 from spfde.integrations import Rebucketed
 from spfde.topology import MEST
 
 EPOCHS, STEPS = 8, 2
-RANKS = ("single-shot-resume", "periodic", "delayed-periodic")  # of two processes
+LOOKING = {"every": 1, "bootstrap": 0, "samples": 4}
+WAYS = {
+    **{scheme: {"flops_reduction": 0.15, "scheme": scheme} for scheme in SCHEMES},
+    "static": {"start": 2},
+    "linear": {"start": 0},
+    "freezeout": {"first": 0.5},
+    "egeria": {**LOOKING, "window": 2, "tolerance": 5.0},
+    "autofreeze": {"window": 1, "percentile": 0.9},
+    "simfreeze": {**LOOKING, "window": 1, "threshold": 0.9},
+    "smartfrz": {"threshold": 0.001},
+}
+PER_EPOCH = {"egeria": 4, "simfreeze": 4, "smartfrz": 31}  # steps, where windows need more
+RANKS = ("single-shot-resume", "periodic", "delayed-periodic", "egeria", "autofreeze", "simfreeze")  # of two processes
 
 
 def network() -> nn.Module:
@@ -33,16 +48,24 @@ def state(block, optimizer, alone: bool) -> list[torch.Tensor]:
     return [t.clone() for t in tensors]
 
 
-def train(scheme: str, model: nn.Module, wrap: Callable = lambda model: model, rank: int = 0) -> list[tuple[str, ...]]:
+def freezer_of(way: str, model: nn.Module, parts: Sequence[FreezeBlock]) -> Any:
+    """The freezer of `WAYS` for one of its names."""
+    method = METHODS["progressive" if way in SCHEMES else way]
+    common = {"interval": 1, "epochs": EPOCHS}
+    taken = {name: common[name] for name in inspect.signature(method).parameters if name in common}
+    return method(model, parts, **taken, **WAYS[way])
+
+
+def train(way: str, model: nn.Module, wrap: Callable = lambda model: model, rank: int = 0) -> list[tuple[str, ...]]:
     """Trains `model` through what `wrap` makes of it; what was frozen in each epoch.
 
     Asserts that what is frozen does not change by a bit, has its target count, and gives no gradient.
     """
-    parts = blocks(model, torch.randn(1, *IMAGES[1:]))
-    freezer = Progressive(model, parts, epochs=EPOCHS, interval=1, flops_reduction=0.15, scheme=scheme)
+    parts, steps = blocks(model, torch.randn(1, *IMAGES[1:])), PER_EPOCH.get(way, STEPS)
+    freezer = freezer_of(way, model, parts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    topology = MEST(model, optimizer, total_steps=EPOCHS * STEPS, every=STEPS, drop_fraction=0.3, soft=True)
+    topology = MEST(model, optimizer, total_steps=EPOCHS * steps, every=steps, drop_fraction=0.3, soft=True)
     network = wrap(model)  # once EM&S has made room
     generator = torch.Generator().manual_seed(rank)
     history = []
@@ -55,13 +78,14 @@ def train(scheme: str, model: nn.Module, wrap: Callable = lambda model: model, r
         frozen = [block for block in parts if block.name in freezer.frozen]
         before = [state(block, optimizer, network is model) for block in frozen]
         network.train()
-        for _ in range(STEPS):
+        for _ in range(steps):
             optimizer.zero_grad()
             for part in range(2):
                 images, labels = torch.randn(IMAGES, generator=generator), torch.arange(IMAGES[0])
                 with getattr(network, "no_sync", nullcontext)() if part == 0 else nullcontext():
                     scaler.scale(cross_entropy(network(images), labels) / 2).backward()
             scaler.unscale_(optimizer)
+            freezer.observe(images, lr=1e-2)
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             assert all((p.grad is None) != p.requires_grad for p in model.parameters())
             scaler.step(optimizer)
@@ -114,10 +138,10 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
     found = {"plain": train_plain(model := plain(), Rebucketed(model), rank)}
-    for scheme in RANKS:
+    for way in RANKS:
         model = network()
-        train(scheme, model, Rebucketed, rank)
-        found[scheme] = {name: p.detach() for name, p in model.named_parameters()}
+        train(way, model, Rebucketed, rank)
+        found[way] = {name: p.detach() for name, p in model.named_parameters()}
     found["seconds"] = {"mean": torch.tensor(measured(rank))}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -1,17 +1,24 @@
-"""Every scheme in a loop of one's own, in one process and in two under DistributedDataParallel."""
+"""Every way of freezing in a loop of one's own, in one process and in two under DistributedDataParallel."""
 
 import pytest
 import torch
-from freezing.loops import EPOCHS, RANKS, network, on_two_ranks, plain, train, train_plain
+from freezing.loops import EPOCHS, RANKS, WAYS, network, on_two_ranks, plain, train, train_plain
 
+from spfde.freezing import METHODS
 from spfde.freezing.schemes import SCHEMES
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_is_frozen_does_not_change_by_a_bit_under_adamw_scaler_accumulation_and_clipping(scheme):
-    history = train(scheme, network())
+@pytest.mark.parametrize(
+    "way", [way if way != "smartfrz" else pytest.param(way, marks=pytest.mark.full) for way in WAYS]
+)
+def test_what_is_frozen_does_not_change_by_a_bit_under_adamw_scaler_accumulation_and_clipping(way):
+    history = train(way, network())
     assert len(history) == EPOCHS and any(history)
-    assert (history[-1] == ()) == (scheme != "single-shot")
+    assert (history[-1] == ()) == (way in SCHEMES and way != "single-shot")
+
+
+def test_the_ways_are_all_that_there_are():
+    assert {*WAYS} == {*METHODS, *SCHEMES} - {"progressive"}
 
 
 @pytest.mark.full

@@ -11,6 +11,7 @@ from torch import nn
 
 import spfde
 from spfde.freezing import ActivationCache, Prefix, blocks
+from spfde.freezing.prefix.folded import Folded
 from spfde.models import GPT
 
 SAMPLES = 12
@@ -277,6 +278,18 @@ def test_a_front_that_grows_starts_where_it_ended_and_gives_the_same_bits(tmp_pa
     assert caches[1].stats.carried == 0
     assert caches[0].older is None  # all of it was carried over
     assert not list(tmp_path.glob("*/older"))
+
+
+def test_a_stem_that_is_folded_into_the_model_s_own_forward_is_not_run_for_what_is_carried_over(monkeypatch):
+    model, x, ran = settled(ResNet()), torch.randn(SAMPLES, *IMAGES[1:]), []
+    prefix = started(model, 1)
+    epoch(prefix, x)
+    prefix.blocks[1].freeze()
+    product = Folded.product
+    monkeypatch.setattr(Folded, "product", lambda self, x: ran.append((self.layer, len(x))) or product(self, x))
+    epoch(prefix, x, 6)
+    assert sum(count for layer, count in ran if layer is model.layer1[1].conv1) > SAMPLES
+    assert max(count for layer, count in ran if layer is model.conv1) < 6  # two samples, to be compared
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -161,6 +161,9 @@ class Progressive:
                 block.unfreeze()
         return self._note(epoch, due, back)
 
+    def observe(self, inputs: Any = None, *, lr: float | None = None) -> None:
+        """Nothing to note, as in freezers that look at steps: the plan is made."""
+
     def end_epoch(self) -> None:
         """Nothing to note: the schedule was fixed at the start."""
 

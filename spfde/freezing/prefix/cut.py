@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spfde._modules import eval_mode, map_tensors, random_state_restored, tensors
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.prefix import forms
+from spfde.freezing.prefix.steps import Chain
 from spfde.fusing.epilogue import hooked
 
 FEW = 2  # samples that it is tried with
@@ -47,12 +48,23 @@ class Cut:
             "expected the forward to reach the end of the frozen front as it did before, got a return, try cache='off'"
         )
 
-    def onward(self, model: nn.Module, given: Args, boundary: Tensor, to: Cut, forwards: Forwards) -> Tensor:
-        """The output of a longer front, cut at `to`, if this one returns `boundary`: only what lies between runs."""
-        held: dict[nn.Module, Callable[..., Any]] = {
-            m: _Returns(form, poison=False) for m, form in self._forms(model, given, len(boundary)).items()
-        }
-        return to.front(model, given, {**forwards, **held, self.at: lambda *args, **kwargs: boundary})
+    def onward(
+        self, model: nn.Module, given: Args, boundary: Tensor, to: Cut, forwards: Forwards, chains: Sequence[Chain]
+    ) -> Tensor:
+        """The output of a longer front, cut at `to`, if this one returns `boundary`: only what lies between runs.
+
+        chains: those that the forwards call; of modules before the cut they do not run.
+        """
+        found = self._forms(model, given, len(boundary))
+        held: dict[nn.Module, Callable[..., Any]] = {m: _Returns(form, poison=False) for m, form in found.items()}
+        idle = [chain for chain in chains if all(step.folded.layer in held for step in chain.steps)]
+        for chain in idle:
+            chain.instead = held[chain.steps[-1].folded.layer]
+        try:
+            return to.front(model, given, {**forwards, **held, self.at: lambda *args, **kwargs: boundary})
+        finally:
+            for chain in idle:
+                chain.instead = None
 
     def rest(self, model: nn.Module, given: Args, boundary: Tensor, poison: bool = False) -> Any:
         """What the model returns if its front returns `boundary`: nothing in front of it runs.

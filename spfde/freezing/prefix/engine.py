@@ -114,8 +114,8 @@ class Prefix:
             self._folded = {layer: kept for layer, kept in self._folded.items() if layer in used}
             before, self._recall = self._recall, None
             if self.cache is not None and frozen:
-                whole = lambda modules: self._rewritten(modules).forwards  # noqa: E731
-                self._recall = Recall(self.model, frozen, self.cache, self.samples, whole, before)
+                front = lambda whole: self._rewritten(whole)  # noqa: E731 (copies of the model take no prefix along)
+                self._recall = Recall(self.model, frozen, self.cache, self.samples, front, before)
             elif self.cache is not None and self.cache.key is not None:
                 self.cache.drop()  # thawed
             self._seen = seen

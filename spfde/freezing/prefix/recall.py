@@ -15,6 +15,7 @@ from spfde._version import __version__
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.cache import ActivationCache
 from spfde.freezing.prefix.cut import FEW, Args, Cut, Forwards, NoCut, agree, call, count, find_cut, replaced, select
+from spfde.freezing.prefix.front import Front
 from spfde.nn import SparseLayer
 
 ALIKE = 0.1  # relative difference to which files agree with what is computed: int8 stays far below, other data above
@@ -27,8 +28,8 @@ class Recall:
     A front that has grown starts where it ended before: what the cache still holds from then goes through the new
     blocks alone. So that this gives the same bits, no chain crosses the end of a block.
 
-    blocks: the frozen front. samples: indices are below. forwards: what stands in for the model's forwards while the
-    front runs, but for modules that have to be called. before: the use of the cache at the boundary before this one.
+    blocks: the frozen front. samples: indices are below. front: what stands in for the model's forwards while the front
+    runs, but for modules that have to be called. before: the use of the cache at the boundary before this one.
     shorter: the front that ended there. reason: why the cache is not used, "" where it is.
     """
 
@@ -38,12 +39,12 @@ class Recall:
         blocks: Sequence[FreezeBlock],
         cache: ActivationCache,
         samples: int,
-        forwards: Callable[[Sequence[nn.Module]], Forwards],
+        front: Callable[[Sequence[nn.Module]], Front],
         before: Recall | None = None,
     ) -> None:
         self.model, self.blocks, self.cache, self.samples = model, tuple(blocks), cache, samples
-        self._forwards_but_for = forwards
-        self._forwards: Forwards = {}
+        self._front_but_for = front
+        self._front = Front()
         self._whole = [block.modules[-1][1] for block in self.blocks]
         self._cut: Cut | None = None
         self._older: Cut | None = None  # where the front ended of which the cache has an older store
@@ -60,12 +61,12 @@ class Recall:
             try:
                 self._cut = find_cut(self.model, self.blocks, given)
                 self._whole.append(self._cut.at)
-                forwards = self._forwards_but_for(self._whole)
-                self._forwards = forwards if agree(self._cut, self.model, given, forwards) else {}
+                front = self._front_but_for(self._whole)
+                self._front = front if agree(self._cut, self.model, given, front.forwards) else Front()
             except NoCut as problem:
-                self.reason, self._forwards = str(problem), self._forwards_but_for(())
+                self.reason, self._front = str(problem), self._front_but_for(())
         if self._cut is None:
-            with replaced(self._forwards):
+            with replaced(self._front.forwards):
                 return call(self.model, given)
         return self._cut.rest(self.model, given, self._boundary(self._cut, given, indices, variant))
 
@@ -158,7 +159,7 @@ class Recall:
             return self._carried(older, cut, given, which.expand(2), indices, variant, samples)[:1]
         held = self.cache.read_older(indices[which], _of(variant, which)).to(_device(given))
         some = given if torch.equal(which, torch.arange(samples)) else select(given, which, samples)
-        return older.onward(self.model, some, held, cut, self._forwards)
+        return older.onward(self.model, some, held, cut, self._front.forwards, self._front.chains)
 
     def _computed(self, cut: Cut, given: Args, which: Tensor, samples: int) -> Tensor:
         """What the front returns for some of the samples.
@@ -169,7 +170,7 @@ class Recall:
         if len(which) == 1:
             return self._computed(cut, given, which.expand(2), samples)[:1]
         whole = torch.equal(which, torch.arange(samples))
-        return cut.front(self.model, given if whole else select(given, which, samples), self._forwards)
+        return cut.front(self.model, given if whole else select(given, which, samples), self._front.forwards)
 
     # ---- whether what is held still is what the front returns ----
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Chain:
     """What a rewritten forward calls: steps on `inputs` values, which come first in the numbering, each makes one more.
 
     It returns the last. Where an input wants a gradient, or torch.func looks on, the modules themselves run. steady: an
-    image's result does not depend on its batch, where a kernel can see to it.
+    image's result does not depend on its batch, where a kernel can see to it. instead: what is called in its place.
     """
 
     __module__ = __name__  # with __name__, what torch.fx writes a call of
@@ -89,10 +89,16 @@ class Chain:
     def __init__(self, inputs: int, steps: Sequence[Step], steady: bool = False) -> None:
         self.inputs, self.steps, self.steady = inputs, tuple(steps), steady
         self.__name__ = self.__qualname__ = "chain"
+        self.instead: Callable[[], Tensor] | None = None
         self._orders: dict[Any, list[Together | int]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Chain:
+        return self  # copies of a model share the function that calls it
 
     def __call__(self, *inputs: Any) -> Tensor:
         """The last value, of inputs [n, ...]."""
+        if self.instead is not None:
+            return self.instead()
         wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         through = torch.compiler.is_compiling() or any(isinstance(x, Tensor) and through_dispatcher(x) for x in inputs)
         if wanted or (not torch.compiler.is_compiling() and in_torch_ops()):
