@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from launched import launch
 from torch.utils.data import Dataset
 
 import spfde
@@ -35,7 +36,7 @@ def network() -> torch.nn.Module:
     return spfde.sparsify(transformers.BertForSequenceClassification(config), 0.7)
 
 
-def trainer(folder, sieve: type = spfde.sieving.Circular):
+def trainer(folder, sieve: type = spfde.sieving.Circular, **options):
     model = network()
     args = transformers.TrainingArguments(
         str(folder),
@@ -48,6 +49,7 @@ def trainer(folder, sieve: type = spfde.sieving.Circular):
         use_cpu=True,
         logging_strategy="no",
         learning_rate=1e-3,
+        **options,
     )
     blocks = spfde.freezing.blocks(model, {"input_ids": torch.ones(1, 8, dtype=torch.long)})
     freezer = spfde.freezing.Static(model, blocks, epochs=EPOCHS, count=1, start=2)
@@ -90,6 +92,29 @@ def test_a_resumed_training_ends_with_the_same_bits(whole, tmp_path, step):
         for a, b in zip(*map(dict.values, sieves), strict=True)
         if not isinstance(a, str)
     )
+
+
+def on_two_ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+
+    def unshared(samples: int, **given) -> spfde.sieving.Sieve:
+        return spfde.sieving.Circular(samples, rank=0, world=1, **given)
+
+    made, callback = trainer(folder, unshared, ddp_find_unused_parameters=True)
+    made.train()
+    again, resumed = trainer(folder, unshared, ddp_find_unused_parameters=True)
+    again.train(resume_from_checkpoint=f"{folder}/checkpoint-4")  # after a step of the second epoch
+    ours, theirs = again.model.state_dict(), made.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for each in (callback, resumed):
+        assert each.engine.levers.sampler.presentations.sum() == EPOCHS * 30 and each.engine.frozen
+    torch.save(theirs, f"{folder}/{rank}.pt")
+
+
+def test_two_processes_train_one_model(tmp_path):
+    launch(on_two_ranks, 2, str(tmp_path), start="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(first[name].equal(second[name]) for name in first)
 
 
 def test_what_a_trainer_cannot_do_is_refused(tmp_path):
