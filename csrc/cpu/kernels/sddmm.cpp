@@ -1,4 +1,5 @@
 #include "cpu/float32.h"
+#include "few_lanes.h"
 #include "linear_correlation.h"
 #include "table.h"
 
@@ -6,6 +7,10 @@ namespace spfde::cpu::SPFDE_ISA {
 
 // A row of dY stays in registers over its weights of a panel.
 void sddmm(const SddmmArgs& a, const Exec& exec) {
+  if (0 < a.batch && a.batch <= kFewLanes) {
+    clear(floats(a.dvalues), a.capacity);
+    return few_correlation(a, floats(a.dy), floats(a.x), floats(a.dvalues), floats(a.dbias), exec);
+  }
   Scratch scratch;
   const LinearProblem problem = linear_problem(a, {1, 1, a.row_ptr, a.col}, nullptr, a.order, exec, scratch);
   float* out = floats(a.dvalues);

@@ -1,4 +1,5 @@
 #include "cpu/float32.h"
+#include "few_lanes.h"
 #include "linear.h"
 #include "table.h"
 
@@ -6,6 +7,8 @@ namespace spfde::cpu::SPFDE_ISA {
 
 // A row's outputs stay in registers over its weights of a panel and are spilled once per panel.
 void spmm(const SpmmArgs& a, const Exec& exec) {
+  if (0 < a.batch && a.batch <= kFewLanes)
+    return few_product(a, floats(a.values), floats(a.bias), floats(a.x), floats(a.y), exec);
   Scratch scratch;
   const LinearProblem problem = linear_problem(a, {1, 1, a.row_ptr, a.col}, a.perm, a.order, exec, scratch);
   const float* values = permuted(floats(a.values), problem.order.slot, problem.stored, problem.threads, scratch);

@@ -120,11 +120,12 @@ struct AxpyVisits {
   Sum sum;
 };
 
-// Visits [i, end) of 4 * quads + R weights each.
+// Visits [i, end) of 4 * quads + R weights each, which begin at `values` and `offset`. A function of its own and
+// pointers by value, so that all of it stays in registers.
 template <int V, int R>
-inline void axpy_visits(const AxpyVisits& a, int64_t i, int64_t end, int64_t quads, const float*& values,
-                        const int16_t*& offset) {
-  const int64_t pitch = a.pitch;
+[[gnu::noinline]] void axpy_visits(const AxpyVisits& visits, int64_t i, int64_t end, int64_t quads, const float* values,
+                                   const int16_t* offset) {
+  const AxpyVisits a = visits;
   for (; i < end; ++i) {
     const int64_t r = visit_row(a.visits.visit[i]);
     prefetch_row<V, 1>(a.visits, i, a.sum.to, a.sum.to_pitch);
@@ -133,8 +134,8 @@ inline void axpy_visits(const AxpyVisits& a, int64_t i, int64_t end, int64_t qua
       for (int v = 0; v < V; ++v) acc[v] = load(a.sum.from + r * a.sum.from_pitch + v * kWidth);
     else
       for (int v = 0; v < V; ++v) acc[v] = a.sum.bias ? broadcast(a.sum.bias[r]) : Vec{};
-    const auto add = [&](int64_t k, Vec w) {
-      const float* s = a.source + static_cast<uint16_t>(offset[k]) * pitch;
+    const auto add = [&](int64_t k, Vec w) __attribute__((always_inline)) {
+      const float* s = a.source + static_cast<uint16_t>(offset[k]) * a.pitch;
       for (int v = 0; v < V; ++v) acc[v] += w * load(s + v * kWidth);
     };
     for (int64_t q = 0; q < quads; ++q, values += 4, offset += 4) {
@@ -154,13 +155,13 @@ inline void axpy_visits(const AxpyVisits& a, int64_t i, int64_t end, int64_t qua
 
 // sum.to[r, 0 : V * kWidth] = sum.from[r] (or bias[r]) + the sum over the row's weights of value * stream.
 template <int V>
-void axpy_visits(const AxpyVisits& visits) {
-  const AxpyVisits a = visits;
-  const float* values = a.values;
-  const int16_t* offset = a.visits.offset;
+void axpy_visits(const AxpyVisits& a) {
+  int64_t k = 0;
   for_each_length(a.visits, [&](int64_t i, int64_t end, int64_t weights) {
     if (weights == 0 && a.sum.from == a.sum.to) return;
-    with_rest(weights, [&](auto rest) { axpy_visits<V, rest()>(a, i, end, weights / 4, values, offset); });
+    with_rest(weights,
+              [&](auto rest) { axpy_visits<V, rest()>(a, i, end, weights / 4, a.values + k, a.visits.offset + k); });
+    k += (end - i) * weights;
   });
 }
 
@@ -178,30 +179,29 @@ struct DotVisits {
   bool fresh;     // what stands in `result` is written over
 };
 
-// Visits [i, end) of 4 * quads + R weights each.
+// Visits [i, end) of 4 * quads + R weights each, which begin at `result` and `offset`.
 template <int V, int R>
-inline void dot_visits(const DotVisits& d, int64_t i, int64_t end, int64_t quads, float*& result,
-                       const int16_t*& offset) {
-  const int64_t pitch = d.pitch;
-  const bool fresh = d.fresh;
+[[gnu::noinline]] void dot_visits(const DotVisits& visits, int64_t i, int64_t end, int64_t quads, float* result,
+                                  const int16_t* offset) {
+  const DotVisits d = visits;
   for (; i < end; ++i) {
     prefetch_row<V, 0>(d.visits, i, d.target, d.target_pitch);
     const float* target = d.target + visit_row(d.visits.visit[i]) * d.target_pitch;
     Vec t[V];
     for (int v = 0; v < V; ++v) t[v] = load(target + v * kWidth);
-    const auto dot = [&](int64_t k) {
-      const float* s = d.source + static_cast<uint16_t>(offset[k]) * pitch;
+    const auto dot = [&](int64_t k) __attribute__((always_inline)) {
+      const float* s = d.source + static_cast<uint16_t>(offset[k]) * d.pitch;
       Vec acc = t[0] * load(s);
       for (int v = 1; v < V; ++v) acc += t[v] * load(s + v * kWidth);
       return acc;
     };
     for (int64_t q = 0; q < quads; ++q, result += 4, offset += 4) {
       const Quad sums = sum_each(dot(0), dot(1), dot(2), dot(3));
-      store_quad(result, fresh ? sums : sums + load_quad(result));
+      store_quad(result, d.fresh ? sums : sums + load_quad(result));
     }
     if constexpr (R > 0) {
       const Quad sums = sum_each(dot(0), R > 1 ? dot(1) : Vec{}, R > 2 ? dot(2) : Vec{}, Vec{});
-      for (int k = 0; k < R; ++k) result[k] = fresh ? sums[k] : result[k] + sums[k];
+      for (int k = 0; k < R; ++k) result[k] = d.fresh ? sums[k] : result[k] + sums[k];
       result += R;
       offset += R;
     }
@@ -210,13 +210,13 @@ inline void dot_visits(const DotVisits& d, int64_t i, int64_t end, int64_t quads
 
 // result[k] (+)= <target row, stream k> for the weights k of every visit; the row stays in registers.
 template <int V>
-void dot_visits(const DotVisits& visits) {
-  const DotVisits d = visits;
-  float* result = d.result;
-  const int16_t* offset = d.visits.offset;
+void dot_visits(const DotVisits& d) {
+  int64_t k = 0;
   for_each_length(d.visits, [&](int64_t i, int64_t end, int64_t weights) {
     if (weights == 0) return;
-    with_rest(weights, [&](auto rest) { dot_visits<V, rest()>(d, i, end, weights / 4, result, offset); });
+    with_rest(weights,
+              [&](auto rest) { dot_visits<V, rest()>(d, i, end, weights / 4, d.result + k, d.visits.offset + k); });
+    k += (end - i) * weights;
   });
 }
 
