@@ -40,16 +40,16 @@ void bind_linear(py::module_& m) {
   bind_panel_order(m);
   m.def(
       "spmm",
-      [](int64_t rows, int64_t cols, int64_t batch, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t perm,
-         uintptr_t bias, uintptr_t x, uintptr_t y, int64_t room, uintptr_t start, uintptr_t visits, uintptr_t offset,
-         uintptr_t slot, int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, uintptr_t row_ptr, uintptr_t col,
+         uintptr_t values, uintptr_t perm, uintptr_t bias, uintptr_t x, uintptr_t y, int64_t room, uintptr_t start,
+         uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
         const Order order(rows, cols, 1, room, start, visits, offset, slot);
         cpu::spmm(
             {
                 .rows = rows,
                 .cols = cols,
                 .batch = batch,
-                .positions = 1,
+                .positions = positions,
                 .row_ptr = at{row_ptr},
                 .col = at{col},
                 .perm = at{perm},
@@ -61,20 +61,20 @@ void bind_linear(py::module_& m) {
             },
             {.threads = threads});
       },
-      release(), "rows"_a, "cols"_a, "batch"_a, "row_ptr"_a, "col"_a, "values"_a, "perm"_a, "bias"_a, "x"_a, "y"_a,
-      "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
+      release(), "rows"_a, "cols"_a, "batch"_a, "positions"_a, "row_ptr"_a, "col"_a, "values"_a, "perm"_a, "bias"_a,
+      "x"_a, "y"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
   m.def(
       "spmm_blocks",
-      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
-         uintptr_t unit_col, uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y, int64_t room, uintptr_t start,
-         uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, int64_t height, int64_t width,
+         uintptr_t unit_ptr, uintptr_t unit_col, uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y,
+         int64_t room, uintptr_t start, uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
         const Order order(rows, cols, height, room, start, visits, offset, slot);
         cpu::spmm_blocks(
             {
                 .rows = rows,
                 .cols = cols,
                 .batch = batch,
-                .positions = 1,
+                .positions = positions,
                 .index = {height, width, at{unit_ptr}, at{unit_col}},
                 .values = at{values},
                 .bias = at{bias},
@@ -84,20 +84,20 @@ void bind_linear(py::module_& m) {
             },
             {.threads = threads});
       },
-      release(), "rows"_a, "cols"_a, "batch"_a, "height"_a, "width"_a, "unit_ptr"_a, "unit_col"_a, "values"_a, "bias"_a,
-      "x"_a, "y"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
+      release(), "rows"_a, "cols"_a, "batch"_a, "positions"_a, "height"_a, "width"_a, "unit_ptr"_a, "unit_col"_a,
+      "values"_a, "bias"_a, "x"_a, "y"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
   m.def(
       "spmm_blocks_input_grad",
-      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, uintptr_t unit_ptr,
-         uintptr_t unit_col, uintptr_t values, uintptr_t dy, uintptr_t dx, int64_t room, uintptr_t start,
-         uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, int64_t height, int64_t width,
+         uintptr_t unit_ptr, uintptr_t unit_col, uintptr_t values, uintptr_t dy, uintptr_t dx, int64_t room,
+         uintptr_t start, uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
         const Order order(rows, cols, height, room, start, visits, offset, slot);
         cpu::spmm_blocks_input_grad(
             {
                 .rows = rows,
                 .cols = cols,
                 .batch = batch,
-                .positions = 1,
+                .positions = positions,
                 .index = {height, width, at{unit_ptr}, at{unit_col}},
                 .values = at{values},
                 .dy = at{dy},
@@ -106,20 +106,20 @@ void bind_linear(py::module_& m) {
             },
             {.threads = threads});
       },
-      release(), "rows"_a, "cols"_a, "batch"_a, "height"_a, "width"_a, "unit_ptr"_a, "unit_col"_a, "values"_a, "dy"_a,
-      "dx"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
+      release(), "rows"_a, "cols"_a, "batch"_a, "positions"_a, "height"_a, "width"_a, "unit_ptr"_a, "unit_col"_a,
+      "values"_a, "dy"_a, "dx"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
   m.def(
       "sddmm",
-      [](int64_t rows, int64_t cols, int64_t batch, int64_t capacity, uintptr_t row_ptr, uintptr_t col, uintptr_t dy,
-         uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int64_t room, uintptr_t start, uintptr_t visits,
-         uintptr_t offset, uintptr_t slot, int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, int64_t capacity, uintptr_t row_ptr,
+         uintptr_t col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int64_t room, uintptr_t start,
+         uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
         const Order order(rows, cols, 1, room, start, visits, offset, slot);
         cpu::sddmm(
             {
                 .rows = rows,
                 .cols = cols,
                 .batch = batch,
-                .positions = 1,
+                .positions = positions,
                 .capacity = capacity,
                 .row_ptr = at{row_ptr},
                 .col = at{col},
@@ -131,20 +131,20 @@ void bind_linear(py::module_& m) {
             },
             {.threads = threads});
       },
-      release(), "rows"_a, "cols"_a, "batch"_a, "capacity"_a, "row_ptr"_a, "col"_a, "dy"_a, "x"_a, "dvalues"_a,
-      "dbias"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
+      release(), "rows"_a, "cols"_a, "batch"_a, "positions"_a, "capacity"_a, "row_ptr"_a, "col"_a, "dy"_a, "x"_a,
+      "dvalues"_a, "dbias"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
   m.def(
       "sddmm_blocks",
-      [](int64_t rows, int64_t cols, int64_t batch, int64_t height, int64_t width, int64_t capacity, uintptr_t unit_ptr,
-         uintptr_t unit_col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias, int64_t room,
-         uintptr_t start, uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
+      [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, int64_t height, int64_t width, int64_t capacity,
+         uintptr_t unit_ptr, uintptr_t unit_col, uintptr_t dy, uintptr_t x, uintptr_t dvalues, uintptr_t dbias,
+         int64_t room, uintptr_t start, uintptr_t visits, uintptr_t offset, uintptr_t slot, int threads) {
         const Order order(rows, cols, height, room, start, visits, offset, slot);
         cpu::sddmm_blocks(
             {
                 .rows = rows,
                 .cols = cols,
                 .batch = batch,
-                .positions = 1,
+                .positions = positions,
                 .capacity = capacity,
                 .index = {height, width, at{unit_ptr}, at{unit_col}},
                 .dy = at{dy},
@@ -155,6 +155,7 @@ void bind_linear(py::module_& m) {
             },
             {.threads = threads});
       },
-      release(), "rows"_a, "cols"_a, "batch"_a, "height"_a, "width"_a, "capacity"_a, "unit_ptr"_a, "unit_col"_a, "dy"_a,
-      "x"_a, "dvalues"_a, "dbias"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a, "threads"_a);
+      release(), "rows"_a, "cols"_a, "batch"_a, "positions"_a, "height"_a, "width"_a, "capacity"_a, "unit_ptr"_a,
+      "unit_col"_a, "dy"_a, "x"_a, "dvalues"_a, "dbias"_a, "room"_a, "start"_a, "visits"_a, "offset"_a, "slot"_a,
+      "threads"_a);
 }

@@ -16,6 +16,16 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def in_lanes(x: Tensor) -> bool:
+    """Whether the samples of x [batch, features] are neighbours in memory, feature after feature: the lane layout."""
+    return not x.is_contiguous() and x.stride() == (1, x.shape[0])
+
+
+def empty_like_layout(x: Tensor, features: int) -> Tensor:
+    """An empty [batch, features] in the layout of x [batch, ...], row-major or in lanes."""
+    return x.new_empty(features, len(x)).t() if in_lanes(x) else x.new_empty(len(x), features)
+
+
 def reshaped(y: Tensor, shape: Sequence[int]) -> Tensor:
     """y in another shape, for torch no view of it: a view loses the hooks on it once it is changed in place."""
     return torch.ops.aten._unsafe_view.default(y, shape)

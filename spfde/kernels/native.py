@@ -17,7 +17,7 @@ from spfde._native import native
 from spfde.kernels import channel
 from spfde.kernels.dispatch import cost
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.memory_format import empty_like_layout, in_lanes, memory_format_of
 from spfde.kernels.panel_order import NativeIndex, native_index
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
@@ -26,6 +26,8 @@ from spfde.sparse.plan import Plan
 
 
 class _Linear(Product):
+    """Results have the layout of their input, row-major or lanes (see `spfde.kernels.memory_format.in_lanes`)."""
+
     def forward(
         self,
         x: Tensor,
@@ -36,19 +38,20 @@ class _Linear(Product):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        x, (rows, cols) = x.contiguous(), problem.shape
-        y = x.new_empty(len(x), rows)
+        rows, cols = problem.shape
+        x, positions = _positions(x)
+        y = empty_like_layout(x, rows)
         _, height, width = values.shape
         if height == 1:
             native().spmm(
-                rows, cols, len(x), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
+                rows, cols, len(x), positions, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
                 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
                 torch.get_num_threads(),
             )  # fmt: skip
         else:
             native().spmm_blocks(
-                rows, cols, len(x), height, width, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
-                0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
+                rows, cols, len(x), positions, height, width, index.row_ptr.data_ptr(), index.col.data_ptr(),
+                values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
                 torch.get_num_threads(),
             )  # fmt: skip
         return y
@@ -62,36 +65,45 @@ class _Linear(Product):
         size: Sequence[int],
         weight: Tensor | None = None,
     ) -> Tensor:
-        dy, (rows, cols) = dy.contiguous(), problem.shape
-        dx = dy.new_empty(len(dy), cols)
+        rows, cols = problem.shape
+        dy, positions = _positions(dy)
+        dx = empty_like_layout(dy, cols)
         _, height, width = values.shape
         if height == 1:  # W^T is W by the transposed index
             native().spmm(
-                cols, rows, len(dy), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
+                cols, rows, len(dy), positions, index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
                 index.t_perm.data_ptr(), 0, dy.data_ptr(), dx.data_ptr(), *_transposed_order(index),
                 torch.get_num_threads(),
             )  # fmt: skip
         else:
             native().spmm_blocks_input_grad(
-                rows, cols, len(dy), height, width, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
-                dy.data_ptr(), dx.data_ptr(), *_order(index), torch.get_num_threads(),
+                rows, cols, len(dy), positions, height, width, index.row_ptr.data_ptr(), index.col.data_ptr(),
+                values.data_ptr(), dy.data_ptr(), dx.data_ptr(), *_order(index), torch.get_num_threads(),
             )  # fmt: skip
         return dx
 
     def weight_grad(
         self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
     ) -> tuple[Tensor, Tensor]:
-        dy, x, (rows, cols) = dy.contiguous(), x.contiguous(), problem.shape
+        rows, cols = problem.shape
+        if in_lanes(dy) != in_lanes(x):
+            dy, x = dy.contiguous(), x.contiguous()
+        (dy, positions), (x, _) = _positions(dy), _positions(x)
         dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(rows if bias else 0)
         args = (
             len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(),
             dvalues.data_ptr(), dbias.data_ptr() if bias else 0, *_order(index), torch.get_num_threads(),
         )  # fmt: skip
         if block[0] == 1:
-            native().sddmm(rows, cols, len(x), *args)
+            native().sddmm(rows, cols, len(x), positions, *args)
         else:
-            native().sddmm_blocks(rows, cols, len(x), *block, *args)
+            native().sddmm_blocks(rows, cols, len(x), positions, *block, *args)
         return dvalues, dbias
+
+
+def _positions(x: Tensor) -> tuple[Tensor, int]:
+    """x as the kernels read it, and how many of its samples are neighbours in memory."""
+    return (x, len(x)) if in_lanes(x) else (x.contiguous(), 1)
 
 
 _NO_ORDER = (0, 0, 0, 0, 0)  # it is made in the call

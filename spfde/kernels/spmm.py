@@ -89,14 +89,14 @@ def _through_dispatcher(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | No
 
 @torch.library.custom_op("spfde::spmm", mutates_args=())
 def _op(x: Tensor, values: Tensor, bias: Tensor | None, index: Sequence[Tensor], rows: int, kernel: str) -> Tensor:
-    read = unpacked(index)
+    read, x = unpacked(index), x.contiguous()  # a compiled graph expects the layout of `_fake`
     product, problem = resolve(kernel, x, (rows, x.shape[1]), x.shape, read, values.shape[1:])
     return product.forward(x, values, bias, read, problem)
 
 
 @torch.library.custom_op("spfde::spmm_input_grad", mutates_args=())
 def _input_grad(dy: Tensor, values: Tensor, index: Sequence[Tensor], cols: int, kernel: str) -> Tensor:
-    read, size = unpacked(index), (dy.shape[0], cols)
+    read, dy, size = unpacked(index), dy.contiguous(), (dy.shape[0], cols)
     product, problem = resolve(kernel, dy, (dy.shape[1], cols), size, read, values.shape[1:])
     return product.input_grad(dy, values, read, problem, size)
 

@@ -96,6 +96,25 @@ def test_wide_linear_layers_cross_panels_and_tiles(rows, cols, batch, pattern):
     check(finish(plan, None, x, values, True, 0), "native")
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
+@pytest.mark.parametrize("batch", [2, 37, 130])
+def test_linear_layers_stay_in_lanes(batch, pattern):
+    plan, values = layer((60, 150), None, 0.2, pattern)
+    x = torch.randn(batch, 150, generator=torch.Generator().manual_seed(3))
+    dy = torch.randn(batch, 60, generator=torch.Generator().manual_seed(4))
+    results = []
+    for lay in (torch.Tensor.contiguous, lambda t: t.t().contiguous().t()):
+        leaf, weight = lay(x).requires_grad_(), values.detach().requires_grad_()
+        y = spmm(leaf, weight, plan, None, "native")
+        results.append((y, *torch.autograd.grad(y, (leaf, weight), lay(dy))))
+        for mixed in (x, lay(x).requires_grad_()):  # where the two gradients' layouts differ one is copied
+            spmm(mixed, weight, plan, None, "native").backward(dy)
+    rows, lanes = results
+    assert all(t.stride() == (1, batch) for t in lanes[:2])
+    for a, b in zip(rows, lanes, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_empty_rows_and_columns():
     positions = torch.tensor([5 * 40 + 7, 5 * 40 + 9, 30 * 40 + 7])
     plan = build_plan(index_from_positions(positions, 33, 40, 3), (33, 40))
