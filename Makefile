@@ -8,6 +8,7 @@
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make docs       the pages and the API reference as a site in build/site, links checked
 # make bench      set-up, then the CPU benchmarks   make lint, make format  style of Python and C++
+# make bench-compare  speed-ups of a network and usual layers against the committed ones; fails where one fell beyond noise
 #
 # PYTHON=python3.12 make setup chooses the interpreter; a plain `make setup` takes the first that is new enough.
 
@@ -23,7 +24,8 @@ export SPFDE_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/nvhost-gpu /dev/nvgpu),
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup demo test test-full test-triton test-models test-integrations test-cuda test-native test-aarch64 cross-tools bench docs lint format
+.PHONY: setup demo test test-full test-triton test-models test-integrations test-cuda test-native test-aarch64 \
+  cross-tools bench bench-compare docs lint format
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -103,6 +105,15 @@ cross-tools:
 bench: .venv/.bench
 	$(BIN)/python benchmarks/layers.py --json runs/bench/layers.json
 	$(BIN)/python benchmarks/plot.py runs/bench/layers.json
+
+# One thread, by the processor's time: others on the machine count little. AGAINST=FILE compares with a record of your own.
+COMPARED := --model resnet20 --no-layers --linear 1024x1024 --linear 768x192 --conv 64x64x3x3@16 --conv 16x16x3x3@32 \
+  --conv 256x256x3x3@8 --conv 256x64x1x1@16 --conv 64x32x3x3@16/2 --batch 32 --sparsity 0.9 --sparsity 0.95
+AGAINST := benchmarks/results/bench-amd-epyc-avx2-1t-2026-11-29.json
+
+bench-compare: setup
+	$(BIN)/spfde bench $(COMPARED) --device cpu --threads 1 --clock processor --json runs/bench/compare.json \
+	  --against $(AGAINST)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -36,3 +36,16 @@ def run(benchmark, op: str, layer: Layer, name: str, sparsity: float) -> None:
     chosen = variant(layer, name, sparsity)
     with torch.no_grad():
         benchmark.pedantic(chosen.module, (chosen.x,), **ROUNDS)
+
+
+def gradient(benchmark, op: str, layer: Layer, name: str, sparsity: float, of: str) -> None:
+    """Times one gradient alone: of the "input", or of the "weight" and bias."""
+    benchmark.group = f"{op} {of} gradient {layer} sparsity {sparsity}"
+    benchmark.extra_info.update(threads=torch.get_num_threads(), sparsity=sparsity, variant=name)
+    chosen = variant(layer, name, sparsity)
+    x = chosen.x.detach().requires_grad_(of == "input")
+    parameters = list(chosen.module.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(of == "weight")
+    y, wanted = chosen.module(x), [x] if of == "input" else parameters
+    benchmark.pedantic(torch.autograd.grad, (y, wanted, chosen.dy), {"retain_graph": True}, **ROUNDS)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from spfde.bench.record import Record, Row
 from spfde.tuning.samples import RESOLUTION, Ratio
 
+DOUBTS = 3  # times the doubt of a file's own ratios that two files may differ by without meaning anything
+
 
 @dataclass(frozen=True)
 class Change:
@@ -16,6 +18,7 @@ class Change:
     part: str
     before: Ratio
     now: Ratio
+    resolution: float = RESOLUTION
 
     @property
     def factor(self) -> float:
@@ -24,12 +27,12 @@ class Change:
 
     @property
     def significant(self) -> bool:
-        """Whether it is beyond doubt: the intervals do not meet, and the medians differ by more than 5%.
+        """Whether it is beyond doubt: the intervals do not meet, and the medians differ by more than `resolution`.
 
-        The intervals know what differs from round to round; the 5% are for what differs from process to process, such
-        as where memory lies.
+        The intervals know what differs from round to round; the resolution is for what differs from process to process,
+        such as where memory lies and what else runs.
         """
-        return self.before.differs(self.now) and abs(self.factor - 1) > RESOLUTION
+        return self.before.differs(self.now) and abs(self.factor - 1) > self.resolution
 
     @property
     def slower(self) -> bool:
@@ -38,12 +41,13 @@ class Change:
 
 
 def changes(before: Record, now: Record) -> list[Change]:
-    """The sparse rows and parts that both have.
+    """The sparse rows and parts that both have; what counts is 5%, or three times the usual doubt of the noisier file.
 
     Raises:
         ValueError: there are none.
     """
     known = {row.key: row for row in before.rows}
+    resolution = max(RESOLUTION, DOUBTS * before.doubt, DOUBTS * now.doubt)
     found = []
     for row in now.rows:
         old = known.get(row.key)
@@ -52,7 +56,7 @@ def changes(before: Record, now: Record) -> list[Change]:
         for part in row.seconds:
             ratios = before.speedup(old, part), now.speedup(row, part)
             if ratios[0] and ratios[1]:
-                found.append(Change(row, part, *ratios))
+                found.append(Change(row, part, *ratios, resolution))
     if not found:
         raise ValueError("expected rows that both files have, got none, try the same options as then")
     return found

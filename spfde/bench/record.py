@@ -100,10 +100,20 @@ class Record:
             return None
         return ratio(dense.seconds[of], row.seconds[part])
 
+    def ratios(self) -> list[Ratio]:
+        """The speed-ups of all sparse rows and parts."""
+        found = [self.speedup(row, part) for row in self.rows if not row.dense for part in row.seconds]
+        return [each for each in found if each is not None]
+
+    @property
+    def doubt(self) -> float:
+        """The median doubt of the speed-ups; 0 without any."""
+        doubts = [each.doubt for each in self.ratios()]
+        return median(doubts) if doubts else 0.0
+
     def noise(self) -> str | None:
         """What to say of the machine, if it is too noisy for what was measured."""
-        ratios = [self.speedup(row, part) for row in self.rows if not row.dense for part in row.seconds]
-        return noise(each for each in ratios if each is not None)
+        return noise(self.ratios())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; format and version first."""

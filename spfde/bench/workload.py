@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -72,7 +75,8 @@ def _usual_size(network: nn.Module) -> int:
 
 def _imported(name: str, batch: int, shape: str | None) -> Workload:
     module, _, attribute = name.partition(":")
-    found = import_module(module)
+    with _current_directory():
+        found = import_module(module)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"expected {module} to have {attribute!r}, got no such name, try one of its functions")
@@ -86,6 +90,17 @@ def _imported(name: str, batch: int, shape: str | None) -> Workload:
     if inputs is None:
         inputs = torch.randn(batch, *sides(shape))
     return Workload(attribute, model, inputs, mean_square)
+
+
+@contextmanager
+def _current_directory() -> Iterator[None]:
+    """Modules of the current directory can be imported, as under `python -m`; a console script does not see them."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def sides(text: str) -> tuple[int, ...]:

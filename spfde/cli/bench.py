@@ -219,7 +219,10 @@ def _compare(console: Console, before: Record, now: Record) -> None:
     differs = [name for name in ("cpu", "gpu", "torch") if before.machine.get(name) != now.machine.get(name)]
     for name in differs:
         console.print(f"another {name}: {before.machine.get(name)}, now {now.machine.get(name)}", markup=False)
-    console.print(f"{len(slower)} of {len(found)} got slower beyond noise", markup=False)
+    console.print(
+        f"{len(slower)} of {len(found)} got slower beyond noise (changes below {found[0].resolution:.0%} are none)",
+        markup=False,
+    )
     if slower:
         raise typer.Exit(1)
 

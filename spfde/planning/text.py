@@ -11,6 +11,8 @@ from spfde._words import NONE, percent, ratio, size
 if TYPE_CHECKING:
     from spfde.planning.values import LayerPlan, Lever, Plan
 
+LEAST = 0.5  # the least sparsity that a break-even is looked for at
+
 
 def page(plan: Plan) -> str:
     """The whole plan: the step, the levers, the layers, where the time will be, and what to do about it."""
@@ -18,7 +20,7 @@ def page(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    yield f"{plan.device}, batch {plan.batch}, from figures of {plan.measured}"
+    yield f"{plan.device}, batch {plan.batch}, from figures of {plan.measured[:10]}"
     yield ""
     yield f"a dense step     {_ms(plan.dense)}"
     yield f"a sparse step    {_ms(plan.sparse)}  {ratio(plan.dense / plan.sparse)}"
@@ -50,6 +52,7 @@ def _lever(lever: Lever) -> tuple[str, ...]:
 
 def _layer(row: LayerPlan) -> tuple[str, ...]:
     even = "above 99%" if row.break_even is None else f"{row.break_even:.0%}"
+    even = f"up to {even}" if row.break_even == LEAST else even
     return (
         row.name, "x".join(map(str, row.shape)), f"{row.sparsity:.0%}", row.kernel, _ms(row.dense), _ms(row.planned),
         ratio(row.dense / row.planned), even if row.sparsity else NONE, row.source, row.reason,

@@ -22,6 +22,7 @@ from spfde._machine import cpu_name
 from spfde._names import unknown
 from spfde._native import native
 from spfde._schema import build
+from spfde._words import count
 from spfde.energy.cost import TrainingCost
 
 FORMAT, VERSION = "spfde device profile", 1
@@ -60,7 +61,7 @@ class Device:
     @property
     def label(self) -> str:
         """Name, units and mode in words."""
-        units = f"{self.units} {'threads' if self.kind == 'cpu' else 'multiprocessors'}"
+        units = count(self.units, "thread" if self.kind == "cpu" else "multiprocessor")
         return ", ".join([self.name, units, *([self.mode] if self.mode else [])])
 
 

@@ -71,7 +71,7 @@ def test_a_network_of_anybody(tmp_path, monkeypatch):
         "def build():\n    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 4))\n"
         "def both():\n    return build(), torch.randn(3, 8)\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     for flags in ("--model my_net:both", "--model my_net:build --input 8 --batch 5"):
         result = spfde(f"{flags} --repeats 1 --sparsity 0.5 --device cpu")
         assert result.exit_code == 0, result.output

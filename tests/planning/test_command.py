@@ -18,7 +18,7 @@ def test_a_page_and_a_file_by_a_named_profile(tmp_path):
     PROFILE.save(tmp_path / "board.json")
     result = spfde(f"{TINY} --device {tmp_path / 'board.json'} --json {tmp_path / 'plan.json'}")
     assert result.exit_code == 0, result.output
-    assert "x, 1 threads" in result.output and "break-even" in result.output
+    assert "x, 1 thread" in result.output and "break-even" in result.output
     assert load(tmp_path / "plan.json").batch == 2
 
 
