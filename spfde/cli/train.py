@@ -136,14 +136,15 @@ def train_all(
 ) -> None:
     """Train the runs that flags ask for, on all ranks; the first one shows and reports them."""
     console = steady(lost=went_dark, quiet=ranks.rank > 0)
-    if restarted() and given.get("out"):
+    again = restarted(ranks)
+    if again and given.get("out"):
         resume, overwrite = ranks.once(lambda: (Path(given["out"]) / RUN).exists()), False
     runs, compare = ranks.once(lambda: plan(given, compare, resume))
     tensorboard = tensorboard and ranks.rank == 0
     watched = {name: watcher(console, name, each, tensorboard) for name, each, _ in runs}
     for _, each, goes_on in runs:
         # Before the first of them trains for minutes.
-        if each.out is not None and not restarted():
+        if each.out is not None and not again:
             ranks.once(partial(check_directory, Path(each.out), resume=goes_on, overwrite=overwrite))
 
     def run(name: str, each: Recipe, goes_on: bool) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from textwrap import shorten
 
 import torch
 import torch.distributed as dist
@@ -23,9 +24,12 @@ class RankLost(ConnectionError):
     """Another rank ended before the training did, with an error of its own or killed."""
 
 
-def restarted() -> bool:
-    """Tell whether torchrun has started this process anew, after one of its ranks failed (--max-restarts)."""
-    return _told("TORCHELASTIC_RESTART_COUNT") > 0
+def restarted(ranks: Ranks) -> bool:
+    """Tell whether torchrun has started the ranks anew, after one of them failed (--max-restarts); a collective.
+
+    Of several machines only those count a restart on which a rank failed.
+    """
+    return ranks.agree([_told("TORCHELASTIC_RESTART_COUNT") > 0], any_rank=True)[0]
 
 
 @contextmanager
@@ -87,7 +91,7 @@ def _ending_together(ranks: Ranks) -> Iterator[None]:
             with suppress(RuntimeError):  # the first rank may have kept the store, and be gone
                 store.set("error", f"rank {ranks.rank}, {type(error).__name__}: {error}")
             raise
-        told = f"one that was killed or lost ({str(error).splitlines()[0]})"
+        told = f"one that was killed or lost ({shorten(str(error), 160, placeholder=' ...')})"
         with suppress(RuntimeError):
             if store.check(["error"]):
                 told = store.get("error").decode()

@@ -84,7 +84,7 @@ def fit(
         inputs = Inputs(recipe, model, train_set, test_set, optimizer, tuple(levers), ranks=ranks)
         out = inputs.out
         if out is not None:
-            if restarted():
+            if restarted(ranks):
                 resume, overwrite = ranks.once(lambda: run_dir.holds_run(out)), False
             ranks.once(lambda: run_dir.check_directory(out, resume=resume, overwrite=overwrite))
             ranks.once(lambda: stack.enter_context(run_dir.locked(out)))
