@@ -17,7 +17,7 @@ from spfde.freezing.costs import training_flops
 from spfde.freezing.masks import MaskWatch
 from spfde.freezing.report import FreezeReport, Sets
 from spfde.freezing.schedule import Change, FreezeSchedule
-from spfde.levers import Answer, Backward, Decision, EpochStart, Event, Run
+from spfde.levers import Answer, Backward, Decision, EpochEnd, EpochStart, Event, Run
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Freezer(ABC):
             parameters although `fraction` is below 1.
     """
 
-    needs: Collection[type[Event]] = frozenset({Backward, EpochStart})
+    needs: Collection[type[Event]] = frozenset({Backward, EpochStart, EpochEnd})
 
     def __init__(
         self, model: nn.Module, blocks: Sequence[FreezeBlock], *, interval: int = 1, fraction: float = 2 / 3
@@ -199,9 +199,14 @@ class Freezer(ABC):
     # ---- under fit --------------------------------------------------------------------------------------------------
 
     def on(self, event: Event, run: Run) -> Answer:
-        """Looks at every step, and freezes or gives back through the run at the start of an epoch."""
+        """Looks at every step, and freezes or gives back through the run at the start of an epoch.
+
+        After the last epoch it says why if nothing ever froze.
+        """
         if isinstance(event, Backward):
             self.observe(lr=max(group["lr"] for group in run.optimizer.param_groups))
+        if isinstance(event, EpochEnd) and event.epoch == run.epochs - 1 and not self._changes:
+            return (Decision("freeze", "froze nothing", self._reason),)
         if not isinstance(event, EpochStart):
             return None
         boundary = self._boundary(event.epoch)

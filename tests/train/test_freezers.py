@@ -46,6 +46,14 @@ def test_freezes_under_fit_and_resumes_within_an_epoch_to_the_same_bits(name, ca
     assert all(event.reason for event in told)
 
 
+def test_a_run_in_which_nothing_froze_says_why(task):
+    records = task.fit(recipe(**FIELDS, freeze_by="smartfrz")).epochs
+    told = [[(e.text, e.reason) for e in record.events if e.kind == "freeze"] for record in records]
+    steps = -(-records[0].samples // FIELDS["batch_size"])
+    why = f"layer1.0 stays active: {steps} of 30 snapshots since its window began"
+    assert told == [[], [], [("froze nothing", why)]]
+
+
 def test_freezeout_anneals_and_scales_the_rates_of_its_blocks(task):
     seen = {}
 

@@ -48,6 +48,7 @@ class Recall:
         self._whole = [block.modules[-1][1] for block in self.blocks]
         self._cut: Cut | None = None
         self._older: Cut | None = None  # where the front ended of which the cache has an older store
+        self._cuts: dict[int, Cut] = {} if before is None else before._cuts  # by the number of blocks
         self._proven = False  # by samples that were carried over and computed as well
         self.shorter: tuple[FreezeBlock, ...] = ()
         self._stamp: tuple[Any, ...] | None = None
@@ -60,6 +61,7 @@ class Recall:
         if self._cut is None and not self.reason:
             try:
                 self._cut = find_cut(self.model, self.blocks, given)
+                self._cuts[len(self.blocks)] = self._cut
                 self._whole.append(self._cut.at)
                 front = self._front_but_for(self._whole)
                 self._front = front if agree(self._cut, self.model, given, front.forwards) else Front()
@@ -120,7 +122,7 @@ class Recall:
         self.shorter = self.blocks[: self._keys.index(self.cache.older) + 1]
         self._proven = False
         try:
-            older = find_cut(self.model, self.shorter, given)
+            older = self._cuts.get(len(self.shorter)) or find_cut(self.model, self.shorter, given)
         except NoCut:
             return None
         return older if older.at in self._whole else None
