@@ -3,7 +3,7 @@
 # make test       set-up, then the tests            make test-full  the long matrices as well
 # make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test-full
 # make test-models  models of timm, transformers and others, stage by stage against the masked dense copy
-# make test-integrations  levers under transformers, Accelerate, Lightning and torchdata, and the examples
+# make test-integrations  levers under transformers, Accelerate, Lightning and torchdata, the examples, a user's types
 # make test-cuda  the CUDA kernels on the CPU's emulator, sanitized, with planted faults, and by nvcc where there is one
 # make test-native  the native core by itself, no Python    make test-aarch64  the same on emulated aarch64
 # make docs       the pages and the API reference as a site in build/site, links checked
@@ -65,7 +65,7 @@ test-models: setup build/models/.installed
 	build/models/bin/python -m pytest tests/models_sweep/sweep.py $(PARALLEL) $(ONLY)
 
 test-integrations: setup build/integrations/.installed
-	build/integrations/bin/python -m pytest tests/integrations tests/integrations/examples.py $(PARALLEL) $(ONLY)
+	build/integrations/bin/python -m pytest tests/integrations tests/integrations/examples.py tests/integrations/typed.py $(PARALLEL) $(ONLY)
 
 docs: setup build/docs/.installed
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spfde import analysis, freezing, fusing, nn, profiling, sieving, topology
 from spfde._version import __version__
@@ -13,6 +13,12 @@ from spfde.kernels.dispatch.table import Table
 from spfde.profiling import memory, profile
 from spfde.summary import summary
 from spfde.tuning.tune import tune, use_table
+
+if TYPE_CHECKING:
+    from spfde import data, integrations, models, report, train
+    from spfde import env as env
+    from spfde import flops as flops
+    from spfde.planning import plan
 
 __all__ = [
     "Table",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from importlib import import_module
-
-import typer
+from typing import TYPE_CHECKING
 
 from spfde._names import printable
+
+if TYPE_CHECKING:
+    import typer
 
 # Subcommand -> module that defines a function of the same name, or a group of commands.
 COMMANDS = {
@@ -23,7 +25,18 @@ COMMANDS = {
 
 
 def build(command: str | None) -> typer.Typer:
-    """The application holding `command`, or every command where it is none of them (help, a misspelling)."""
+    """The application holding `command`, or every command where it is none of them (help, a misspelling).
+
+    Raises:
+        ImportError: what the command needs beyond the library is not installed.
+    """
+    try:
+        import rich  # noqa: F401
+        import typer
+    except ImportError as error:
+        raise ImportError(
+            f"expected typer and rich, which the command needs, got no {error.name}, try pip install spfde[cli]"
+        ) from error
     app = typer.Typer(
         help="Sparse training that is faster in seconds.",
         no_args_is_help=True,

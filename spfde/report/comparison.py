@@ -49,9 +49,18 @@ class Report:
         )
 
     def table(self) -> Table:
-        """The figures as a rich table, with the verdict below."""
-        from rich.table import Table
-        from rich.text import Text
+        """The figures as a rich table, with the verdict below.
+
+        Raises:
+            ImportError: rich is not installed; `html` needs none.
+        """
+        try:
+            from rich.table import Table
+            from rich.text import Text
+        except ImportError as error:
+            raise ImportError(
+                "expected rich, which lays the table out, got no such module, try pip install spfde[cli], or .html()"
+            ) from error
 
         # Text, not str: a run called "[red]" is no markup.
         caption = Text("\n\n".join(("", *map(str, self.verdicts))))

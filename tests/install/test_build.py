@@ -38,7 +38,9 @@ def test_a_wheel_holds_the_package_and_the_module_and_nothing_else(tree, wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {str(path.relative_to(tree)) for path in (tree / "spfde").rglob("*.py")}
-    data = {f"spfde/freezing/smartfrz/predictor.{suffix}" for suffix in ("npz", "json")}
+    data = {"spfde/py.typed"} | {f"spfde/freezing/smartfrz/predictor.{suffix}" for suffix in ("npz", "json")}
+    for folder, files in (("tuning/devices", "*.json"), ("train/recipe/presets", "*.toml")):
+        data |= {str(path.relative_to(tree)) for path in (tree / "spfde" / folder).glob(files)}
     assert names == sources | data | {f"spfde/_C{sysconfig.get_config_var('EXT_SUFFIX')}"}
 
 

@@ -36,6 +36,15 @@ def test_env_prints_the_report(monkeypatch, capsys):
     assert json.loads(printed.out)["native"]["isa"]
 
 
+@pytest.mark.parametrize("name", ["typer", "rich"])
+def test_without_the_extra_it_is_named(monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    code, _ = run(monkeypatch, capsys, "env")
+    assert code == (
+        f"spfde: expected typer and rich, which the command needs, got no {name}, try pip install spfde[cli]"
+    )
+
+
 def test_a_misspelt_command_is_refused_with_the_nearest(monkeypatch, capsys):
     code, printed = run(monkeypatch, capsys, "trian")
     assert code == 2

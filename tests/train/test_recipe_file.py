@@ -135,7 +135,7 @@ ABSENT = {
 
 
 def refused(field: str, text: str) -> bool:
-    value = recipe_file.tomllib.loads(f"value = {text}")["value"]
+    value = recipe_file._parser().loads(f"value = {text}")["value"]
     return not FIELDS[field].metadata["rule"].accepts(tuple(value) if isinstance(value, list) else value)
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from spfde.train.recipe.recipe import Recipe, require_fields
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -20,9 +16,10 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file cannot be read, is no TOML, or sets what is no field of a recipe.
+        ImportError: before Python 3.11, tomli is not installed.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = _parser().loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"expected a recipe in {path}, got {error.strerror}, try the path of a TOML file") from error
     except (ValueError, RecursionError) as error:
@@ -30,6 +27,19 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected TOML in {path}, got an error ({reason}), try lines like: epochs = 10") from error
     require_fields(values, str(path))
     return values
+
+
+def _parser() -> ModuleType:
+    if sys.version_info >= (3, 11):
+        import tomllib as parser
+    else:
+        try:
+            import tomli as parser
+        except ImportError as error:
+            raise ImportError(
+                "expected tomli, which reads recipe files before Python 3.11, got no such module, try pip install tomli"
+            ) from error
+    return parser
 
 
 def text(recipe: Recipe) -> str:
