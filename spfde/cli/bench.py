@@ -39,6 +39,7 @@ LINEAR, BATCH, PATTERN, DTYPE, SPARSITIES, SECONDS = (
     500.0,
 )
 KEPT = "rows that are done"
+WIDE, NARROW = 150, 110  # columns that all of a table, and its least part, have room in
 
 
 def _option(text: str, *default: object, **limits: Any) -> Any:
@@ -144,6 +145,8 @@ def bench(
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     record = Record({**env.report(), "gpu": gpu}, date, _command(), repeats)
     console = steady(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)  # a file or a pipe has no edge
     record = _measured(console, record, groups, json)
     _conclude(console, record, json)
     if before is not None:
@@ -187,7 +190,7 @@ def _measured(console: Console, record: Record, groups: Sequence[Group], json: P
         record = now
         if json is not None:
             now.save(json)
-        for title, table in subject_table(now, now.rows[shown:]):
+        for title, table in subject_table(now, now.rows[shown:], console.width >= NARROW):
             console.print(title, markup=False, soft_wrap=True)
             console.print(table)
         shown = len(now.rows)

@@ -14,11 +14,12 @@ from spfde.tuning.samples import summarise
 NONE = "-"
 
 
-def subject_table(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
+def subject_table(record: Record, rows: Sequence[Row], wide: bool = True) -> Iterator[tuple[str, Table]]:
     """A title and a table for each subject of some rows: milliseconds, and how many times as fast as the best dense.
 
     efficiency: speed-up of the step x density. GFLOP/s: of the dense work that a step amounts to. MB: of the
-    weights and their index. peak: the most MB held in a step.
+    weights and their index. peak: the most MB held in a step. Those four only
+    where it is wide.
     """
     for beside in dict.fromkeys(row.beside for row in rows):
         some = [row for row in rows if row.beside == beside]
@@ -28,13 +29,14 @@ def subject_table(record: Record, rows: Sequence[Row]) -> Iterator[tuple[str, Ta
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("sparsity", "variant", *(f"{part.replace('_', ' ')} ms" for part in parts)):
             table.add_column(name, justify="right" if name.endswith("ms") else "left", overflow="fold")
-        for name in ("±", "efficiency", "GFLOP/s", "MB", *(["peak MB"] if some[0].kind == "network" else [])):
+        for name in ("±", "efficiency", "GFLOP/s", "MB", *(["peak MB"] if some[0].kind == "network" else [])) * wide:
             table.add_column(name, justify="right")
         for row in some:
             cells = [f"{row.sparsity:g}" if not row.dense else NONE, _variant(row)]
             cells += [_time(record, row, part) for part in parts]
-            cells += [_spread(row), _efficiency(record, row), _gflops(row), _mb(row.size)]
-            table.add_row(*cells, *([_mb(row.peak)] if row.kind == "network" else []))
+            more = [_spread(row), _efficiency(record, row), _gflops(row), _mb(row.size)]
+            more += [_mb(row.peak)] if row.kind == "network" else []
+            table.add_row(*cells, *(more if wide else []))
         first = some[0]
         times = f", {count(first.count, 'time')} in {first.of}" if first.of else ""
         yield f"\n{first.subject}{times}: {first.dtype}, {count(first.threads, 'thread')} of {first.device}", table
