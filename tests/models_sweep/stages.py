@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -148,7 +148,7 @@ def freeze(definition: Definition) -> str:
     sizes = {n: p.numel() for n, p in sparse.named_parameters()}
     left = 1 - sum(sizes[n] for n in fixed) / sum(sizes.values())
     assert 0 < left < 1, f"{left:.0%} of the parameters stay trainable"
-    inside = {n for block in front for name, m in block.modules for n in names_inside(name, m)}
+    inside = {n for block in front for name, m in block.modules for n in names_inside(name, m, block.active)}
     dense_names = {f"{layer}.values": f"{layer}.weight" for layer in sparse_layers(sparse)}
     for copied in reference.models:
         for name in inside:
@@ -209,5 +209,6 @@ def check_growth(name: str, gradients: list[Tensor | None], old: Tensor, new: Te
         raise TooFar(f"{name}: grew at {lowest}, left {highest}")
 
 
-def names_inside(name: str, module: nn.Module) -> list[str]:
-    return [inner for inner, _ in module.named_modules(prefix=name)]
+def names_inside(name: str, module: nn.Module, active: Collection[nn.Module]) -> list[str]:
+    """Names of what a block freezes in a module: all but what is tied to another place and stays active."""
+    return [inner for inner, part in module.named_modules(prefix=name) if part not in active]
