@@ -1,5 +1,5 @@
 # make setup      project-local .venv with pip, everything installed, native core built; quick when nothing changed
-# make demo       set-up, then dense against sparse + frozen + sieved training on the embedded data, then the report
+# make demo       set-up, then dense, sparse + frozen + sieved, and dense training in the latter's time on the embedded data
 # make test       set-up, then the tests            make test-full  the long matrices as well
 # make test-triton  the GPU kernels with the oldest Triton, in its interpreter and ahead of time; part of make test-full
 # make test-models  models of timm, transformers and others, stage by stage against the masked dense copy
@@ -31,8 +31,7 @@ CXX_FILES = $(shell find csrc tests/native -name "*.cpp" -o -name "*.h" -o -name
 setup: .venv/.installed
 
 demo: setup
-	$(BIN)/spfde train --compare dense --overwrite --out runs/demo --train-images 7000 --test-images 2000 \
-	  --epochs 10 --interval 1 --sparsity 0.75 --freeze 0.1 --sieve 0.1
+	$(BIN)/spfde train --preset spfde-digits --compare dense-in-time --overwrite --out runs/demo
 
 # Two processes, whatever the machine: a test is hardly ever faster on more than one core. The oldest Triton is tried on one
 # program of every kind; all of it is part of test-full.
