@@ -195,7 +195,6 @@ def video() -> nn.Module:
     return torchvision.models.video.r3d_18(weights=None)
 
 
-SPEECH = {"input_values": torch.zeros(1, 16000)}
 MODELS: dict[str, Model] = dict(
     [
         hub("GPT2Model", "GPT2Config", tokens()),
@@ -223,8 +222,7 @@ MODELS: dict[str, Model] = dict(
         hub("WhisperModel", "WhisperConfig", lambda: {
             "input_features": torch.randn(1, 80, 3000), "decoder_input_ids": torch.randint(1000, (1, 32)),
         }),
-        hub("Wav2Vec2Model", "Wav2Vec2Config", lambda: {"input_values": torch.randn(1, 16000)},
-            ("encoder.pos_conv_embed.conv",)),
+        hub("Wav2Vec2Model", "Wav2Vec2Config", lambda: {"input_values": torch.randn(1, 16000)}),
         hub("SegformerModel", "SegformerConfig", lambda: {"pixel_values": torch.randn(1, 3, 224, 224)}),
         ("open_clip: ViT-B-32", Model(open_clip, images())),
         ("torch: Transformer", Model(nn.Transformer, lambda: (torch.randn(32, 1, 512), torch.randn(32, 1, 512)))),

@@ -20,6 +20,8 @@ from spfde.nn.retired import retire
 from spfde.nn.weighted import Weighted, is_trained, note_dense, weighted
 
 EXCLUDED, UNTRAINED, UNNAMED = "excluded", "its weight is not trained", "not named in distribution"
+# What of these kinds has a problem is no reason to refuse a model: audio models have weight norm on a few of them.
+LEFT_DENSE = (nn.Conv1d, nn.ConvTranspose2d)
 FIRST, LAST = "the first weighted layer stays dense", "the last nn.Linear stays dense"
 
 
@@ -88,6 +90,11 @@ def select(
         }
         raise nothing_to_convert(entries, dense, convertible)
     problems = [problem for entry in chosen if (problem := problem_of(entry, owners)) is not None]
+    if named is None and not bare and len(problems) < len(chosen):
+        left = {problem.layer: problem.got for problem in problems if isinstance(problem.layer, LEFT_DENSE)}
+        dense.update(left)
+        chosen = [entry for entry in chosen if entry.module not in left]
+        problems = [problem for problem in problems if problem.layer not in left]
     if problems:
         raise refusal(problems, entries, chosen, ends, exclude, named is not None, bare)
     return Selection({entry.name: entry.module for entry in chosen}, dense)

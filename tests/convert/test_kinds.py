@@ -101,3 +101,22 @@ def test_a_kind_is_taken_once_and_must_be_one():
         spfde.convert.register("Conv1d", SparseWaves)
     with pytest.raises(ValueError, match="Linear"):
         spfde.convert.register(nn.Linear, SparseWaves)
+
+
+def test_a_convolution_with_weight_norm_leaves_the_rest_sparse():
+    class Own(nn.Conv1d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 3), nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3)), Own(8, 8, 3), nn.Conv1d(8, 8, 3)
+    )
+    x = torch.randn(2, 3, 20)
+    spfde.sparsify(model, 0.5, distribution="erk")(x)
+    reasons = {row.name: row.reason for row in spfde.summary(model).rows if not row.converted}
+    assert reasons["1"] == "not converted: parametrized" and "of subclass Own" in reasons["2"]
+    assert len(reasons) == 2
+    with pytest.raises(ValueError, match="parametrized"):
+        spfde.sparsify(
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3))), 0.5, distribution="erk"
+        )

@@ -28,10 +28,6 @@ def standardised(kind: str) -> Known:
 EXCEPTIONS: dict[tuple[str, str], Known] = {
     **everywhere("timm: resnetv2_50x1_bit", standardised("StdConv2d")),
     **everywhere("timm: nf_resnet26", standardised("ScaledStdConv2d")),
-    **everywhere(
-        "transformers: GPT2LMHeadModel",
-        Known(ValueError, "Conv1D .no sparse form.", "made of transformers' Conv1D, which has no sparse form"),
-    ),
     ("timm: coat_lite_tiny", "freeze"): Known(
         ValueError,
         "expected a module to run in one block only, got '.*cpe'",
