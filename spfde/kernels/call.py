@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from spfde.kernels import clock, plain, second_order
 from spfde.kernels.dispatch import rule
@@ -25,6 +26,7 @@ from spfde.sparse.kernel_index import KernelIndex
 from spfde.sparse.plan import Plan
 
 Shape = tuple[int, ...]
+_profiled = torch._C._autograd._profiler_enabled  # asked at every call: a name costs some microseconds
 MOST = 64  # kinds of input that a plan remembers: sentences of every length must not fill the memory
 
 
@@ -146,6 +148,15 @@ def run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call, 
 
     x: [batch, features] or [batch, channels, height, width].
     """
+    if _profiled():
+        with record_function(f"spfde::{call.problem.op} {call.kernel.name}"):
+            return _cast_and_run(x, values, bias, plan, call, shape)
+    return _cast_and_run(x, values, bias, plan, call, shape)
+
+
+def _cast_and_run(
+    x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call, shape: Shape | None
+) -> Tensor:
     if call.as_is:
         return _run(x, values, bias, plan, call, shape)
     with torch.autocast(x.device.type, enabled=False):  # the precisions are settled
@@ -275,6 +286,10 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return *second_order.gradients(dy, x, values, plan, call, ctx.size, needs), dresidual
     weight = write(values, plan, ctx.dense_version)[0] if call.needs_weight and need_x else None
     gradients = clock.timed(call.product.gradients) if clock.running else call.product.gradients
+    if _profiled():
+        with record_function(f"spfde::{call.problem.op} gradients {call.kernel.name}"):
+            found = gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight)
+        return *found, dresidual
     return *gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight), dresidual
 
 

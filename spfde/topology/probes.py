@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from spfde._ranks import Ranks
 from spfde.nn import SparseLayer
 from spfde.sparse import no_sync
+from spfde.topology import standing_aside
 from spfde.topology.gradients import dense_gradient, factors, wide
 from spfde.topology.optimizer_state import optimizers
 from spfde.topology.steps import taken
@@ -188,6 +189,8 @@ class GradientProbes:
         self.disarm()
         self.of = {name: GradientProbe(layer, self.ranks, optimizer) for name, layer in layers.items()}
         _armed.add(self)
+        if self.of:
+            standing_aside.watch(self)
         for probe in self.of.values():
             probe.layer._grad_probe = probe
 
@@ -197,6 +200,7 @@ class GradientProbes:
             probe.layer._grad_probe = None
             probe.close()
         self.of = {}
+        standing_aside.unwatch(self)
 
     def seen(self, layers: Mapping[str, SparseLayer]) -> dict[str, SparseLayer]:
         """Those layers whose dense gradient was seen, on any rank.

@@ -100,7 +100,7 @@ class Stepping(UpdateRule):
 
     @property
     def armed(self) -> bool:
-        """Whether the coming backward passes are watched: run them through the model itself, not a compiled copy."""
+        """Whether the coming backward passes are watched: compiled code stands aside for them, of the whole process."""
         return bool(self._probes.of)
 
     def arm(self) -> None:
