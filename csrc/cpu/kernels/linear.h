@@ -67,8 +67,11 @@ inline void pack_all(const Lanes& l, const float* x, int64_t features, int64_t p
 
 // -------------------------------------------------------------------------------------------------------------------
 
-// Lanes of a chunk for single weights: panels of many columns hold shorter streams (see `panel_cut`).
-inline int64_t strip_of(const LinearProblem& a) { return a.order.cut.width > 128 ? kStrip / 2 : kStrip; }
+// Lanes of a chunk for single weights: panels of many columns hold shorter streams (see `panel_cut`), but where lanes
+// are neighbours in memory short runs of them cost more than streams from L2.
+inline int64_t strip_of(const LinearProblem& a) {
+  return a.order.cut.width > 128 && a.positions == 1 ? kStrip / 2 : kStrip;
+}
 
 // Chunks that a task packs together, so that memory is read and written in runs of several cache lines.
 inline int64_t chunks_per_task(const Lanes& l) { return l.positions > 1 ? max(1, kStrip / l.lanes) : 1; }
