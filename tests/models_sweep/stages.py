@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 import spfde
 from spfde.nn import SparseLayer
+from spfde.nn.packed import unpack
 
 SPARSITY = 0.8
 
 
 def sparse_of(definition: Definition) -> tuple[nn.Module, nn.Module]:
     """The dense model and a sparse copy of it."""
-    dense = definition.model()
+    dense = unpack(definition.model()).model  # attention's projections by the names that sparse ones have
     sparse = spfde.sparsify(copy.deepcopy(dense), SPARSITY)
     assert sparse_layers(sparse)
     return dense, sparse
@@ -48,7 +49,7 @@ def sparsify(definition: Definition) -> str:
         share = max(share, worst(results(sparse, batch), *reference.run(batch)))
     layers = sparse_layers(sparse)
     taken = sum(layer.weight_taken for layer in layers.values())
-    back = spfde.densify(copy.deepcopy(sparse))
+    back = unpack(spfde.densify(copy.deepcopy(sparse))).model
     assert not sparse_layers(back)
     for name, value in dense_state(sparse).items():
         assert torch.equal(back.state_dict()[name], value), f"densify changed {name}"
