@@ -26,7 +26,10 @@ from spfde.sparse.plan import Plan
 
 
 class _Linear(Product):
-    """Results have the layout of their input, row-major or lanes (see `spfde.kernels.memory_format.in_lanes`)."""
+    """Gradients have the layout of dy, row-major or lanes (see `spfde.kernels.memory_format.in_lanes`).
+
+    The forward's result is row-major, as nn.Linear's is: what follows may call `view` on it.
+    """
 
     def forward(
         self,
@@ -39,18 +42,18 @@ class _Linear(Product):
         epilogue: Epilogue | None = None,
     ) -> Tensor:
         rows, cols = problem.shape
-        x, positions = _positions(x)
-        y = empty_like_layout(x, rows)
+        x = x.contiguous()
+        y = x.new_empty(len(x), rows)
         _, height, width = values.shape
         if height == 1:
             native().spmm(
-                rows, cols, len(x), positions, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
+                rows, cols, len(x), 1, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
                 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
                 torch.get_num_threads(),
             )  # fmt: skip
         else:
             native().spmm_blocks(
-                rows, cols, len(x), positions, height, width, index.row_ptr.data_ptr(), index.col.data_ptr(),
+                rows, cols, len(x), 1, height, width, index.row_ptr.data_ptr(), index.col.data_ptr(),
                 values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
                 torch.get_num_threads(),
             )  # fmt: skip
