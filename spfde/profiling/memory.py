@@ -18,7 +18,7 @@ from spfde.nn import SparseLayer
 from spfde.profiling.dense_baseline import Step
 from spfde.profiling.timeline import BACKWARD
 
-MARK = "spfde:"  # of the ranges that the profiler's record names
+MARK = "spfde memory:"  # of the ranges that the profiler's record names
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def test_a_sparse_layer_costs_its_stored_weights_and_index():
     layer = spfde.sparsify(nn.Linear(64, 64, bias=False), 0.75)
     found = spfde.memory(layer, torch.randn(8, 64))
     assert found.weights == found.gradients == found.optimizer == 4 * layer.nnz
-    assert found.index == 12 * layer.nnz + 2 * 4 * 65  # column, transposed column and permutation; two row pointers
+    canonical = 12 * layer.nnz + 2 * 4 * 65  # column, transposed column and permutation; two row pointers
+    order = 6 * layer.nnz + 4 * 64 + 4 * 2  # offset and slot of each weight, visits of a panel, where panels start
+    assert found.index == canonical + 2 * order
 
 
 @pytest.mark.parametrize("fused", [False, True])
