@@ -75,7 +75,8 @@ def attempt(call):
 
 def in_thread(call):
     small = torch.zeros(8, dtype=torch.int32)
-    ops["spmm"](1, 1, 1, *[small.data_ptr()] * 7, 1)  # OpenMP's own memory for this thread, which it cannot do without
+    # OpenMP's own memory for this thread, which it cannot do without.
+    ops["spmm"](1, 1, 1, 1, *[small.data_ptr()] * 7, *[0] * 5, 1)
     attempt(call)
 
 for call in calls:
