@@ -1,7 +1,6 @@
 """Progressive's schemes under fit: what they save, what stays as it was, which rate a block has, and resuming."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from spfde.nn import SparseLayer
 from spfde.train import build, fit, pace
 from spfde.train.checkpoint import CheckpointError, Kept
 from spfde.train.optimizer import learning_rate
+from spfde.train.session import Inputs
 
 EPOCHS, SAMPLES = 12, 32
 FIELDS = {"epochs": EPOCHS, "batch_size": 16, "interval": 1, "sieve": 0, "freeze": 0.15, "fuse": False, "lr": 0.01}
@@ -190,13 +190,7 @@ def test_the_seconds_of_a_run_are_those_of_its_step_on_a_copy(monkeypatch):
     inputs = given()
     model, state = inputs["model"], bits(inputs["model"])
     session = build.build(
-        SimpleNamespace(
-            recipe=recipe(**FIELDS, topology="static", sparsity=0, freeze_options={"target": "seconds"}),
-            optimizer=None,
-            levers=(),
-            seconds=None,
-            **inputs,
-        )
+        Inputs(recipe(**FIELDS, topology="static", sparsity=0, freeze_options={"target": "seconds"}), **inputs)
     )
     assert seen == [0, 1, 2, 3, 3, 2, 1, 0]
     assert session.model is model and same(bits(model), state) and all(p.grad is None for p in model.parameters())
