@@ -262,11 +262,16 @@ def test_ranks_grow_by_the_average(tmp_path):
     assert not torch.equal(whole["model"]["0.col"], two["begun"]["model"]["0.col"])
 
 
-def test_a_compiled_model_is_told_to_run_uncompiled():
-    layer = sparsify(nn.Linear(6, 4), 0.5)
-    topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=99, every=1)
-    mask = layer.mask()
-    torch.compile(layer, backend="aot_eager")(torch.randn(5, 6)).square().sum().backward()
-    with pytest.raises(ValueError, match="a compiled model.*the model itself, uncompiled, while topology.armed"):
+def test_a_compiled_model_grows_as_the_model_itself():
+    masks = []
+    for forward in (lambda layer: layer, lambda layer: torch.compile(layer, backend="aot_eager")):
+        torch.manual_seed(0)
+        layer, x = sparsify(nn.Linear(6, 4), 0.5), torch.randn(5, 6)
+        called = forward(layer)
+        topology = RigL(layer, torch.optim.SGD(layer.parameters(), lr=0.1), total_steps=99, every=1)
+        before = layer.mask()
+        called(x).square().sum().backward()
         topology.step()
-    assert torch.equal(layer.mask(), mask)
+        masks.append(layer.mask())
+        assert not torch.equal(masks[-1], before)
+    assert torch.equal(*masks)
