@@ -27,12 +27,12 @@ class Change:
 
     @property
     def significant(self) -> bool:
-        """Whether it is beyond doubt: the intervals do not meet, and the medians differ by more than `resolution`.
+        """Whether it is beyond doubt: the intervals do not meet, and one is the faster by more than `resolution`.
 
         The intervals know what differs from round to round; the resolution is for what differs from process to process,
         such as where memory lies and what else runs.
         """
-        return self.before.differs(self.now) and abs(self.factor - 1) > self.resolution
+        return self.before.differs(self.now) and max(self.factor, 1 / self.factor) - 1 > self.resolution
 
     @property
     def slower(self) -> bool:

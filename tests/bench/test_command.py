@@ -190,7 +190,7 @@ def test_against_an_older_file(tmp_path):
     path = tmp_path / "old.json"
     assert spfde(f"{TINY} --repeats 3 --json {path}").exit_code == 0
     result = spfde(f"{TINY} --repeats 3 --against {path}")
-    assert "4 got slower beyond noise" in result.output
+    assert " of 4 got slower beyond noise" in result.output
     values = json.loads(path.read_text())
     for row in values["rows"]:
         if not row["variant"].startswith("dense"):  # as if the sparse layer had been a thousand times as fast

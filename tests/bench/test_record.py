@@ -53,13 +53,16 @@ def test_a_difference_within_noise_is_none():
     one = replace(RECORD, rows=(quiet, loud))
     other = replace(RECORD, rows=(quiet, replace(loud, seconds={"step": tuple(1.3 * s for s in loud.seconds["step"])})))
     assert not changes(one, other)[0].significant
+    far = replace(RECORD, rows=(quiet, replace(loud, seconds={"step": tuple(100 * s for s in loud.seconds["step"])})))
+    assert changes(one, far)[0].resolution > 1, "as noisy as that"
+    assert changes(one, far)[0].slower and changes(far, one)[0].significant
     assert "too noisy" in one.noise() and RECORD.noise() is None
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format": "spfde device profile"}, "another one"),
+        ({"format": "spfde device profile"}, "another file"),
         ({"version": 7}, "version 1"),
         ({"repeats": "many"}, "repeats"),
         ({"rows": [{"subject": "x"}]}, "kind"),
