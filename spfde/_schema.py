@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -13,6 +14,36 @@ T = TypeVar("T")
 
 WRITER = "try the version of spfde that wrote it"
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a finite number"}
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """A dataclass with the fields `format` and `version` as plain values for JSON, these two first."""
+    values = asdict(value)
+    return {"format": values.pop("format"), "version": values.pop("version"), **values}
+
+
+def read(kind: type[T], path: str | Path, what: str, again: str) -> T:
+    """The dataclass that `to_plain` made a JSON file of; its defaults of `format` and `version` are those expected.
+
+    what, again: the file in words, and what to try for a new one.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is another one, of another version, or damaged; names the file and the key.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"expected {what} in {path}, got no JSON ({error}), try {again}") from error
+    if not isinstance(values, dict) or values.get("format") != kind.format:  # type: ignore[attr-defined]
+        raise ValueError(f"expected {what} in {path}, got another file, try {again}")
+    if values.get("version") != kind.version:  # type: ignore[attr-defined]
+        expected = f"version {kind.version} of {what} in {path}"  # type: ignore[attr-defined]
+        raise ValueError(f"expected {expected}, got {values.get('version')!r}, {WRITER}")
+    try:
+        return build(kind, values, path)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{error} ({path})") from error
 
 
 def build(kind: type[T], values: Any, where: str | Path) -> T:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from spfde._files import write_json
-from spfde._schema import build
+from spfde._schema import read, to_plain
 from spfde.tuning.samples import Ratio, noise, ratio
 
 FORMAT, VERSION = "spfde bench", 1
@@ -117,8 +116,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; format and version first."""
-        values = asdict(self)
-        return {"format": values.pop("format"), "version": values.pop("version"), **values}
+        return to_plain(self)
 
     def save(self, path: Path) -> Path:
         """Writes JSON, whole or not at all."""
@@ -133,18 +131,4 @@ def load(path: str | Path) -> Record:
         OSError: the file cannot be read.
         ValueError: it is none of `spfde bench`, of another version, or damaged; names the file and the key.
     """
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"expected a file of spfde bench in {path}, got no JSON ({error}), try --json again"
-        ) from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"expected a file of spfde bench in {path}, got another one, try spfde bench --json {path}")
-    if values.get("version") != VERSION:
-        raise ValueError(
-            f"expected version {VERSION} of a bench file in {path}, got {values.get('version')!r}, "
-            "try the spfde that wrote it"
-        )
-    return build(Record, values, path)
+    return read(Record, path, "a file of spfde bench", "spfde bench --json again")

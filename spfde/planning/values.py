@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spfde._files import write_json
-from spfde._schema import build
+from spfde._schema import read, to_plain
 from spfde.planning.text import page
 
 FORMAT, VERSION = "spfde plan", 1
@@ -81,8 +80,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; format and version first."""
-        values = asdict(self)
-        return {"format": values.pop("format"), "version": values.pop("version"), **values}
+        return to_plain(self)
 
     def save(self, path: str | Path) -> Path:
         """Writes `to_dict` as JSON, whole or not at all."""
@@ -100,15 +98,4 @@ def load(path: str | Path) -> Plan:
         OSError: the file cannot be read.
         ValueError: it is no plan, of another version, or damaged; names the file and the key.
     """
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"expected a plan in {path}, got no JSON ({error}), try spfde plan --json again") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"expected a plan in {path}, got another file, try spfde plan --json {path}")
-    if values.get("version") != VERSION:
-        raise ValueError(
-            f"expected version {VERSION} of a plan in {path}, got {values.get('version')!r}, try a new one"
-        )
-    return build(Plan, values, path)
+    return read(Plan, path, "a plan", "spfde plan --json again")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from spfde._files import PARTIAL, sync_directory, write_whole
 from spfde.freezing.cache.files import erase
 
 FILES = ("metrics.jsonl", "recipe.toml", "run.json", "result.json", "layers.json", "rounds.json", "sieve.json")
@@ -20,7 +21,6 @@ METRICS, RECIPE, RUN, RESULT, LAYERS, ROUNDS, SIEVE = FILES
 CHECKPOINTS = "checkpoints"
 CACHE = "cache"
 LOCK = ".lock"
-PARTIAL = ".partial"
 REFUSED = ".refused"
 _CHECKPOINT = re.compile(r"epoch-([0-9]+)(?:-step-([0-9]+))?\.pt")
 
@@ -68,19 +68,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     Raises:
         WriteError: the file cannot be written; the old one stands.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     with _told(path):
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _sync_directory(path.parent)
+        write_whole(path, write)
 
 
 @contextlib.contextmanager
@@ -100,16 +89,6 @@ def _remedy(error: BaseException) -> str:
     # torch's own errors have no number: its writer fails on full disks.
     full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "freeing space" if full else "a directory that can be written"
-
-
-def _sync_directory(path: Path) -> None:
-    # The rename itself is durable only once the directory is; some systems cannot open one.
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -181,7 +160,7 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         for directory in (path, path / CHECKPOINTS):
             tempfile.TemporaryFile(dir=directory).close()
         for directory in (path.parent, path, path / CHECKPOINTS):
-            _sync_directory(directory)
+            sync_directory(directory)
     except OSError as error:
         raise ValueError(
             f"expected a run directory that can be written, got {path} ({error.strerror}), try another out"

@@ -6,10 +6,9 @@ does not tell, or was not measured, is absent, with the reason.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from math import prod
 from pathlib import Path
@@ -21,7 +20,7 @@ from spfde._files import write_json
 from spfde._machine import cpu_name
 from spfde._names import unknown
 from spfde._native import native
-from spfde._schema import build
+from spfde._schema import read, to_plain
 from spfde._words import count
 from spfde.energy.cost import TrainingCost
 
@@ -156,8 +155,7 @@ class DeviceProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; format and version first."""
-        values = asdict(self)
-        return {"format": values.pop("format"), "version": values.pop("version"), **values}
+        return to_plain(self)
 
     def save(self, path: str | Path) -> Path:
         """Writes JSON, whole or not at all."""
@@ -176,24 +174,7 @@ def load(path: str | Path) -> DeviceProfile:
         OSError: the file cannot be read.
         ValueError: it is no device profile, of a later version, or damaged; names the file and the key.
     """
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"expected a device profile in {path}, got no JSON ({error}), try measuring again") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(
-            f"expected a device profile in {path}, got another file, try spfde bench --device-profile {path}"
-        )
-    if values.get("version") != VERSION:
-        raise ValueError(
-            f"expected version {VERSION} of a device profile in {path}, got {values.get('version')!r}, "
-            "try the spfde that wrote it"
-        )
-    try:
-        return build(DeviceProfile, values, path)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{error} ({path})") from error
+    return read(DeviceProfile, path, "a device profile", "spfde bench --device-profile")
 
 
 def shipped() -> dict[str, Path]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from spfde._files import write_json
 from spfde._machine import Machine
 from spfde.kernels import registry
 from spfde.kernels.dispatch.measurement import OPS, KernelMeasurement, Launch
@@ -29,10 +29,7 @@ def digest(machine: Machine, entries: Sequence[KernelMeasurement]) -> str:
 
 def write(path: Path, machine: Machine, entries: Sequence[KernelMeasurement]) -> None:
     """Writes a table whole or not at all: a tuner that is stopped leaves what it had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(json.dumps(_to_json(machine, entries), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_json(path, _to_json(machine, entries))
 
 
 def read(path: Path) -> Content:
