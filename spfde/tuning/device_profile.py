@@ -6,7 +6,6 @@ does not tell, or was not measured, is absent, with the reason.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -14,22 +13,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spfde._files import write_json
-from spfde._machine import cpu_name
 from spfde._names import unknown
-from spfde._native import native
 from spfde._schema import read, to_plain
 from spfde._words import count
 from spfde.energy.cost import TrainingCost
 
 FORMAT, VERSION = "spfde device profile", 1
 KINDS = ("cpu", "cuda")
-TORCH, TORCH_LAST = (
-    "torch",
-    "torch channels_last",
-)  # the dense layer itself; every other name is a sparse layer's kernel
+# The dense layer itself; every other name is a sparse layer's kernel.
+TORCH, TORCH_LAST = "torch", "torch channels_last"
 PARTS = ("forward", "input_grad", "weight_grad")
 
 
@@ -49,13 +42,6 @@ class Device:
     mode: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_cpu(cls) -> Device:
-        """The CPU of this process, with torch's present number of threads."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        facts = {"isa": native().isa(), "torch_isa": torch.backends.cpu.get_cpu_capability()}
-        return cls(cpu_name(), "cpu", torch.get_num_threads(), memory, facts=facts)
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from spfde.tuning import device_profile
 from spfde.tuning.device_profile import Device, DeviceProfile, LayerSeconds, OpSeconds, load, named
+from spfde.tuning.this_device import this_device
 
 LAYER = LayerSeconds((8, 4, 3, 3), 2, (5, 5), 1, 1, "float32", "unstructured", 0.1, "native", 1e-3, 2e-3, 3e-3, 0.02)
 PROFILE = DeviceProfile(
@@ -69,5 +70,5 @@ def test_names():
 
 
 def test_this_machine_has_a_name():
-    here = Device.of_cpu()
+    here = this_device("cpu")
     assert here.kind == "cpu" and here.units >= 1 and here.memory > 2**20 and here.facts["isa"]
