@@ -99,7 +99,9 @@ def test_a_layer_that_somebody_kept_goes_on_by_itself():
 
 
 def test_nothing_is_watched_once_the_parameters_are_gone():
+    gc.collect()
+    others = set(retired._retired)  # of models that other tests of this process still hold
     spfde.densify(sparse())
     gc.collect()
-    assert not retired._retired
-    assert retired._hook is None
+    assert set(retired._retired) <= others
+    assert (retired._hook is None) == (not retired._retired)
