@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import spfde
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -42,3 +45,14 @@ def test_nothing_looks_like_a_link_by_name(name):
     text = re.sub(r"```.*?```|`[^`]*`", "", (DOCS / name).read_text(encoding="utf-8"), flags=re.S)
     found = re.findall(r"\S*\]\[\S*", re.sub(r"^ {4}.*$", "", text, flags=re.M))
     assert not found
+
+
+def test_the_reference_has_every_public_name():
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    entries = re.findall(r"^::: (\S+)$", pages, re.M)
+    assert len(entries) == len(set(entries))
+    for name in {*spfde.__all__, "bench", "convert", "env", "flops", "kernels", "levers", "planning"} - {"__version__"}:
+        public = getattr(spfde, name, None)
+        module = public is None or isinstance(public, ModuleType)
+        path = f"spfde.{name}" if module else f"{public.__module__}.{public.__name__}"
+        assert any(entry in (path, f"spfde.{name}") or not module and path.startswith(f"{entry}.") for entry in entries)
