@@ -24,6 +24,8 @@ from spfde.train.distributed import joined
 from spfde.train.run_dir import METRICS, RUN
 
 CLASSES, SAMPLES = 4, 94  # batches of 20: the last one of 14
+# Sieves that pass over samples themselves at the end of an epoch.
+PASSES = ("kakurenbo", {"confidence": 0.3}), ("grand", {"at": 2})
 
 
 def images(count: int, seed: int) -> Images:
@@ -101,6 +103,10 @@ def on_two_ranks(rank: int, folder: str) -> None:
         alike = train(recipe(accumulate=2), network(norm=False))
         found["alike"] = {"model": alike.model.state_dict(), "epochs": [figures(epoch) for epoch in alike.epochs]}
 
+        for sieve, options in PASSES:
+            sieved = train(recipe(sieve_by=sieve, sieve_options=options), network(norm=False))
+            found[sieve] = {"model": sieved.model.state_dict(), "sieved": [epoch.sieved for epoch in sieved.epochs]}
+
         never_told = [At(rank=1, step=-1, act=never)]
         whole = train(recipe(where / "whole"), network(), levers=never_told)
         found["whole"] = whole.model.state_dict()
@@ -148,6 +154,11 @@ def test_two_ranks_train_one_model(tmp_path):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
         assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-4)
     assert alone.epochs[-1].frozen and alone.epochs[-1].events
+    for sieve, options in PASSES:
+        alone = train(recipe(sieve_by=sieve, sieve_options=options), network(norm=False))
+        assert same(first[sieve]["model"], second[sieve]["model"])
+        assert first[sieve]["sieved"] == [epoch.sieved for epoch in alone.epochs]
+        assert max(first[sieve]["sieved"]) > 0
 
     assert json.loads((tmp_path / "whole" / RUN).read_text())["ranks"] == 2
     assert len((tmp_path / "whole" / METRICS).read_text().splitlines()) == 4
