@@ -220,10 +220,11 @@ def _dense_row(
 
 def _why_dense(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> str:
     tied = f"; tied to {entry.tied}" if entry.tied else ""
-    if entry.bare:
-        return f"no sparse form: a Parameter of {type(entry.module).__name__}{tied}"
-    if not has_kind(entry.module):
-        return f"no sparse form of {entry.kind}{tied}"
+    if entry.bare or not has_kind(entry.module):
+        if (reason := dense_note(entry.module)) is not None:
+            return f"not converted: {reason}{tied}"
+        what = f": a Parameter of {type(entry.module).__name__}" if entry.bare else f" of {entry.kind}"
+        return f"no sparse form{what}{tied}"
     reason, trained = dense_note(entry.module), is_trained(entry.module)
     if reason == UNTRAINED and trained:
         reason = "its weight was not trained when spfde.sparsify ran"

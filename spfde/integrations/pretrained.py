@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def save_pretrained(model: Any, directory: str | Path, **options: Any) -> None:
     model.config.spfde = {
         name: _described(layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)
     }
+    if "save_original_format" in signature(model.save_pretrained).parameters:  # it would take packed experts apart
+        options.setdefault("save_original_format", False)
     model.save_pretrained(directory, **options)
 
 

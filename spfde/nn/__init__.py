@@ -4,6 +4,7 @@ from spfde.nn.attention import SparseMultiheadAttention
 from spfde.nn.conv1d import SparseConv1d
 from spfde.nn.conv2d import SparseConv2d
 from spfde.nn.conv_transpose2d import SparseConvTranspose2d
+from spfde.nn.experts import SparseExperts
 from spfde.nn.layer import SparseLayer
 from spfde.nn.linear import SparseConv1D, SparseLinear
 from spfde.nn.norm import FusedNormAct2d
@@ -14,6 +15,7 @@ __all__ = [
     "SparseConv1d",
     "SparseConv2d",
     "SparseConvTranspose2d",
+    "SparseExperts",
     "SparseLayer",
     "SparseLinear",
     "SparseMultiheadAttention",

@@ -43,6 +43,7 @@ class SparseMultiheadAttention(nn.MultiheadAttention):
 
     # What torch's transformer layers ask before they take a fast path: not of this module.
     _qkv_same_embed_dim = False
+    replaced = PACKED
 
     @property
     def is_sparse(self) -> bool:

@@ -141,3 +141,12 @@ def note_dense(model: nn.Module, reasons: Mapping[nn.Module, str]) -> None:
 def dense_note(module: nn.Module) -> str | None:
     """Why `spfde.sparsify` left the module dense, where it did."""
     return module.__dict__.get(_NOTE)
+
+
+def copy_note(source: nn.Module, target: nn.Module) -> None:
+    """Leaves with a module that is put together again why the first of its layers, apart in `source`, stayed dense."""
+    target.__dict__.pop(_NOTE, None)
+    for layer in source.modules():
+        if (note := dense_note(layer)) is not None:
+            target.__dict__[_NOTE] = note
+            return

@@ -1,5 +1,7 @@
 """The callback in transformers' Trainer: three levers, resumed to the same bits; sparse models saved and loaded."""
 
+import copy
+
 import pytest
 import torch
 from launched import launch
@@ -140,6 +142,30 @@ def test_a_sparse_model_is_saved_and_loaded(tmp_path, pattern):
         words = torch.arange(8)[None]
         assert torch.equal(model(words).logits, loaded(words).logits)
         assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+@pytest.mark.skipif(int(transformers.__version__.partition(".")[0]) < 5, reason="its experts are layers")
+@pytest.mark.parametrize("kind", ["Mixtral", "GptOss"])
+def test_packed_experts_run_sparse_and_are_saved(tmp_path, kind):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=2, max_position_embeddings=64, num_local_experts=4, num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+    dense = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    assert dense.model.layers[0].mlp.experts.down_proj.dim() == 3
+    model = spfde.sparsify(copy.deepcopy(dense), 0.5)
+    rows = {row.name: row for row in spfde.summary(model).rows}
+    assert all(row.converted for name, row in rows.items() if ".experts." in name)
+    assert sum(".experts." in name for name in rows) == 2 * 2 * 4
+    words = torch.randint(40, (2, 16))
+    masked = spfde.densify(copy.deepcopy(model))
+    assert type(masked.model.layers[0].mlp.experts) is type(dense.model.layers[0].mlp.experts)
+    for implementation in ("eager", "batched_mm"):
+        masked.set_experts_implementation(implementation)
+        torch.testing.assert_close(model(words).logits, masked(words).logits, rtol=1e-4, atol=1e-5)
+    hf.save_pretrained(model, tmp_path)
+    assert torch.equal(hf.from_pretrained(type(dense), tmp_path)(words).logits, model(words).logits)
 
 
 def test_a_dense_model_is_named(tmp_path):

@@ -79,6 +79,14 @@ ZOO = dict(
             "GemmaForCausalLM", "GemmaConfig", ids(), **SMALL, num_key_value_heads=2, head_dim=8, use_cache=False
         ),
         model("LlamaForCausalLM", "LlamaConfig", ids(), **SMALL, num_key_value_heads=2, use_cache=False),
+        model(
+            "MixtralForCausalLM", "MixtralConfig", ids(), **SMALL, num_key_value_heads=2, num_local_experts=4,
+            use_cache=False,
+        ),
+        model(
+            "Qwen3MoeForCausalLM", "Qwen3MoeConfig", ids(), **SMALL, num_key_value_heads=2, num_experts=4,
+            num_experts_per_tok=2, moe_intermediate_size=48, head_dim=8, use_cache=False,
+        ),
         model("Qwen2ForCausalLM", "Qwen2Config", ids(), **SMALL, num_key_value_heads=2, use_cache=False),
         model(
             "MambaForCausalLM", "MambaConfig", ids(), vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=8,
