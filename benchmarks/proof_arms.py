@@ -31,6 +31,7 @@ class Setting:
     dataset: str = "idx"
     data_dir: str = "/usr/share/datasets/fashion-mnist"
     model: str = "resnet20"
+    width: float = 1.0
     optimizer: str = "sgd"
     train: int = 12_000
     held_out: int = 5_000
@@ -125,6 +126,7 @@ def recipe(name: str, setting: Setting, seed: int, **more: Any) -> Recipe:
         "dataset": setting.dataset,
         "data_dir": setting.data_dir or None,
         "model": setting.model,
+        "width": setting.width,
         "optimizer": setting.optimizer,
         "epochs": max(1, round(setting.epochs * arm.share)),
         "batch_size": setting.batch_size,
