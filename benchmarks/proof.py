@@ -7,11 +7,11 @@
 
 `tune` tries other learning rates. The screen trains every arm with one seed on 12,000 images and judges by 5,000
 others of the training half; the final stage trains those that decide on all images, with several seeds that arms
-share, and judges by the test half. `text-screen` and `text-final` do the same with a small language model on the
-source of Python's standard library. Every finished run is a line of FILE, an unfinished one goes on from its last
-epoch: the same command continues, after `--minutes` or a crash. Accuracy runs may share the machine: their seconds
-count for nothing. `--timing ROUNDS` times every phase of every arm's schedule in turn with the dense training, and
-wants the machine alone; so does `--whole`.
+share, and judges by the test half. `digits-tune` and `digits` do so on what `make demo` trains, `text-screen` and
+`text-final` with a small language model on the source of Python's standard library. Every finished run is a line of
+FILE, an unfinished one goes on from its last epoch: the same command continues, after `--minutes` or a crash. Accuracy
+runs may share the machine: their seconds count for nothing. `--timing ROUNDS` times every phase of every arm's schedule
+in turn with the dense training, and wants the machine alone; so does `--whole`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ TEXT = Setting(
     fuse=False,
 )
 
+# What `make demo` trains, on as many images.
+DIGITS = Setting(dataset="digits", data_dir="", train=7000, held_out=1000, crop=0, flip=False)
+
 
 def without(names: Iterable[str], words: Sequence[str]) -> tuple[str, ...]:
     """The names that none of some words is in."""
@@ -61,8 +64,10 @@ STAGES: Mapping[str, tuple[Setting, Sequence[str]]] = {
     "tune": (Setting(), TUNED),
     "screen": (Setting(), without(ARMS, [", rate"])),
     "final": (Setting(train=0, held_out=0, epochs=20), FINAL),
+    "digits-tune": (DIGITS, (DENSE, "DST-EE 90%", "SpFDE 10% + 10%", *TUNED)),
+    "digits": (replace(DIGITS, held_out=0), FINAL),
     "text-screen": (TEXT, without(ARMS, [", rate", *IMAGES_ONLY])),
-    "text-final": (replace(TEXT, train=12_000, held_out=0), (*without(FINAL, IMAGES_ONLY), "SpFDE 15% + 15%")),
+    "text-final": (replace(TEXT, train=12_000, held_out=0), without(FINAL, IMAGES_ONLY)),
 }
 
 
