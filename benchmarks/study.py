@@ -40,6 +40,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "RigL": {**ERK, "topology": "rigl"},
     "DST-EE": {**ERK, "topology": "dst-ee"},
     "MEST EM&S": {**ERK, "topology": "mest", "soft": True},
+    "constrained L0": {**ERK, "topology": "constrained-l0"},
 }
 SPARSITIES = (0.9, 0.95, 0.98)
 

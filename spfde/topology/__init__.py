@@ -9,6 +9,7 @@ from spfde.topology.init.synflow import SynFlow
 from spfde.topology.layers import LayerState, reserve
 from spfde.topology.lottery import Lottery, Round
 from spfde.topology.methods import METHODS, create, register
+from spfde.topology.methods.constrainedl0 import ConstrainedL0
 from spfde.topology.methods.deepr import DeepR
 from spfde.topology.methods.dsr import DSR
 from spfde.topology.methods.dstee import DSTEE
@@ -40,6 +41,7 @@ __all__ = [
     "SET",
     "SNFS",
     "SNIP",
+    "ConstrainedL0",
     "DeepR",
     "EdgePopup",
     "FreezeNet",

@@ -19,7 +19,7 @@ from spfde.nn import SparseLayer
 from spfde.sparse.no_sync import to_host
 from spfde.topology.following import Followers
 from spfde.topology.history import History, Shift
-from spfde.topology.layers import LayerState, check_layers, magnitude, sparse_layers
+from spfde.topology.layers import LayerState, check_layers, sparse_layers
 from spfde.topology.optimizer_state import check
 from spfde.topology.options import Option, checked, documented, options_of, signature_with
 from spfde.topology.probes import GradientProbes
@@ -245,10 +245,11 @@ class Topology(Stepping):
         return shifts
 
     def _trim(self, name: str, layer: SparseLayer) -> Shift | None:
-        """Prunes a layer to its target count by magnitude."""
+        """Prunes a layer to its target count."""
         if layer.nnz <= self.target[name]:
             return None
-        state, score = LayerState.of(name, layer), magnitude(layer)
+        state = LayerState.of(name, layer)
+        score = self.final_score(state)
         return self.exchange(state, score, state.highest(score, self.target[name]), self.target[name])
 
     def _count_moved(self, shifts: Mapping[str, Shift | None]) -> int:

@@ -118,7 +118,7 @@ def check_layers(layers: Mapping[str, SparseLayer], optimizer: Optimizer, method
         if transform is not None and not isinstance(transform, method.transforms):
             raise ValueError(
                 f"expected weights that {type(method).__name__} can grow at 0, got {transform} in {name!r}, try GMP "
-                f"for Powerprop, Thresholds for learned thresholds"
+                f"for Powerprop, Thresholds for learned thresholds, the end of the training for gates"
             )
 
 

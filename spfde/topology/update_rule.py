@@ -92,6 +92,10 @@ class UpdateRule:
         """A score [nnz] per stored block; the lowest are dropped. By magnitude."""
         return magnitude(layer.module)
 
+    def final_score(self, layer: LayerState) -> Tensor:
+        """A score [nnz] per stored block, by which a layer ends at its target count. By magnitude."""
+        return magnitude(layer.module)
+
     def keep_slots(self, layer: LayerState, score: Tensor) -> Tensor:
         """Which stored blocks (slots, ascending) stay: all but `drop_share` of them with the lowest scores.
 

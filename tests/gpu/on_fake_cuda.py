@@ -151,7 +151,7 @@ def test_topologies_move_as_on_a_cpu(name):
     assert min(shared) > 0.99  # a tie may fall otherwise by the rounding of another order of sums
 
 
-@pytest.mark.parametrize("name", [name for name in topology.METHODS if name not in ("snfs", "deepr")])
+@pytest.mark.parametrize("name", [name for name in topology.METHODS if name not in ("snfs", "deepr", "constrained-l0")])
 def test_between_its_updates_a_method_waits_for_nothing(name):
     model, x, targets = network("unstructured"), images(), torch.arange(2, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)

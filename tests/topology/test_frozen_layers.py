@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from topology.networks import OPTIMIZERS, net, train_step
-from topology.test_methods import LONG, SCHEDULED, VARIANTS
+from topology.test_methods import LONG, SCHEDULED, SHRINKING, VARIANTS
 from torch import nn
 
 import spfde
@@ -48,7 +48,7 @@ def test_a_layer_moves_settles_stays_frozen_and_moves_again(name):
     steps(3, 12)
     assert equal(masks, stored(topology, "2", "4")) and torch.equal(model[2].dense_weight(), weights)
     spfde.freezing.unfreeze(model)
-    assert steps(12, 40) or name == "gmp"  # which never grows, and was at its target already
+    assert steps(12, 40) or name in SHRINKING  # which never grow, and were at their target already
     assert {n: layer.nnz for n, layer in topology.layers.items()} == topology.target
 
 
@@ -77,7 +77,7 @@ def test_every_freeze_prunes_to_the_target_and_every_thaw_lets_the_mask_move(nam
         assert torch.equal(model[2].mask(), mask)
         assert all(torch.equal(value, optimizer.state[model[2].values][key]) for key, value in state.items())
         spfde.freezing.unfreeze(model[2])
-    assert any(moved[1:]) or name in ("gmp", "gap")  # which never grows, and whose turn comes later
+    assert any(moved[1:]) or name in (*SHRINKING, "gap")  # which never grow, and whose turn comes later
 
 
 def test_settling_alone_stops_nothing():

@@ -22,7 +22,8 @@ VARIANTS = {
     "snfs, every 2": (METHODS["snfs"], {"accumulate_every": 2}),
     "dst-ee, c": (METHODS["dst-ee"], {"c": 0.1}),
 }
-REDISTRIBUTING, SCHEDULED = ("snfs", "dsr", "deepr"), ("gap", "gmp", "mest, soft")
+REDISTRIBUTING, SHRINKING = ("snfs", "dsr", "deepr"), ("gmp", "constrained-l0")
+SCHEDULED = ("gap", "mest, soft", *SHRINKING)
 
 
 def takes(name, pattern):

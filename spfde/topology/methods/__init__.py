@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from spfde._names import unknown
 from spfde.topology.base import Topology
+from spfde.topology.methods.constrainedl0 import ConstrainedL0
 from spfde.topology.methods.deepr import DeepR
 from spfde.topology.methods.dsr import DSR
 from spfde.topology.methods.dstee import DSTEE
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Topology]] = {
     "top-kast": TopKAST,
     "gap": GaP,
     "gmp": GMP,
+    "constrained-l0": ConstrainedL0,
 }
 
 
