@@ -33,7 +33,8 @@ def sparsify(
     """Swaps linear layers and convolutions for sparse layers in place and returns the model.
 
     Those are nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, the projections of nn.MultiheadAttention,
-    transformers' Conv1D, torch_geometric's Linear, and what `spfde.convert.register` made known.
+    transformers' Conv1D and packed experts, timm's Conv2dSame and standardised convolutions, torch_geometric's Linear,
+    and what `spfde.convert.register` made known.
 
     Biases stay the same Parameters; weights become `values`, so build the optimizer afterwards. A layer whose weight
     has requires_grad False (fixed, or frozen) stays dense. A bare layer is converted whatever `distribution` and

@@ -7,9 +7,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from spfde.nn.conv1d import SparseConv1d
 from spfde.nn.conv2d import SparseConv2d
+from spfde.nn.conv2d_same import SparseConv2dSame
 from spfde.nn.conv_transpose2d import SparseConvTranspose2d
 from spfde.nn.layer import SparseLayer
 from spfde.nn.linear import SparseConv1D, SparseLinear
+from spfde.nn.std_conv2d import SparseStdConv2d
 
 # NonDynamicallyQuantizableLinear is nn.MultiheadAttention's out_proj: a Linear under another name.
 _SPARSE: dict[type[nn.Module], type[SparseLayer]] = {
@@ -23,6 +25,11 @@ _SPARSE: dict[type[nn.Module], type[SparseLayer]] = {
 _FOREIGN: dict[str, type[SparseLayer]] = {
     "transformers.pytorch_utils.Conv1D": SparseConv1D,
     "torch_geometric.nn.dense.linear.Linear": SparseLinear,
+    "timm.layers.conv2d_same.Conv2dSame": SparseConv2dSame,
+    **dict.fromkeys(
+        (f"timm.layers.std_conv.{kind}Conv2d{pad}" for kind in ("Std", "ScaledStd") for pad in ("", "Same")),
+        SparseStdConv2d,
+    ),
 }
 
 

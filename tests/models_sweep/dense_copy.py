@@ -98,9 +98,8 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, SparseLayer)}
     state = {k: v.clone() for k, v in model.state_dict().items() if k.rpartition(".")[0] not in layers}
     for name, layer in layers.items():
-        state[f"{name}.weight"] = layer.dense_weight().clone()
-        if layer.bias is not None:
-            state[f"{name}.bias"] = layer.bias.detach().clone()
+        own = {k: v for k, v in layer.state_dict().items() if k not in ("values", "row_ptr", "col")}  # a bias, a gain
+        state.update({f"{name}.{k}": v.clone() for k, v in {"weight": layer.dense_weight(), **own}.items()})
     return state
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models_sweep.stages import STAGES
-
 
 @dataclass(frozen=True)
 class Known:
@@ -16,18 +14,7 @@ class Known:
     reason: str
 
 
-def everywhere(name: str, known: Known) -> dict[tuple[str, str], Known]:
-    return {(name, stage): known for stage in STAGES}
-
-
-def standardised(kind: str) -> Known:
-    reason = f"every convolution is a {kind}, which changes its weight in each forward: a subclass is refused by name"
-    return Known(ValueError, f"subclass.*{kind}|{kind}.*subclass", reason)
-
-
 EXCEPTIONS: dict[tuple[str, str], Known] = {
-    **everywhere("timm: resnetv2_50x1_bit", standardised("StdConv2d")),
-    **everywhere("timm: nf_resnet26", standardised("ScaledStdConv2d")),
     ("timm: coat_lite_tiny", "freeze"): Known(
         ValueError,
         "expected a module to run in one block only, got '.*cpe'",

@@ -24,6 +24,7 @@ CONVOLUTIONAL = [
     timm("regnety_002"),
     timm("densenet121", block_config=(2, 2, 2, 2)),
     timm("efficientnet_b0"),
+    timm("tf_mobilenetv3_small_minimal_100"),
     timm("mobilenetv3_small_050"),
     timm("mobilenetv2_050"),
     timm("convnext_atto"),
