@@ -28,6 +28,36 @@ Exec useful(const Conv2dShape& s, const BlockIndex& index, const Exec& exec) {
   return useful(s, index.unit_ptr[block_rows] * index.height, exec);
 }
 
+int64_t stored(const Conv2dInputGradArgs& a) {
+  return a.row_ptr[a.shape.in_channels * a.shape.stride_h * a.shape.stride_w];
+}
+
+ShiftedProductArgs product_of(const Conv2dInputGradArgs& a, const Conv2dPlan& plan, const Exec& exec,
+                              Scratch& scratch) {
+  return {.geometry = plan.input_grad(),
+          .row_ptr = a.row_ptr,
+          .col = a.col,
+          .values = permuted(floats(a.values), a.perm, stored(a), exec.threads, scratch),
+          .bias = nullptr,
+          .source = floats(a.dy),
+          .target = floats(a.dx),
+          .source_channels_last = a.dy_channels_last,
+          .target_channels_last = a.dx_channels_last};
+}
+
+ShiftedCorrelationArgs correlation_of(const Conv2dWeightGradArgs& a, const Conv2dPlan& plan) {
+  return {.geometry = plan.forward(),
+          .row_ptr = a.row_ptr,
+          .col = a.col,
+          .source = floats(a.x),
+          .target = floats(a.dy),
+          .source_channels_last = a.x_channels_last,
+          .target_channels_last = a.dy_channels_last,
+          .capacity = a.capacity,
+          .dvalues = floats(a.dvalues),
+          .dbias = floats(a.dbias)};
+}
+
 }  // namespace
 
 void conv2d(const Conv2dArgs& a, const Conv2dPlan& plan, const Exec& exec) {
@@ -74,19 +104,9 @@ void conv2d_input_grad(const Conv2dInputGradArgs& a, const Conv2dPlan& plan, con
                  .x = a.dy,
                  .y = a.dx},
                 exec);
-  const int64_t nnz = a.row_ptr[s.in_channels * s.stride_h * s.stride_w];
-  const Exec worth = useful(s, nnz, exec);
+  const Exec worth = useful(s, stored(a), exec);
   Scratch scratch;
-  kernels().shifted_product({.geometry = plan.input_grad(),
-                             .row_ptr = a.row_ptr,
-                             .col = a.col,
-                             .values = permuted(floats(a.values), a.perm, nnz, worth.threads, scratch),
-                             .bias = nullptr,
-                             .source = floats(a.dy),
-                             .target = floats(a.dx),
-                             .source_channels_last = a.dy_channels_last,
-                             .target_channels_last = a.dx_channels_last},
-                            worth);
+  kernels().shifted_product(product_of(a, plan, worth, scratch), worth);
 }
 
 void conv2d_weight_grad(const Conv2dWeightGradArgs& a, const Conv2dPlan& plan, const Exec& exec) {
@@ -105,17 +125,22 @@ void conv2d_weight_grad(const Conv2dWeightGradArgs& a, const Conv2dPlan& plan, c
                   .dvalues = a.dvalues,
                   .dbias = a.dbias},
                  exec);
-  kernels().shifted_correlation({.geometry = plan.forward(),
-                                 .row_ptr = a.row_ptr,
-                                 .col = a.col,
-                                 .source = floats(a.x),
-                                 .target = floats(a.dy),
-                                 .source_channels_last = a.x_channels_last,
-                                 .target_channels_last = a.dy_channels_last,
-                                 .capacity = a.capacity,
-                                 .dvalues = floats(a.dvalues),
-                                 .dbias = floats(a.dbias)},
-                                useful(s, a.row_ptr[s.out_channels], exec));
+  kernels().shifted_correlation(correlation_of(a, plan), useful(s, a.row_ptr[s.out_channels], exec));
+}
+
+void conv2d_gradients(const Conv2dInputGradArgs& input, const Conv2dWeightGradArgs& weight, const Conv2dPlan& plan,
+                      const Exec& exec) {
+  require_float32(input.dtype);
+  require_float32(weight.dtype);
+  const Conv2dShape& s = input.shape;
+  if (is_linear(s, input.dx_channels_last, input.dy_channels_last) ||
+      is_linear(s, weight.x_channels_last, weight.dy_channels_last)) {
+    conv2d_input_grad(input, plan, exec);
+    return conv2d_weight_grad(weight, plan, exec);
+  }
+  const Exec worth = useful(s, stored(input), exec);
+  Scratch scratch;
+  kernels().shifted_gradients({product_of(input, plan, worth, scratch), correlation_of(weight, plan)}, worth);
 }
 
 void conv2d_blocks(const Conv2dBlocksArgs& a, const Conv2dPlan& plan, const Exec& exec) {

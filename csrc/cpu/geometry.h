@@ -77,4 +77,10 @@ struct ShiftedCorrelationArgs {
   float* dbias;    // [target_channels] or nullptr
 };
 
+// Both gradients; the source of the first is the target of the second.
+struct ShiftedGradientsArgs {
+  ShiftedProductArgs input;
+  ShiftedCorrelationArgs weight;
+};
+
 }  // namespace spfde::cpu

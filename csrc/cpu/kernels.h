@@ -21,6 +21,7 @@ struct Kernels {
   void (*sddmm_blocks)(const SddmmBlocksArgs&, const Exec&);
   void (*shifted_product)(const ShiftedProductArgs&, const Exec&);
   void (*shifted_correlation)(const ShiftedCorrelationArgs&, const Exec&);
+  void (*shifted_gradients)(const ShiftedGradientsArgs&, const Exec&);
   // By shifted streams as well, whatever the window; the geometry is the forward's.
   void (*conv2d_blocks)(const Conv2dBlocksArgs&, const Conv2dGeometry&, const Exec&);
   void (*conv2d_blocks_input_grad)(const Conv2dBlocksInputGradArgs&, const Conv2dGeometry&, const Exec&);

@@ -24,6 +24,9 @@ void sddmm_blocks(const SddmmBlocksArgs& args, const Exec& exec);
 void conv2d(const Conv2dArgs& args, const Conv2dPlan& plan, const Exec& exec);
 void conv2d_input_grad(const Conv2dInputGradArgs& args, const Conv2dPlan& plan, const Exec& exec);
 void conv2d_weight_grad(const Conv2dWeightGradArgs& args, const Conv2dPlan& plan, const Exec& exec);
+// Both gradients of one dy, to the bit those of the two ops above.
+void conv2d_gradients(const Conv2dInputGradArgs& input, const Conv2dWeightGradArgs& weight, const Conv2dPlan& plan,
+                      const Exec& exec);
 void conv2d_blocks(const Conv2dBlocksArgs& args, const Conv2dPlan& plan, const Exec& exec);
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& args, const Conv2dPlan& plan, const Exec& exec);
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& args, const Conv2dPlan& plan, const Exec& exec);

@@ -89,6 +89,40 @@ void bind_conv2d(py::module_& m) {
       release(), "plan"_a, "capacity"_a, "row_ptr"_a, "col"_a, "dy"_a, "x"_a, "dy_channels_last"_a, "x_channels_last"_a,
       "dvalues"_a, "dbias"_a, "threads"_a);
   m.def(
+      "conv2d_gradients",
+      [](const cpu::Conv2dPlan& plan, uintptr_t t_row_ptr, uintptr_t t_col, uintptr_t values, uintptr_t perm,
+         uintptr_t dy, uintptr_t dx, bool dy_channels_last, bool dx_channels_last, int64_t capacity, uintptr_t row_ptr,
+         uintptr_t col, uintptr_t x, bool x_channels_last, uintptr_t dvalues, uintptr_t dbias, int threads) {
+        cpu::conv2d_gradients(
+            {
+                .shape = plan.shape(),
+                .row_ptr = at{t_row_ptr},
+                .col = at{t_col},
+                .perm = at{perm},
+                .values = at{values},
+                .dy = at{dy},
+                .dx = at{dx},
+                .dy_channels_last = dy_channels_last,
+                .dx_channels_last = dx_channels_last,
+            },
+            {
+                .shape = plan.shape(),
+                .capacity = capacity,
+                .row_ptr = at{row_ptr},
+                .col = at{col},
+                .dy = at{dy},
+                .x = at{x},
+                .dy_channels_last = dy_channels_last,
+                .x_channels_last = x_channels_last,
+                .dvalues = at{dvalues},
+                .dbias = at{dbias},
+            },
+            plan, {.threads = threads});
+      },
+      release(), "plan"_a, "t_row_ptr"_a, "t_col"_a, "values"_a, "perm"_a, "dy"_a, "dx"_a, "dy_channels_last"_a,
+      "dx_channels_last"_a, "capacity"_a, "row_ptr"_a, "col"_a, "x"_a, "x_channels_last"_a, "dvalues"_a, "dbias"_a,
+      "threads"_a);
+  m.def(
       "conv2d_blocks",
       [](const cpu::Conv2dPlan& plan, int64_t height, int64_t width, uintptr_t unit_ptr, uintptr_t unit_col,
          uintptr_t values, uintptr_t bias, uintptr_t x, uintptr_t y, bool x_channels_last, bool y_channels_last,

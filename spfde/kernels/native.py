@@ -20,7 +20,7 @@ from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import empty_like_layout, in_lanes, memory_format_of
 from spfde.kernels.panel_order import NativeIndex, native_index
 from spfde.kernels.problem import Problem
-from spfde.kernels.registry import Composite, Kernel, Prediction, Product, register
+from spfde.kernels.registry import Composite, Gradients, Kernel, Prediction, Product, register
 from spfde.sparse.kernel_index import KernelIndex, Window, slots
 from spfde.sparse.plan import Plan
 
@@ -191,6 +191,35 @@ class _Conv2d(Product):
             dvalues.data_ptr(), dbias.data_ptr() if bias else 0, torch.get_num_threads(),
         )  # fmt: skip
         return dvalues, dbias
+
+    def gradients(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        size: Sequence[int],
+        needs: Sequence[bool],
+        weight: Tensor | None = None,
+    ) -> Gradients:
+        """Those of x and of single weights together, from one copy of dy."""
+        need_x, need_values, need_bias = needs
+        if not (need_x and need_values and values.shape[1] == 1):
+            return super().gradients(dy, x, values, index, problem, size, needs, weight)
+        dy_memory, x_memory = memory_format_of(dy), memory_format_of(x)
+        dy, x = dy.contiguous(memory_format=dy_memory), x.contiguous(memory_format=x_memory)
+        last = dy_memory is torch.channels_last
+        dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=dy_memory)
+        dvalues = x.new_empty(slots(index, values.shape[1:]), *values.shape[1:])
+        dbias = x.new_empty(problem.shape[0]) if need_bias else None
+        native().conv2d_gradients(
+            _plan(tuple(size), problem.shape, problem.window), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(),
+            values.data_ptr(), index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, len(dvalues),
+            index.row_ptr.data_ptr(), index.col.data_ptr(), x.data_ptr(), x_memory is torch.channels_last,
+            dvalues.data_ptr(), 0 if dbias is None else dbias.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return dx, dvalues, dbias
 
 
 @lru_cache(maxsize=1024)

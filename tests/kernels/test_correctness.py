@@ -116,6 +116,36 @@ def test_gradients_of_linear_layers_stay_in_lanes(batch, pattern):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [0, 5, 67])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad", "groups"), [((3, 3), (1, 1), 1, 1), ((3, 2), (2, 1), 2, 2), ((3, 1), (1, 1), 1, 1)]
+)
+def test_both_gradients_of_a_convolution_are_those_of_the_ops_apart(
+    kernel, stride, pad, groups, memory, batch, threads
+):
+    before = torch.get_num_threads()
+    window = Window(kernel, stride, (pad, pad, kernel[1] // 2, kernel[1] // 2), (1, 1), groups)
+    plan, values = layer((24, 16 // groups, *kernel), window, 0.3)
+    x = torch.randn(batch, 16, 17, 13, generator=torch.Generator().manual_seed(3)).contiguous(memory_format=memory)
+    problem = finish(plan, window, x, values, True, 0)
+
+    def gradients(*wanted):
+        for tensor in problem.inputs():
+            tensor.requires_grad_(any(tensor is other for other in wanted))
+        return torch.autograd.grad(problem.run("native"), wanted, problem.dy)
+
+    x, values, bias = problem.inputs()
+    try:
+        torch.set_num_threads(threads)
+        apart = *gradients(x), *gradients(values, bias)
+        together = gradients(x, values, bias)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
 def test_empty_rows_and_columns():
     positions = torch.tensor([5 * 40 + 7, 5 * 40 + 9, 30 * 40 + 7])
     plan = build_plan(index_from_positions(positions, 33, 40, 3), (33, 40))

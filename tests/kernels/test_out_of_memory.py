@@ -39,12 +39,14 @@ def layer(kind, dense, pattern):
     made.kernel = "native"
     return made
 
-def differentiated(module, x):
-    x.requires_grad_()
+def differentiated(module, x, by_x=True, by_parameters=True):
+    x.requires_grad_(by_x)
+    module.requires_grad_(by_parameters)
     y = module(x)
     dy = torch.ones_like(y)
     alive.append((module, x, y, dy))
-    results.extend((y.detach(), *torch.autograd.grad(y, (x, *module.parameters()), dy, retain_graph=True)))
+    inputs = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
+    results.extend((y.detach(), *torch.autograd.grad(y, inputs, dy, retain_graph=True)))
 
 class Norm(torch.nn.BatchNorm1d):
     def forward(self, x):
@@ -54,7 +56,9 @@ alive, results = [], []
 for pattern in ("unstructured", "block:4x1"):
     differentiated(layer(SparseLinear, torch.nn.Linear(65536, 16), pattern), torch.randn(64, 65536))
     differentiated(layer(SparseLinear, torch.nn.Linear(16, 65536), pattern), torch.randn(64, 16))
-    differentiated(layer(SparseConv2d, torch.nn.Conv2d(64, 64, 3, padding=1), pattern), torch.randn(16, 64, 48, 48))
+    for by in ((True, True), (True, False), (False, True)):
+        conv = layer(SparseConv2d, torch.nn.Conv2d(64, 64, 3, padding=1), pattern)
+        differentiated(conv, torch.randn(16, 64, 48, 48), *by)
 grouped = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4)
 differentiated(layer(SparseConv2d, grouped, "unstructured"), torch.randn(1, 16, 400, 400))
 differentiated(Norm(70000), torch.randn(2, 70000, 30, 1).to(memory_format=torch.channels_last))
@@ -88,7 +92,7 @@ assert all(torch.equal(got, want) for got, want in zip(results, wanted, strict=T
 
 OPS = {
     *("spmm", "spmm_blocks", "spmm_blocks_input_grad", "sddmm", "sddmm_blocks", "norm_act", "norm_act_grad"),
-    *("conv2d", "conv2d_input_grad", "conv2d_weight_grad"),
+    *("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "conv2d_gradients"),
     *("conv2d_blocks", "conv2d_blocks_input_grad", "conv2d_blocks_weight_grad"),
 }
 

@@ -1,6 +1,7 @@
 // conv2d, its input and weight gradients, single weights and blocks, both memory formats.
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "cases.h"
 #include "check.h"
@@ -25,7 +26,8 @@ const Case kCases[] = {
     {1, 4, 9, 9, 4, 4, 3, 2, 3, 3, 1, 2, 2, 1, 1, 0.6, 2},    {2, 5, 10, 6, 7, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0.0, 1},
     {2, 8, 11, 10, 8, 3, 3, 1, 1, 1, 1, 1, 1, 4, 1, 0.3, 2},  {3, 8, 9, 9, 12, 3, 3, 2, 2, 1, 1, 1, 2, 2, 2, 0.4, 1},
     {2, 12, 8, 8, 16, 1, 1, 1, 1, 0, 1, 1, 1, 4, 4, 0.4, 2},  {9, 6, 7, 8, 6, 3, 3, 2, 2, 1, 1, 1, 6, 1, 1, 0.6, 2},
-    {3, 4, 20, 37, 8, 3, 3, 2, 2, 1, 1, 1, 4, 1, 1, 0.6, 2},
+    {3, 4, 20, 37, 8, 3, 3, 2, 2, 1, 1, 1, 4, 1, 1, 0.6, 2},  {21, 5, 9, 11, 7, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1, 0.4, 2},
+    {37, 6, 7, 5, 4, 2, 3, 1, 1, 1, 1, 2, 2, 1, 1, 0.5, 1},   {33, 4, 8, 6, 9, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5, 2},
 };
 
 // A stored weight: its row and column in [out, in / groups * kernel_h * kernel_w], its place in values.
@@ -141,18 +143,29 @@ struct Conv {
                    .x_channels_last = x_last,
                    .y_channels_last = y_last},
                   plan, exec);
-      input_grad(plan, got_dx, x_last, y_last);
-      cpu::conv2d_weight_grad({.shape = shape,
-                               .capacity = capacity,
-                               .row_ptr = blocks.ptr.data(),
-                               .col = blocks.col.data(),
-                               .dy = dy.data(),
-                               .x = x.data(),
-                               .dy_channels_last = y_last,
-                               .x_channels_last = x_last,
-                               .dvalues = got_dvalues.data(),
-                               .dbias = got_dbias.data()},
-                              plan, exec);
+      const Transposed t = transposed();
+      const spfde::Conv2dInputGradArgs input{.shape = shape,
+                                             .row_ptr = t.ptr.data(),
+                                             .col = t.col.data(),
+                                             .perm = t.perm.data(),
+                                             .values = values.data(),
+                                             .dy = dy.data(),
+                                             .dx = got_dx.data(),
+                                             .dy_channels_last = y_last,
+                                             .dx_channels_last = x_last};
+      const spfde::Conv2dWeightGradArgs weight{.shape = shape,
+                                               .capacity = capacity,
+                                               .row_ptr = blocks.ptr.data(),
+                                               .col = blocks.col.data(),
+                                               .dy = dy.data(),
+                                               .x = x.data(),
+                                               .dy_channels_last = y_last,
+                                               .x_channels_last = x_last,
+                                               .dvalues = got_dvalues.data(),
+                                               .dbias = got_dbias.data()};
+      cpu::conv2d_input_grad(input, plan, exec);
+      cpu::conv2d_weight_grad(weight, plan, exec);
+      expect_same_together(input, weight, plan, exec);
     } else {
       const spfde::BlockIndex index{c.height, c.width, unit_ptr.data(), unit_col.data()};
       cpu::conv2d_blocks({.shape = shape,
@@ -190,8 +203,26 @@ struct Conv {
     expect_close(name + format + "dbias", got_dbias, dbias);
   }
 
+  // Both gradients in one call are to the bit those that are there already.
+  void expect_same_together(spfde::Conv2dInputGradArgs input, spfde::Conv2dWeightGradArgs weight,
+                            const cpu::Conv2dPlan& plan, const spfde::Exec& exec) const {
+    Floats dx = unwritten(x.size()), dvalues = unwritten(capacity), dbias = unwritten(c.out);
+    const Floats* together[] = {&dx, &dvalues, &dbias};
+    const void* apart[] = {input.dx, weight.dvalues, weight.dbias};
+    input.dx = dx.data();
+    weight.dvalues = dvalues.data();
+    weight.dbias = dbias.data();
+    cpu::conv2d_gradients(input, weight, plan, exec);
+    for (int i = 0; i < 3; ++i)
+      expect(std::memcmp(together[i]->data(), apart[i], together[i]->size() * sizeof(float)) == 0,
+             name + ": both gradients in one call");
+  }
+
   // The transposed index of conv2d.h: rows are (input channel, residue of the tap modulo the stride).
-  void input_grad(const cpu::Conv2dPlan& plan, Floats& dx, bool x_last, bool y_last) const {
+  struct Transposed {
+    std::vector<int32_t> ptr, col, perm;
+  };
+  Transposed transposed() const {
     const int64_t group_out = c.out / c.groups, rows = c.in * c.stride_h * c.stride_w;
     std::vector<std::array<int64_t, 3>> order;  // row, column, place in values
     for (const Weight& w : weights) {
@@ -202,23 +233,14 @@ struct Conv {
       order.push_back({row, w.row % group_out * taps + tap, w.place});
     }
     std::sort(order.begin(), order.end());
-    std::vector<int32_t> ptr(rows + 1, 0), col, perm;
+    Transposed t{std::vector<int32_t>(rows + 1, 0), {}, {}};
     for (const auto& [row, column, from] : order) {
-      ++ptr[row + 1];
-      col.push_back(static_cast<int32_t>(column));
-      perm.push_back(static_cast<int32_t>(from));
+      ++t.ptr[row + 1];
+      t.col.push_back(static_cast<int32_t>(column));
+      t.perm.push_back(static_cast<int32_t>(from));
     }
-    for (int64_t r = 0; r < rows; ++r) ptr[r + 1] += ptr[r];
-    cpu::conv2d_input_grad({.shape = shape,
-                            .row_ptr = ptr.data(),
-                            .col = col.data(),
-                            .perm = perm.data(),
-                            .values = values.data(),
-                            .dy = dy.data(),
-                            .dx = dx.data(),
-                            .dy_channels_last = y_last,
-                            .dx_channels_last = x_last},
-                           plan, {.threads = c.threads});
+    for (int64_t r = 0; r < rows; ++r) t.ptr[r + 1] += t.ptr[r];
+    return t;
   }
 };
 

@@ -14,6 +14,7 @@ Kernels table() {
       .sddmm_blocks = sddmm_blocks,
       .shifted_product = shifted_product,
       .shifted_correlation = shifted_correlation,
+      .shifted_gradients = shifted_gradients,
       .conv2d_blocks = conv2d_blocks,
       .conv2d_blocks_input_grad = conv2d_blocks_input_grad,
       .conv2d_blocks_weight_grad = conv2d_blocks_weight_grad,
