@@ -63,21 +63,43 @@ def pybind11_folder():
         return stop("expected pybind11, found none, try: pip install pybind11")
 
 
-def cuda_wanted(setting, sources, nvcc):
+def find_nvcc(environment, site):
+    """Path of nvcc: what CUDACXX names, else on PATH, else the newest of the extra cuda-build in a site-packages."""
+    named = environment.get("CUDACXX")
+    path = shutil.which(named or "nvcc", path=environment.get("PATH", os.defpath))
+    if path or named:
+        return path
+    packaged = {int(path.parts[-3][2:]): str(path) for path in Path(site).glob("nvidia/cu[0-9]*/bin/nvcc")}
+    return packaged[max(packaged)] if packaged else None
+
+
+def cuda_environment(environment, nvcc):
+    """The environment in which CMake finds nvcc, and nvcc its libraries: packages have lib, it looks in lib64."""
+    flags = environment.get("CUDAFLAGS", "")
+    lib = Path(nvcc).resolve().parent.parent / "lib"
+    given = f"-L{shlex.quote(str(lib))}"
+    if (lib / "libcudart_static.a").exists() and not lib.with_name("lib64").exists() and given not in flags:
+        flags = f"{flags} {given}".strip()
+    return {**environment, "CUDACXX": nvcc, "CUDAFLAGS": flags}
+
+
+def cuda_wanted(setting, sources, nvcc, named=None):
     """Whether to build csrc/cuda, by SPFDE_CUDA: 0 = no, 1 = yes or an error, auto = where it can be."""
     if setting not in ("0", "1", "auto"):
         stop(f"SPFDE_CUDA: expected 0, 1 or auto, got {setting!r}, try leaving it unset (auto)")
     if setting == "1" and not sources:
         stop("SPFDE_CUDA=1: expected CUDA sources in csrc/cuda, found none, try SPFDE_CUDA=auto")
+    if setting != "0" and named and not nvcc:
+        stop(f"CUDACXX: expected nvcc, found no {named}, try its whole path, or leaving CUDACXX unset")
     if setting == "1" and not nvcc:
-        stop("SPFDE_CUDA=1: expected nvcc, found none, try setting CUDACXX, or SPFDE_CUDA=auto")
+        stop("SPFDE_CUDA=1: expected nvcc, found none, try setting CUDACXX, or the packages of the extra cuda-build")
     return setting != "0" and bool(sources) and bool(nvcc)
 
 
-def build_folder():
+def build_folder(environment):
     """A folder that outlives the build, one for each setting that CMake reads once and remembers."""
-    names = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAARCHS")
-    remembered = [str(ROOT), sys.base_prefix] + [os.environ.get(name, "") for name in names]
+    names = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAARCHS")
+    remembered = [str(ROOT), sys.base_prefix] + [environment.get(name, "") for name in names]
     key = zlib.crc32("\n".join(remembered).encode())
     return ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{key:08x}"
 
@@ -90,18 +112,22 @@ class CMakeBuild(build_ext):
         require_compiler()
         cmake, ninja = tool("cmake", "CMAKE_BIN_DIR"), tool("ninja", "BIN_DIR")
         sources = list(ROOT.glob("csrc/cuda/*.cu"))
-        nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
+        environment = dict(os.environ)
+        nvcc = find_nvcc(environment, sysconfig.get_path("purelib"))
+        cuda = cuda_wanted(environment.get("SPFDE_CUDA") or "auto", sources, nvcc, environment.get("CUDACXX"))
+        if cuda:
+            environment = cuda_environment(environment, nvcc)
         options = {
             "CMAKE_MAKE_PROGRAM": ninja,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11_folder(),
-            "SPFDE_CUDA": int(cuda_wanted(os.environ.get("SPFDE_CUDA") or "auto", sources, nvcc)),
+            "SPFDE_CUDA": int(cuda),
         }
-        folder = build_folder()
+        folder = build_folder(environment)
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja"]
         configure += [f"-D{name}={value}" for name, value in options.items()]
         for command in (configure, [cmake, "--build", folder]):
-            if subprocess.call([str(part) for part in command]):
+            if subprocess.call([str(part) for part in command], env=environment):
                 stop("the native core did not build, the lines above say why")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)

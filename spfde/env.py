@@ -83,7 +83,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("instruction set", native["isa"] + forced),
             ("  compiled", ", ".join(native["compiled"])),
             ("  runnable here", ", ".join(native["runnable"])),
-            ("CUDA kernels", ", ".join(native["cuda_archs"]) or "not built (no nvcc): GPU kernels are Triton's"),
+            ("CUDA kernels", cuda_built(native)),
             *(("  on this GPU", verdict) for verdict in cuda_verdicts(native["cuda_archs"], cuda["architectures"])),
         ]
     table += [
@@ -94,6 +94,15 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("OpenMP mapped", ", ".join(openmp["mapped"]) or "none"),
     ]
     return table + [("warning", text) for text in facts["warnings"]]
+
+
+def cuda_built(native: dict[str, Any]) -> str:
+    """For which architectures the CUDA kernels were built, by which nvcc, and what that one does not know."""
+    if not native["cuda_archs"]:
+        return "not built (no nvcc; docs/edge.md): GPU kernels are Triton's"
+    nvcc = f"nvcc {native['build'].get('nvcc', 'of unknown version')}"
+    unknown = f", which does not know {', '.join(native['cuda_left_out'])}" if native["cuda_left_out"] else ""
+    return f"{', '.join(native['cuda_archs'])} by {nvcc}{unknown}"
 
 
 def cuda_verdicts(built: Sequence[str], architectures: Sequence[str]) -> list[str]:
@@ -143,6 +152,7 @@ def _native() -> dict[str, Any]:
             "compiled": core.compiled_isas(),
             "runnable": core.isas(),
             "cuda_archs": core.cuda_archs(),
+            "cuda_left_out": core.cuda_left_out(),
             "openmp_library": core.openmp_library(),
             "build": core.build_info(),
         }

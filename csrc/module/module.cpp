@@ -29,12 +29,16 @@ void bind_environment(py::module_& m) {
   m.def("isa", [] { return cpu::isa().name; });
   m.def("lanes", [] { return cpu::kernels().lanes; });
   m.def("cuda_archs", [] { return std::vector<std::string>{SPFDE_CUDA_ARCHS}; });
+  m.def("cuda_left_out", [] { return std::vector<std::string>{SPFDE_CUDA_LEFT_OUT}; });
   m.def("openmp_library", [] { return path_providing(reinterpret_cast<void*>(&omp_get_max_threads)); });
   m.def("build_info", [] {
     py::dict info;
     info["compiler"] = __VERSION__;
     info["openmp"] = _OPENMP;
     info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+#ifdef SPFDE_CUDA
+    info["nvcc"] = SPFDE_NVCC;
+#endif
     return info;
   });
 }

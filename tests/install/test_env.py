@@ -146,3 +146,18 @@ def test_gpus_are_told_whether_the_kernels_were_built_for_them(facts, built, ver
     native = facts["native"] | {"cuda_archs": built}
     table = env.rows(facts | {"native": native, "cuda": facts["cuda"] | {"architectures": ["sm_87", "sm_110"]}})
     assert [value for what, value in table if what == "  on this GPU"] == verdicts
+
+
+@pytest.mark.parametrize(
+    ("native", "told"),
+    [
+        ({"cuda_archs": [], "cuda_left_out": []}, "not built"),
+        ({"cuda_archs": ["87"], "cuda_left_out": []}, "87 by nvcc 13.0.88"),
+        (
+            {"cuda_archs": ["90-real", "90-virtual"], "cuda_left_out": ["100", "110"]},
+            "90-real, 90-virtual by nvcc 13.0.88, which does not know 100, 110",
+        ),
+    ],
+)
+def test_it_tells_what_cuda_kernels_were_built_with(native, told):
+    assert env.cuda_built(native | {"build": {"nvcc": "13.0.88"}}).startswith(told)
