@@ -25,7 +25,7 @@ from spfde.topology.options import Option, checked, documented, options_of, sign
 from spfde.topology.probes import GradientProbes
 from spfde.topology.report import Report
 from spfde.topology.schedule import Schedule
-from spfde.topology.sharded import gathered, is_sharded
+from spfde.topology.sharded import gathered, is_sharded, reshard
 from spfde.topology.stepping import Stepping
 from spfde.topology.wrappers import bare, check_reduced, check_sharded, renamed, wrapper_of
 
@@ -142,6 +142,12 @@ class Topology(Stepping):
             moved = self._count_moved(self._rearrange())
         self.reason = f"{type(self).__name__} moved {moved} weights at step {self.steps_done}"
         return moved > 0
+
+    def arm(self) -> None:
+        """Watches the backward passes from now on, for an `update()` out of turn; `step()` arms by itself."""
+        if self._model is not None:
+            reshard(self._model)
+        super().arm()
 
     @torch.no_grad()
     def settle(self, module: nn.Module) -> list[str]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spfde.nn import SparseLayer
+from spfde.sparse import no_sync
 
 
 def factors(layer: SparseLayer, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,3 +41,22 @@ def dense_gradient(layer: SparseLayer, dy: Tensor, x: Tensor, start: int, stop: 
 def wide(tensor: Tensor) -> Tensor:
     """float64 stays, anything else is summed in float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def without(one: Tensor, other: Tensor) -> Tensor:
+    """The part of a vector that is at right angles to another one."""
+    return one - other * ((one @ other) / (other @ other).clamp_min(torch.finfo(other.dtype).tiny))
+
+
+def placed(blocks: Tensor, here: Tensor) -> Tensor:
+    """The block at each of the places `here`, 0 where it lies outside of `blocks`."""
+    inside = (here >= 0) & (here < len(blocks))
+    return blocks[here.clamp(0, len(blocks) - 1)] * inside.view(-1, 1, 1)
+
+
+def stored(blocks: Tensor, here: Tensor) -> Tensor:
+    """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
+    if not no_sync.is_async(here):
+        start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
+        return blocks[here[start:stop]]
+    return placed(blocks, here)

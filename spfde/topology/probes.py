@@ -17,7 +17,7 @@ from spfde._ranks import Ranks
 from spfde.nn import SparseLayer
 from spfde.sparse import no_sync
 from spfde.topology import standing_aside
-from spfde.topology.gradients import dense_gradient, factors, wide
+from spfde.topology.gradients import dense_gradient, factors, placed, stored, wide, without
 from spfde.topology.optimizer_state import optimizers
 from spfde.topology.steps import taken
 
@@ -33,6 +33,8 @@ register_optimizer_step_pre_hook(_look)
 
 # Weights in a slab: large enough for a matrix product to run well, small beside any model.
 SLAB = 1 << 20
+# Of a gathered gradient, the part that what was seen may leave unexplained: ranks may reduce in half precision.
+SHARE_UNSEEN = 1e-2
 
 
 class GradientProbe:
@@ -42,6 +44,9 @@ class GradientProbe:
     needs at most one dense gradient per layer and mostly far less. A pass counts once it has added to `values.grad`,
     as long as that is not set to zero: what `autograd.grad` or a pass before zero_grad did is no part of the step.
     `surgery` tells, where several passes ran, that the step saw some other mixture of them.
+
+    What `fully_shard` differentiates is another tensor than the layer's Parameter, so that nothing tells which passes
+    added to its gradient: all count, and `check_sum` tells whether that was right.
 
     optimizer: what takes the steps; passes after its next one belong to another step. None: all count.
     """
@@ -58,6 +63,8 @@ class GradientProbe:
         self._left: Tensor | None = None  # what was in it
         self._passes = 0
         self.surgery: Tensor | None = None
+        self.sharded, self._values = hasattr(layer.values, "device_mesh"), layer.values
+        self._decayed: Tensor | None = None  # the shared out values that the step saw
         self._handle = layer.values.register_post_accumulate_grad_hook(self._accumulated)
 
     def close(self) -> None:
@@ -67,6 +74,11 @@ class GradientProbe:
     def __call__(self, dy: Tensor, x: Tensor | None = None) -> None:
         """One more backward pass. dy: gradient of the output for input x, or that of the dense weight itself."""
         now = torch._C._current_graph_task_id()
+        if self.sharded:
+            if taken(self.optimizers) == self._steps:
+                self._pending = [(dy.detach(), x)]
+                self._take()
+            return
         if now != self._pass:
             self._pass, self._pending = now, []
             if self._was_zeroed():
@@ -98,12 +110,15 @@ class GradientProbe:
     @torch.no_grad()
     def look(self) -> None:
         """The optimizer steps now: is what it sees what the passes left, but scaled, clipped or with decay added?"""
+        if self.sharded:
+            self._decayed = self._values.detach().clone()
+            return
         grad, left, values = self.layer.values.grad, self._left, self.layer.values
         if self._passes < 2 or grad is None or left is None or grad.shape != left.shape or self.ranks.count > 1:
             return
         seen, left, values = (tensor.flatten().double() for tensor in (grad, left, values))
         clipped = ((seen * left >= 0) & (seen.abs() <= left.abs())).all()
-        rest = _without(_without(seen, left), _without(values, left))
+        rest = without(without(seen, left), without(values, left))
         self.surgery = ~clipped & (rest.norm() > 1e-3 * seen.norm())  # False where one is not finite
 
     def _take(self) -> None:
@@ -143,6 +158,31 @@ class GradientProbe:
         for first, blocks in self.slabs():
             yield first, blocks.abs().sum((1, 2))
 
+    def check_sum(self, name: str) -> None:
+        """Refuses a stored gradient that is not what the passes that were seen add up to, scaled or with decay.
+
+        Every rank must call it, with the whole gradient there.
+
+        Raises:
+            ValueError: passes did not reach it, or others did.
+        """
+        layer, positions, grad = self.layer, self.layer.positions(), self.layer.values.grad
+        if grad is None:
+            return
+        found = layer.values.new_zeros(layer.nnz, *layer.grid.block)
+        for first, blocks in self.slabs():
+            found = found + placed(blocks, positions - first)
+        used, found = grad[: layer.nnz].flatten().double(), found.flatten().double()
+        rest = without(used, found)
+        if self._decayed is not None:
+            rest = without(rest, without(self._decayed.full_tensor()[: layer.nnz].flatten().double(), found))
+        if rest.norm() > SHARE_UNSEEN * used.norm():
+            raise ValueError(
+                f"expected the gradient of {name!r} to be the sum of this step's backward passes, got another one "
+                "under fully_shard (a pass that was zeroed or never added, gradient surgery), try backward passes "
+                "that all count in a step before an update, or SET"
+            )
+
     def scale(self) -> Tensor:
         """What the gradient that was seen must be multiplied by to be what the optimizer step sees: [] float64.
 
@@ -152,7 +192,7 @@ class GradientProbe:
         positions, grad = layer.positions(), layer.values.grad
         used, found = layer.values.new_zeros(2, dtype=torch.float64)
         for first, blocks in self.slabs():
-            found = found + _stored(blocks, positions - first).abs().sum()
+            found = found + stored(blocks, positions - first).abs().sum()
         if grad is not None:
             used = used + grad[: layer.nnz].abs().sum()
         return torch.where((used != 0) & (found != 0), used / found, 1.0)
@@ -222,8 +262,12 @@ class GradientProbes:
                     f"topology.armed is true"
                 )
         self._check_mixtures(list(armed))
-        seen = self.ranks.agree([self.of[name].seen for name in armed], any_rank=True)
-        return {name: layer for (name, layer), there in zip(armed.items(), seen, strict=True) if there}
+        flags = self.ranks.agree([self.of[name].seen for name in armed], any_rank=True)
+        seen = {name: layer for (name, layer), there in zip(armed.items(), flags, strict=True) if there}
+        for name in seen:
+            if self.of[name].sharded:
+                self.of[name].check_sum(name)
+        return seen
 
     def look(self, optimizer: Any) -> None:
         """An optimizer steps now."""
@@ -256,17 +300,3 @@ def finite_gradients(optimizer: Optimizer, ranks: Ranks) -> bool:
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     parts = [grad.to_local() if hasattr(grad, "device_mesh") else grad for grad in grads]
     return ranks.agree([all(no_sync.to_host([torch.isfinite(grad).all() for grad in parts]))], any_rank=False)[0]
-
-
-def _without(one: Tensor, other: Tensor) -> Tensor:
-    """The part of a vector that is at right angles to another one."""
-    return one - other * ((one @ other) / (other @ other).clamp_min(torch.finfo(other.dtype).tiny))
-
-
-def _stored(blocks: Tensor, here: Tensor) -> Tensor:
-    """Those blocks that are at the places `here`, ascending, of which some may lie outside; a GPU adds zeros."""
-    if not no_sync.is_async(here):
-        start, stop = torch.searchsorted(here, torch.tensor([0, len(blocks)])).tolist()
-        return blocks[here[start:stop]]
-    inside = (here >= 0) & (here < len(blocks))
-    return blocks[here.clamp(0, len(blocks) - 1)] * inside.view(-1, 1, 1)

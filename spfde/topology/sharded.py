@@ -25,15 +25,20 @@ def gathered(model: nn.Module, layers: Iterable[SparseLayer], optimizer: Any) ->
 
     Every rank must enter it: each tensor is one all-gather.
     """
-    for module in model.modules():
-        if hasattr(module, "reshard"):  # what ran without gradients may have stayed whole
-            module.reshard()
+    reshard(model)
     wholes = [_Whole(layer, optimizer) for layer in layers if is_sharded(layer)]
     try:
         yield
     finally:
         for whole in wholes:
             whole.give_back()
+
+
+def reshard(model: nn.Module) -> None:
+    """Shares out what ran without gradients, which may have stayed whole."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
 
 
 class _Whole:

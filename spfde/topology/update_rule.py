@@ -51,7 +51,8 @@ class UpdateRule:
     reset_regrown: ClassVar[bool] = False
     # Kinds of pattern that the method has no meaning for.
     refused: tuple[str, ...] = ()
-    # An update needs nothing but the weights, their gradients and optimizer state: fully_shard can gather these.
+    # An update needs nothing but the weights, their gradients (the dense ones too) and optimizer state, which
+    # fully_shard can gather.
     sharded: ClassVar[bool] = False
     # What `SparseLayer.transform` may be.
     transforms: ClassVar[tuple[type[nn.Module], ...]] = ()

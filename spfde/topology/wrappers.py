@@ -49,20 +49,19 @@ def check_sharded(model: nn.Module, method: Any) -> None:
 
     Raises:
         ValueError: FullyShardedDataParallel holds the model, which keeps no Parameter of a layer's own; or fully_shard
-            (FSDP2), and the method is not `sharded` or grows by gradient: what fully_shard differentiates is another
-            Parameter, made anew in every pass, so that no pass can be told from one that never reaches a step.
+            (FSDP2), and the method is not `sharded`.
     """
     kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
     values = (m._parameters.get("values") for m in model.modules() if isinstance(m, SparseLayer))
     if "FullyShardedDataParallel" in kinds:
         raise ValueError(
             "expected every layer to hold its stored weights, so that their masks can move, got"
-            " FullyShardedDataParallel, try DistributedDataParallel, or fully_shard (FSDP2) and SET or MEST"
+            " FullyShardedDataParallel, try DistributedDataParallel, or fully_shard (FSDP2) and SET, RigL or MEST"
         )
-    if any(hasattr(one, "device_mesh") for one in values) and (not method.sharded or method.grows_by_gradient):
+    if any(hasattr(one, "device_mesh") for one in values) and not method.sharded:
         raise ValueError(
             f"expected a method that fully_shard (FSDP2) can gather the weights for, got {type(method).__name__}, which"
-            " needs more than them at an update, try SET, MEST or ITOP(growth='random'), or DistributedDataParallel"
+            " needs more than them at an update, try SET, MEST, ITOP, RigL or DSTEE, or DistributedDataParallel"
         )
 
 

@@ -21,7 +21,6 @@ class ITOP(RigL):
     """
 
     default_drop = 0.5
-    sharded = True
     default_every = None
     least = 0.005
     end = 1.0

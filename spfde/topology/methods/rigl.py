@@ -25,6 +25,7 @@ class RigL(Topology):
     """
 
     grows_by_gradient = True
+    sharded = True
     end: float = option(0.75, "(0, 1]", "share of the training after which nothing moves")
 
     def due(self, step: int) -> bool:
