@@ -25,13 +25,15 @@ class LayerWork:
     """Multiply-adds of one layer per sample.
 
     positions: output positions each weight is used at (convolution: height x width; linear: tokens).
-    weights: stored weights. first: whether its input needs no gradient.
+    weights: stored weights. first: whether its input needs no gradient. trained: those of the weights that a weight
+    gradient is computed for, all if None.
     """
 
     name: str
     positions: int
     weights: int
     first: bool
+    trained: int | None = None
 
     @property
     def forward(self) -> int:
@@ -39,9 +41,14 @@ class LayerWork:
         return 2 * self.weights * self.positions
 
     @property
+    def weight_grad(self) -> int:
+        """FLOPs of the weight gradient per sample."""
+        return self.forward if self.trained is None else 2 * self.trained * self.positions
+
+    @property
     def backward(self) -> int:
         """FLOPs of the backward pass per sample: weight gradient, and input gradient unless first."""
-        return self.forward * (1 if self.first else 2)
+        return self.weight_grad + (0 if self.first else self.forward)
 
 
 def stored_weights(module: nn.Module) -> int:
@@ -49,6 +56,14 @@ def stored_weights(module: nn.Module) -> int:
     if isinstance(module, SparseLayer):
         return module.stored
     return sum(entry.size for entry in weighted(module) if entry.module is module)
+
+
+def trained_weights(layer: nn.Module) -> int:
+    """Those that a layer computes a weight gradient for while it trains: stored and not frozen by themselves."""
+    live = layer.plan.live if isinstance(layer, SparseLayer) else None
+    if live is None:
+        return stored_weights(layer)
+    return 0 if live.plan is None else live.plan.weights
 
 
 @torch.no_grad()
@@ -135,6 +150,8 @@ def layer_work(model: nn.Module, example_input: Any) -> dict[str, LayerWork]:
     batch = max(1, batch_size(example_input))
     names = {module: name for name, module in model.named_modules()}
     return {
-        names[module]: LayerWork(names[module], used // batch, stored_weights(module), first=i == 0)
+        names[module]: LayerWork(
+            names[module], used // batch, stored_weights(module), first=i == 0, trained=trained_weights(module)
+        )
         for i, (module, used) in enumerate(positions(model, example_input).items())
     }

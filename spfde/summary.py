@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from spfde._names import printable
-from spfde.flops import positions
+from spfde.flops import positions, trained_weights
 from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer, SparseMultiheadAttention
 from spfde.nn.kinds import has_kind
@@ -30,6 +30,7 @@ class LayerSummary:
     whatever the pattern. size: bytes of parameters, index and what kernels keep. multiply_adds: those of the dense
     forward product, for the example input or for the input that a sparse layer saw last, 0 where unknown. table: the
     name of the measured table that the layer chooses by, if any. tied: whether an earlier row has the same weights.
+    frozen: stored weights that are frozen by themselves (`spfde.freezing.freeze_weights`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class LayerSummary:
     multiply_adds: int = 0
     table: str | None = None
     tied: bool = False
+    frozen: int = 0
 
     @property
     def converted(self) -> bool:
@@ -179,6 +181,9 @@ def _sparse_row(
     else:
         kernel, reason = layer.kernel, "chosen at the first forward pass" if choice is None else choice.reason
     work = 0 if choice is None or taken else choice.problem.multiply_adds
+    frozen = layer.stored - trained_weights(layer)
+    if frozen:
+        reason = f"{reason}; {frozen / layer.stored:.1%} of its weights frozen"
     return LayerSummary(
         name=entry.name,
         kind=entry.kind,
@@ -192,6 +197,7 @@ def _sparse_row(
         size=size_of([list(layer.parameters()), list(layer.buffers()), layer.plan]),
         multiply_adds=work if used is None else used.get(layer, 0) * entry.size,
         table=None if layer.table is None else layer.table.name,
+        frozen=frozen,
     )
 
 

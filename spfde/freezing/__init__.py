@@ -17,8 +17,10 @@ from spfde.freezing.methods.static import Static
 from spfde.freezing.partition import blocks
 from spfde.freezing.prefix import Prefix
 from spfde.freezing.report import FreezeReport
+from spfde.freezing.saliency import by_saliency
 from spfde.freezing.schedule import FreezeSchedule
 from spfde.freezing.seconds import step_seconds
+from spfde.freezing.weights import WeightDecision, freeze_weights, frozen_weights, unfreeze_weights
 
 __all__ = [
     "METHODS",
@@ -39,10 +41,15 @@ __all__ = [
     "SmartFRZ",
     "Static",
     "Verdict",
+    "WeightDecision",
     "blocks",
+    "by_saliency",
     "freeze",
+    "freeze_weights",
+    "frozen_weights",
     "is_frozen",
     "register",
     "step_seconds",
     "unfreeze",
+    "unfreeze_weights",
 ]

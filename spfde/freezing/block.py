@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from spfde.flops import LayerWork, stored_weights
+from spfde.flops import LayerWork, stored_weights, trained_weights
 from spfde.freezing.freeze import check_unshared, fix, hold, is_constant, release
 from spfde.freezing.wrapped import check_wrapped
 
@@ -29,16 +29,17 @@ class TracedLayer:
     @property
     def work(self) -> LayerWork:
         """The work at the layer's present density."""
-        return replace(self.traced, weights=stored_weights(self.module))
+        return replace(self.traced, weights=stored_weights(self.module), trained=trained_weights(self.module))
 
     @property
     def credit(self) -> int:
         """Backward FLOPs of one sample that freezing saves; behind what never freezes, those of the weight gradient."""
-        return self.work.forward if self.cut_at == math.inf else self.work.backward
+        return self.work.weight_grad if self.cut_at == math.inf else self.work.backward
 
     def training(self, front: int) -> int:
         """FLOPs of one sample in a training step with the first `front` blocks frozen."""
-        return self.work.forward * (1 + (front < self.fixed_at) + (front < self.cut_at))
+        work = self.work
+        return work.forward * (1 + (front < self.cut_at)) + work.weight_grad * (front < self.fixed_at)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from spfde.kernels import clock, plain, second_order
+from spfde.kernels import clock, partly, plain, second_order
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dtypes import cast, compute_and_result_dtype, is_batched, packed
 from spfde.kernels.epilogue import Epilogue, act_grad, untracked
@@ -44,7 +44,8 @@ class Call:
 
     seen: the input. compute, result: precisions of the product and of what it returns. composite: what torch
     differentiates, else None. needs_weight: the kernel multiplies by the dense weight. arranges: values must be
-    put in the kernel's order. as_is: inputs come in the compute precision, which is the result's. act,
+    put in the kernel's order. as_is: inputs come in the compute precision, which is the result's. trained_index,
+    trained_problem: of the part of the plan that is trained, None where that is all of it, or nothing. act,
     residual_after_act: of an epilogue with gradient.
     """
 
@@ -59,6 +60,8 @@ class Call:
     needs_weight: bool
     arranges: bool
     as_is: bool
+    trained_index: KernelIndex | None = None
+    trained_problem: Problem | None = None
     act: str = "none"
     residual_after_act: bool = False
 
@@ -101,8 +104,12 @@ def find(
 def _new_call(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route: str) -> Call:
     compute, result = compute_and_result_dtype(x, values)
     check_parameters(values, plan.values_shape, bias, plan.rows)
-    device, stored = x.device.type, plan.multiplied
-    problem = problem_of(plan.shape, x.shape, stored, plan.block, plan.window, device, compute)
+    device, trained = x.device.type, None if plan.live is None else plan.live.plan
+
+    def problem_of_weights(stored: int) -> Problem:
+        return problem_of(plan.shape, x.shape, stored, plan.block, plan.window, device, compute)
+
+    problem = problem_of_weights(plan.multiplied)
     choice = rule.choose(route, device, compute, problem)
     kernel = get(choice.kernel)
     return Call(
@@ -117,6 +124,8 @@ def _new_call(x: Tensor, values: Tensor, plan: Plan, bias: Tensor | None, route:
         needs_weight=kernel.multiplies_dense(plan.block),
         arranges=plan.arranges,
         as_is=x.dtype is values.dtype is compute is result and (bias is None or bias.dtype is compute),
+        trained_index=None if trained is None else kernel.index(trained),
+        trained_problem=None if trained is None else problem_of_weights(trained.multiplied),
     )
 
 
@@ -174,7 +183,7 @@ def _run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call,
         y = composite(x, values, bias, plan)
         return y if shape is None else reshaped(y, shape)
     if call.arranges:
-        values = plan.arrange(values)
+        values = plan.ordered(values)
     return _Product.apply(x, values, bias, None, plan, call, shape)
 
 
@@ -195,7 +204,7 @@ def run_with_epilogue(
     elif epilogue.has_gradient:
         bias = packed(epilogue.bias, call.compute)
         ended = replace(call, act=epilogue.act, residual_after_act=epilogue.residual_after_act)
-        y = _Product.apply(x, plan.arrange(values), bias, epilogue.residual, plan, ended, shape)
+        y = _Product.apply(x, plan.ordered(values), bias, epilogue.residual, plan, ended, shape)
     else:
         return None
     return cast(y, result)
@@ -281,16 +290,20 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dy = dy.to(values.dtype)
     needs = (need_x, need_values, need_bias)
     if is_batched(dy):
-        return *plain.gradients(dy, x, values, plain.weight_of(plan), ctx.size, needs), dresidual
+        dx, dvalues, dbias = plain.gradients(dy, x, values, plain.weight_of(plan), ctx.size, needs)
+        cut = plan.live is not None and dvalues is not None
+        return dx, plan.live.cut(dvalues) if cut else dvalues, dbias, dresidual
     if torch.is_grad_enabled():  # a graph of this backward pass is being built
         return *second_order.gradients(dy, x, values, plan, call, ctx.size, needs), dresidual
     weight = write(values, plan, ctx.dense_version)[0] if call.needs_weight and need_x else None
-    gradients = clock.timed(call.product.gradients) if clock.running else call.product.gradients
+    gradients, read = call.product.gradients, (call.index, call.problem)
+    if plan.live is not None and need_values:
+        gradients, read = partly.gradients, (plan, call)
+    gradients = clock.timed(gradients) if clock.running else gradients
     if _profiled():
         with record_function(f"spfde::{call.problem.op} gradients {call.kernel.name}"):
-            found = gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight)
-        return *found, dresidual
-    return *gradients(dy, x, values, call.index, call.problem, ctx.size, needs, weight), dresidual
+            return *gradients(dy, x, values, *read, ctx.size, needs, weight), dresidual
+    return *gradients(dy, x, values, *read, ctx.size, needs, weight), dresidual
 
 
 def _with_epilogue(

@@ -65,17 +65,16 @@ def _product(x: Tensor, values: Tensor, plan: Plan, size: Size, output_padding: 
         return _in_torch(x, place(plan.arrange(values), constant_places(plan), plan.shape), plan, output_padding)
     if plan.kept_rows is not None:  # a smaller dense product
         call.note_seen(plan, x.new_empty(1).expand(size), x.dtype)
-        weight = values[: plan.nnz].reshape(plan.nnz, *plan.shape[1:])
+        weight = plan.hold(values)[: plan.nnz].reshape(plan.nnz, *plan.shape[1:])
         return _in_torch(x.index_select(1, plan.kept_rows), weight, plan, output_padding)
     if through:
         index = list(index_for(plan, kernel))
         return conv2d_input_grad(x, plan.arrange(values), index, size[2:], plan, kernel)
     # A convolution is chosen for by its input, which is the output here.
     found = call.find(x.new_empty(1).expand(size), values, plan, None, kernel)
-    values = plan.arrange(values)
     if found.composite is not None:
-        return _in_torch(x, place(values, constant_places(plan), plan.shape), plan, output_padding)
-    return input_grad(x, values, plan, found, size)
+        return _in_torch(x, place(plan.arrange(values), constant_places(plan), plan.shape), plan, output_padding)
+    return input_grad(x, plan.ordered(values), plan, found, size)
 
 
 def _in_torch(x: Tensor, weight: Tensor, plan: Plan, output_padding: tuple[int, int]) -> Tensor:

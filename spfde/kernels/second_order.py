@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spfde.kernels import clock, plain
+from spfde.kernels import clock, partly, plain
 from spfde.kernels.dtypes import cast, is_batched
 from spfde.kernels.registry import Gradients, bias_grad
 from spfde.sparse.plan import Plan
@@ -49,13 +49,15 @@ class _Derivative(torch.autograd.Function):
             return _timed(product.forward)(x, values, None, index, problem)
         if x is None:
             return _timed(product.input_grad)(dy, values, index, problem, size)
-        return _timed(product.weight_grad)(dy, x, index, plan.arranged_block, problem, False)[0]
+        return _timed(partly.weight_grad)(dy, x, plan, call, False)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         plan, call, given = ctx.plan, ctx.call, ctx.saved_tensors
         plan.check(ctx.topology_version)
-        grad = cast(grad, call.compute).contiguous()
+        grad, live = cast(grad, call.compute).contiguous(), plan.live
+        if live is not None and given[2] is None:  # nothing depends on a weight gradient that is 0 always
+            grad = live.cut(grad)
         batched, grads = is_batched(grad), []
         for wanted, factor in enumerate(given):
             if factor is None or not ctx.needs_input_grad[wanted]:
@@ -63,7 +65,8 @@ class _Derivative(torch.autograd.Function):
                 continue
             parts = [None if i == wanted else grad if part is None else part for i, part in enumerate(given)]
             if batched:
-                grads.append(plain.derivative(*parts, plain.weight_of(plan), ctx.size))
+                found = plain.derivative(*parts, plain.weight_of(plan), ctx.size)
+                grads.append(found if live is None or wanted != 2 else live.cut(found))
                 continue
             if wanted == 2 and plan.owner is not None and (owner := plan.owner()) is not None:
                 owner.show_gradient(*parts[:2])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spfde.kernels.dtypes import is_batched
+from spfde.nn import held
 from spfde.nn.lineage import Lineage
 from spfde.nn.loading import check_loaded, index_from_dense
 from spfde.sparse.index import Index, check_index, index_from_positions, permute
@@ -82,6 +83,7 @@ class Indexed(nn.Module):
         self.register_buffer("row_ptr", index.row_ptr)
         self.register_buffer("col", index.col)
         self._plan: Plan | None = None
+        self._held: Tensor | None = None  # positions of blocks that are frozen by themselves
         self._lineage = Lineage()
         self._lineage.begin(self)
         self._build_plan()
@@ -128,6 +130,8 @@ class Indexed(nn.Module):
                 self._plan = plan
             self._plan.owner = ref(self)
             self._plan.publish()
+            if self._held is not None and self._plan.live is None:
+                held.follow(self)
 
     # ---- what is stored -------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class Indexed(nn.Module):
 
         Raises:
             ValueError: positions are unsorted, repeated, out of range, more than the capacity, on another device, or
-                violate the pattern.
+                violate the pattern, or leave out a frozen block.
         """
         self.check_values()
         capacity, size, device = self.values.shape[0], self.grid.size, self.values.device
@@ -203,11 +207,16 @@ class Indexed(nn.Module):
         outside = (positions[:1] < 0).any() | (positions[-1:] >= size).any()
         if outside | (positions[1:] <= positions[:-1]).any():  # one question to the device
             raise ValueError(f"expected ascending unique positions in [0, {size}), got others")
-        problem = self.pattern.problem(positions, self.grid)
+        new = None if new is None else positions[torch.isin(positions, new)]
+        kept = positions if new is None else positions[~torch.isin(positions, new)]
+        problem = self.pattern.problem(positions, self.grid) or held.refusal(self, kept)
         if problem:
             raise ValueError(problem)
-        new = None if new is None else positions[torch.isin(positions, new)]
         return self._move(positions.clone(), new)
+
+    def problem_with(self, positions: Tensor) -> str | None:
+        """Why the layer cannot store the blocks at these positions, by its pattern or by what is frozen, or None."""
+        return self.pattern.problem(positions, self.grid) or held.refusal(self, positions)
 
     def enlarge(self, capacity: int) -> None:
         """Makes room for `capacity` blocks (never less than there is), in place: new slots are dead and hold 0.
@@ -311,6 +320,8 @@ class Indexed(nn.Module):
         else:
             problem = check_loaded(self, state_dict, prefix)
         problem = problem or self._lineage.check_loaded(self, state_dict.get(prefix + "values"))
+        index = (state_dict.get(prefix + part) for part in ("row_ptr", "col"))
+        problem = problem or held.refusal_of_state(self, *index)
         if problem:
             errors.append(f"{prefix.rstrip('.') or 'layer'}: {problem}")
             return

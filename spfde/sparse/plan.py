@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType, WeakValueDictionary
 
 import torch
@@ -18,8 +18,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from spfde.sparse.index import Index, check_index, index_from_positions, positions_of
 from spfde.sparse.kernel_index import ONE_TAP, KernelIndex, Window, places_of, transpose, unit_columns
-from spfde.sparse.pattern import Grid, Pattern
+from spfde.sparse.pattern import Grid
 from spfde.sparse.written import Written
+
+if TYPE_CHECKING:
+    from spfde.sparse.live import Live
 
 _PUBLISHED: WeakValueDictionary[int, Plan] = WeakValueDictionary()  # by the address of their row_ptr
 
@@ -34,7 +37,8 @@ def follow_index(index: KernelIndex) -> None:
 class Owner(Protocol):
     """Whose weight a plan is of."""
 
-    pattern: Pattern
+    def problem_with(self, positions: Tensor) -> str | None:
+        """Why these positions cannot be stored, or None."""
 
     def index_read(self, unwritten: bool) -> bool:
         """The index may have been written in place: mends it or raises ValueError; whether to ask again next time."""
@@ -53,7 +57,8 @@ class Plan:
     values_shape: of the layer's values. nnz: live blocks. index: the canonical one, in blocks of `grid`. block: what a
     kernel multiplies at once: (R, C), (1, 1) for single weights, (1, cols) for whole outputs. kept_rows: those outputs,
     else None. derived: what kernels make of it beside `kernel_index`, by kernel. calls: what `spfde.kernels.call` has
-    worked out for the inputs met since the topology moved; last_seen: the latest input, also from before.
+    worked out for the inputs met since the topology moved; last_seen: the latest input, also from before. live: what is
+    trained of it, None where no block is frozen by itself.
     """
 
     shape: tuple[int, ...]
@@ -78,6 +83,7 @@ class Plan:
     def __post_init__(self) -> None:
         self.calls: dict[Any, Any] = {}
         self.last_seen: Any = None
+        self.live: Live | None = None
         self.owner: ReferenceType[Owner] | None = None  # is told when others write the index
 
     @property
@@ -128,8 +134,16 @@ class Plan:
     def arrange(self, values: Tensor) -> Tensor:
         """The stored values as the kernels read them, differentiable: [units, 1, 1] for R == 1, else [capacity, R, C].
 
-        What reaches outside the weight is held at 0 and gets gradient 0.
+        What reaches outside the weight is held at 0 and gets gradient 0, as what is frozen does.
         """
+        return self.ordered(self.hold(values))
+
+    def hold(self, values: Tensor) -> Tensor:
+        """The values, of which those that are frozen have gradient 0."""
+        return values if self.live is None else self.live.hold(values)
+
+    def ordered(self, values: Tensor) -> Tensor:
+        """`arrange` with gradients for all values."""
         if self._outside is not None:
             return values.masked_fill(self._outside, 0)
         if self._order is not None:
@@ -164,14 +178,16 @@ class Plan:
         derived = {name: build(other) for name, build in self._builders.items()}
         for part in fields(self):
             if part.name not in _OWN:
-                setattr(self, part.name, _written_into(getattr(self, part.name), getattr(other, part.name)))
+                setattr(self, part.name, written_into(getattr(self, part.name), getattr(other, part.name)))
         for name, new in derived.items():
-            self.derived[name] = _written_into(self.derived[name], new)
+            self.derived[name] = written_into(self.derived[name], new)
         if self._dense is not None:
             self._dense.zero_()  # what is written next leaves other places alone
         self.calls.clear()
         self.dense_version += 1
         self.topology_version += 1
+        if self.live is not None:
+            self.live.follow(self)
 
     def follow(self) -> None:
         """Derives the plan anew, in place, if its index was written in place and says something else now.
@@ -199,7 +215,7 @@ class Plan:
                 )
             whole = self.grid.block[0] == 1 < self.grid.block[1] == self.cols
             new = build_plan(self.index, self.shape, self.window, self.grid, whole)
-            if owner is not None and (problem := owner.pattern.problem(new.positions, self.grid)):
+            if owner is not None and (problem := owner.problem_with(new.positions)):
                 raise ValueError(f"{problem} (row_ptr and col were written in place), try load_state_dict")
             self.update_(new)
             if owner is not None:
@@ -279,12 +295,12 @@ def build_plan(
     )  # fmt: skip
 
 
-def _written_into(old: Any, new: Any) -> Any:
+def written_into(old: Any, new: Any) -> Any:
     """The new, within the tensors of the old where they agree in shape and type."""
     if old is new:  # the index itself: a copy would count as a write
         return old
     if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape and old.dtype == new.dtype:
         return old.copy_(new)
     if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
-        return getattr(type(old), "_make", tuple)(map(_written_into, old, new))
+        return getattr(type(old), "_make", tuple)(map(written_into, old, new))
     return new

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spfde._ranks import Ranks
@@ -243,8 +243,8 @@ class Topology(Stepping):
         """Moves the layers; with fixed counts, in patterns of one group, no GPU is waited for."""
         live = self._probes.seen(self.live()) if self.grows_by_gradient else self.live()
         layers = {name: LayerState.of(name, layer) for name, layer in live.items()}
-        scores = {name: self.score(layer) for name, layer in layers.items()}
-        kept = self.keep_all(layers, scores)
+        scores = {name: self.rated(layer.module, self.score(layer)) for name, layer in layers.items()}
+        kept = {name: _with_frozen(layers[name], slots) for name, slots in self.keep_all(layers, scores).items()}
         counts = self.counts(layers, kept)
         shifts = {n: self.exchange(layer, scores[n], kept[n], counts[n]) for n, layer in layers.items()}
         self._probes.disarm()
@@ -255,7 +255,7 @@ class Topology(Stepping):
         if layer.nnz <= self.target[name]:
             return None
         state = LayerState.of(name, layer)
-        score = self.final_score(state)
+        score = self.rated(layer, self.final_score(state))
         return self.exchange(state, score, state.highest(score, self.target[name]), self.target[name])
 
     def _count_moved(self, shifts: Mapping[str, Shift | None]) -> int:
@@ -269,3 +269,9 @@ class Topology(Stepping):
     def record(self, name: str, shift: Shift, new: int) -> None:
         """Adds a change to the layer's history."""
         self._history[name].record(self.steps_done, shift.before, shift.after, new)
+
+
+def _with_frozen(layer: LayerState, kept: Tensor) -> Tensor:
+    """The slots that a method keeps, and those that are frozen by themselves (ascending)."""
+    live = layer.module.plan.live
+    return kept if live is None else torch.cat([kept, live.held]).unique()

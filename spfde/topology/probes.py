@@ -189,7 +189,9 @@ class GradientProbe:
         It differs under GradScaler, averaging over ranks and clipping; 1 where the stored weights do not tell.
         """
         layer = self.layer
-        positions, grad = layer.positions(), layer.values.grad
+        positions, grad, live = layer.positions(), layer.values.grad, layer.plan.live
+        if live is not None:  # what is frozen has no gradient to compare
+            positions = positions[live.trained]
         used, found = layer.values.new_zeros(2, dtype=torch.float64)
         for first, blocks in self.slabs():
             found = found + stored(blocks, positions - first).abs().sum()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from spfde._ranks import Ranks
 from spfde.nn import SparseLayer
+from spfde.nn.held import refusal
 from spfde.topology import moves
 from spfde.topology.following import Fill, Followers
 from spfde.topology.history import History, Shift
@@ -54,6 +55,8 @@ class UpdateRule:
     # An update needs nothing but the weights, their gradients (the dense ones too) and optimizer state, which
     # fully_shard can gather.
     sharded: ClassVar[bool] = False
+    # It moves masks around weights that are frozen by themselves.
+    keeps_frozen: ClassVar[bool] = True
     # What `SparseLayer.transform` may be.
     transforms: ClassVar[tuple[type[nn.Module], ...]] = ()
 
@@ -143,8 +146,25 @@ class UpdateRule:
     # ---- what a method may ask for ---------------------------------------------------------------------------------
 
     def live(self) -> dict[str, SparseLayer]:
-        """The layers that may move: not frozen."""
-        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
+        """The layers that may move: not frozen.
+
+        Raises:
+            ValueError: some weights of one are frozen by themselves, and the method does not move masks around them.
+        """
+        live = {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
+        if not self.keeps_frozen:
+            held = [name for name, layer in live.items() if layer.plan.live is not None]
+            if held:
+                raise ValueError(
+                    f"expected no single weights frozen under {type(self).__name__}, got some in {held[0]!r}, try RigL"
+                    ", or spfde.freezing.unfreeze_weights(layer)"
+                )
+        return live
+
+    def rated(self, layer: SparseLayer, score: Tensor) -> Tensor:
+        """A score [nnz] of stored blocks as it decides: nothing is above those that are frozen by themselves."""
+        live = layer.plan.live
+        return score if live is None else score.index_fill(0, live.held, torch.inf)
 
     def gradient_magnitudes(self, layer: LayerState) -> Iterator[tuple[int, Tensor]]:
         """|dL/dw| summed over every block, stored or not, of a step that was watched: (first position, scores)."""
@@ -170,6 +190,9 @@ class UpdateRule:
     def move(self, layer: LayerState, positions: Tensor, grown: Tensor | None = None) -> Shift:
         """Changes the positions of a layer and carries its optimizer state along. grown: those that are new."""
         sparse = layer.module
+        problem = refusal(sparse, positions)
+        if problem:
+            raise ValueError(f"{type(self).__name__} in {layer.name!r}: {problem}")
         source = sparse._move(positions, grown if self.reset_regrown else None)
         self.carry(sparse, source)
         self.slots_moved(layer, source)

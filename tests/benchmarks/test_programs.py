@@ -11,6 +11,7 @@ import cases
 import fit_cost
 import freezers
 import freezing_plan
+import freezing_weights
 import layers
 import measure
 import memory
@@ -240,6 +241,16 @@ def test_sieving_measures_every_method(tmp_path, capsys, monkeypatch):
     assert all(row["state_mb"] > 0 and row["boundary_s"] > 0 for row in record["rows"])
     _, *printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == list(SIEVES)
+
+
+def test_freezing_weights_measures_every_share(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(freezing_weights, "LAYERS", {"tiny": (lambda: nn.Linear(32, 64, bias=False), (4, 32))})
+    freezing_weights.main(["--rounds", "2", "--threads", "1", "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows = found["layers"]["tiny"]
+    assert list(rows) == ["1", "0.5", "0.25", "0.1"] and rows["1"]["trained"] == 1
+    assert all(row["seconds"] > 0 for row in rows.values()) and rows["0.1"]["trained"] < rows["0.5"]["trained"] < 1
+    assert found["machine"]["threads"] == 1 and "% trains" in capsys.readouterr().out
 
 
 @pytest.mark.full

@@ -29,6 +29,7 @@ class DeepR(Redistribution):
     default_every = 1
     default_drop = None
     reset_regrown = True
+    keeps_frozen = False  # its noise moves every stored weight
     refused = ("n:m", "block", "channel")
     l1: float = option(1e-4, "[0, inf)", "pull towards 0")
     temperature: float | None = option(

@@ -49,6 +49,7 @@ class Gated(Shrinking, ABC):
     """
 
     transforms = (Gates,)
+    keeps_frozen = False  # its gates scale every stored weight
     straight = False
     gate_lr: float | None = option(None, "[0, inf)", "step size of the logits; None: 10 / (steps of the training)")
     drop_rate: float = option(0.1, "(0, 1)", "probability of a closed gate at the start")

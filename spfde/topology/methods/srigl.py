@@ -26,6 +26,7 @@ class SRigL(RigL):
     """
 
     refused = ("n:m", "channel")
+    keeps_frozen = False  # an output that it ablates loses all
     gamma: float = option(0.3, "[0, 1]", "share of the fan-in that must be salient; 0 ablates nothing")
 
     def setup(self) -> None:

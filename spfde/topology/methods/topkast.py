@@ -110,6 +110,7 @@ class TopKAST(Topology):
 
     default_drop = None
     refused = ("n:m",)
+    keeps_frozen = False  # every weight may leave the forward set
     extra: float = option(1.0, "(0, inf)", "size of the exploration set, in multiples of the forward set")
     penalty: float = option(1e-4, "[0, inf)", "of the L2 term; use it in place of the optimizer's weight decay")
 
