@@ -7,6 +7,7 @@
 
 #include "spfde/conv2d.h"
 #include "spfde/exec.h"
+#include "spfde/norm_act.h"
 #include "spfde/scatter.h"
 #include "spfde/sddmm.h"
 #include "spfde/spmm.h"
@@ -24,6 +25,12 @@ void conv2d(const Conv2dArgs& args, const Exec& exec);
 void conv2d_input_grad(const Conv2dInputGradArgs& args, const Exec& exec);
 int64_t conv2d_weight_grad_scratch(const Conv2dWeightGradArgs& args, int multiprocessors);
 void conv2d_weight_grad(const Conv2dWeightGradArgs& args, int multiprocessors, void* scratch, const Exec& exec);
+
+// At most 24 bytes for each channel and each of up to 1024 parts, whose number depends on the multiprocessors, and 8
+// more for each channel. What belongs to a channel is float32.
+int64_t norm_act_scratch(const NormShape& shape, int multiprocessors);
+void norm_act(const NormActArgs& args, int multiprocessors, void* scratch, const Exec& exec);
+void norm_act_grad(const NormActGradArgs& args, int multiprocessors, void* scratch, const Exec& exec);
 
 void scatter(const ScatterArgs& args, const Exec& exec);
 void gather(const GatherArgs& args, const Exec& exec);

@@ -99,10 +99,79 @@ void bind_conv2d_on_cuda(py::module_& m) {
       "x_channels_last"_a, "dvalues"_a, "dbias"_a, "dtype"_a, "multiprocessors"_a, "scratch"_a, "device"_a, "stream"_a);
 }
 
+void bind_norm_act_on_cuda(py::module_& m) {
+  m.def(
+      "cuda_norm_act_scratch",
+      [](int64_t batch, int64_t channels, int64_t pixels, bool channels_last, int multiprocessors) {
+        return spfde::cuda::norm_act_scratch({batch, channels, pixels, channels_last}, multiprocessors);
+      },
+      release(), "batch"_a, "channels"_a, "pixels"_a, "channels_last"_a, "multiprocessors"_a);
+  m.def(
+      "cuda_norm_act",
+      [](int64_t batch, int64_t channels, int64_t pixels, bool channels_last, int act, bool batch_statistics,
+         double eps, double momentum, uintptr_t weight, uintptr_t bias, uintptr_t x, uintptr_t residual, uintptr_t mean,
+         uintptr_t var, uintptr_t running_mean, uintptr_t running_var, uintptr_t y, const std::string& dtype,
+         int multiprocessors, uintptr_t scratch, int device, uintptr_t stream) {
+        spfde::cuda::norm_act(
+            {
+                .shape = {batch, channels, pixels, channels_last},
+                .act = spfde::Activation{act},
+                .batch_statistics = batch_statistics,
+                .eps = eps,
+                .momentum = momentum,
+                .weight = at{weight},
+                .bias = at{bias},
+                .x = at{x},
+                .residual = at{residual},
+                .mean = at{mean},
+                .var = at{var},
+                .running_mean = at{running_mean},
+                .running_var = at{running_var},
+                .y = at{y},
+                .dtype = dtype_of(dtype),
+            },
+            multiprocessors, at{scratch}, {.device = device, .stream = stream});
+      },
+      release(), "batch"_a, "channels"_a, "pixels"_a, "channels_last"_a, "act"_a, "batch_statistics"_a, "eps"_a,
+      "momentum"_a, "weight"_a, "bias"_a, "x"_a, "residual"_a, "mean"_a, "var"_a, "running_mean"_a, "running_var"_a,
+      "y"_a, "dtype"_a, "multiprocessors"_a, "scratch"_a, "device"_a, "stream"_a);
+  m.def(
+      "cuda_norm_act_grad",
+      [](int64_t batch, int64_t channels, int64_t pixels, bool channels_last, int act, bool batch_statistics,
+         double eps, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t var, uintptr_t x, uintptr_t y,
+         uintptr_t dy, uintptr_t dx, uintptr_t dresidual, uintptr_t dweight, uintptr_t dbias, const std::string& dtype,
+         int multiprocessors, uintptr_t scratch, int device, uintptr_t stream) {
+        spfde::cuda::norm_act_grad(
+            {
+                .shape = {batch, channels, pixels, channels_last},
+                .act = spfde::Activation{act},
+                .batch_statistics = batch_statistics,
+                .eps = eps,
+                .weight = at{weight},
+                .bias = at{bias},
+                .mean = at{mean},
+                .var = at{var},
+                .x = at{x},
+                .y = at{y},
+                .dy = at{dy},
+                .dx = at{dx},
+                .dresidual = at{dresidual},
+                .dweight = at{dweight},
+                .dbias = at{dbias},
+                .dtype = dtype_of(dtype),
+            },
+            multiprocessors, at{scratch}, {.device = device, .stream = stream});
+      },
+      release(), "batch"_a, "channels"_a, "pixels"_a, "channels_last"_a, "act"_a, "batch_statistics"_a, "eps"_a,
+      "weight"_a, "bias"_a, "mean"_a, "var"_a, "x"_a, "y"_a, "dy"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a,
+      "dtype"_a, "multiprocessors"_a, "scratch"_a, "device"_a, "stream"_a);
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
   bind_conv2d_on_cuda(m);
+  bind_norm_act_on_cuda(m);
   m.def(
       "cuda_spmm",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, uintptr_t row_ptr, uintptr_t col,

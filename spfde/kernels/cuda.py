@@ -15,8 +15,9 @@ from torch import Tensor
 
 from spfde._native import load, native
 from spfde.kernels.dense import DenseConv2d, DenseLinear
+from spfde.kernels.dtypes import name_of
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.gpu import Gpu, gpu_at, gpu_here
+from spfde.kernels.gpu import Gpu, gpu_at, gpu_here, queue_of
 from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Kernel, Prediction, Product, register
@@ -71,7 +72,7 @@ class _Linear(Product):
         scratch = x.new_empty(native().cuda_sddmm_scratch(*sizes, units), dtype=torch.uint8)
         native().cuda_sddmm(
             *sizes, index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(), dvalues.data_ptr(),
-            dbias.data_ptr() if bias else 0, _name(x.dtype), units, scratch.data_ptr(), *_where(x),
+            dbias.data_ptr() if bias else 0, name_of(x.dtype), units, scratch.data_ptr(), *queue_of(x),
         )  # fmt: skip
         return dvalues, dbias
 
@@ -95,7 +96,8 @@ class _Conv2d(Product):
         y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
         native().cuda_conv2d(
             _numbers(x.shape, problem), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
-            0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, _name(x.dtype), *_where(x),
+            0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, name_of(x.dtype),
+            *queue_of(x),
         )  # fmt: skip
         return y
 
@@ -114,7 +116,7 @@ class _Conv2d(Product):
         dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=memory)
         native().cuda_conv2d_input_grad(
             _numbers(size, problem), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
-            index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, _name(dy.dtype), *_where(dy),
+            index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, name_of(dy.dtype), *queue_of(dy),
         )  # fmt: skip
         return dx
 
@@ -131,8 +133,8 @@ class _Conv2d(Product):
         scratch = x.new_empty(native().cuda_conv2d_weight_grad_scratch(shape, len(dvalues), units), dtype=torch.uint8)
         native().cuda_conv2d_weight_grad(
             shape, len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(), dy_last,
-            x_last, dvalues.data_ptr(), dbias.data_ptr() if bias else 0, _name(x.dtype), units, scratch.data_ptr(),
-            *_where(x),
+            x_last, dvalues.data_ptr(), dbias.data_ptr() if bias else 0, name_of(x.dtype), units, scratch.data_ptr(),
+            *queue_of(x),
         )  # fmt: skip
         return dvalues, dbias
 
@@ -174,7 +176,7 @@ def _spmm(
     native().cuda_spmm(
         rows, x.shape[1], batch, positions, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
         0 if perm is None else perm.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
-        _name(x.dtype), *_where(x),
+        name_of(x.dtype), *queue_of(x),
     )  # fmt: skip
     return y
 
@@ -193,17 +195,6 @@ def _tokens(x: Tensor) -> tuple[int, int]:
     return len(x) * pixels, pixels if memory_format_of(x) is torch.contiguous_format else 1
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _where(x: Tensor) -> tuple[int, int]:
-    """Device and stream; a tensor of a CPU is the emulator's (tests/cuda)."""
-    if x.device.type == "cpu":
-        return 0, 0
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
-
-
 def built_for(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
     """Whether code of these CMake architectures ("80-real", "121-virtual", "90") runs on a GPU of this capability."""
     for each in architectures:
@@ -214,6 +205,18 @@ def built_for(architectures: Sequence[str], capability: tuple[int, int]) -> bool
         if kind != "real" and (major, minor) <= capability:
             return True
     return False
+
+
+def absence() -> str | None:
+    """Why there are no CUDA C++ kernels for this GPU, or None."""
+    core = load()
+    if isinstance(core, ImportError) or not core.cuda_archs():
+        return "spfde was built without nvcc, so without CUDA C++ kernels"
+    gpu = gpu_here()
+    if gpu is not None and not built_for(core.cuda_archs(), gpu.capability):
+        built, wanted = ", ".join(core.cuda_archs()), "{}{}".format(*gpu.capability)
+        return f"CUDA C++ kernels were built for {built}, not for sm_{wanted}: build with CUDAARCHS={wanted}"
+    return None
 
 
 class Cuda(Kernel):
@@ -227,17 +230,10 @@ class Cuda(Kernel):
         if device != "cuda":
             return f"CUDA C++ kernels do not run on {device}"
         if dtype not in DTYPES:
-            return f"CUDA C++ kernels compute float32, float16 and bfloat16, not {_name(dtype)}"
+            return f"CUDA C++ kernels compute float32, float16 and bfloat16, not {name_of(dtype)}"
         if problem.block != (1, 1):
             return "CUDA C++ kernels are for single weights, not for blocks"
-        core = load()
-        if isinstance(core, ImportError) or not core.cuda_archs():
-            return "spfde was built without nvcc, so without CUDA C++ kernels"
-        gpu = gpu_here()
-        if gpu is not None and not built_for(core.cuda_archs(), gpu.capability):
-            built, wanted = ", ".join(core.cuda_archs()), "{}{}".format(*gpu.capability)
-            return f"CUDA C++ kernels were built for {built}, not for sm_{wanted}: build with CUDAARCHS={wanted}"
-        return None
+        return absence()
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
         """By the bounds of shared memory. float32 is compared with TF32: a choice must not hang on a flag."""

@@ -35,6 +35,11 @@ def compute_and_result_dtype(x: Tensor, values: Tensor) -> tuple[torch.dtype, to
     return (torch.float32 if device == "cpu" else result), result
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Its name as the native core takes it: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The tensor in a precision; `Tensor.to` costs a microsecond even where it changes nothing."""
     return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from spfde._machine import GpuFacts
 
@@ -97,6 +98,13 @@ def gpu_of(facts: GpuFacts) -> Gpu:
 def gpu_at(device: torch.device) -> Gpu:
     """The GPU that a tensor is on; the interpreter stands for an A100."""
     return gpu_of(GpuFacts.of(device)) if device.type == "cuda" else GPUS["NVIDIA A100-SXM4-80GB"]
+
+
+def queue_of(x: Tensor) -> tuple[int, int]:
+    """Device and stream that a launch on a tensor is queued on; one of a CPU is the emulator's (tests/cuda)."""
+    if x.device.type == "cpu":
+        return 0, 0
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
 def gpu_here() -> Gpu | None:

@@ -2,7 +2,7 @@
 
 x is saved for backward, and y only where a residual hides it from x: the next layer saves y anyway, or makes it again
 (see `spfde.kernels.recompute`). Native for float32 on a CPU; one Triton kernel on a GPU in evaluation where no gradient
-is wanted; everything else is torch's own batch_norm, addition and activation.
+is wanted, or CUDA kernels where Triton is missing; everything else is torch's own batch_norm, addition and activation.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from spfde._names import unknown
 from spfde._native import native
+from spfde.kernels import norm_act_cuda as cuda
 from spfde.kernels import norm_act_frozen as frozen
 from spfde.kernels import norm_act_second as second
 from spfde.kernels.clock import timed
-from spfde.kernels.dtypes import in_torch_ops, through_dispatcher
+from spfde.kernels.dtypes import cast, in_torch_ops, through_dispatcher
 from spfde.kernels.memory_format import address, memory_format_of
 
 # In the order of Activation in csrc/include/spfde/norm_act.h.
@@ -103,7 +104,8 @@ def norm_act(
             residual=residual, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
         return activation_of(act)(y)
-    if not _runs_native(x, residual, running_mean, running_var, weight, bias):
+    parts = (x, residual, running_mean, running_var, weight, bias)
+    if not _runs_native(*parts) and not cuda.runs(*parts, training):
         if not training and frozen.runs(x, residual, running_mean, running_var, weight, bias):
             return frozen.compute(x, residual, running_mean, running_var, weight, bias, eps, act)
         return norm_act_ref(
@@ -191,15 +193,21 @@ def compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, var): the running statistics, or with `training` the batch's, towards which the running ones move."""
     if training:
-        mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+        mean, var = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
     else:
         mean, var, running_mean, running_var = running_mean, running_var, None, None
+    on_gpu = cuda.on_gpu(x)
+    if on_gpu:
+        weight, bias, mean, var = map(cuda.vector, (weight, bias, mean, var))
     y = torch.empty_like(x)
-    native().norm_act(
-        *_native_shape(x), _CODES[act], training, eps, momentum, address(weight), address(bias), x.data_ptr(),
-        address(residual), mean.data_ptr(), var.data_ptr(), address(running_mean), address(running_var), y.data_ptr(),
-        torch.get_num_threads(),
+    rest = (
+        _CODES[act], training, eps, momentum, address(weight), address(bias), x.data_ptr(), address(residual),
+        mean.data_ptr(), var.data_ptr(), address(running_mean), address(running_var), y.data_ptr(),
     )  # fmt: skip
+    if on_gpu:
+        cuda.run("norm_act", x, _native_shape(x), *rest)
+    else:
+        native().norm_act(*_native_shape(x), *rest, torch.get_num_threads())
     for moved in (running_mean, running_var):
         if moved is not None and not moved.is_inference():
             torch.autograd.graph.increment_version(moved)  # an earlier backward that needs the old ones must notice
@@ -223,11 +231,18 @@ def compute_grad(
     dy = dy.contiguous(memory_format=memory_format_of(x))
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
     dresidual = None if y is None else torch.empty_like(x)
-    native().norm_act_grad(
-        *_native_shape(x), _CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(),
-        var.data_ptr(), x.data_ptr(), address(y), dy.data_ptr(), dx.data_ptr(), address(dresidual), dweight.data_ptr(),
-        dbias.data_ptr(), torch.get_num_threads(),
+    on_gpu, given = cuda.on_gpu(x), (weight, bias)
+    if on_gpu:
+        weight, bias = map(cuda.vector, given)
+    rest = (
+        _CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(), var.data_ptr(), x.data_ptr(),
+        address(y), dy.data_ptr(), dx.data_ptr(), address(dresidual), dweight.data_ptr(), dbias.data_ptr(),
     )  # fmt: skip
+    if on_gpu:
+        cuda.run("norm_act_grad", x, _native_shape(x), *rest)
+        dweight, dbias = (g if v is None else cast(g, v.dtype) for g, v in zip((dweight, dbias), given, strict=True))
+    else:
+        native().norm_act_grad(*_native_shape(x), *rest, torch.get_num_threads())
     return dx, dresidual, dweight, dbias
 
 

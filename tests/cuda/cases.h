@@ -87,4 +87,5 @@ struct Case {
 
 std::vector<test::Case> linear_cases();  // spmm and sddmm
 std::vector<test::Case> conv2d_cases();
+std::vector<test::Case> norm_act_cases();
 std::vector<test::Case> scatter_cases();

@@ -6,7 +6,8 @@
 int main(int count, char** arguments) {
   const char* only = count > 1 ? arguments[1] : "";
   std::vector<test::Case> cases = linear_cases();
-  for (const auto& more : {conv2d_cases(), scatter_cases()}) cases.insert(cases.end(), more.begin(), more.end());
+  for (const auto& more : {conv2d_cases(), norm_act_cases(), scatter_cases()})
+    cases.insert(cases.end(), more.begin(), more.end());
   const std::pair<const char*, emulator::Schedule> schedules[] = {
       {"lock-step", {emulator::Order::lock_step}},
       {"warp-greedy", {emulator::Order::warp_greedy}},

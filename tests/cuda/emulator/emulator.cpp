@@ -48,7 +48,8 @@ struct Fiber {
 struct Launch {
   void (*kernel)(void*);
   void* argument;
-  std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block so far: memory used again would order blocks
+  // Of each block so far: memory used again would be a race between blocks, since nothing orders them.
+  std::vector<std::unique_ptr<unsigned char[]>> shared, stacks;
 };
 
 Schedule next_schedule;
@@ -199,8 +200,12 @@ void run_block(Order order, std::mt19937& random) {
     for (int t = 0; t < threads; ++t)
       if (fibers[t].state == State::at_block_barrier) fibers[t].state = State::ready;
   }
-  if (watched())
-    for (int t = 0; t < threads; ++t) __tsan_destroy_fiber(fibers[t].tsan);
+  if (!watched()) return;
+  for (int t = 0; t < threads; ++t) {
+    __tsan_destroy_fiber(fibers[t].tsan);
+    running.stacks.emplace_back(new unsigned char[kStack]);
+    running.stacks.back().swap(fibers[t].stack);
+  }
 }
 
 }  // namespace
@@ -208,7 +213,7 @@ void run_block(Order order, std::mt19937& random) {
 void schedule(Schedule next) { next_schedule = next; }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* argument) {
-  running = {kernel, argument, {}};
+  running = {kernel, argument, {}, {}};
   gridDim = grid;
   blockDim = block;
   threads = static_cast<int>(block.x * block.y * block.z);
@@ -226,6 +231,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), v
   }
   acquire(&grid_order);
   running.shared.clear();
+  running.stacks.clear();
 }
 
 int lane() { return current % kWarp; }

@@ -32,7 +32,9 @@ def version() -> str:
 
 def readable(symbol: str) -> str:
     """spmm_kernel<float32, along> of a mangled name."""
-    name, arguments = re.search(r".*?\d([a-z]+(?:2d)?(?:_[a-z]+)*_kernel)I(\w+?)EE?v", symbol).groups()
+    name, arguments = re.search(r".*?\d([a-z]+(?:2d)?(?:_[a-z]+)*_kernel)(?:I(\w+?)EE?v)?", symbol).groups()
+    if arguments is None:
+        return name
     kind = next(kind for kind in ("13__nv_bfloat16", "6__half", "f") if arguments.startswith(kind))
     return f"{name}<{NAMES[kind]}{', along' if 'Lb1' in arguments else ''}>"
 

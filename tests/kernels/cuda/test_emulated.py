@@ -28,10 +28,15 @@ def test_every_order_of_the_threads():
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-@pytest.mark.parametrize("only", [SOME, "scatter", "2100x1", "2x36", "conv2d 2", "conv2d 4", "conv2d 7"])
+@pytest.mark.parametrize(
+    "only", [SOME, "scatter", "2100x1", "2x36", *(f"conv2d {n}" for n in (2, 4, 7)), "norm_act odd"]
+)
 def test_sanitizers_find_nothing(sanitizer, only):
     done = run(built(f"cuda-{sanitizer}", "cuda_tests", f"-DSANITIZE={sanitizer}"), only)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+ONLY = {"scatter.cu": "scatter", "places.h": "conv2d 1", "moments.h": "norm_act odd", "norm_act.cu": "norm_act planes"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,12 @@ FAULTS = [
     ),
     Fault("a column too far", "multiply.h", "first + c < source.columns && t < left;", "t < left;",
           "heap-buffer-overflow", "address"),
+    Fault("a channel too far", "moments.h", "v < place.valid ? to_float(from[place.at + v]) : 0.0f;",
+          "to_float(from[place.at + v]);", "heap-buffer-overflow", "address"),
+    Fault("sums are written while others read them", "moments.h",
+          "__syncthreads();  // before anyone writes there again", "", "data race", "thread"),
+    Fault("a part is left out", "norm_act.cu", "part < parts; part += kThreads", "part < parts - 1; part += kThreads",
+          "FAILED norm_act"),
     Fault("a row too far", "scatter.cu", "if (row >= rows) return;", "if (row > rows) return;",
           "heap-buffer-overflow", "address"),
     Fault("a token too far", "sample.h", "source.columns && first + t < end", "source.columns",
@@ -99,6 +110,6 @@ def test_a_planted_fault_is_seen(fault, tmp_path):
         f"-DSOURCES={sources}",
         f"-DSANITIZE={fault.sanitizer}",
     )
-    done = run(folder, {"scatter.cu": "scatter", "places.h": "conv2d 1"}.get(fault.file, SOME))
+    done = run(folder, ONLY.get(fault.file, SOME))
     assert done.returncode != 0
     assert fault.seen in done.stdout + done.stderr

@@ -6,9 +6,19 @@ import pytest
 import torch
 
 from spfde._native import load
+from spfde.kernels import norm_act_cuda
+from spfde.kernels.norm_act import norm_act, norm_act_ref
 from spfde.nn import SparseLinear
 
 pytestmark = pytest.mark.gpu
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def built_with_nvcc():
+    core = load()
+    if isinstance(core, ImportError) or not core.cuda_archs():
+        pytest.skip("spfde was built without nvcc")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -16,9 +26,6 @@ pytestmark = pytest.mark.gpu
     ("rows", "cols", "batch", "density"), [(1, 1, 1, 1.0), (131, 67, 130, 0.2), (1024, 4096, 2048, 0.02)]
 )
 def test_equal_to_float64(dtype, rows, cols, batch, density):
-    core = load()
-    if isinstance(core, ImportError) or not core.cuda_archs():
-        pytest.skip("spfde was built without nvcc")
     layer = SparseLinear.from_dense(torch.nn.Linear(cols, rows), mask=torch.rand(rows, cols) < density).to(
         "cuda", dtype
     )
@@ -30,7 +37,25 @@ def test_equal_to_float64(dtype, rows, cols, batch, density):
     weight = layer.to_dense().weight.detach().double()
     mask = layer.mask().bool()
     wanted = x.detach().double() @ weight.t() + layer.bias.detach().double()
-    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     dense = (dy.double().t() @ x.double())[mask]
     for got, exact in ((y, wanted), (dx, dy.double() @ weight), (dvalues.flatten()[: len(dense)], dense)):
-        assert (got.double() - exact).norm() <= tolerance * exact.norm()
+        assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 7, 5, 5), (64, 96, 28, 28)])
+@pytest.mark.parametrize("training", [True, False])
+def test_norm_act_is_equal_to_float64(monkeypatch, dtype, memory, shape, training):
+    monkeypatch.setattr(norm_act_cuda.triton, "available", lambda: False)
+    x, residual, dy = (torch.randn(shape, device="cuda").to(dtype, memory_format=memory) for _ in range(3))
+    weight, bias, mean, var = torch.rand(4, shape[1], device="cuda") + 0.5
+    assert norm_act_cuda.runs(x, residual, mean, var, weight, bias, training)
+    found = []
+    for op, to in ((norm_act, lambda t: t), (norm_act_ref, torch.Tensor.double)):
+        leaves = [to(t).detach().requires_grad_() for t in (x, weight, bias)]
+        moved = [to(t).clone() for t in (mean, var)]
+        y = op(leaves[0], *moved, *leaves[1:], residual=to(residual), training=training)
+        found.append([y, *moved, *torch.autograd.grad(y, leaves, to(dy))])
+    for got, exact in zip(*found, strict=True):
+        assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
