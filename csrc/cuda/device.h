@@ -34,10 +34,15 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) 
   return __float2bfloat16_rn(value);
 }
 
-// Four consecutive elements, loaded and stored as one where they are aligned to their size.
+// Four or two consecutive elements, loaded and stored as one where they are aligned to their size.
 template <typename T>
 struct alignas(4 * sizeof(T)) Four {
   T at[4];
+};
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Two {
+  T at[2];
 };
 
 // The dynamic shared memory of the block.

@@ -5,6 +5,8 @@
 // beside it says. Throws std::runtime_error where CUDA refuses a launch.
 #pragma once
 
+#include "spfde/block_sddmm.h"
+#include "spfde/block_spmm.h"
 #include "spfde/conv2d.h"
 #include "spfde/exec.h"
 #include "spfde/norm_act.h"
@@ -20,6 +22,15 @@ void spmm(const SpmmArgs& args, const Exec& exec);
 // apart: at most 16 times 4 bytes for each slot of dvalues and each row.
 int64_t sddmm_scratch(const SddmmArgs& args, int multiprocessors);
 void sddmm(const SddmmArgs& args, int multiprocessors, void* scratch, const Exec& exec);
+
+// Where tiles cut groups of rows, the parts' sums: 8 bytes for each cut group, token and row of a group.
+int64_t block_spmm_scratch(const BlockSpmmArgs& args);
+void block_spmm(const BlockSpmmArgs& args, void* scratch, const Exec& exec);
+
+// 0 where the chunks alone fill a device of that many multiprocessors twice, else parts of the batch are summed apart:
+// 4 bytes for each part, slot of dvalues and row, at most about 128 KB for each multiprocessor in all.
+int64_t block_sddmm_scratch(const BlockSddmmArgs& args, int multiprocessors);
+void block_sddmm(const BlockSddmmArgs& args, int multiprocessors, void* scratch, const Exec& exec);
 
 void conv2d(const Conv2dArgs& args, const Exec& exec);
 void conv2d_input_grad(const Conv2dInputGradArgs& args, const Exec& exec);

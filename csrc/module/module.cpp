@@ -53,4 +53,5 @@ PYBIND11_MODULE(_C, m) {
   bind_norm_act(m);
   bind_scatter(m);
   bind_cuda(m);
+  bind_cuda_blocks(m);
 }

@@ -31,3 +31,4 @@ void bind_conv_chain(py::module_& m);
 void bind_norm_act(py::module_& m);
 void bind_scatter(py::module_& m);
 void bind_cuda(py::module_& m);
+void bind_cuda_blocks(py::module_& m);

@@ -1,8 +1,8 @@
-"""The kernel "cuda": single weights on a GPU in CUDA C++, where the native core was built with nvcc.
+"""The kernel "cuda": products on a GPU in CUDA C++, where the native core was built with nvcc.
 
-Linear layers and convolutions, in float32, float16 and bfloat16 with sums in float32. Pointwise convolutions of stride
-1 are linear layers of their pixels. The weight gradient is a sampled product at low density and above it torch's dense
-one, gathered.
+Here for single weights, by `cuda_blocks` for weights in blocks: linear layers and convolutions, in float32, float16 and
+bfloat16 with sums in float32. Pointwise convolutions of stride 1 are linear layers of their pixels. The weight gradient
+is a sampled product at low density and above it torch's dense one, gathered.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spfde._native import load, native
+from spfde.kernels import cuda_blocks
 from spfde.kernels.dense import DenseConv2d, DenseLinear
 from spfde.kernels.dtypes import name_of
 from spfde.kernels.epilogue import Epilogue
@@ -21,7 +22,10 @@ from spfde.kernels.gpu import Gpu, gpu_at, gpu_here, queue_of
 from spfde.kernels.memory_format import memory_format_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Kernel, Prediction, Product, register
+from spfde.kernels.triton.config import has_kernel
+from spfde.kernels.triton.index import triton_index
 from spfde.sparse.kernel_index import KernelIndex, slots
+from spfde.sparse.plan import Plan
 
 # A product waits for shared memory, which delivers 32 words a clock to a multiprocessor of 128 multiply-adds: one word
 # for a multiply-add of a forward product or input gradient (half a one in 16 bits), two for one of a weight gradient.
@@ -139,6 +143,44 @@ class _Conv2d(Product):
         return dvalues, dbias
 
 
+class _ByPattern(Product):
+    """One product for single weights, another one for blocks."""
+
+    def __init__(self, single: Product, blocks: Product) -> None:
+        self.single, self.blocks = single, blocks
+
+    def _of(self, problem: Problem) -> Product:
+        return self.single if problem.block == (1, 1) else self.blocks
+
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        weight: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        return self._of(problem).forward(x, values, bias, index, problem)
+
+    def input_grad(
+        self,
+        dy: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        size: Sequence[int],
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        return self._of(problem).input_grad(dy, values, index, problem, size)
+
+    def weight_grad(
+        self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        return self._of(problem).weight_grad(dy, x, index, block, problem, bias)
+
+
 _LINEAR = _Linear()
 
 
@@ -220,10 +262,10 @@ def absence() -> str | None:
 
 
 class Cuda(Kernel):
-    """CUDA C++ kernels for single weights (patterns "unstructured" and "fan-in")."""
+    """CUDA C++ kernels for single weights (patterns "unstructured" and "fan-in") and for blocks."""
 
     name, devices = "cuda", ("cuda",)
-    products: ClassVar = {"linear": _LINEAR, "conv2d": _Conv2d()}
+    products: ClassVar = {"linear": _ByPattern(_LINEAR, cuda_blocks.BlockLinear()), "conv2d": _Conv2d()}
 
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
         """Why it cannot run for this problem on a type of device, or None."""
@@ -231,19 +273,36 @@ class Cuda(Kernel):
             return f"CUDA C++ kernels do not run on {device}"
         if dtype not in DTYPES:
             return f"CUDA C++ kernels compute float32, float16 and bfloat16, not {name_of(dtype)}"
-        if problem.block != (1, 1):
-            return "CUDA C++ kernels are for single weights, not for blocks"
+        if problem.block != (1, 1) and (reason := cuda_blocks.hindrance(problem, gpu_here())):
+            return reason
         return absence()
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
-        """By the bounds of shared memory. float32 is compared with TF32: a choice must not hang on a flag."""
+        """By the bounds of shared memory, for blocks by what is predicted for the Triton kernels.
+
+        float32 is compared with TF32: a choice must not hang on a flag.
+        """
         gpu = gpu_here()
         if gpu is None:
             return Prediction(0.0, False, "no CUDA device")
+        if problem.block != (1, 1):
+            return cuda_blocks.predict(problem, dtype, gpu)
         rows = problem.shape[0] // problem.window.groups  # a launch for each group, ROWS at a time
         gain = predicted_gain(dtype, problem.density, gpu) * min(1, rows / ROWS)
         reason = f"predicted {gain:.1f}x the masked dense product at density {problem.density:.2f}, not measured"
         return Prediction(gain, gain >= MARGIN, reason)
+
+    def index(self, plan: Plan) -> KernelIndex:
+        """The plan's index, for blocks that have kernels with the tiles of the weight in each direction."""
+        return triton_index(plan) if _has_tiles(plan) else plan.kernel_index
+
+    def extends_index(self, plan: Plan) -> bool:
+        """Where blocks of this size have kernels and these were built."""
+        return _has_tiles(plan) and absence() is None
+
+
+def _has_tiles(plan: Plan) -> bool:
+    return has_kernel(plan.block) and plan.window.groups == 1
 
 
 def predicted_gain(dtype: torch.dtype, density: float, gpu: Gpu) -> float:

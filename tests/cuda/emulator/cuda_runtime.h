@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "emulator.h"
+#include "tensor_cores.h"
 
 #define __global__
 #define __device__

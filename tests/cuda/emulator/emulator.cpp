@@ -42,6 +42,8 @@ struct Fiber {
   Collective kind;  // while at_collective, with what was given and what it answers
   uint32_t mask, in, out;
   int from;
+  Words words;
+  Copies copies;
   void* tsan = nullptr;
 };
 
@@ -61,6 +63,7 @@ void* scheduler_tsan;
 void* scheduler_asan;
 const void* scheduler_stack;
 size_t scheduler_stack_size;
+Words exchanged[32][kWarp];                    // by warp
 char block_order, warp_order[32], grid_order;  // their addresses stand for what ThreadSanitizer orders
 
 bool watched() { return __tsan_create_fiber != nullptr; }
@@ -69,11 +72,6 @@ void acquire(void* what) {
 }
 void release(void* what) {
   if (watched()) __tsan_release(what);
-}
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "emulator: %s, block (%u, %u, %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
-  std::abort();
 }
 
 void to_scheduler(State state) {
@@ -100,6 +98,7 @@ void first_call() {
   if (__sanitizer_finish_switch_fiber)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
   running.kernel(running.argument);
+  if (!fibers[current].copies.pending.empty()) fail("a thread ends before it has waited for its copies");
   release(&grid_order);
   to_scheduler(State::done);
 }
@@ -108,6 +107,8 @@ void prepare(int thread) {
   Fiber& fiber = fibers[thread];
   const dim3 size = blockDim;
   fiber.state = State::ready;
+  fiber.copies = {};
+  fiber.copies.at_once = next_schedule.order == Order::warp_greedy;
   fiber.thread = dim3(thread % size.x, thread / size.x % size.y, thread / (size.x * size.y));
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -130,6 +131,8 @@ bool settle(int warp) {
       whole = !(mask >> l & 1) ||
               (lanes[l].state == State::at_collective && lanes[l].mask == mask && lanes[l].kind == kind);
     if (!whole) continue;
+    if (kind == Collective::exchange)
+      for (int l = 0; l < count; ++l) exchanged[warp][l] = lanes[l].words;
     uint32_t votes = 0;
     for (int l = 0; l < count; ++l)
       if (mask >> l & 1 && lanes[l].in) votes |= 1u << l;
@@ -210,6 +213,11 @@ void run_block(Order order, std::mt19937& random) {
 
 }  // namespace
 
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "emulator: %s, block (%u, %u, %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
+  std::abort();
+}
+
 void schedule(Schedule next) { next_schedule = next; }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* argument) {
@@ -241,6 +249,14 @@ void synchronize_block() {
   release(&block_order);
   to_scheduler(State::at_block_barrier);
   acquire(&block_order);
+}
+
+Copies& copies_of_thread() { return fibers[current].copies; }
+
+const Words* warp_exchange(const Words& mine) {
+  fibers[current].words = mine;
+  warp_collective(Collective::exchange, ~0u, 0, 0);
+  return exchanged[current / kWarp];
 }
 
 uint32_t warp_collective(Collective kind, uint32_t mask, uint32_t in, int from) {

@@ -6,8 +6,10 @@
 // all of them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -44,10 +46,29 @@ unsigned char* shared_memory();  // of the launch, not initialised, exactly as m
 
 void synchronize_block();
 
-enum class Collective { sync, shuffle, ballot };
+enum class Collective { sync, shuffle, ballot, exchange };
 
 // Waits until every lane of the mask is here with the same collective; `in` and `out` are one word of each lane.
 // sync orders memory; shuffle (in: value, from: lane) and ballot (in: predicate) do not, as on a GPU.
 uint32_t warp_collective(Collective kind, uint32_t mask, uint32_t in, int from);
+
+// What every lane of the warp gave, until the lane's next collective; all lanes take part.
+using Words = std::array<uint32_t, 6>;
+const Words* warp_exchange(const Words& mine);
+
+// A copy of 16 bytes to shared memory that a thread has started: from nullptr it writes zeros.
+struct Copy {
+  void* to;
+  const void* from;
+  int group;
+};
+struct Copies {
+  std::deque<Copy> pending;
+  int groups = 0;  // that were closed
+  bool at_once = false;
+};
+Copies& copies_of_thread();
+
+[[noreturn]] void fail(const char* what);
 
 }  // namespace emulator

@@ -30,13 +30,23 @@ def version() -> str:
     return re.search(r"V([\d.]+)", said)[1]
 
 
+FLAGS = {"block": ("exact", "transposed")}  # of a kernel's template, by the first word of its name; else along
+
+
 def readable(symbol: str) -> str:
-    """spmm_kernel<float32, along> of a mangled name."""
-    name, arguments = re.search(r".*?\d([a-z]+(?:2d)?(?:_[a-z]+)*_kernel)(?:I(\w+?)EE?v)?", symbol).groups()
+    """spmm_kernel<float32, along> or block_spmm_kernel<float32, exact, 64> of a mangled name."""
+    pattern = r".*?\d([a-z]+(?:2d)?(?:_[a-z]+(?:2d)?)*_kernel)(?:I(\w+?)EE?v)?"
+    name, arguments = re.search(pattern, symbol).groups()
     if arguments is None:
         return name
     kind = next(kind for kind in ("13__nv_bfloat16", "6__half", "f") if arguments.startswith(kind))
-    return f"{name}<{NAMES[kind]}{', along' if 'Lb1' in arguments else ''}>"
+    flags = iter(FLAGS.get(name.split("_")[0], ("along",)))
+    parts = [NAMES[kind]]
+    for what, value in re.findall(r"L([bi])(\d+)", arguments):
+        part = value if what == "i" else next(flags)
+        if value != "0":
+            parts.append(part)
+    return f"{name}<{', '.join(parts)}>"
 
 
 def resources(source: str, architecture: str) -> dict[str, dict[str, int]]:

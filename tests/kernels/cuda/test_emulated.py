@@ -29,14 +29,18 @@ def test_every_order_of_the_threads():
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 @pytest.mark.parametrize(
-    "only", [SOME, "scatter", "2100x1", "2x36", *(f"conv2d {n}" for n in (2, 4, 7)), "norm_act odd"]
+    "only",
+    [SOME, "scatter", "2100x1", "2x36", *(f"conv2d {n}" for n in (2, 4, 7)), "norm_act odd", "48x80", "37x53"],
 )
 def test_sanitizers_find_nothing(sanitizer, only):
     done = run(built(f"cuda-{sanitizer}", "cuda_tests", f"-DSANITIZE={sanitizer}"), only)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-ONLY = {"scatter.cu": "scatter", "places.h": "conv2d 1", "moments.h": "norm_act odd", "norm_act.cu": "norm_act planes"}
+ONLY = {
+    "scatter.cu": "scatter", "places.h": "conv2d 1", "moments.h": "norm_act odd", "norm_act.cu": "norm_act planes",
+    "block_product.h": "48x80", "block_sample.h": "48x80", "block_places.h": "37x53",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,28 @@ class Fault:
 
 
 FAULTS = [
+    Fault(
+        "no wait for the copies", "block_product.h", "    copies_wait<kStages - 2>();\n", "",
+        "a thread ends before it has waited for its copies",
+    ),
+    Fault(
+        "a wait for one group of copies too few", "block_product.h",
+        "copies_wait<kStages - 2>", "copies_wait<kStages - 1>",
+        "a thread ends before it has waited for its copies",
+    ),
+    Fault(
+        "no barrier behind the wait", "block_product.h", "__syncthreads();  // all copies", "// all copies",
+        "FAILED blocks",
+    ),
+    Fault(
+        "copies into what is still read", "block_sample.h",
+        "    __syncthreads();\n    copy(step + kStages - 1);", "    copy(step + kStages - 1);\n    __syncthreads();",
+        "data race", "thread",
+    ),
+    Fault("an input too far", "block_places.h", "max(0, min(of.inner - feature, kPiece<T>))", "kPiece<T>",
+          "heap-buffer-overflow", "address"),
+    Fault("a row of the wrong lane", "block_product.h", "lane / 8 % 2 * kPiece<T>", "lane / 16 * kPiece<T>",
+          "FAILED blocks"),
     Fault(
         "no barrier behind the copy", "multiply.h",
         "copier.copy(first, shared.panel);\n    __syncthreads();", "copier.copy(first, shared.panel);",

@@ -161,7 +161,7 @@ def test_code_runs_where_its_architecture_says(built, capability, runs):
     [
         ("cpu", torch.float32, {}, "do not run on cpu"),
         ("cuda", torch.float64, {}, "not float64"),
-        ("cuda", torch.float32, {"block": (4, 1)}, "not for blocks"),
+        ("cuda", torch.float32, {"block": (4, 1)}, "only blocks with sides of 16, 32, 64 or 128"),
     ],
 )
 def test_what_it_cannot_do_it_says(device, dtype, problem, reason):

@@ -1,0 +1,146 @@
+"""The kernel "cuda" for weights in blocks, its kernels emulated, against float64; where it is chosen, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spfde.kernels import cuda, cuda_blocks
+from spfde.kernels.dispatch import rule
+from spfde.kernels.gpu import GPUS
+from spfde.kernels.problem import problem_of
+from spfde.kernels.triton import kernel as triton_kernel
+from spfde.kernels.triton.index import triton_index
+from spfde.nn import SparseLinear
+from spfde.sparse.kernel_index import ONE_TAP
+
+ROUNDING = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+
+
+@pytest.fixture
+def emulation(monkeypatch, emulated):
+    monkeypatch.setattr(cuda_blocks, "native", lambda: emulated)
+
+
+@pytest.fixture
+def orin(monkeypatch):
+    """A board with the kernels built and no Triton."""
+    core = type("Core", (), {"cuda_archs": staticmethod(lambda: ["80-real", "121-virtual"])})
+    for module in (cuda, triton_kernel):
+        monkeypatch.setattr(module, "gpu_here", lambda: GPUS["Orin"])
+    monkeypatch.setattr(cuda, "load", lambda: core)
+    monkeypatch.setattr(triton_kernel, "why_not", lambda device: "triton is not installed")
+    rule.forget()
+    yield monkeypatch
+    monkeypatch.undo()
+    rule.forget()
+
+
+def expect_close(got, wanted, size):
+    """Within what rounding may do to sums whose terms' absolute values add up to `size`."""
+    assert got.shape == wanted.shape
+    allowed = 2e-6 * size + ROUNDING[got.dtype] * wanted.abs() + 1e-7
+    assert ((got.double() - wanted).abs() <= allowed).all()
+
+
+def linear(rows, cols, block, density):
+    drawn = torch.rand(-(-rows // block[0]), -(-cols // block[1])) < density
+    mask = drawn.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:rows, :cols]
+    return SparseLinear.from_dense(torch.nn.Linear(cols, rows), mask, "block:{}x{}".format(*block))
+
+
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.sampled_from([1, 16, 40, 131]),
+    cols=st.sampled_from([3, 32, 72, 160]),
+    batch=st.sampled_from([0, 1, 5, 129]),
+    block=st.sampled_from([(16, 16), (32, 16), (16, 64), (128, 32)]),
+    density=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+    dtype=st.sampled_from(list(ROUNDING)),
+)
+def test_linear_layers_equal_to_float64(emulation, rows, cols, batch, block, density, dtype):
+    layer = linear(rows, cols, block, density)
+    plan, weight = layer.plan, layer.dense_weight().detach().to(dtype).double()
+    x, bias = torch.randn(batch, cols).to(dtype), torch.randn(rows).to(dtype)
+    values = plan.arrange(layer.values.detach().to(dtype))
+    problem = problem_of(plan.shape, x.shape, plan.multiplied, plan.block, ONE_TAP, "cuda", dtype)
+    product, index = cuda.Cuda.products["linear"], triton_index(plan)
+
+    y = product.forward(x, values, bias, index, problem)
+    expect_close(y, x.double() @ weight.t() + bias.double(), x.double().abs() @ weight.abs().t() + 3)
+    dy = torch.randn_like(y)
+    dx = product.input_grad(dy, values, index, problem, x.shape)
+    expect_close(dx, dy.double() @ weight, dy.double().abs() @ weight.abs())
+
+    dvalues, dbias = product.weight_grad(dy, x, index, values.shape[1:], problem, True)
+    dense, size = dy.double().t() @ x.double(), dy.double().abs().t() @ x.double().abs()
+    places = index.places[: dvalues.numel()].long()
+    at = lambda t: torch.cat([t.flatten(), t.new_zeros(1)])[places].view(dvalues.shape)  # noqa: E731
+    expect_close(dvalues, at(dense), at(size))
+    expect_close(dbias, dy.double().sum(0), dy.double().abs().sum(0))
+
+
+def test_float32_is_exact_unless_torch_lets_it_round(emulation, monkeypatch):
+    layer = linear(32, 64, (16, 16), 0.5)
+    x, index = torch.randn(8, 64), triton_index(layer.plan)
+    problem = problem_of(layer.plan.shape, x.shape, layer.plan.multiplied, (16, 16), ONE_TAP, "cuda", x.dtype)
+    exact = x.double() @ layer.dense_weight().detach().double().t()
+    errors = []
+    for tf32 in (False, True):
+        monkeypatch.setattr(cuda_blocks, "uses_tf32", lambda op, tf32=tf32: tf32)
+        y = cuda.Cuda.products["linear"].forward(x, layer.values.detach(), None, index, problem)
+        errors.append(float((y - exact).norm() / exact.norm()))
+    assert errors[0] < 1e-6 < 1e-4 < errors[1] < 1e-3
+
+
+def test_a_batch_that_lies_across_memory(emulation):
+    layer = linear(32, 48, (16, 16), 0.5)
+    x, index = torch.randn(48, 5).t(), triton_index(layer.plan)
+    problem = problem_of(layer.plan.shape, x.shape, layer.plan.multiplied, (16, 16), ONE_TAP, "cuda", x.dtype)
+    y = cuda.Cuda.products["linear"].forward(x, layer.values.detach(), None, index, problem)
+    torch.testing.assert_close(y, x @ layer.dense_weight().detach().t())
+
+
+def chosen(route="auto", dtype=torch.float16, shape=(4096, 4096), block=(64, 64), density=0.05):
+    stored = int(density * shape[0] * shape[1])
+    return rule.choose(route, "cuda", dtype, problem_of(shape, (8192, shape[1]), stored, block, ONE_TAP, "cuda", dtype))
+
+
+def test_chosen_where_triton_is_missing_and_said_to_be_unmeasured(orin):
+    choice = chosen()
+    assert choice.kernel == "cuda"
+    assert choice.reason.startswith("predicted") and choice.reason.endswith("not measured")
+    assert chosen("cuda").reason == "forced by layer.kernel"
+    assert chosen(density=0.9).kernel == "dense"
+
+
+def test_triton_is_taken_where_both_can_run(orin):
+    orin.setattr(triton_kernel, "why_not", lambda device: None)
+    rule.forget()
+    assert chosen().kernel == "triton"
+    assert chosen("cuda").kernel == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        ({"block": (8, 8)}, "CUDA C++ kernels: only blocks with sides of 16, 32, 64 or 128"),
+        ({"block": (16, 1)}, "CUDA C++ kernels: only blocks"),
+    ],
+)
+def test_what_it_cannot_do_it_says(orin, problem, reason):
+    assert chosen(**problem).kernel == "dense"
+    with pytest.raises(ValueError, match="expected kernel 'cuda' to run here") as error:
+        chosen("cuda", **problem)
+    assert reason in str(error.value)
+
+
+def test_an_older_gpu_says_so(orin):
+    orin.setattr(cuda, "gpu_here", lambda: replace(GPUS["Orin"], capability=(7, 5)))
+    rule.forget()
+    with pytest.raises(ValueError, match=r"need compute capability 8\.0, this GPU has 7\.5"):
+        chosen("cuda")
