@@ -41,6 +41,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "DST-EE": {**ERK, "topology": "dst-ee"},
     "MEST EM&S": {**ERK, "topology": "mest", "soft": True},
     "constrained L0": {**ERK, "topology": "constrained-l0"},
+    "compressed sensing": {**ERK, "topology": "compressed-sensing"},
+    "directional pruning": {**ERK, "topology": "directional-pruning"},
+    "polarization": {**ERK, "topology": "polarization"},
 }
 SPARSITIES = (0.9, 0.95, 0.98)
 

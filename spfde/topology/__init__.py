@@ -9,14 +9,17 @@ from spfde.topology.init.synflow import SynFlow
 from spfde.topology.layers import LayerState, reserve
 from spfde.topology.lottery import Lottery, Round
 from spfde.topology.methods import METHODS, create, register
+from spfde.topology.methods.compressedsensing import CompressedSensing
 from spfde.topology.methods.constrainedl0 import ConstrainedL0
 from spfde.topology.methods.deepr import DeepR
+from spfde.topology.methods.directionalpruning import DirectionalPruning
 from spfde.topology.methods.dsr import DSR
 from spfde.topology.methods.dstee import DSTEE
 from spfde.topology.methods.gap import GaP
 from spfde.topology.methods.gmp import GMP
 from spfde.topology.methods.itop import ITOP
 from spfde.topology.methods.mest import MEST
+from spfde.topology.methods.polarization import Polarization
 from spfde.topology.methods.rigl import RigL
 from spfde.topology.methods.set import SET
 from spfde.topology.methods.snfs import SNFS
@@ -41,8 +44,10 @@ __all__ = [
     "SET",
     "SNFS",
     "SNIP",
+    "CompressedSensing",
     "ConstrainedL0",
     "DeepR",
+    "DirectionalPruning",
     "EdgePopup",
     "FreezeNet",
     "GaP",
@@ -53,6 +58,7 @@ __all__ = [
     "Lottery",
     "Option",
     "Piggyback",
+    "Polarization",
     "Powerprop",
     "Report",
     "RigL",

@@ -13,14 +13,17 @@ from torch.optim import Optimizer
 
 from spfde._names import unknown
 from spfde.topology.base import Topology
+from spfde.topology.methods.compressedsensing import CompressedSensing
 from spfde.topology.methods.constrainedl0 import ConstrainedL0
 from spfde.topology.methods.deepr import DeepR
+from spfde.topology.methods.directionalpruning import DirectionalPruning
 from spfde.topology.methods.dsr import DSR
 from spfde.topology.methods.dstee import DSTEE
 from spfde.topology.methods.gap import GaP
 from spfde.topology.methods.gmp import GMP
 from spfde.topology.methods.itop import ITOP
 from spfde.topology.methods.mest import MEST
+from spfde.topology.methods.polarization import Polarization
 from spfde.topology.methods.rigl import RigL
 from spfde.topology.methods.set import SET
 from spfde.topology.methods.snfs import SNFS
@@ -41,6 +44,9 @@ METHODS: dict[str, type[Topology]] = {
     "gap": GaP,
     "gmp": GMP,
     "constrained-l0": ConstrainedL0,
+    "compressed-sensing": CompressedSensing,
+    "directional-pruning": DirectionalPruning,
+    "polarization": Polarization,
 }
 
 

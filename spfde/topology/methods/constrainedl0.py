@@ -28,7 +28,7 @@ class ConstrainedL0(Gated):
     training.
     """
 
-    dual_lr: float | None = option(None, "[0, inf)", "step size of the multiplier; None: 50 / (steps until begin)")
+    dual_lr: float | None = option(None, "[0, inf)", "step size of the multiplier; None: 5 / (steps until begin)")
 
     def setup(self) -> None:
         self.multiplier: dict[str, Tensor] = {}
@@ -57,7 +57,7 @@ class ConstrainedL0(Gated):
     def pressure(self, name: str, logits: Tensor) -> Tensor:
         p, multiplier = self.probability(logits), self.multiplier[name]
         excess = (p.sum() - self.target[name]) / max(1, self.layers[name].grid.size)
-        rate = 50 / max(1.0, self.begin * self.total_steps) if self.dual_lr is None else self.dual_lr
+        rate = 5 / max(1.0, self.begin * self.total_steps) if self.dual_lr is None else self.dual_lr
         multiplier.copy_(torch.where(excess > 0, multiplier + rate * excess, 0))
         return multiplier * p * (1 - p)
 

@@ -51,7 +51,7 @@ class Gated(Shrinking, ABC):
     transforms = (Gates,)
     keeps_frozen = False  # its gates scale every stored weight
     straight = False
-    gate_lr: float | None = option(None, "[0, inf)", "step size of the logits; None: 10 / (steps of the training)")
+    gate_lr: float | None = option(None, "[0, inf)", "step size of the logits; None: 100 / (steps of the training)")
     drop_rate: float = option(0.1, "(0, 1)", "probability of a closed gate at the start")
     shut: float = option(0.1, "[0, 0.5)", "a block whose gate is open with less than that is stored no longer")
 
@@ -105,7 +105,7 @@ class Gated(Shrinking, ABC):
         descent, square = self.gate_gradient(name, logits, slope), self.squares[name]
         now = descent.square().mean() if layer.nnz else square
         square.copy_(torch.where(square > 0, torch.lerp(square, now, 0.1), now))
-        rate = 10 / self.total_steps if self.gate_lr is None else self.gate_lr
+        rate = 100 / self.total_steps if self.gate_lr is None else self.gate_lr
         logits -= rate * (descent / square.sqrt().clamp(min=1e-20) + self.pressure(name, logits))
         logits.clamp_(-4.6, 4.6)  # as the authors of 2208.04425: a gate must be able to come back
         memory["before"].copy_(layer.values)
