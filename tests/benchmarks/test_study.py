@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import study
-from study import DENSE, METHODS, Case, Run, Setting
+from study import ALL, DENSE, Case, Run, Setting
 
 TINY = Setting(train_images=32, test_images=16, side=8, epochs=1, batch_size=16)
 
@@ -26,7 +26,7 @@ def trained(monkeypatch) -> list[Case]:
     return seen
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_runs_differ_in_nothing_but_masks(method):
     setting = Setting(epochs=7, lr=0.2)
     recipe = study.recipe(Case(method, 0.9, 4), setting)
