@@ -59,7 +59,7 @@ def test_the_expected_density_meets_its_target_before_any_bound():
     model = sparsify(nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 4)), 0.0, distribution="erk")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     topology = ConstrainedL0(
-        model, optimizer, total_steps=300, every=10, sparsity=0.8, begin=0.95, end=0.99, dual_lr=0.1
+        model, optimizer, total_steps=300, every=10, sparsity=0.8, begin=0.95, end=0.99, dual_lr=0.3
     )
     x = torch.randn(64, 16)
     y = x[:, :4] * x[:, 4:8]
