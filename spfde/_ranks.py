@@ -72,10 +72,15 @@ class Ranks:
 
     def follow_first(self, tensors: Iterable[Tensor]) -> None:
         """Writes the first rank's values into the tensors of all others."""
+        self.follow(tensors, 0)
+
+    def follow(self, tensors: Iterable[Tensor], rank: int) -> None:
+        """Writes one rank's values into the tensors of all others."""
+        source = rank if self.group is None else dist.get_global_rank(self.group, rank)
         for tensor in tensors if self.count > 1 else ():
             mine = tensor.detach()
             sent = mine.to(self._device) if self._device.type == "cuda" else mine
-            dist.broadcast(sent, self._first, group=self.group)
+            dist.broadcast(sent, source, group=self.group)
             if sent is not mine:
                 mine.copy_(sent)
 

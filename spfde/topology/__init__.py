@@ -19,6 +19,7 @@ from spfde.topology.methods.gap import GaP
 from spfde.topology.methods.gmp import GMP
 from spfde.topology.methods.itop import ITOP
 from spfde.topology.methods.mest import MEST
+from spfde.topology.methods.pgap import PGaP
 from spfde.topology.methods.polarization import Polarization
 from spfde.topology.methods.rigl import RigL
 from spfde.topology.methods.set import SET
@@ -57,6 +58,7 @@ __all__ = [
     "LayerState",
     "Lottery",
     "Option",
+    "PGaP",
     "Piggyback",
     "Polarization",
     "Powerprop",

@@ -92,6 +92,7 @@ class Topology(Stepping):
         self.drop_fraction = self._checked_drop(drop_fraction)
         self.layers = sparse_layers(model)
         check_sharded(model, self)
+        self._root = model
         self._model = model if any(map(is_sharded, self.layers.values())) else None
         check_layers(self.layers, optimizer, self)
         wrapper = wrapper_of(model, self.layers)

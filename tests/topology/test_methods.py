@@ -24,7 +24,7 @@ VARIANTS = {
 }
 BY_OPTIMIZATION = ("constrained-l0", "compressed-sensing", "directional-pruning", "polarization")
 REDISTRIBUTING, SHRINKING = ("snfs", "dsr", "deepr"), ("gmp", *BY_OPTIMIZATION)
-SCHEDULED = ("gap", "mest, soft", *SHRINKING)
+SCHEDULED = ("gap", "p-gap", "mest, soft", *SHRINKING)
 
 
 def takes(name, pattern):

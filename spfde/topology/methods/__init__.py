@@ -23,6 +23,7 @@ from spfde.topology.methods.gap import GaP
 from spfde.topology.methods.gmp import GMP
 from spfde.topology.methods.itop import ITOP
 from spfde.topology.methods.mest import MEST
+from spfde.topology.methods.pgap import PGaP
 from spfde.topology.methods.polarization import Polarization
 from spfde.topology.methods.rigl import RigL
 from spfde.topology.methods.set import SET
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Topology]] = {
     "srigl": SRigL,
     "top-kast": TopKAST,
     "gap": GaP,
+    "p-gap": PGaP,
     "gmp": GMP,
     "constrained-l0": ConstrainedL0,
     "compressed-sensing": CompressedSensing,
