@@ -19,6 +19,7 @@ PRINTED = {
     "freeze_and_cache": "66.7% of 768 found",
     "ranks": "2 ranks, 6554 stored weights, masks alike: True",
     "deploy": "exported, dense: ",
+    "online": "mirrored: ",
 }
 
 

@@ -1,0 +1,24 @@
+"""benchmarks/online.py: its rule by hand, and all arms once on something small."""
+
+import json
+
+import online
+
+
+def test_lazy_waits_longer_while_nothing_rises_and_not_at_all_after_a_fall():
+    lazy = online.Lazy()
+    assert [(lazy.note(a), lazy.wait) for a in (0.5, 0.5, 0.6, 0.55, 0.3, 0.3)] == [
+        (False, 2), (False, 4), (False, 1), (False, 2), (True, 1), (False, 2),
+    ]  # fmt: skip
+
+
+def test_measures_every_arm(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(online, "SCENARIOS", ("inverted",))
+    path = tmp_path / "record.json"
+    online.main(["--seeds", "0", "--arrivals", "2", "--images", "64", "--epochs", "1", "--json", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["arm"] for row in rows] == [arm.name for arm in online.ARMS]
+    assert [row["rounds"] for row in rows[:2]] == [2, 1]
+    assert all(0 <= row["accuracy"] <= 1 and row["seconds"] > 0 for row in rows)
+    assert all((row["joules"] is None) == bool(row["why"]) for row in rows)
+    assert "immediate" in capsys.readouterr().out
