@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch import nn
 
 from spfde._files import check_writable
 from spfde.bench import workload
 from spfde.cli.display import say
 from spfde.cli.terminal import steady
+from spfde.convert import sparsify
+from spfde.planning import StepsToLoss, steps_to_loss
 from spfde.planning import plan as planned
 from spfde.planning.check import ALLOWED, check
 from spfde.train import Recipe
@@ -40,6 +44,14 @@ def plan(
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="With --check: steps that are timed, in turn.")] = 5,
     clock: Annotated[str, typer.Option(help="With --check: wall, or processor (of one thread).")] = "wall",
+    to_loss: Annotated[
+        float | None, typer.Option(help="Also predict the steps of SGD in which fine-tuning gets to this loss.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="With --to-loss: state_dict to start from (torch.save).")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="With --to-loss: a pair (inputs, classes) to fine-tune on (torch.save).")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="With --to-loss: constant learning rate; the recipe's.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the plan to this file.")] = None,
 ) -> None:
     """Predict a training before it begins: kernels, seconds of a step, what each lever saves, what to do about it."""
@@ -48,15 +60,20 @@ def plan(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    given = {"sparsity": sparsity, "pattern": pattern, "freeze": freeze, "sieve": sieve, "fuse": fused}
+    given = {"sparsity": sparsity, "pattern": pattern, "freeze": freeze, "sieve": sieve, "fuse": fused, "lr": lr}
     fields = read(recipe) if recipe else {}
     chosen = Recipe(**{**fields, **{name: value for name, value in given.items() if value is not None}})
+    _check_fine_tuning(to_loss, weights, samples, chosen)
     load = workload(model, batch, size, input_shape)
     made = planned(load.model, load.inputs, chosen, device=device)
     console = steady()
     say(console, str(made))
     if json is not None:
         say(console, f"plan: {made.save(json)}")
+    if to_loss is not None:
+        found = _fine_tuning(load.model, to_loss, weights, samples, chosen)
+        seconds = "" if found.steps is None else f", {found.steps * made.mean:.3g} s at {batch} samples a step"
+        say(console, f"to a loss of {to_loss:g}, {found}{seconds}")
     if measured:
         misses = check(made, load, repeats, clock)
         for miss in misses:
@@ -65,3 +82,32 @@ def plan(
                          f"{miss.off:+.0%}{verdict}")  # fmt: skip
         if any(abs(miss.off) > ALLOWED for miss in misses):
             raise typer.Exit(1)
+
+
+def _check_fine_tuning(to_loss: float | None, weights: Path | None, samples: Path | None, recipe: Recipe) -> None:
+    """What a prediction of steps needs.
+
+    Raises:
+        ValueError: something is missing, was given in vain, or is no constant SGD.
+    """
+    if to_loss is None:
+        if weights is not None or samples is not None:
+            raise ValueError("expected --to-loss with --weights and --samples, got none, try --to-loss 0.1")
+        return
+    if weights is None or samples is None or recipe.lr is None:
+        raise ValueError(
+            "expected --weights, --samples and --lr with --to-loss, got fewer: steps are predicted from pretrained "
+            "weights on the samples themselves, not from scratch"
+        )
+    if recipe.optimizer != "sgd":
+        raise ValueError(f"expected optimizer sgd with --to-loss, got {recipe.optimizer}, whose steps are not linear")
+
+
+def _fine_tuning(model: nn.Module, to_loss: float, weights: Path, samples: Path, recipe: Recipe) -> StepsToLoss:
+    """The steps in which a model that begins with these weights gets to a loss, in eval mode."""
+    model = copy.deepcopy(model)
+    if recipe.sparsity:
+        model = sparsify(model, recipe.sparsity, pattern=recipe.pattern, distribution=recipe.distribution)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    x, y = torch.load(samples, weights_only=True)
+    return steps_to_loss(model.eval(), x, y, to_loss, recipe.lr, momentum=recipe.momentum)

@@ -1,11 +1,14 @@
 """`spfde plan`: the page, the file, the check, and every bad input."""
 
+from importlib import import_module
+
 import pytest
+import torch
 from planning.test_estimate import PROFILE
 from typer.testing import CliRunner
 
 from spfde import cli
-from spfde.planning import load
+from spfde.planning import load, steps_to_loss
 
 TINY = "--model gpt_micro --size 8 --batch 2 --sparsity 0.9"
 
@@ -20,6 +23,45 @@ def test_a_page_and_a_file_by_a_named_profile(tmp_path):
     assert result.exit_code == 0, result.output
     assert "x, 1 thread" in result.output and "break-even" in result.output
     assert load(tmp_path / "plan.json").batch == 2
+
+
+NET = """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+"""
+
+
+def test_steps_to_a_loss(tmp_path, monkeypatch):
+    (tmp_path / "fine_net.py").write_text(NET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    PROFILE.save(tmp_path / "board.json")
+    torch.manual_seed(0)
+    model, x, y = import_module("fine_net").build(), torch.randn(12, 2, 4), torch.randint(3, (12,))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    torch.save((x, y), tmp_path / "samples.pt")
+    found = steps_to_loss(model, x, y, 1.05, 0.02, momentum=0.9)
+    plan = f"--model fine_net:build --input 2x4 --batch 4 --sparsity 0 --device {tmp_path / 'board.json'}"
+    files = f"--weights {tmp_path / 'weights.pt'} --samples {tmp_path / 'samples.pt'}"
+    result = spfde(f"{plan} --to-loss 1.05 {files} --lr 0.02")
+    assert result.exit_code == 0, result.output
+    assert f"to a loss of 1.05, {found.steps} steps: the loss falls" in result.output
+    assert "s at 4 samples a step" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--to-loss 0.1", "--weights, --samples and --lr"),
+        ("--weights a.pt", "--to-loss with --weights"),
+        ("--to-loss 0.1 --weights a.pt --samples b.pt --lr 0.1 --recipe {recipe}", "optimizer sgd"),
+    ],
+)
+def test_steps_to_a_loss_need_more(flags, named, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('optimizer = "adamw"\n')
+    result = spfde(f"{TINY} {flags.format(recipe=recipe)}")
+    assert result.exit_code != 0 and named in str(result.exception)
 
 
 def test_a_check_says_how_far_off_it_is(tmp_path):
