@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from spfde.freezing.costs import training_flops
 from spfde.fusing import fuse
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dispatch.cost import constants, masked, ratio
-from spfde.kernels.problem import Problem, problem_of
+from spfde.kernels.problem import Problem, bucket_of, problem_of
 from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer
 from spfde.planning.advice import advice
@@ -137,13 +138,20 @@ class _Planner:
         return found if found.source != ROOFLINE else self.estimator.layer(shape, TORCH)
 
     def _sparse(self, shape: Shape, kernel: str, density: float, problem: Problem) -> Seconds:
-        """Seconds of a sparse layer; a pattern that was not measured goes by the cost model, from single weights."""
+        """Seconds of a sparse layer; a pattern that was not measured goes by the cost model, from single weights.
+
+        Where nothing was measured the dense seconds do: at the roofline a sparse product would lose nothing to its
+        index and to moving activations.
+        """
         if not skips_zeros(kernel):
             return self._torch(shape, TORCH).scaled(masked(problem))
-        found = self.estimator.layer(shape, kernel, density)
-        if problem.block == (1, 1) or found.source == ROOFLINE:
+        found, cost = self.estimator.layer(shape, kernel, density), constants(problem.op, "avx2")
+        if found.source == ROOFLINE:
+            size = prod(shape.shape)
+            here = problem._replace(bucket=bucket_of(round(density * size), size))
+            return replace(self._torch(shape, TORCH).scaled(ratio(here, cost)), source=ROOFLINE)
+        if problem.block == (1, 1):
             return found
-        cost = constants(problem.op, "avx2")
         return found.scaled(ratio(problem, cost) / ratio(problem._replace(block=(1, 1)), cost))
 
     def _around(self, work: StepWork) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spfde.report.files import Measured, read_file
+from spfde.report.measured import headline
 from spfde.report.measured import sections as measured_sections
 from spfde.report.measures import Section, sections
 from spfde.report.page import measured_page, page
@@ -82,7 +83,7 @@ class Report:
         """
         measured = measured_sections(self.files)
         if not self.runs:
-            return measured_page(measured, [name for name, _ in self.files])
+            return measured_page(measured, [name for name, _ in self.files], headline(self.files))
         return page(self.runs, self.labels, self.verdicts, self.sections, measured)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

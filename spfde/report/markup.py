@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 
@@ -27,3 +28,9 @@ def tag(name: str, /, *children: str, **attributes: str | None) -> Html:
 def join(*children: str) -> Html:
     """Children one after the other."""
     return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))
+
+
+def tiles(figures: Iterable[tuple[str, str]]) -> Html:
+    """The figures to remember, each with what it is."""
+    boxes = (tag("div", tag("b", figure), tag("span", text), class_="tile") for figure, text in figures)
+    return Html() if not (found := tuple(boxes)) else tag("div", *found, class_="tiles")

@@ -9,13 +9,38 @@ from spfde.bench import Record, Row
 from spfde.planning import Plan
 from spfde.report import measured_plots as plots
 from spfde.report.files import Measured, ProfileFile
-from spfde.report.markup import Html, join, tag
+from spfde.report.markup import Html, join, tag, tiles
 from spfde.report.parts import figure, table_of
 
 
 def sections(found: Sequence[tuple[str, Measured]]) -> Html:
     """A section for each file, in the order given; (name, content)."""
     return join(*(_section(name, content, index) for index, (name, content) in enumerate(found)))
+
+
+def headline(found: Sequence[tuple[str, Measured]]) -> str:
+    """What the files say first: what the first network gained where one was measured, else what is planned."""
+    for record in (content for _, content in found if isinstance(content, Record)):
+        rows = _networks(record)
+        rows = sorted((row for row in rows if row.subject == rows[0].subject), key=lambda row: row.sparsity)
+        if rows:
+            gains, zeros = zip(*((record.speedup(row).value, row.sparsity) for row in rows), strict=True)
+            least, most = (ratio(each(gains)) for each in (min, max))
+            first, last = (percent(each, 0) for each in (zeros[0], zeros[-1]))
+            gain, zero = (a if a == b else f"{a} to {b}" for a, b in ((least, most), (first, last)))
+            return f"A step of {rows[0].subject}, measured: {gain} as fast as dense, {zero} of the weights zero"
+    plan = next((content for _, content in found if isinstance(content, Plan)), None)
+    return ", ".join(name for name, _ in found) if plan is None else f"Planned: {_gain(plan)}"
+
+
+def _gain(plan: Plan) -> str:
+    return f"{ratio(plan.speedup)} as fast as dense training"
+
+
+def _networks(record: Record) -> list[Row]:
+    """Its sparse networks as dispatch runs them."""
+    rows = (row for row in record.rows if row.kind == "network" and row.variant == "auto" and not row.dense)
+    return [row for row in rows if record.speedup(row)]
 
 
 def _section(name: str, content: Measured, index: int) -> Html:
@@ -46,6 +71,10 @@ def _bench(name: str, record: Record, index: int) -> Html:
     return join(
         tag("h2", f"Bench: {name}"),
         tag("p", facts, class_="lead"),
+        tiles(
+            (ratio(record.speedup(row).value), f"as fast a step of {row.subject}, {percent(row.sparsity, 0)} zero")
+            for row in _networks(record)
+        ),
         tag("ul", tag("li", warning, class_="warn"), class_="notes") if warning else Html(),
         tag("div", *drawn, class_="figures"),
         tag("details", tag("summary", "Every row"), table_of(tag("tr", *(tag("th", h) for h in heads)), rows)),
@@ -73,6 +102,10 @@ def _cells(record: Record, row: Row) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
+
+
 def _plan(name: str, plan: Plan, index: int) -> Html:
     bars = {"dense": {"all": plan.dense}, "sparse": dict(plan.parts)}
     heads = ("layer", "shape", "sparsity", "kernel", "dense ms", "planned ms", "gain", "break-even", "from")
@@ -87,7 +120,7 @@ def _plan(name: str, plan: Plan, index: int) -> Html:
     ]  # fmt: skip
     levers = [
         f"{lever.name} saves {percent(lever.flops)} of the FLOPs and "
-        f"{NONE if lever.seconds is None else percent(lever.seconds)} of the seconds ({lever.note})"
+        f"{NONE if lever.seconds is None else percent(lever.seconds)} of the seconds {lever.note.partition(';')[0]}"
         for lever in plan.levers
     ]
     return join(
@@ -96,6 +129,14 @@ def _plan(name: str, plan: Plan, index: int) -> Html:
             "p",
             f"Planned, not measured: {plan.device}, batch {plan.batch}, from figures of {plan.measured}.",
             class_="lead",
+        ),
+        tiles(
+            [
+                (_ms(plan.dense), "a dense step"),
+                (_ms(plan.sparse), f"a sparse step, {ratio(plan.dense / plan.sparse)}"),
+                (_ms(plan.mean), "on average, with what is frozen"),
+                (ratio(plan.speedup), "as fast as dense training, with all levers"),
+            ]
         ),
         tag("ul", *(tag("li", line) for line in (*levers, *plan.advice)), class_="notes"),
         tag("div", figure("A planned step", plots.steps(bars, f"p{index}"), "By kind of work."), class_="figures"),

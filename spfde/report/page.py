@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spfde._version import __version__
 from spfde._words import count, duration, percent, ratio, work
 from spfde.report import parts
-from spfde.report.markup import Html, join, tag
+from spfde.report.markup import Html, join, tag, tiles
 from spfde.report.measures import Section
 from spfde.report.run import Run
 from spfde.report.theme import stylesheet
@@ -55,10 +55,10 @@ def page(
     return _document(title, body)
 
 
-def measured_page(measured: Html, names: Sequence[str]) -> str:
+def measured_page(measured: Html, names: Sequence[str], headline: str) -> str:
     """A page of files of measurements alone."""
     title = f"spfde report: {', '.join(names)}"
-    head = tag("header", tag("p", f"Measured by spfde {__version__}", class_="over"), tag("h1", ", ".join(names)))
+    head = tag("header", tag("p", title, class_="over"), tag("h1", headline))
     return _document(title, tag("main", head, measured, tag("footer", f"Written by spfde {__version__}")))
 
 
@@ -97,5 +97,4 @@ def _tiles(run: Run, baseline: Run, label: str) -> Html:
             (ratio(baseline.work[-1] / run.work[-1]), f"fewer training FLOPs than {label}"),
             (percent(run.last.sparsity), "of the weights in sparse layers are zero"),
         ]
-    boxes = (tag("div", tag("b", figure), tag("span", text), class_="tile") for figure, text in figures)
-    return tag("div", *boxes, class_="tiles")
+    return tiles(figures)

@@ -82,6 +82,8 @@ def test_a_guess_is_called_one(model, images):
     guessed = spfde.plan(model, images, RECIPE, device=replace(SLOW, layers=(), ops=()))
     assert guessed.guessed == pytest.approx(1, abs=0.01)
     assert "a guess by the roofline" in guessed.advice[-1]
+    row = next(row for row in guessed.layers if row.name == "layer1.0.conv1")
+    assert f"predicted {row.dense / row.planned:.1f}x the dense product" in row.reason, "as dispatch says"
 
 
 def test_a_page_and_a_file(made, tmp_path):

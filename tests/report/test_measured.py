@@ -55,6 +55,19 @@ def test_a_page_of_files_alone(files, tmp_path):
     assert len(ids) == len(set(ids))
 
 
+def test_the_headline_says_what_was_measured_else_planned_else_what_is_there(files):
+    bench_file, plan_file, profile_file = files
+    measured, planned, named = (
+        re.search("<h1>(.*?)</h1>", compare(list(given)).html())[1]
+        for given in ([plan_file, bench_file], [profile_file, plan_file], [profile_file])
+    )
+    gains = {BENCH.speedup(row).value for row in BENCH.rows if row.kind == "network" and not row.dense and row.seconds}
+    least, most = (f"{each(gains):.2f}x" for each in (min, max))
+    gain = least if least == most else f"{least} to {most}"
+    assert f"measured: {gain} as fast as dense, " in measured and measured.endswith(" of the weights zero")
+    assert planned == f"Planned: {PLAN.speedup:.2f}x as fast as dense training" and named == "a-profile"
+
+
 def test_beside_runs(files, make_run):
     text = compare([make_run("dense", "dense"), make_run("sparse"), *files]).html()
     assert "How it went" in text and "Bench: a-bench" in text and "Plan: a-plan" in text
