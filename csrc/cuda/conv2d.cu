@@ -13,6 +13,7 @@
 namespace spfde::cuda {
 namespace {
 
+using multiply::End;
 using multiply::Target;
 using multiply::Weight;
 
@@ -97,10 +98,10 @@ struct Residue {
 
 template <typename T>
 void run(const std::string& problem, const Exec& exec, const Weight<T>& weight, const Taps<T>& source, T* y,
-         const Grid& grid, int64_t tokens, bool last, const Conv2dShape& shape) {
+         const Grid& grid, int64_t tokens, bool last, const Conv2dShape& shape, const End<T>& end) {
   check(shape, problem);
   if (weight.rows.count == 0 || tokens == 0) return;
-  const Target<T> target = {y, grid, count(tokens, problem), false};
+  const Target<T> target = {y, grid, count(tokens, problem), false, end};
   launch(problem, exec,
          {dim3(ceil_div(tokens, multiply::kTokens), ceil_div(weight.rows.count, multiply::kRows)),
           dim3(multiply::kThreads), sizeof(multiply::Shared<T>)},
@@ -124,7 +125,8 @@ void forward(const Conv2dArgs& args, const Exec& exec) {
                             forth(s.in_w, s.kernel_w, s.stride_w, s.pad_left, s.dilation_w),
                             in * s.kernel_h * s.kernel_w};
     run(named("conv2d", s), exec, weight, source, as<T>(args.y) + group * out * y.of_feature, y,
-        s.batch * s.out_h * s.out_w, args.y_channels_last, s);
+        s.batch * s.out_h * s.out_w, args.y_channels_last, s,
+        End<T>(args.epilogue, group * out, group * out * y.of_feature));
   }
 }
 
@@ -149,7 +151,8 @@ void input_grad(const Conv2dInputGradArgs& args, const Exec& exec) {
                               out * s.kernel_h * s.kernel_w};
       run(named("conv2d_input_grad", s), exec, weight, source,
           as<T>(args.dx) + group * in * dx.of_feature + h.first * dx.of_row + w.first * dx.of_pixel,
-          spaced(dx, h.count, w.count, s.stride_h, s.stride_w), s.batch * h.count * w.count, args.dx_channels_last, s);
+          spaced(dx, h.count, w.count, s.stride_h, s.stride_w), s.batch * h.count * w.count, args.dx_channels_last, s,
+          End<T>({}, 0, 0));
     }
 }
 

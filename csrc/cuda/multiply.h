@@ -9,6 +9,7 @@
 
 #include <type_traits>
 
+#include "cuda/bounds.h"
 #include "cuda/places.h"
 
 namespace spfde::cuda::multiply {
@@ -42,6 +43,21 @@ struct Weight {
   const T* bias;  // [rows.count] or nullptr
 };
 
+// What becomes of a row's sums, see spfde/epilogue.h.
+template <typename T>
+struct End {
+  const float* scale;  // [rows.count] or nullptr
+  const float* shift;  // [rows.count] or nullptr
+  const T* residual;   // lies like y, or nullptr
+  Bounds bounds;
+
+  End(const Epilogue& of, int64_t row, int64_t offset)
+      : scale(of.scale ? of.scale + row : nullptr),
+        shift(of.shift ? of.shift + row : nullptr),
+        residual(of.residual ? static_cast<const T*>(of.residual) + offset : nullptr),
+        bounds(of.act) {}
+};
+
 // Y: row r of a token lies r * of_feature behind its place.
 template <typename T>
 struct Target {
@@ -49,6 +65,18 @@ struct Target {
   Grid grid;
   int tokens;
   bool vectors;  // four tokens from a multiple of four on lie side by side, as do those of x for Features
+  End<T> end;
+};
+
+// What a row's sums are scaled by, and what is added.
+template <typename T>
+struct Affine {
+  float scale, shift;
+
+  __device__ __forceinline__ Affine(const Weight<T>& weight, const End<T>& end, int64_t row)
+      : scale(end.scale ? end.scale[row] : 1.0f),
+        shift(end.shift ? end.shift[row] : (weight.bias ? to_float(weight.bias[row]) : 0.0f)) {}
+  __device__ __forceinline__ float of(float sum) const { return sum * scale + shift; }
 };
 
 // A stored weight of the panel: where its column begins in shared memory, in elements.
@@ -196,12 +224,27 @@ __device__ __forceinline__ void block(const Weight<T>& weight, const Source& sou
     for (int i = 0; i < kRowsOfWarp; ++i) {
       const int64_t row = first_row + shared.dealt[warp * kRowsOfWarp + i];
       if (row >= rows.count) continue;
-      const float add = weight.bias ? to_float(weight.bias[row]) : 0.0f;
+      const Affine<T> affine(weight, target.end, row);
+      const int64_t at = place + row * target.grid.of_feature;
+      const bool vectors = left == 4 && target.vectors;
       Four<T> four;
 #pragma unroll
-      for (int v = 0; v < 4; ++v) four.at[v] = from_float<T>(sum[i][v] + add);
-      T* y = target.y + place + row * target.grid.of_feature;
-      if (left == 4 && target.vectors) {
+      for (int v = 0; v < 4; ++v) four.at[v] = from_float<T>(0.0f);
+      if (target.end.residual) {
+        const T* residual = target.end.residual + at;
+        if (vectors) {
+          four = *reinterpret_cast<const Four<T>*>(residual);
+        } else {
+#pragma unroll
+          for (int v = 0; v < 4; ++v)
+            if (v < left) four.at[v] = residual[next_to[v]];
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < 4; ++v)
+        four.at[v] = from_float<T>(target.end.bounds.apply(affine.of(sum[i][v]) + to_float(four.at[v])));
+      T* y = target.y + at;
+      if (vectors) {
         *reinterpret_cast<Four<T>*>(y) = four;
       } else {
 #pragma unroll
@@ -221,8 +264,10 @@ __device__ __forceinline__ void block(const Weight<T>& weight, const Source& sou
         const int64_t row = first_row + at % kRows;
         const int token = first_token + at / kRows * 4 + v;
         if (row >= rows.count || token >= target.tokens) continue;
-        target.y[target.grid.place(token) + row * target.grid.of_feature] = from_float<T>(
-            staged[at % kRows * kStaged + at / kRows] + (weight.bias ? to_float(weight.bias[row]) : 0.0f));
+        const int64_t place = target.grid.place(token) + row * target.grid.of_feature;
+        const float z = Affine<T>(weight, target.end, row).of(staged[at % kRows * kStaged + at / kRows]);
+        const float added = target.end.residual ? to_float(target.end.residual[place]) : 0.0f;
+        target.y[place] = from_float<T>(target.end.bounds.apply(z + added));
       }
     }
   }

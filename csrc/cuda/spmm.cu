@@ -1,4 +1,5 @@
-// Y = X W^T + bias for an unstructured W; the input gradient is the same with the transposed index. See multiply.h.
+// Y = X W^T + bias, or what an epilogue makes of X W^T, for an unstructured W; the input gradient is the same with the
+// transposed index. See multiply.h.
 #include "cuda/launch.h"
 #include "cuda/multiply.h"
 #include "cuda/ops.h"
@@ -16,13 +17,14 @@ template <typename T, bool kAlong>
 void run(const SpmmArgs& args, const Exec& exec) {
   if (args.rows == 0 || args.batch == 0) return;
   const std::string problem = "spmm " + sizes(args.rows, args.cols, args.batch);
-  const auto address = reinterpret_cast<uintptr_t>(args.x) | reinterpret_cast<uintptr_t>(args.y);
+  const auto address = reinterpret_cast<uintptr_t>(args.x) | reinterpret_cast<uintptr_t>(args.y) |
+                       reinterpret_cast<uintptr_t>(args.epilogue.residual);
   const bool vectors = args.positions % 4 == 0 && address % (4 * sizeof(T)) == 0;
   const multiply::Weight<T> weight = {
       {args.row_ptr, 0, 1, args.rows}, args.col, args.perm, as<const T>(args.values), as<const T>(args.bias)};
   const Features<T> source = {as<const T>(args.x), tokens_of(args.positions, args.cols), args.cols};
   const multiply::Target<T> target = {as<T>(args.y), tokens_of(args.positions, args.rows), count(args.batch, problem),
-                                      vectors};
+                                      vectors, multiply::End<T>(args.epilogue, 0, 0)};
   launch(problem, exec,
          {dim3(ceil_div(args.batch, multiply::kTokens), ceil_div(args.rows, multiply::kRows)), dim3(multiply::kThreads),
           sizeof(multiply::Shared<T>)},

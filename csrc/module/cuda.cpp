@@ -15,6 +15,13 @@ spfde::DType dtype_of(const std::string& name) {
   return name == "float32" ? spfde::DType::float32 : name == "float16" ? spfde::DType::float16 : spfde::DType::bfloat16;
 }
 
+// Scale, shift and residual of an epilogue, and its activation.
+using End = std::array<uintptr_t, 4>;
+
+spfde::Epilogue epilogue_of(const End& end) {
+  return {at{end[0]}, at{end[1]}, at{end[2]}, spfde::Activation{static_cast<int>(end[3])}};
+}
+
 // The numbers of a Conv2dShape, in its order.
 using Numbers = std::array<int64_t, 16>;
 
@@ -26,7 +33,7 @@ void bind_conv2d_on_cuda(py::module_& m) {
   m.def(
       "cuda_conv2d",
       [](const Numbers& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t bias, uintptr_t x,
-         uintptr_t y, bool x_channels_last, bool y_channels_last, const std::string& dtype, int device,
+         uintptr_t y, bool x_channels_last, bool y_channels_last, const std::string& dtype, const End& end, int device,
          uintptr_t stream) {
         spfde::cuda::conv2d(
             {
@@ -40,11 +47,12 @@ void bind_conv2d_on_cuda(py::module_& m) {
                 .x_channels_last = x_channels_last,
                 .y_channels_last = y_channels_last,
                 .dtype = dtype_of(dtype),
+                .epilogue = epilogue_of(end),
             },
             {.device = device, .stream = stream});
       },
       release(), "shape"_a, "row_ptr"_a, "col"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "x_channels_last"_a,
-      "y_channels_last"_a, "dtype"_a, "device"_a, "stream"_a);
+      "y_channels_last"_a, "dtype"_a, "epilogue"_a, "device"_a, "stream"_a);
   m.def(
       "cuda_conv2d_input_grad",
       [](const Numbers& shape, uintptr_t row_ptr, uintptr_t col, uintptr_t values, uintptr_t perm, uintptr_t dy,
@@ -176,7 +184,7 @@ void bind_cuda(py::module_& m) {
       "cuda_spmm",
       [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, uintptr_t row_ptr, uintptr_t col,
          uintptr_t values, uintptr_t perm, uintptr_t bias, uintptr_t x, uintptr_t y, const std::string& dtype,
-         int device, uintptr_t stream) {
+         const End& end, int device, uintptr_t stream) {
         spfde::cuda::spmm(
             {
                 .rows = rows,
@@ -191,11 +199,12 @@ void bind_cuda(py::module_& m) {
                 .x = at{x},
                 .y = at{y},
                 .dtype = dtype_of(dtype),
+                .epilogue = epilogue_of(end),
             },
             {.device = device, .stream = stream});
       },
       release(), "rows"_a, "cols"_a, "batch"_a, "positions"_a, "row_ptr"_a, "col"_a, "values"_a, "perm"_a, "bias"_a,
-      "x"_a, "y"_a, "dtype"_a, "device"_a, "stream"_a);
+      "x"_a, "y"_a, "dtype"_a, "epilogue"_a, "device"_a, "stream"_a);
   auto sddmm_args = [](int64_t rows, int64_t cols, int64_t batch, int64_t positions, int64_t capacity) {
     return spfde::SddmmArgs{.rows = rows, .cols = cols, .batch = batch, .positions = positions, .capacity = capacity};
   };

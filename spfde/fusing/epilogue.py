@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from spfde.kernels import norm_act_frozen
+from spfde.kernels.cuda import absence
 from spfde.kernels.dtypes import compute_and_result_dtype, through_dispatcher
 from spfde.kernels.epilogue import Epilogue, untracked
 from spfde.kernels.memory_format import memory_format_of
@@ -22,7 +23,8 @@ from spfde.kernels.triton import why_not
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
 from spfde.nn.norm import ADDITIONS
 
-LAYERS = (SparseConv2d, SparseLinear)  # these very types: a subclass may do something else
+_OPS: dict[type[nn.Module], str] = {SparseConv2d: "conv2d", SparseLinear: "linear"}
+LAYERS = tuple(_OPS)  # these very types: a subclass may do something else
 MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.GELU: "gelu"}
 
 
@@ -46,7 +48,7 @@ def call_with_epilogue(
     rest: tuple[Any, ...] = (),
     again: bool | None = None,
 ) -> Tensor:
-    """then(layer(x), *rest), in the layer's kernel where that is Triton's and has the gradient that is wanted.
+    """then(layer(x), *rest), in the layer's kernel where that is one of a GPU and has the gradient that is wanted.
 
     then: a FusedNormAct2d (rest: its other arguments), an activation, or one of `FUNCTIONS` (rest, of `ADDITIONS`: what
     is added, and an activation of the sum or nothing). again: `gelu` of `without_saving`; None: the layer saves x
@@ -54,12 +56,17 @@ def call_with_epilogue(
     """
     follow = FUNCTIONS[then] if isinstance(then, str) else then
     # On a CPU that is all: what follows takes a few microseconds.
-    if not through_dispatcher(x) and why_not(x.device.type) is None and type(layer) in LAYERS:
+    if not through_dispatcher(x) and type(layer) in LAYERS and _kernels_end(x):
         end = _epilogue(layer, x, then, *rest)
         if end is not None:
             z, whole = _run(partial(layer.call_with_epilogue, epilogue=end), x, again)
             return z if whole else follow(z, *rest)
     return follow(_run(layer, x, again), *rest)
+
+
+def _kernels_end(x: Tensor) -> bool:
+    """Whether there are kernels for its device that take an epilogue."""
+    return why_not(x.device.type) is None or (x.is_cuda and absence() is None)
 
 
 def _run(layer: Callable[[Tensor], Any], x: Tensor, again: bool | None) -> Any:
@@ -89,7 +96,7 @@ def _epilogue(
     add: str = "add",
 ) -> Callable[[], Epilogue] | None:
     """What makes the epilogue, None where the parts must run one by one; of `rest` as FusedNormAct2d takes it."""
-    if layer.dispatch_key in names() and not get(layer.dispatch_key).fuses_epilogue:
+    if layer.dispatch_key in names() and not get(layer.dispatch_key).products[_OPS[type(layer)]].fuses_epilogue:
         return None
     if _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None or "transform" in layer._modules:
         return None

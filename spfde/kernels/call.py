@@ -190,7 +190,7 @@ def _run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call,
 def run_with_epilogue(
     x: Tensor, values: Tensor, epilogue: Epilogue, plan: Plan, call: Call, shape: Shape
 ) -> Tensor | None:
-    """y = epilogue(product) in the kernel, None where the epilogue misfits or has no gradient that is wanted.
+    """y = epilogue(product) in the kernel, None where either misfits the other or has no gradient that is wanted.
 
     x: as in `run`. shape: of the layer's output and so of a residual, [..., outputs] of a linear layer.
     """
@@ -199,7 +199,10 @@ def run_with_epilogue(
         return None
     x, values = cast(x, call.compute), packed(values, call.compute)
     result, epilogue = epilogue.result(call.result), epilogue.in_precision(call.compute)
-    if untracked(x, values, *epilogue.tensors):
+    graph = not untracked(x, values, *epilogue.tensors)
+    if not call.product.fuses(epilogue, call.problem, call.compute, graph):
+        return None
+    if not graph:
         y = clock.timed(_without_graph)(x, plan.arrange(values), epilogue, plan, call, shape)
     elif epilogue.has_gradient:
         bias = packed(epilogue.bias, call.compute)

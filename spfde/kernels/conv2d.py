@@ -67,7 +67,7 @@ def conv2d_with_epilogue(
     if min(size) < 1 or values.shape != plan.values_shape or in_torch_ops():
         return None
     found = call.find(x, values, plan, None, kernel)
-    if not found.kernel.fuses_epilogue or found.composite is not None:
+    if not found.product.fuses_epilogue or found.composite is not None:
         return None
     return call.run_with_epilogue(x, values, epilogue(), plan, found, (len(x), plan.rows, *size))
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from spfde._native import load, native
 from spfde.kernels import cuda_blocks
 from spfde.kernels.dense import DenseConv2d, DenseLinear
-from spfde.kernels.dtypes import name_of
-from spfde.kernels.epilogue import Epilogue
+from spfde.kernels.dtypes import cast, name_of
+from spfde.kernels.epilogue import PLAIN, Epilogue
 from spfde.kernels.gpu import Gpu, gpu_at, gpu_here, queue_of
-from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.memory_format import address, memory_format_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Kernel, Prediction, Product, register
 from spfde.kernels.triton.config import has_kernel
@@ -35,9 +35,22 @@ SAMPLED = 0.06  # density up to which the sampled product is expected to beat th
 ROWS = 128  # that a block of threads computes
 MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+RECTIFIERS = ("none", "relu", "relu6")  # in the order of Activation in csrc/include/spfde/epilogue.h
 
 
-class _Linear(Product):
+class _Ended(Product):
+    """A product whose kernel ends with scale, shift, a residual of y's precision and a ReLU or ReLU6."""
+
+    fuses_epilogue = True
+
+    def fuses(self, epilogue: Epilogue, problem: Problem, dtype: torch.dtype, graph: bool) -> bool:
+        """All but a GELU, a sum after the activation or in another precision, and what is written beside y."""
+        if epilogue.act not in RECTIFIERS or (graph and epilogue.needs_pre_act):
+            return False
+        return epilogue.residual is None or (epilogue.residual.dtype == dtype and not epilogue.residual_after_act)
+
+
+class _Linear(_Ended):
     """x is [batch, features] or, of a pointwise convolution, [batch, channels, height, width]."""
 
     def forward(
@@ -50,7 +63,7 @@ class _Linear(Product):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        return _spmm(x, values, bias, (index.row_ptr, index.col, None), problem.shape[0])
+        return _spmm(x, values, bias, (index.row_ptr, index.col, None), problem.shape[0], epilogue)
 
     def input_grad(
         self,
@@ -81,7 +94,7 @@ class _Linear(Product):
         return dvalues, dbias
 
 
-class _Conv2d(Product):
+class _Conv2d(_Ended):
     """Results have the memory format of what they are made of."""
 
     def forward(
@@ -95,13 +108,14 @@ class _Conv2d(Product):
         epilogue: Epilogue | None = None,
     ) -> Tensor:
         if problem.window.linear:
-            return _LINEAR.forward(x, values, bias, index, problem)
+            return _LINEAR.forward(x, values, bias, index, problem, weight, epilogue)
         x, last, memory = _images(x)
         y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
+        end = _readable(epilogue, memory)
         native().cuda_conv2d(
             _numbers(x.shape, problem), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
             0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, name_of(x.dtype),
-            *queue_of(x),
+            _fields(end), *queue_of(x),
         )  # fmt: skip
         return y
 
@@ -149,8 +163,14 @@ class _ByPattern(Product):
     def __init__(self, single: Product, blocks: Product) -> None:
         self.single, self.blocks = single, blocks
 
+    fuses_epilogue = True
+
     def _of(self, problem: Problem) -> Product:
         return self.single if problem.block == (1, 1) else self.blocks
+
+    def fuses(self, epilogue: Epilogue, problem: Problem, dtype: torch.dtype, graph: bool) -> bool:
+        """As the product of the pattern does."""
+        return self._of(problem).fuses(epilogue, problem, dtype, graph)
 
     def forward(
         self,
@@ -162,7 +182,7 @@ class _ByPattern(Product):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        return self._of(problem).forward(x, values, bias, index, problem)
+        return self._of(problem).forward(x, values, bias, index, problem, weight, epilogue)
 
     def input_grad(
         self,
@@ -207,18 +227,37 @@ def _numbers(size: Sequence[int], problem: Problem) -> list[int]:
     ]
 
 
+def _readable(epilogue: Epilogue | None, memory: torch.memory_format) -> Epilogue:
+    """As the kernels read it: vectors in float32, a residual in the memory format of y."""
+    if epilogue is None:
+        return PLAIN
+    rest, vectors = epilogue.residual, (cast(v, torch.float32) for v in (epilogue.bias, epilogue.scale))
+    rest = None if rest is None else rest.contiguous(memory_format=memory)
+    return Epilogue(*vectors, rest, epilogue.act)
+
+
+def _fields(end: Epilogue) -> list[int]:
+    """An `Epilogue` of csrc/include/spfde/epilogue.h."""
+    return [*map(address, (end.scale, end.bias, end.residual)), RECTIFIERS.index(end.act)]
+
+
 def _spmm(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: tuple[Tensor, Tensor, Tensor | None], rows: int
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: tuple[Tensor, Tensor, Tensor | None],
+    rows: int,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """Y of a weight [rows, columns] by (row_ptr, col, perm); in the memory format of x."""
     memory = memory_format_of(x) if x.dim() == 4 else torch.contiguous_format
     x = x.contiguous(memory_format=memory)
     y = torch.empty((len(x), rows, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=memory)
-    (batch, positions), (row_ptr, col, perm) = _tokens(x), index
+    (batch, positions), (row_ptr, col, perm), end = _tokens(x), index, _readable(epilogue, memory)
     native().cuda_spmm(
         rows, x.shape[1], batch, positions, row_ptr.data_ptr(), col.data_ptr(), values.data_ptr(),
         0 if perm is None else perm.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(),
-        name_of(x.dtype), *queue_of(x),
+        name_of(x.dtype), _fields(end), *queue_of(x),
     )  # fmt: skip
     return y
 

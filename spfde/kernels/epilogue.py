@@ -1,4 +1,4 @@
-"""What follows a product: y = act(scale z + bias + residual). Triton's products do it before they write z."""
+"""What follows a product: y = act(scale z + bias + residual). Products on a GPU do it before they write z."""
 
 from __future__ import annotations
 

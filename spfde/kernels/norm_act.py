@@ -24,7 +24,7 @@ from spfde.kernels.clock import timed
 from spfde.kernels.dtypes import cast, in_torch_ops, through_dispatcher
 from spfde.kernels.memory_format import address, memory_format_of
 
-# In the order of Activation in csrc/include/spfde/norm_act.h.
+# In the order of Activation in csrc/include/spfde/epilogue.h.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 # Those that the native kernel has not: torch's own op on what it returns.
@@ -172,7 +172,7 @@ def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) ->
 
 
 def _native_shape(x: Tensor) -> tuple[int, int, int, bool]:
-    """The fields of NormShape in csrc/include/spfde/norm_act.h; single pixels are read as channels_last."""
+    """The fields of NormShape in csrc/include/spfde/epilogue.h; single pixels are read as channels_last."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     return batch, channels, pixels, pixels == 1 or memory_format_of(x) == torch.channels_last

@@ -30,10 +30,18 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class Product(ABC):
     """The three products of one op ("linear" or "conv2d") by one kernel, outside autograd.
 
+    fuses_epilogue: its forward takes an `Epilogue`, if `fuses` says so.
+
     values: [units, 1, 1] or [capacity, R, C], as `Plan.arrange` gives them. index: as `Kernel.index` gives it. Linear
     activations are [batch, features], images [batch, channels, height, width]. weight: the dense one, where
     `Kernel.multiplies_dense` asks for it.
     """
+
+    fuses_epilogue: ClassVar[bool] = False
+
+    def fuses(self, epilogue: Epilogue, problem: Problem, dtype: torch.dtype, graph: bool) -> bool:
+        """Whether `forward` takes this one. dtype: of x and values. graph: a backward pass may follow."""
+        return self.fuses_epilogue
 
     @abstractmethod
     def forward(
@@ -46,7 +54,7 @@ class Product(ABC):
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        """y = X W^T + bias. epilogue: instead of the bias, where `Kernel.fuses_epilogue`."""
+        """y = X W^T + bias. epilogue: instead of the bias, where it `fuses`."""
 
     @abstractmethod
     def input_grad(
@@ -107,14 +115,12 @@ class Kernel(ABC):
     """One way to multiply by a sparse weight.
 
     name: as `layer.kernel` takes it. devices: types that it is offered for. skips_zeros: it leaves out what is not
-    stored. fuses_epilogue: its forward takes an `Epilogue`. index_type: a NamedTuple that begins with the fields of
-    `KernelIndex`. products: by op.
+    stored. index_type: a NamedTuple that begins with the fields of `KernelIndex`. products: by op.
     """
 
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ()
     skips_zeros: ClassVar[bool] = True
-    fuses_epilogue: ClassVar[bool] = False
     index_type: ClassVar[type[KernelIndex]] = KernelIndex
     products: ClassVar[Mapping[str, Product]]
 

@@ -65,7 +65,7 @@ def spmm_with_epilogue(
         return None
     flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
     found = call.find(flat, values, plan, None, kernel)
-    if not found.kernel.fuses_epilogue or found.composite is not None:
+    if not found.product.fuses_epilogue or found.composite is not None:
         return None
     return call.run_with_epilogue(flat, values, epilogue(), plan, found, (*shape[:-1], plan.shape[0]))
 

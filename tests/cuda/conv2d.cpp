@@ -94,6 +94,7 @@ class Conv {
                   .dtype = dtype},
                  {.device = 0});
     expect_sums(name, got_y, y);
+    ended(name, y);
     cuda::conv2d_input_grad({.shape = shape_,
                              .row_ptr = t_ptr_.data(),
                              .col = t_col_.data(),
@@ -124,6 +125,35 @@ class Conv {
   }
 
  private:
+  // With an epilogue instead of the bias; y: the sums with it.
+  void ended(const std::string& name, Sums y) const {
+    Random random(5);
+    const auto scale = normal(random, p_.out), shift = normal(random, p_.out);
+    const auto residual = drawn<T>(random, y.size());
+    auto got = nowhere_written<T>(y.size());
+    cuda::conv2d({.shape = shape_,
+                  .row_ptr = mask_.ptr.data(),
+                  .col = mask_.col.data(),
+                  .values = values_.data(),
+                  .x = x_.data(),
+                  .y = got.data(),
+                  .x_channels_last = p_.x_last,
+                  .y_channels_last = p_.y_last,
+                  .dtype = Stored<T>::dtype,
+                  .epilogue = {scale.data(), shift.data(), residual.data(), spfde::Activation::relu6}},
+                 {.device = 0});
+    for (int64_t n = 0; n < p_.batch; ++n)
+      for (int64_t c = 0; c < p_.out; ++c)
+        for (int64_t h = 0; h < shape_.out_h; ++h)
+          for (int64_t w = 0; w < shape_.out_w; ++w) {
+            const int64_t at = y_at(n, c, h, w);
+            const double s = scale[c], r = as_double(residual[at]), z = s * (y[at].value - as_double(bias_[c]));
+            y[at] = {std::clamp(z + shift[c] + r, 0.0, 6.0),
+                     std::fabs(s) * y[at].size + std::fabs(shift[c]) + std::fabs(r)};
+          }
+    expect_sums(name + " ended", got, y);
+  }
+
   static int64_t place(int64_t n, int64_t c, int64_t h, int64_t w, int64_t channels, int64_t height, int64_t width,
                        bool last) {
     return last ? ((n * height + h) * width + w) * channels + c : ((n * channels + c) * height + h) * width + w;

@@ -9,6 +9,7 @@
 
 #include "spfde/block_index.h"
 #include "spfde/dtype.h"
+#include "spfde/epilogue.h"
 
 namespace spfde {
 
@@ -33,6 +34,7 @@ struct Conv2dArgs {
   void* y;                 // [batch, out_channels, out_h, out_w] written
   bool x_channels_last, y_channels_last;
   DType dtype = DType::float32;  // of values, bias, x and y
+  Epilogue epilogue = {};        // on CUDA alone; its shift instead of the bias
 };
 
 // The transposed index groups the weights of one input channel by the residue of their tap modulo the stride,

@@ -8,10 +8,9 @@
 #include <cstdint>
 
 #include "spfde/dtype.h"
+#include "spfde/epilogue.h"
 
 namespace spfde {
-
-enum class Activation { none, relu, relu6 };
 
 struct NormShape {
   int64_t batch;

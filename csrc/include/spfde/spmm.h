@@ -8,6 +8,7 @@
 
 #include "spfde/block_index.h"
 #include "spfde/dtype.h"
+#include "spfde/epilogue.h"
 #include "spfde/panel_order.h"
 
 namespace spfde {
@@ -25,6 +26,7 @@ struct SpmmArgs {
   void* y;                            // every element written
   DType dtype = DType::float32;       // of values, bias, x and y
   const PanelOrder* order = nullptr;  // of the index; nullptr: made in the call
+  Epilogue epilogue = {};             // on CUDA alone; its shift instead of the bias
 };
 
 // The same for blocks.

@@ -26,6 +26,8 @@ from spfde.sparse.plan import Plan
 class _Linear(Product):
     """Blocks that have kernels are multiplied as they are stored; any other weight dense, without its empty tiles."""
 
+    fuses_epilogue = True
+
     def forward(
         self,
         x: Tensor,
@@ -66,6 +68,8 @@ class _Linear(Product):
 
 class _Conv2d(Product):
     """Results have the memory format of what they are made of."""
+
+    fuses_epilogue = True
 
     def forward(
         self,
@@ -115,7 +119,6 @@ class Triton(Kernel):
     """Triton kernels for blocks with sides of 16, 32, 64 or 128; for linear layers any weight if it is forced."""
 
     name, devices = "triton", ("cuda",)
-    fuses_epilogue = True
     index_type = TritonIndex
     products: ClassVar = {"linear": _Linear(), "conv2d": _Conv2d()}
 

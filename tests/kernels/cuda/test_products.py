@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import spfde
 from spfde.kernels import cuda
+from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.problem import problem_of
 from spfde.nn import SparseConv2d, SparseLinear
 from spfde.sparse.kernel_index import ONE_TAP
@@ -173,3 +177,109 @@ def test_a_core_without_cuda_says_so(monkeypatch):
     monkeypatch.setattr(cuda, "load", lambda: type("Core", (), {"cuda_archs": staticmethod(list)}))
     problem = problem_of((8, 8), (2, 8), 6, (1, 1), ONE_TAP, "cuda", torch.float32)
     assert "built without nvcc" in cuda.Cuda().obstacle("cuda", torch.float32, problem)
+
+
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@given(
+    kernel=st.sampled_from([None, (1, 1), (3, 2)]),  # None: a linear layer
+    channels=st.sampled_from([(5, 7, 1), (8, 12, 4), (9, 130, 1)]),
+    size=st.sampled_from([(4, 8), (5, 7), (1, 1)]),
+    last=st.booleans(),
+    scaled=st.booleans(),
+    shifted=st.sampled_from([None, torch.float32, torch.float16]),
+    added=st.booleans(),
+    act=st.sampled_from(cuda.RECTIFIERS),
+    dtype=st.sampled_from(list(ROUNDING)),
+)
+def test_epilogues_equal_to_float64(kernel, channels, size, last, scaled, shifted, added, act, dtype):
+    inputs, outputs, groups = channels
+    if kernel is None:
+        dense, shape = torch.nn.Linear(inputs, outputs), (11, inputs)
+    else:
+        dense = torch.nn.Conv2d(inputs, outputs, kernel, padding=1 if kernel[0] > 1 else 0, groups=groups)
+        shape = (2, inputs, *size)
+    mask = torch.rand_like(dense.weight) < 0.4
+    layer = (SparseLinear if kernel is None else SparseConv2d).from_dense(dense, mask=mask)
+    x, plan = torch.randn(shape).to(dtype), layer.plan
+    if last and kernel is not None:
+        x = x.contiguous(memory_format=torch.channels_last)
+    problem = problem_of(tuple(plan.shape), x.shape, int(mask.sum()), (1, 1), plan.window, "cuda", dtype)
+    weight = torch.where(mask, dense.weight.detach().to(dtype), 0).double()
+    product = (lambda x, w: F.linear(x, w)) if kernel is None else (lambda x, w: dense._conv_forward(x, w, None))
+    z, size_of = product(x.double(), weight), product(x.double().abs(), weight.abs())
+    rows = (outputs,) if kernel is None else (outputs, 1, 1)
+    scale, shift = torch.rand(outputs) + 0.5, torch.randn(outputs).to(shifted or torch.float32)
+    residual = torch.randn(z.shape).to(dtype)  # in NCHW, whatever x is in
+    end = Epilogue(shift if shifted else None, scale if scaled else None, residual if added else None, act)
+    op = cuda.Cuda.products[problem.op]
+    assert op.fuses(end, problem, dtype, graph=False)
+    y = op.forward(x, layer.values.detach().to(dtype), None, plan.kernel_index, problem, None, end)
+    wanted, size_of = (t * scale.double().view(rows) if scaled else t for t in (z, size_of))
+    wanted = wanted + (shift.double().view(rows) if shifted else 0) + (residual.double() if added else 0)
+    bounded = {"none": wanted, "relu": wanted.relu(), "relu6": F.relu6(wanted)}[act]
+    expect_close(y, bounded, size_of + 5)
+    assert kernel is None or y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def test_which_epilogues_they_take():
+    op, x, half = cuda.Cuda.products["conv2d"], torch.ones(2, 3, 4, 4), torch.float16
+    problem = problem_of((3, 3), (2, 3, 4, 4), 4, (1, 1), ONE_TAP, "cuda", torch.float32)
+    fuses = lambda dtype=torch.float32, graph=False, **parts: op.fuses(Epilogue(**parts), problem, dtype, graph)  # noqa: E731
+    assert fuses(residual=x, act="relu", graph=True)  # y shows where it bends
+    assert fuses(residual=x, act="relu6")
+    assert not fuses(act="relu6", graph=True)
+    assert not fuses(act="gelu")
+    assert not fuses(residual=x, act="relu", residual_after_act=True)
+    assert not fuses(half, residual=x)  # a float32 sum
+    assert fuses(half, residual=x.half())
+    blocks = problem._replace(block=(16, 16))
+    assert not cuda.Cuda.products["linear"].fuses(Epilogue(act="relu"), blocks, torch.float32, graph=False)
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """The activations of the epilogues that convolutions of the kernel "cuda" were called with; None: of none."""
+    monkeypatch.setattr(cuda.Cuda, "obstacle", lambda *_: None)
+    monkeypatch.setattr("spfde.fusing.epilogue._kernels_end", lambda x: True)
+    forward, seen = cuda._Conv2d.forward, []
+
+    def spied(self, x, values, bias, index, problem, weight=None, epilogue=None):
+        seen.append(epilogue and epilogue.act)
+        return forward(self, x, values, bias, index, problem, weight, epilogue)
+
+    monkeypatch.setattr(cuda._Conv2d, "forward", spied)
+    return seen
+
+
+def networks(*behind):
+    """A sparse convolution and what is behind it, and the same fused."""
+    net = spfde.sparsify(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), *behind), distribution={"0": 0.5})
+    net[0].kernel = "cuda"
+    return net, spfde.fuse(deepcopy(net))
+
+
+def test_a_frozen_norm_is_the_end_of_the_product(ends):
+    net, fused = networks(torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+    x = torch.randn(2, 3, 6, 6)
+    for each in (net, fused):
+        each[1].running_mean.fill_(0.25)
+        each[1].weight.data.fill_(1.5)
+    with torch.no_grad():
+        torch.testing.assert_close(fused.eval()(x), net.eval()(x))
+    assert ends == ["relu", None]
+    ends.clear()
+    torch.testing.assert_close(fused.train()(x), net.train()(x))  # by the batch's statistics
+    assert ends == [None, None]
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6"])
+def test_an_activation_is_trained_in_the_product_where_y_shows_it(ends, act):
+    net, fused = networks({"relu": torch.nn.ReLU, "relu6": torch.nn.ReLU6}[act]())
+    x = torch.randn(2, 3, 6, 6)
+    results = []
+    for each in (fused, net):
+        given = x.clone().requires_grad_()
+        y = each(given)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (given, *each.parameters()))])
+    torch.testing.assert_close(*results)
+    assert ends == ["relu" if act == "relu" else None, None]
