@@ -1,6 +1,14 @@
 """Ops on sparse weights, one module each, and the kernels that run them (see `spfde.kernels.registry`)."""
 
-from spfde.kernels import clock, cuda, dense, native, norm_act_ops, reference  # the kernels register themselves
+from spfde.kernels import (  # the kernels register themselves
+    clock,
+    cuda,
+    dense,
+    native,
+    norm_act_ops,
+    reference,
+    semi_structured,
+)
 from spfde.kernels.conv2d import conv2d
 from spfde.kernels.norm_act import norm_act
 from spfde.kernels.problem import KernelChoice
@@ -22,5 +30,6 @@ __all__ = [
     "norm_act_ops",
     "reference",
     "register",
+    "semi_structured",
     "spmm",
 ]

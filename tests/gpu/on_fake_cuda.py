@@ -301,3 +301,41 @@ def test_the_frozen_front_is_one_call_that_waits_for_nothing(pattern):
         got = step(model, x)
     assert "2 of 2 convolutions folded" in str(prefix)
     close(got, step(twin, images(device="cpu")))
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_step_by_torchs_semi_structured_products_waits_for_nothing(registered, monkeypatch):
+    from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass as unpacked
+
+    from spfde.kernels import semi_structured
+    from spfde.kernels.dispatch import rule
+
+    rule.forget()
+    used = []
+    product = lambda packed, meta, x: used.append(1) or unpacked(packed, meta) @ x  # noqa: E731
+    monkeypatch.setattr(torch, "_sparse_semi_structured_mm", product)
+    monkeypatch.setattr(torch, "_sparse_semi_structured_addmm", lambda b, *args: product(*args) + b[:, None])
+    layer = spfde.sparsify(nn.Linear(64, 32), pattern="2:4").cuda()
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    if registered:
+        monkeypatch.setattr(spmm, "through_dispatcher", lambda x: True)
+
+    def run() -> list[Tensor]:
+        with torch.autocast("cuda", torch.float16):
+            y = layer(x)
+        return [y.detach(), *torch.autograd.grad(y.float().square().sum(), layer.parameters())]
+
+    layer.kernel = "semi_structured"
+    with pytest.raises(ValueError, match="no 2:4 product on this GPU"):
+        run()
+    monkeypatch.setattr(semi_structured, "backend", lambda: "cutlass")
+    rule.forget()
+    run()
+    with no_waiting():
+        got = run()
+    assert len(used) == 2
+    layer.kernel = "dense"
+    for mine, dense in zip(got, run(), strict=True):
+        assert mine.is_cuda
+        assert (mine.cpu() - dense.cpu()).norm() <= 2e-3 * dense.cpu().norm()  # a half rounds at 5e-4
+    rule.forget()
