@@ -31,6 +31,7 @@ WRONG = [
     ("accumulate", 0),
     ("optimizer", "adam"),
     ("lr", 0.0),
+    ("dense_lr", 0.0),
     ("momentum", 1.0),
     ("beta2", 1.0),
     ("nesterov", 0.5),
@@ -161,6 +162,8 @@ def test_the_baseline_changes_only_the_levers():
     changed = {name for name in FIELDS if getattr(recipe, name) != getattr(recipe.baseline(), name)}
     assert changed == {"method", "topology", "init", "drop_fraction", "soft", *DISABLED}
     assert recipe.baseline() == Recipe(seed=3, lr=0.05, epochs=7, method="dense")
+    tuned = Recipe(seed=3, lr=0.2, dense_lr=0.05, epochs=7)
+    assert tuned.baseline() == recipe.baseline() and not differences(tuned.to_dict(), Recipe(seed=3, lr=0.2, epochs=7))
 
 
 def test_plain_values_and_back():

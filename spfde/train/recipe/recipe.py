@@ -23,8 +23,9 @@ from spfde.train.recipe import defaults, rules
 from spfde.train.recipe.defaults import CHOICES, DEFAULTS, DISABLED
 from spfde.train.recipe.rules import Rule
 
-# Fields that decide where and when files are written, where it computes, or how fast; a resumed run may have others.
-NON_NUMERIC = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers", "device", "compile")
+# Fields that decide where and when files are written, where it computes, how fast, or what a run is compared with; a
+# resumed run may have others.
+NON_NUMERIC = ("out", "keep_checkpoints", "checkpoint_every_steps", "workers", "device", "compile", "dense_lr")
 OPTIONS = ("topology_options", "freeze_options", "sieve_options")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -82,6 +83,9 @@ class Recipe:
     )
     optimizer: str = _knob("sgd", rules.one_of(*DEFAULTS["optimizer"]), "Optimizer: sgd or adamw.")
     lr: float | None = _knob(None, rules.POSITIVE.or_none(), "Peak learning rate.")
+    dense_lr: float | None = _knob(
+        None, rules.POSITIVE.or_none(), "Peak learning rate of the dense training it is compared with, if another."
+    )
     momentum: float = _knob(0.9, rules.BELOW_ONE, "Momentum of SGD, first beta of AdamW.")
     beta2: float | None = _knob(None, rules.BELOW_ONE.or_none(), "Second beta of AdamW.")
     nesterov: bool | None = _knob(None, rules.FLAG.or_none(), "Nesterov's momentum.")
@@ -283,10 +287,11 @@ class Recipe:
         return epochs / self.epochs
 
     def baseline(self) -> Recipe:
-        """Return the dense recipe with the same network, data, epochs, seeds and optimizer."""
+        """Return the dense recipe with the same network, data, epochs, seeds and optimizer, and its own peak rate."""
         left = [*defaults.fields_of("method"), *defaults.fields_of("topology")]
         off = {name: DISABLED.get(name) for name in left} | {name: {} for name in OPTIONS}
-        return dataclasses.replace(self, method="dense", **off)
+        lr = self.lr if self.dense_lr is None else self.dense_lr
+        return dataclasses.replace(self, method="dense", lr=lr, dense_lr=None, **off)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, in order."""
