@@ -9,6 +9,7 @@ from kernels.problems import choose_linear
 
 import spfde
 from spfde._machine import Machine
+from spfde.kernels import cuda
 from spfde.kernels.dispatch import in_use, table_file
 from spfde.kernels.dispatch import rule as dispatch
 from spfde.kernels.dispatch.in_use import use
@@ -220,8 +221,9 @@ TRITON = {"triton": 1e-3, "dense": 3e-3}
 
 @pytest.fixture
 def h200(monkeypatch):
-    """What dispatch asks of a machine with an H200 and triton."""
+    """What dispatch asks of a machine with an H200 and triton, where spfde was built without nvcc."""
     monkeypatch.setattr(triton_kernel, "why_not", lambda device: None)
+    monkeypatch.setattr(cuda, "load", lambda: ImportError("no native core"))
     for module in (triton_kernel, dispatch):
         monkeypatch.setattr(module, "gpu_here", lambda: GPUS["NVIDIA H200"])
     monkeypatch.setattr(in_use, "_process", {})
@@ -261,7 +263,7 @@ def test_a_table_of_a_gpu_is_for_its_precision_its_gpu_and_what_can_run(h200):
     dispatch.forget()
     assert (
         on_gpu(name).reason
-        == "no sparse kernel here: CUDA C++ kernels are for single weights, not for blocks; triton is not installed"
+        == "no sparse kernel here: spfde was built without nvcc, so without CUDA C++ kernels; triton is not installed"
     )
 
 
