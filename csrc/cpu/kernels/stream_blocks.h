@@ -33,6 +33,24 @@ inline void for_each_unit(const BlockPanel& p, int64_t b, int64_t row, Body body
     for (int64_t c = 0; c < width; ++c) body(u + c, weight + c);
 }
 
+// acc = sum.from (or bias) of rows [r, r + N); there may be fewer rows than whole blocks have.
+template <int N, int V>
+[[gnu::always_inline]] inline void start_sums(const Sum& sum, int64_t r, Vec (&acc)[N][V]) {
+  for (int i = 0; i < N; ++i)
+    for (int v = 0; v < V; ++v)
+      acc[i][v] = sum.from                       ? load(sum.from + (r + i) * sum.from_pitch + v * kWidth)
+                  : sum.bias && r + i < sum.rows ? broadcast(sum.bias[r + i])
+                                                 : Vec{};
+}
+
+// sum.to = acc for those that exist.
+template <int N, int V>
+[[gnu::always_inline]] inline void finish_sums(const Sum& sum, int64_t r, const Vec (&acc)[N][V]) {
+  for (int i = 0; i < N; ++i)
+    if (r + i < sum.rows)
+      for (int v = 0; v < V; ++v) store(sum.to + (r + i) * sum.to_pitch + v * kWidth, acc[i][v]);
+}
+
 // sum.to = sum.from (or bias) + sum over units of weight * stream, for rows [row, row + N) of every block row.
 template <int N, int V, bool kColumn>
 void block_axpy(const BlockPanel& panel, const float* source, const Sum& sum, int64_t row) {
@@ -41,11 +59,7 @@ void block_axpy(const BlockPanel& panel, const float* source, const Sum& sum, in
   for (int64_t b = 0; b < p.block_rows; ++b) {
     const int64_t r = b * p.height + row;
     Vec acc[N][V];
-    for (int i = 0; i < N; ++i)
-      for (int v = 0; v < V; ++v)
-        acc[i][v] = sum.from                       ? load(sum.from + (r + i) * sum.from_pitch + v * kWidth)
-                    : sum.bias && r + i < sum.rows ? broadcast(sum.bias[r + i])
-                                                   : Vec{};
+    start_sums(sum, r, acc);
     for_each_unit<kColumn>(p, b, row, [&](int64_t u, const float* weight) {
       const float* s = source + p.offset[u] * p.pitch;
       Vec x[V];
@@ -55,9 +69,7 @@ void block_axpy(const BlockPanel& panel, const float* source, const Sum& sum, in
         for (int v = 0; v < V; ++v) acc[i][v] += w * x[v];
       }
     });
-    for (int i = 0; i < N; ++i)
-      if (r + i < sum.rows)
-        for (int v = 0; v < V; ++v) store(sum.to + (r + i) * sum.to_pitch + v * kWidth, acc[i][v]);
+    finish_sums(sum, r, acc);
   }
 }
 

@@ -39,11 +39,7 @@ void block_axpy_visits(const BlockVisits& b, const float* values, const float* s
     for (; visit < end; ++visit) {
       const int64_t r = visit_row(b.visits.visit[visit]) * height + row;
       Vec acc[N][V];
-      for (int i = 0; i < N; ++i)
-        for (int v = 0; v < V; ++v)
-          acc[i][v] = sum.from                       ? load(sum.from + (r + i) * sum.from_pitch + v * kWidth)
-                      : sum.bias && r + i < sum.rows ? broadcast(sum.bias[r + i])
-                                                     : Vec{};
+      start_sums(sum, r, acc);
       for (int64_t u = 0; u < units; ++u, values += height) {
         const float* s = source + static_cast<uint16_t>(*offset++) * pitch;
         Vec x[V];
@@ -52,9 +48,7 @@ void block_axpy_visits(const BlockVisits& b, const float* values, const float* s
           for (int v = 0; v < V; ++v) acc[i][v] += w * x[v];
         });
       }
-      for (int i = 0; i < N; ++i)
-        if (r + i < sum.rows)
-          for (int v = 0; v < V; ++v) store(sum.to + (r + i) * sum.to_pitch + v * kWidth, acc[i][v]);
+      finish_sums(sum, r, acc);
     }
   });
 }
