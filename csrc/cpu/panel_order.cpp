@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "cpu/isa.h"
+
 namespace spfde::cpu {
 namespace {
 
@@ -43,9 +45,15 @@ PanelCut panel_cut(int64_t rows, int64_t cols, int64_t room, int64_t height) {
   constexpr int64_t kRows = 512;         // whose sums stay in L2
   constexpr int64_t kTogether = 4;       // shares are a multiple of it, for as many threads
   constexpr int64_t kWorthSharing = 64;  // rows
+  constexpr double kMany = 0.15;         // weights of a panel of 64 columns x 128 lanes, against its visits
   const double density = static_cast<double>(room) / std::max<int64_t>(1, rows * cols);
-  // 32 KB of streams, of 64 lanes or (see spmm.cpp) of 32; 64 KB where a visit would find hardly any weight.
-  const int64_t width = height > 1 || density < 0.03 ? 512 : density < 0.08 ? 256 : 128;
+  const bool long_streams = kernels().lanes > 8;
+  // With eight lanes to a vector 32 KB of streams, of 64 lanes or (see linear.h) of 32; 64 KB where a visit would find
+  // hardly any weight. Streams of twice the lanes are worth panels of twice the size, but where weights are many.
+  const int64_t width = height > 1 || density < 0.03       ? 512
+                        : density < 0.08                   ? 256
+                        : density < kMany || !long_streams ? 128
+                                                           : 64;
   const int64_t count =
       rows * height < kTogether * kWorthSharing ? 1 : ceil_div(rows * height, kTogether * kRows) * kTogether;
   const int64_t share = std::max<int64_t>(1, ceil_div(rows, count));
