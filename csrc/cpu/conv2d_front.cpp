@@ -8,14 +8,6 @@
 namespace spfde::cpu {
 namespace {
 
-// A 1x1 convolution is a linear layer over pixels, if both activations lie in memory alike.
-bool is_linear(const Conv2dShape& s, bool source_last, bool target_last) {
-  return s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && s.groups == 1 &&
-         s.out_h == s.in_h && s.out_w == s.in_w && s.pad_top == 0 && s.pad_left == 0 && source_last == target_last;
-}
-int64_t pixels(const Conv2dShape& s) { return s.batch * s.in_h * s.in_w; }
-int64_t positions(const Conv2dShape& s, bool channels_last) { return channels_last ? 1 : s.in_h * s.in_w; }
-
 // Threads worth waking for the multiply-adds with `stored` weights, and the copies.
 Exec useful(const Conv2dShape& s, int64_t stored, Exec exec) {
   const double out = static_cast<double>(s.batch) * s.out_h * s.out_w;
@@ -63,19 +55,6 @@ ShiftedCorrelationArgs correlation_of(const Conv2dWeightGradArgs& a, const Conv2
 void conv2d(const Conv2dArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
   const Conv2dShape& s = a.shape;
-  if (is_linear(s, a.x_channels_last, a.y_channels_last))
-    return spmm({.rows = s.out_channels,
-                 .cols = s.in_channels,
-                 .batch = pixels(s),
-                 .positions = positions(s, a.x_channels_last),
-                 .row_ptr = a.row_ptr,
-                 .col = a.col,
-                 .perm = nullptr,
-                 .values = a.values,
-                 .bias = a.bias,
-                 .x = a.x,
-                 .y = a.y},
-                exec);
   kernels().shifted_product({.geometry = plan.forward(),
                              .row_ptr = a.row_ptr,
                              .col = a.col,
@@ -91,19 +70,6 @@ void conv2d(const Conv2dArgs& a, const Conv2dPlan& plan, const Exec& exec) {
 void conv2d_input_grad(const Conv2dInputGradArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
   const Conv2dShape& s = a.shape;
-  if (is_linear(s, a.dx_channels_last, a.dy_channels_last))
-    return spmm({.rows = s.in_channels,
-                 .cols = s.out_channels,
-                 .batch = pixels(s),
-                 .positions = positions(s, a.dx_channels_last),
-                 .row_ptr = a.row_ptr,
-                 .col = a.col,
-                 .perm = a.perm,
-                 .values = a.values,
-                 .bias = nullptr,
-                 .x = a.dy,
-                 .y = a.dx},
-                exec);
   const Exec worth = useful(s, stored(a), exec);
   Scratch scratch;
   kernels().shifted_product(product_of(a, plan, worth, scratch), worth);
@@ -112,19 +78,6 @@ void conv2d_input_grad(const Conv2dInputGradArgs& a, const Conv2dPlan& plan, con
 void conv2d_weight_grad(const Conv2dWeightGradArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
   const Conv2dShape& s = a.shape;
-  if (is_linear(s, a.x_channels_last, a.dy_channels_last))
-    return sddmm({.rows = s.out_channels,
-                  .cols = s.in_channels,
-                  .batch = pixels(s),
-                  .positions = positions(s, a.x_channels_last),
-                  .capacity = a.capacity,
-                  .row_ptr = a.row_ptr,
-                  .col = a.col,
-                  .dy = a.dy,
-                  .x = a.x,
-                  .dvalues = a.dvalues,
-                  .dbias = a.dbias},
-                 exec);
   kernels().shifted_correlation(correlation_of(a, plan), useful(s, a.row_ptr[s.out_channels], exec));
 }
 
@@ -133,11 +86,6 @@ void conv2d_gradients(const Conv2dInputGradArgs& input, const Conv2dWeightGradAr
   require_float32(input.dtype);
   require_float32(weight.dtype);
   const Conv2dShape& s = input.shape;
-  if (is_linear(s, input.dx_channels_last, input.dy_channels_last) ||
-      is_linear(s, weight.x_channels_last, weight.dy_channels_last)) {
-    conv2d_input_grad(input, plan, exec);
-    return conv2d_weight_grad(weight, plan, exec);
-  }
   const Exec worth = useful(s, stored(input), exec);
   Scratch scratch;
   kernels().shifted_gradients({product_of(input, plan, worth, scratch), correlation_of(weight, plan)}, worth);
@@ -146,51 +94,18 @@ void conv2d_gradients(const Conv2dInputGradArgs& input, const Conv2dWeightGradAr
 void conv2d_blocks(const Conv2dBlocksArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
   const Conv2dShape& s = a.shape;
-  if (is_linear(s, a.x_channels_last, a.y_channels_last))
-    return spmm_blocks({.rows = s.out_channels,
-                        .cols = s.in_channels,
-                        .batch = pixels(s),
-                        .positions = positions(s, a.x_channels_last),
-                        .index = a.index,
-                        .values = a.values,
-                        .bias = a.bias,
-                        .x = a.x,
-                        .y = a.y},
-                       exec);
   kernels().conv2d_blocks(a, plan.forward(), useful(s, a.index, exec));
 }
 
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
   const Conv2dShape& s = a.shape;
-  if (is_linear(s, a.dx_channels_last, a.dy_channels_last))
-    return spmm_blocks_input_grad({.rows = s.out_channels,
-                                   .cols = s.in_channels,
-                                   .batch = pixels(s),
-                                   .positions = positions(s, a.dx_channels_last),
-                                   .index = a.index,
-                                   .values = a.values,
-                                   .dy = a.dy,
-                                   .dx = a.dx},
-                                  exec);
   kernels().conv2d_blocks_input_grad(a, plan.forward(), useful(s, a.index, exec));
 }
 
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
   const Conv2dShape& s = a.shape;
-  if (is_linear(s, a.x_channels_last, a.dy_channels_last))
-    return sddmm_blocks({.rows = s.out_channels,
-                         .cols = s.in_channels,
-                         .batch = pixels(s),
-                         .positions = positions(s, a.x_channels_last),
-                         .capacity = a.capacity,
-                         .index = a.index,
-                         .dy = a.dy,
-                         .x = a.x,
-                         .dvalues = a.dvalues,
-                         .dbias = a.dbias},
-                        exec);
   kernels().conv2d_blocks_weight_grad(a, plan.forward(), useful(s, a.index, exec));
 }
 

@@ -17,7 +17,8 @@ from spfde._native import native
 from spfde.kernels import channel
 from spfde.kernels.dispatch import cost
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.memory_format import empty_like_layout, in_lanes, memory_format_of
+from spfde.kernels.memory_format import memory_format_of
+from spfde.kernels.native_linear import Linear, correlate, multiply, multiply_transposed
 from spfde.kernels.panel_order import NativeIndex, native_index
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Composite, Gradients, Kernel, Prediction, Product, register
@@ -25,110 +26,9 @@ from spfde.sparse.kernel_index import KernelIndex, Window, slots
 from spfde.sparse.plan import Plan
 
 
-class _Linear(Product):
-    """Gradients have the layout of dy, row-major or lanes (see `spfde.kernels.memory_format.in_lanes`).
-
-    The forward's result is row-major, as nn.Linear's is: what follows may call `view` on it.
-    """
-
-    def forward(
-        self,
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        index: KernelIndex,
-        problem: Problem,
-        weight: Tensor | None = None,
-        epilogue: Epilogue | None = None,
-    ) -> Tensor:
-        rows, cols = problem.shape
-        x = x.contiguous()
-        y = x.new_empty(len(x), rows)
-        _, height, width = values.shape
-        if height == 1:
-            native().spmm(
-                rows, cols, len(x), 1, index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(), 0,
-                0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
-                torch.get_num_threads(),
-            )  # fmt: skip
-        else:
-            native().spmm_blocks(
-                rows, cols, len(x), 1, height, width, index.row_ptr.data_ptr(), index.col.data_ptr(),
-                values.data_ptr(), 0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), *_order(index),
-                torch.get_num_threads(),
-            )  # fmt: skip
-        return y
-
-    def input_grad(
-        self,
-        dy: Tensor,
-        values: Tensor,
-        index: KernelIndex,
-        problem: Problem,
-        size: Sequence[int],
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        rows, cols = problem.shape
-        dy, positions = _positions(dy)
-        dx = empty_like_layout(dy, cols)
-        _, height, width = values.shape
-        if height == 1:  # W^T is W by the transposed index
-            native().spmm(
-                cols, rows, len(dy), positions, index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
-                index.t_perm.data_ptr(), 0, dy.data_ptr(), dx.data_ptr(), *_transposed_order(index),
-                torch.get_num_threads(),
-            )  # fmt: skip
-        else:
-            native().spmm_blocks_input_grad(
-                rows, cols, len(dy), positions, height, width, index.row_ptr.data_ptr(), index.col.data_ptr(),
-                values.data_ptr(), dy.data_ptr(), dx.data_ptr(), *_order(index), torch.get_num_threads(),
-            )  # fmt: skip
-        return dx
-
-    def weight_grad(
-        self, dy: Tensor, x: Tensor, index: KernelIndex, block: Sequence[int], problem: Problem, bias: bool
-    ) -> tuple[Tensor, Tensor]:
-        rows, cols = problem.shape
-        if in_lanes(dy) != in_lanes(x):
-            dy, x = dy.contiguous(), x.contiguous()
-        (dy, positions), (x, _) = _positions(dy), _positions(x)
-        dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(rows if bias else 0)
-        args = (
-            len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(),
-            dvalues.data_ptr(), dbias.data_ptr() if bias else 0, *_order(index), torch.get_num_threads(),
-        )  # fmt: skip
-        if block[0] == 1:
-            native().sddmm(rows, cols, len(x), positions, *args)
-        else:
-            native().sddmm_blocks(rows, cols, len(x), positions, *block, *args)
-        return dvalues, dbias
-
-
-def _positions(x: Tensor) -> tuple[Tensor, int]:
-    """x as the kernels read it, and how many of its samples are neighbours in memory."""
-    return (x, len(x)) if in_lanes(x) else (x.contiguous(), 1)
-
-
-_NO_ORDER = (0, 0, 0, 0, 0)  # it is made in the call
-
-
-def _order(index: KernelIndex | NativeIndex) -> tuple[int, ...]:
-    """How many weights the order of W has room for, and the addresses of its arrays."""
-    if not isinstance(index, NativeIndex):
-        return _NO_ORDER
-    order = index.start, index.visits, index.offset, index.slot
-    return index.slot.numel(), *(part.data_ptr() for part in order)
-
-
-def _transposed_order(index: KernelIndex | NativeIndex) -> tuple[int, ...]:
-    """The same of W transposed."""
-    if not isinstance(index, NativeIndex):
-        return _NO_ORDER
-    order = index.t_start, index.t_visits, index.t_offset, index.t_slot
-    return index.t_slot.numel(), *(part.data_ptr() for part in order)
-
-
 class _Conv2d(Product):
+    """A pointwise convolution is a linear layer over pixels where both of its activations have one memory format."""
+
     def forward(
         self,
         x: Tensor,
@@ -142,6 +42,9 @@ class _Conv2d(Product):
         memory = memory_format_of(x)
         x, last = x.contiguous(memory_format=memory), memory is torch.channels_last
         y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
+        if problem.window.linear:
+            multiply(x, values, bias, index, problem.shape, *_pixels(x, last), y)
+            return y
         _, height, width = values.shape
         run, block = (native().conv2d, ()) if height == 1 else (native().conv2d_blocks, (height, width))
         plan = _plan(x.shape, problem.shape, problem.window)
@@ -164,6 +67,9 @@ class _Conv2d(Product):
         memory = memory_format_of(dy)
         dy, last = dy.contiguous(memory_format=memory), memory is torch.channels_last
         dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=memory)
+        if problem.window.linear:
+            multiply_transposed(dy, values, index, problem.shape, *_pixels(dy, last), dx)
+            return dx
         plan = _plan(tuple(size), problem.shape, problem.window)
         if values.shape[1] == 1:
             native().conv2d_input_grad(
@@ -182,6 +88,9 @@ class _Conv2d(Product):
     ) -> tuple[Tensor, Tensor]:
         dy_memory, x_memory = memory_format_of(dy), memory_format_of(x)
         dy, x = dy.contiguous(memory_format=dy_memory), x.contiguous(memory_format=x_memory)
+        if problem.window.linear and dy_memory is x_memory:
+            pixels = _pixels(x, x_memory is torch.channels_last)
+            return correlate(dy, x, index, block, problem.shape, *pixels, bias)
         dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(problem.shape[0] if bias else 0)
         run, cut = (native().conv2d_blocks_weight_grad, block) if block[0] > 1 else (native().conv2d_weight_grad, ())
         plan = _plan(x.shape, problem.shape, problem.window)
@@ -205,7 +114,7 @@ class _Conv2d(Product):
     ) -> Gradients:
         """Those of x and of single weights together, from one copy of dy."""
         need_x, need_values, need_bias = needs
-        if not (need_x and need_values and values.shape[1] == 1):
+        if problem.window.linear or not (need_x and need_values and values.shape[1] == 1):
             return super().gradients(dy, x, values, index, problem, size, needs, weight)
         dy_memory, x_memory = memory_format_of(dy), memory_format_of(x)
         dy, x = dy.contiguous(memory_format=dy_memory), x.contiguous(memory_format=x_memory)
@@ -220,6 +129,12 @@ class _Conv2d(Product):
             dvalues.data_ptr(), 0 if dbias is None else dbias.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return dx, dvalues, dbias
+
+
+def _pixels(x: Tensor, last: bool) -> tuple[int, int]:
+    """How many there are, and how many of them are neighbours in memory. last: it is channels_last."""
+    image = x.shape[2] * x.shape[3]
+    return len(x) * image, 1 if last else image
 
 
 @lru_cache(maxsize=1024)
@@ -240,7 +155,7 @@ class Native(Kernel):
 
     name, devices = "native", ("cpu",)
     index_type = NativeIndex
-    products: ClassVar = {"linear": _Linear(), "conv2d": _Conv2d()}
+    products: ClassVar = {"linear": Linear(), "conv2d": _Conv2d()}
 
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
         """Why it cannot run for this problem on a type of device, or None."""
@@ -251,12 +166,12 @@ class Native(Kernel):
         )
 
     def index(self, plan: Plan) -> KernelIndex | NativeIndex:
-        """The plan's index; of a linear layer with the orders in which its weights are visited."""
+        """The plan's index; of a linear layer or pointwise convolution with the orders in which weights are visited."""
         return native_index(plan) if self.extends_index(plan) else plan.kernel_index
 
     def extends_index(self, plan: Plan) -> bool:
-        """For a linear layer of which not whole outputs are stored."""
-        return len(plan.shape) == 2 and plan.kept_rows is None and plan.index.col.is_cpu
+        """For a linear layer or pointwise convolution of which not whole outputs are stored."""
+        return plan.window.linear and plan.kept_rows is None and plan.index.col.is_cpu
 
     def composite(self, plan: Plan) -> Composite | None:
         """A smaller dense product where whole outputs are stored."""

@@ -1,7 +1,8 @@
-"""What the native kernels of linear layers read beside the index of a plan: the order in which they visit its weights.
+"""What the native kernels read beside the index of a plan: the order in which they visit its weights.
 
-See csrc/include/spfde/panel_order.h. An order takes 6 bytes for each weight there is room for and 4 for each row and
-panel; its shape depends on these alone, so that a topology change writes it over in place.
+That is for linear layers, and for pointwise convolutions, which are linear layers over pixels. See
+csrc/include/spfde/panel_order.h. An order takes 6 bytes for each weight there is room for and 4 for each row and panel;
+its shape depends on these alone, so that a topology change writes it over in place.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class NativeIndex(NamedTuple):
 
 
 def native_index(plan: Plan) -> NativeIndex:
-    """The index of a linear layer's plan as the native kernels read it; its orders are made when first asked for."""
+    """The index of such a plan as the native kernels read it; its orders are made when first asked for."""
     first, second = plan.derive("native", orders_of)
     return NativeIndex(*plan.kernel_index, *first, *second)
 
 
 def orders_of(plan: Plan) -> tuple[Order, Order]:
     """The order of W, and of W transposed."""
-    index, (rows, cols) = plan.kernel_index, plan.shape
+    index, (rows, cols) = plan.kernel_index, plan.shape[:2]
     height = plan.block[0]
     first = _order(-(-rows // height), cols, height, index.row_ptr, index.col, None)
     if height > 1:

@@ -88,6 +88,18 @@ def test_convolutions_of_real_networks(channels, size, kernel, stride, pattern):
     check(finish(plan, window, x, values, True, 0), "native")
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dy_memory", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_convolutions_in_any_memory_format(memory, dy_memory, pattern):
+    window = Window()
+    plan, values = layer((40, 150, 1, 1), window, 0.2, pattern)
+    x = torch.randn(5, 150, 7, 9, generator=torch.Generator().manual_seed(3)).contiguous(memory_format=memory)
+    problem = finish(plan, window, x, values, True, 0)
+    problem.dy = problem.dy.contiguous(memory_format=dy_memory)
+    check(problem, "native")
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x1", "block:8x4"])
 @pytest.mark.parametrize(("rows", "cols", "batch"), [(1000, 1030, 130), (1, 5000, 3), (3000, 1, 65), (257, 511, 300)])
 def test_wide_linear_layers_cross_panels_and_tiles(rows, cols, batch, pattern):

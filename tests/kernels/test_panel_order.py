@@ -1,10 +1,14 @@
 """The order in which the native kernels visit the weights of a linear layer."""
 
+from math import prod
+
 import pytest
 import torch
 
 from spfde._native import native
-from spfde.kernels.panel_order import native_index, orders_of
+from spfde.kernels.panel_order import NativeIndex, native_index, orders_of
+from spfde.kernels.registry import get
+from spfde.sparse.kernel_index import Window
 from spfde.sparse.plan import build_plan, index_from_positions
 
 
@@ -50,6 +54,20 @@ def test_every_weight_is_visited_once_in_the_order_of_its_row(rows, cols, densit
             assert last.get(row, -1) < across  # a row's sum has one order, whatever the shares
             last[row] = across
         assert len(widths) <= 1
+
+
+@pytest.mark.parametrize(
+    ("window", "pointwise"), [(Window(), True), (Window(stride=(2, 2)), False), (Window((3, 3)), False)]
+)
+def test_convolutions_have_an_order_where_they_are_pointwise(window, pointwise):
+    cols = 50 * prod(window.kernel)
+    index = index_from_positions(torch.arange(0, 20 * cols, 3), 20, cols, 20 * cols)
+    plan = build_plan(index, (20, 50, *window.kernel), window)
+    found = get("native").index(plan)
+    assert isinstance(found, NativeIndex) is pointwise
+    if pointwise:
+        linear = build_plan(index, (20, 50))
+        assert all(map(torch.equal, found, native_index(linear)))
 
 
 def test_a_move_writes_the_orders_over_in_place():
