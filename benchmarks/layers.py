@@ -68,14 +68,16 @@ def cases_of(device: str, patterns: Sequence[str], sparsities: Sequence[float]) 
     return [*layers[:asked], *nets, *layers[asked:]]
 
 
-def on_cpu(cases: Sequence[Case], rounds: int, wants: Callable[[str], bool], path: Path | None) -> Record:
+def on_cpu(
+    cases: Sequence[Case], rounds: int, wants: Callable[[str], bool], path: Path | None, compiled: bool = True
+) -> Record:
     """Times cases and prints a table for each layer and pattern, then the targets."""
     record = Record(machine(), command(), rounds, [])
     print(" · ".join(f"{key} {record.machine[key]}" for key in ("cpu", "threads", "isa", "torch", "spfde", "date")))
     for group in dict.fromkeys((case.layer, case.pattern) for case in cases):
         torch.compiler.reset()  # its limit on recompilations counts all layers of a process together
         some = [case for case in cases if (case.layer, case.pattern) == group]
-        cells: list[Cell] = [measure.measure(case, rounds, "cpu", wants) for case in some]
+        cells: list[Cell] = [measure.measure(case, rounds, "cpu", wants, compiled) for case in some]
         print(block(cells), flush=True)
         record = replace(record, cells=[*record.cells, *cells])
         if path:
@@ -123,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparsities", type=lambda text: [float(s) for s in parts(text)], default=SPARSITIES)
     parser.add_argument("--patterns", type=parts, default=PATTERNS, help="on a CPU: unstructured,block:4x1")
     parser.add_argument("--variants", type=parts, default=[], help="parts of names: native,sparseprop")
+    parser.add_argument("--eager", action="store_true", help="on a CPU: leave out the compiled dense layers")
     parser.add_argument("--seconds", type=float, default=inf, help="the time that it may take on a GPU")
     parser.add_argument("--json", type=Path, help="the record (on a GPU by default in benchmarks/results)")
     parser.add_argument("--resume", type=Path, help="a record of a GPU: goes on with what is unfinished there")
@@ -133,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         on_gpu(given, cases)
         return
     torch.set_num_threads(given.threads)
-    on_cpu(cases, given.rounds, wanted(given.variants), given.json)
+    on_cpu(cases, given.rounds, wanted(given.variants), given.json, not given.eager)
 
 
 if __name__ == "__main__":

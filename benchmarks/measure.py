@@ -37,14 +37,21 @@ Timings = dict[str, dict[str, Timing]]
 
 
 def measure(
-    case: Case | NetworkCase, rounds: int, device: str = "cpu", wants: Callable[[str], bool] = lambda name: True
+    case: Case | NetworkCase,
+    rounds: int,
+    device: str = "cpu",
+    wants: Callable[[str], bool] = lambda name: True,
+    compiled: bool = True,
 ) -> Cell:
     """All variants of a case that `wants` names. Whatever goes wrong is in the cell: the run goes on."""
-    return _network(case, rounds, device) if isinstance(case, NetworkCase) else _layer(case, rounds, device, wants)
+    if isinstance(case, NetworkCase):
+        return _network(case, rounds, device)
+    named = [name for name in names(case, device, compiled) if name.startswith("dense") or wants(name)]
+    return _layer(case, rounds, device, named)
 
 
-def _layer(case: Case, rounds: int, device: str, wants: Callable[[str], bool]) -> Cell:
-    layer, chosen = case.layer, [name for name in names(case, device) if name.startswith("dense") or wants(name)]
+def _layer(case: Case, rounds: int, device: str, chosen: Sequence[str]) -> Cell:
+    layer = case.layer
     shape = (str(layer), layer.kind, layer.group, layer.lanes, case.pattern, case.sparsity)
     cell = Cell(*shape, 1 - case.sparsity, {}, {}, case.dtype, str(case))
     absent: dict[str, str] = {}

@@ -52,7 +52,7 @@ def threads():
 
 def test_layers_on_a_cpu_writes_what_plot_draws(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(layers, "LAYERS", SMALL)
-    monkeypatch.setattr(measure, "names", lambda case, device: ["dense", "native", "masked", "auto"])
+    monkeypatch.setattr(measure, "names", lambda case, device, compiled: ["dense", "native", "masked", "auto"])
     path = tmp_path / "deep" / "layers.json"
     layers.main(["--threads", "1", "--rounds", "1", "--sparsities", "0.8", "--json", str(path)])
     printed = capsys.readouterr().out
@@ -83,7 +83,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(layers, "machine", lambda device: dict(kept))
     monkeypatch.setattr(layers, "cases_of", lambda *options: cases)
-    monkeypatch.setattr(measure, "names", lambda case, device: ["dense", "native"])
+    monkeypatch.setattr(measure, "names", lambda case, device, compiled: ["dense", "native"])
     run = measure.measure
     monkeypatch.setattr(measure, "measure", lambda case, rounds, device, wants: run(case, rounds, "cpu", wants))
     return monkeypatch
@@ -112,7 +112,7 @@ def test_a_lost_gpu_is_left_to_a_new_process_which_goes_on(gpu, tmp_path, capfd)
 
     gpu.setattr(os, "execv", execv)
     gpu.setattr(torch.cuda, "synchronize", lost)
-    gpu.setattr(measure, "names", lambda case, device: ["dense", "native", "no such peer"])
+    gpu.setattr(measure, "names", lambda case, device, compiled: ["dense", "native", "no such peer"])
     path = tmp_path / "a.json"
     with pytest.raises(Replaced) as replaced:
         layers.main(["--device", "cuda", "--rounds", "1", "--seconds", "100", "--json", str(path)])
@@ -189,7 +189,7 @@ def test_the_cost_model_is_fitted_to_a_record(tmp_path, capsys, monkeypatch):
 def test_scaling_times_each_number_of_threads(monkeypatch, tmp_path, capsys):
     assert [scaling.counts(cores) for cores in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
     monkeypatch.setattr(scaling, "ALL", SMALL)
-    monkeypatch.setattr(measure, "names", lambda case, device: ["dense", "native"])
+    monkeypatch.setattr(measure, "names", lambda case, device, compiled: ["dense", "native"])
     path = tmp_path / "scaling.json"
     scaling.main(["--threads", "1,2", "--rounds", "1", "--layers", "linear", "--json", str(path)])
     assert [c.layer for c in Record.read(path).cells] == [f"{SMALL[0]} t1", f"{SMALL[0]} t2"]
