@@ -98,7 +98,7 @@ FAULTS = [
     Fault("a channel too far", "moments.h", "v < place.valid ? to_float(from[place.at + v]) : 0.0f;",
           "to_float(from[place.at + v]);", "heap-buffer-overflow", "address"),
     Fault("sums are written while others read them", "moments.h",
-          "__syncthreads();  // before anyone writes there again", "", "data race", "thread"),
+          "__syncthreads();  // before anyone writes there again", "", "FAILED norm_act"),
     Fault("a part is left out", "norm_act.cu", "part < parts; part += kThreads", "part < parts - 1; part += kThreads",
           "FAILED norm_act"),
     Fault("a row too far", "scatter.cu", "if (row >= rows) return;", "if (row > rows) return;",
