@@ -132,7 +132,9 @@ def test_gradients_of_linear_layers_stay_in_lanes(batch, pattern):
 @pytest.mark.parametrize("batch", [0, 5, 67])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "pad", "groups"), [((3, 3), (1, 1), 1, 1), ((3, 2), (2, 1), 2, 2), ((3, 1), (1, 1), 1, 1)]
+    ("kernel", "stride", "pad", "groups"),
+    # of the last, outputs that read padding alone
+    [((3, 3), (1, 1), 1, 1), ((3, 2), (2, 1), 2, 2), ((3, 1), (1, 1), 1, 1), ((1, 2), (1, 1), 2, 1)],
 )
 def test_both_gradients_of_a_convolution_are_those_of_the_ops_apart(
     kernel, stride, pad, groups, memory, batch, threads

@@ -8,12 +8,16 @@
 namespace spfde::cpu::SPFDE_ISA {
 namespace {
 
+// Whether the planes of the input gradient hold all of dY: outputs that read nothing but padding have no place there.
+bool holds_all(const Axis& axis) { return axis.source_length - axis.source_first[0] <= axis.pitch; }
+
 // Whether rows of dY lie in the planes of the input gradient as the weight gradient wants them, threads have chunks of
 // their own, and the planes are small enough for a chunk's dY to be near still when it is read again.
 bool packs_dy_once(const Conv2dGeometry& dx, const Conv2dGeometry& dw, int threads) {
   constexpr int64_t kNear = 96;
   if (dw.batch == 0 || dw.h.grid * dw.w.grid == 0 || dx.target_channels > kNear || dw.target_channels > kNear)
     return false;
+  if (!holds_all(dx.h) || !holds_all(dx.w)) return false;
   const int64_t lanes = choose_lanes(dw);
   if (lanes == 1 || lanes != choose_lanes(dx) || ceil_div(dw.batch, lanes) < threads) return false;
   return dw.w.pitch > dw.w.grid || dx.w.pitch == dw.w.grid;  // else a run of dY is longer than a row
