@@ -24,6 +24,8 @@ class DualAveraging(Shrinking, ABC):
     as they are once it is at its target. From `end` on the weights are trained as they are.
     """
 
+    keeps_frozen = False  # the sums move every stored weight
+
     def setup(self) -> None:
         super().setup()
         given = self.given()
