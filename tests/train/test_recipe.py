@@ -163,6 +163,8 @@ def test_the_baseline_changes_only_the_levers():
     assert changed == {"method", "topology", "init", "drop_fraction", "soft", *DISABLED}
     assert recipe.baseline() == Recipe(seed=3, lr=0.05, epochs=7, method="dense")
     tuned = Recipe(seed=3, lr=0.2, dense_lr=0.05, epochs=7)
+    with pytest.raises(ValueError, match="expected no dense_lr with method='dense', got 0.05, try lr=0.05"):
+        Recipe(method="dense", dense_lr=0.05)
     assert tuned.baseline() == recipe.baseline() and not differences(tuned.to_dict(), Recipe(seed=3, lr=0.2, epochs=7))
 
 

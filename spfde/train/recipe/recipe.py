@@ -227,6 +227,10 @@ class Recipe:
                     f"expected {name} {only!r} with topology='gmp', which starts dense and prunes every layer alike,"
                     f" got {getattr(self, name)!r}, try leaving it out"
                 )
+        if self.method == "dense" and self.dense_lr is not None:
+            raise ValueError(
+                f"expected no dense_lr with method='dense', got {self.dense_lr:g}, try lr={self.dense_lr:g}"
+            )
         if self.precision == "float16" and self.device == "cpu":
             raise ValueError("expected a GPU with precision='float16', got device='cpu', try precision='bfloat16'")
         self._check_options()
