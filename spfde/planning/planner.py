@@ -140,13 +140,15 @@ class _Planner:
     def _sparse(self, shape: Shape, kernel: str, density: float, problem: Problem) -> Seconds:
         """Seconds of a sparse layer; a pattern that was not measured goes by the cost model, from single weights.
 
-        Where nothing was measured the dense seconds do: at the roofline a sparse product would lose nothing to its
-        index and to moving activations.
+        Where nothing was measured on a CPU the dense seconds do: at the roofline a sparse product would lose nothing
+        to its index and to moving activations. The cost model is of CPUs; a GPU's roofline stays what it is.
         """
         if not skips_zeros(kernel):
             return self._torch(shape, TORCH).scaled(masked(problem))
         found, cost = self.estimator.layer(shape, kernel, density), constants(problem.op, "avx2")
         if found.source == ROOFLINE:
+            if self.profile.device.kind != "cpu":
+                return found
             size = prod(shape.shape)
             here = problem._replace(bucket=bucket_of(round(density * size), size))
             return replace(self._torch(shape, TORCH).scaled(ratio(here, cost)), source=ROOFLINE)

@@ -84,6 +84,9 @@ def test_a_guess_is_called_one(model, images):
     assert "a guess by the roofline" in guessed.advice[-1]
     row = next(row for row in guessed.layers if row.name == "layer1.0.conv1")
     assert f"predicted {row.dense / row.planned:.1f}x the dense product" in row.reason, "as dispatch says"
+    board = replace(SLOW, layers=(), ops=(), device=replace(SLOW.device, kind="cuda"))
+    on_gpu = next(r for r in spfde.plan(model, images, RECIPE, device=board).layers if r.name == "layer1.0.conv1")
+    assert on_gpu.planned != pytest.approx(row.planned), "a CPU's cost model says nothing about a GPU"
 
 
 def test_a_page_and_a_file(made, tmp_path):
