@@ -35,7 +35,7 @@ class NormFusing:
 class LayerFusing:
     """One sparse layer: `chain` is what is called at once ("conv+norm+add+relu"), see `spfde.fuse`.
 
-    `reason`: why that is no kernel of its own even on a GPU, "" where it can be.
+    `reason`: why that is no kernel of Triton's own even on a GPU, "" where it can be.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Report:
         lines = [f"{layer.name:{width}}  {layer.chain}" for layer in able]
         head = ["one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):"] if able else []
         others = Counter(layer.reason for layer in self.layers if layer.reason)
-        return [*head, *lines, *(f"sparse layers that a GPU runs apart: {n}, {why}" for why, n in others.items())]
+        return [*head, *lines, *(f"sparse layers that Triton runs apart: {n}, {why}" for why, n in others.items())]
 
     def _norms(self) -> str:
         if not self.rows:

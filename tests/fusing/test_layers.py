@@ -51,9 +51,8 @@ def test_what_is_called_together_in_a_resnet():
     spfde.fuse(model)
     assert "forward" in vars(model.layer2[0].downsample)
     assert dict(sorted(chains(model).items())) == expected
-    only = (
-        "sparse layers that a GPU runs apart: 9, only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
-    )
+    why = "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
+    only = f"sparse layers that Triton runs apart: 9, {why}"
     assert str(spfde.fuse.report(model)).endswith(f"what follows them\n{only}")
     assert "forward" not in vars(spfde.unfuse(model).layer2[0].downsample)
 
@@ -71,7 +70,7 @@ def test_layers_are_listed_where_a_gpu_has_a_kernel_for_them():
         "one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):",
         "3   conv+norm+relu",
         "10  linear+relu",
-        f"sparse layers that a GPU runs apart: 1, {groups}",
+        f"sparse layers that Triton runs apart: 1, {groups}",
     ]
     two = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     linear = spfde.fuse.report(spfde.sparsify(two, distribution={"0": 0.5}))
