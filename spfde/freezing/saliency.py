@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
@@ -54,7 +53,8 @@ def by_saliency(
         sizes = [score.numel() for score in scores.values()]
         parts = _highest(whole, round(trained * whole.numel())).split(sizes)
         kept = dict(zip(scores, parts, strict=True))
-    return {name: _mask(layers[name], ~chosen) for name, chosen in kept.items()}
+    frozen = {name: layers[name].positions()[~chosen.to(layers[name].values.device)] for name, chosen in kept.items()}
+    return {name: layers[name].mask_at(positions) for name, positions in frozen.items()}
 
 
 def _scores(
@@ -86,13 +86,6 @@ def _highest(score: Tensor, count: int) -> Tensor:
     chosen = torch.zeros_like(score, dtype=torch.bool)
     chosen[torch.sort(score, descending=True, stable=True).indices[:count]] = True
     return chosen
-
-
-def _mask(layer: SparseLayer, chosen: Tensor) -> Tensor:
-    """Bool of the dense shape, true where a chosen stored block is."""
-    mask = torch.zeros(prod(layer.shape) + 1, dtype=torch.bool, device=layer.values.device)
-    mask[layer.grid.places(layer.positions()[chosen.to(layer.values.device)]).view(-1)] = True
-    return layer.as_dense(mask[:-1])
 
 
 def _pairs(data: Any) -> list[tuple[Any, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +74,7 @@ def frozen_weights(layer: SparseLayer) -> Tensor:
         TypeError: `layer` is no sparse layer.
     """
     _check_kind(layer)
-    mask = torch.zeros(prod(layer.shape) + 1, dtype=torch.bool, device=layer.values.device)
-    mask[layer.grid.places(frozen_positions(layer)).view(-1)] = True
-    return layer.as_dense(mask[:-1])
+    return layer.mask_at(frozen_positions(layer))
 
 
 def frozen_positions(layer: SparseLayer) -> Tensor:

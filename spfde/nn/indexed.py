@@ -163,6 +163,12 @@ class Indexed(nn.Module):
         mask[self.plan.places.long()] = True
         return self.as_dense(mask[:-1])
 
+    def mask_at(self, positions: Tensor) -> Tensor:
+        """Bool tensor of the dense shape, true exactly in the blocks at these positions (int64) of the grid."""
+        mask = torch.zeros(prod(self.shape) + 1, dtype=torch.bool, device=self.values.device)
+        mask[self.grid.places(positions).view(-1)] = True
+        return self.as_dense(mask[:-1])
+
     @property
     def dense_shape(self) -> torch.Size:
         """The shape of the dense weight as torch has it; `shape` is that of the kernels, outputs first."""
