@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import spfde
 from spfde._native import load
 from spfde.kernels import norm_act_cuda
 from spfde.kernels.norm_act import norm_act, norm_act_ref
@@ -39,6 +40,30 @@ def test_equal_to_float64(dtype, rows, cols, batch, density):
     wanted = x.detach().double() @ weight.t() + layer.bias.detach().double()
     dense = (dy.double().t() @ x.double())[mask]
     for got, exact in ((y, wanted), (dx, dy.double() @ weight), (dvalues.flatten()[: len(dense)], dense)):
+        assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("pattern", ["block:16x16", "block:32x64"])
+@pytest.mark.parametrize(("rows", "cols", "batch"), [(48, 100, 37), (1024, 512, 640)])
+def test_blocks_are_equal_to_float64(dtype, pattern, rows, cols, batch):
+    layer = spfde.sparsify(torch.nn.Linear(cols, rows), 0.7, pattern=pattern).to("cuda", dtype)
+    layer.kernel = "cuda"
+    x = torch.randn(batch, cols, device="cuda", dtype=dtype, requires_grad=True)
+    y = layer(x)
+    dy = torch.randn_like(y)
+    dx, dvalues, dbias = torch.autograd.grad(y, (x, layer.values, layer.bias), dy)
+    weight = layer.dense_weight().detach().double()
+    wanted = x.detach().double() @ weight.t() + layer.bias.detach().double()
+    dense = torch.cat([(dy.double().t() @ x.detach().double()).flatten(), weight.new_zeros(1)])  # the last: outside
+    stored = dense[layer.grid.places(layer.positions()).view(-1)]
+    found = (
+        (y, wanted),
+        (dx, dy.double() @ weight),
+        (dvalues[: layer.nnz].flatten(), stored),
+        (dbias, dy.double().sum(0)),
+    )
+    for got, exact in found:
         assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
 
 
