@@ -23,7 +23,7 @@ from spfde.kernels.memory_format import address, memory_format_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Kernel, Prediction, Product, register
 from spfde.kernels.triton.config import has_kernel
-from spfde.kernels.triton.index import triton_index
+from spfde.kernels.triton.index import tile_index
 from spfde.sparse.kernel_index import KernelIndex, slots
 from spfde.sparse.plan import Plan
 
@@ -333,7 +333,7 @@ class Cuda(Kernel):
 
     def index(self, plan: Plan) -> KernelIndex:
         """The plan's index, for blocks that have kernels with the tiles of the weight in each direction."""
-        return triton_index(plan) if _has_tiles(plan) else plan.kernel_index
+        return tile_index(plan) if _has_tiles(plan) else plan.kernel_index
 
     def extends_index(self, plan: Plan) -> bool:
         """Where blocks of this size have kernels and these were built."""

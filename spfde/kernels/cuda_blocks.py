@@ -17,7 +17,7 @@ from spfde.kernels.gpu import Gpu, gpu_at, queue_of
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Prediction, Product
 from spfde.kernels.triton import model
-from spfde.kernels.triton.index import TritonIndex
+from spfde.kernels.triton.index import TileIndex
 from spfde.kernels.triton.launch import uses_tf32
 from spfde.sparse.kernel_index import slots
 from spfde.sparse.tiles import Tiles
@@ -36,7 +36,7 @@ class BlockLinear(Product):
         x: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        index: TritonIndex,
+        index: TileIndex,
         problem: Problem,
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
@@ -47,7 +47,7 @@ class BlockLinear(Product):
         self,
         dy: Tensor,
         values: Tensor,
-        index: TritonIndex,
+        index: TileIndex,
         problem: Problem,
         size: Sequence[int],
         weight: Tensor | None = None,
@@ -55,7 +55,7 @@ class BlockLinear(Product):
         return _product(dy, values, None, index.t_tiles, problem.shape[1], True, "linear")
 
     def weight_grad(
-        self, dy: Tensor, x: Tensor, index: TritonIndex, block: Sequence[int], problem: Problem, bias: bool
+        self, dy: Tensor, x: Tensor, index: TileIndex, block: Sequence[int], problem: Problem, bias: bool
     ) -> tuple[Tensor, Tensor]:
         return _weight_grad(dy, x, index, block, bias, "linear")
 
@@ -76,7 +76,7 @@ def _product(
 
 
 def _weight_grad(
-    dy: Tensor, x: Tensor, index: TritonIndex, block: Sequence[int], bias: bool, flags: str
+    dy: Tensor, x: Tensor, index: TileIndex, block: Sequence[int], bias: bool, flags: str
 ) -> tuple[Tensor, Tensor]:
     dy, x = dy.contiguous(), x.contiguous()
     (batch, rows), cols = dy.shape, x.shape[1]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernels.problems import build
 
 from spfde.kernels.registry import index_for, unpacked
-from spfde.kernels.triton.index import tiles_of, triton_index
+from spfde.kernels.triton.index import tile_index, tiles_of
 from spfde.sparse.tiles import LONG, SHORT, Tiles, build_tiles, stack_of
 
 
@@ -117,9 +117,9 @@ def test_a_plan_builds_its_tiles_when_triton_is_asked_for_and_keeps_them():
     for kernel in ("dense", "reference"):
         assert index_for(plan, kernel) is plan.kernel_index
     assert set(plan.derived) == {"native"}
-    units = triton_index(plan)
+    units = tile_index(plan)
     assert units[:6] == plan.kernel_index
-    assert all(a is b for a, b in zip(triton_index(plan), units, strict=True))
+    assert all(a is b for a, b in zip(tile_index(plan), units, strict=True))
     assert isinstance(units.tiles, Tiles)
     assert unpacked(list(units)) == units
     assert unpacked(list(plan.kernel_index)) == plan.kernel_index

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import spfde
 from spfde.kernels.scatter import scatter
 from spfde.kernels.triton.config import has_kernel
-from spfde.kernels.triton.index import triton_index
+from spfde.kernels.triton.index import tile_index
 from spfde.nn import SparseLayer
 from spfde.sparse.plan import Plan, build_plan
 from spfde.topology import METHODS
@@ -59,7 +59,7 @@ def ask(layer: SparseLayer) -> None:
     """Lets every kind of kernel ask the plan for what it reads."""
     layer.plan.dense_buffer()
     if len(layer.shape) == 2 or has_kernel(layer.plan.block):
-        triton_index(layer.plan)
+        tile_index(layer.plan)
 
 
 def check_fresh(layer: SparseLayer) -> None:

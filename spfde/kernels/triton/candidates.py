@@ -12,7 +12,7 @@ from spfde.kernels.gpu import Config, Gpu
 from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Programs
 from spfde.kernels.triton.config import has_kernel, product_config, weight_grad_config
-from spfde.kernels.triton.index import triton_index
+from spfde.kernels.triton.index import tile_index
 from spfde.kernels.triton.launch import exact
 from spfde.sparse.plan import Plan
 from spfde.sparse.tiles import STACKED
@@ -27,7 +27,7 @@ def launches_to_time(plan: Plan, problem: Problem, dtype: torch.dtype, gpu: Gpu)
     op = "linear" if plan.window.linear else "conv2d"
     if exact(dtype, op) or not has_kernel(plan.block):
         return {}
-    (height, width), index, positions = plan.block, triton_index(plan), problem.positions
+    (height, width), index, positions = plan.block, tile_index(plan), problem.positions
     together, together_back = index.tiles.together, index.t_tiles.together
     outputs, back = height * together, width * together_back
     return {

@@ -23,7 +23,7 @@ from spfde.kernels.epilogue import PLAIN, Epilogue
 from spfde.kernels.gpu import gpu_at
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.epilogue import finish
-from spfde.kernels.triton.index import TritonIndex
+from spfde.kernels.triton.index import TileIndex
 from spfde.kernels.triton.launch import exact, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of, store_blocks, store_sums
@@ -168,7 +168,7 @@ def conv2d_grad_kernel(
     store_blocks(acc, out, at, part, blocks, m, n, HEIGHT, WIDTH, TOGETHER, False)
 
 
-def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TritonIndex, shape: Shape, window: Window) -> Tensor:
+def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TileIndex, shape: Shape, window: Window) -> Tensor:
     """y [batch, out, out_h, out_w] = epilogue(conv2d(x)), in channels_last memory.
 
     x: [batch, channels, height, width]. values: [capacity, R, C]. `pre_act_out` is in channels_last memory.
@@ -181,7 +181,7 @@ def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TritonIndex, s
     return _product(x, values, index.tiles, False, (shape[0], *size), size, window, epilogue)
 
 
-def input_grad(dy: Tensor, values: Tensor, index: TritonIndex, size: Shape, shape: Shape, window: Window) -> Tensor:
+def input_grad(dy: Tensor, values: Tensor, index: TileIndex, size: Shape, shape: Shape, window: Window) -> Tensor:
     """dX [batch, channels, *size] in channels_last memory."""
     if window.linear:
         return _images(spmm.input_grad(_pixels(dy), values, index, shape[1], "conv2d"), dy)
@@ -224,7 +224,7 @@ def _product(
 
 
 def weight_grad(
-    dy: Tensor, x: Tensor, index: TritonIndex, block: Sequence[int], shape: Shape, window: Window, bias: bool
+    dy: Tensor, x: Tensor, index: TileIndex, block: Sequence[int], shape: Shape, window: Window, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
     if window.linear:

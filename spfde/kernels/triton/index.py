@@ -1,4 +1,4 @@
-"""What the Triton kernels read beside the index of a plan: the tiles of a weight, once in each direction."""
+"""What kernels for blocks read beside the index of a plan, Triton's and CUDA C++'s: the tiles of W and of W^T."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spfde.sparse.plan import Plan
 from spfde.sparse.tiles import Tiles, build_tiles, stack_of
 
 
-class TritonIndex(NamedTuple):
+class TileIndex(NamedTuple):
     """`KernelIndex`, then the fields of `Tiles` for the forward product and for the input gradient."""
 
     row_ptr: Tensor
@@ -44,10 +44,10 @@ class TritonIndex(NamedTuple):
         return Tiles(self.t_entry, self.t_work, self.t_split)
 
 
-def triton_index(plan: Plan) -> TritonIndex:
-    """The index of a plan as the Triton kernels read it; its tiles are built when they are first asked for."""
-    first, second = plan.derive("triton", tiles_of)
-    return TritonIndex(*plan.kernel_index, *first, *second)
+def tile_index(plan: Plan) -> TileIndex:
+    """The index of a plan with its tiles, which are built when they are first asked for."""
+    first, second = plan.derive("tiles", tiles_of)
+    return TileIndex(*plan.kernel_index, *first, *second)
 
 
 def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:

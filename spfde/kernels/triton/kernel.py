@@ -18,7 +18,7 @@ from spfde.kernels.scatter import scatter
 from spfde.kernels.triton import model, why_not
 from spfde.kernels.triton.candidates import launches_to_time
 from spfde.kernels.triton.config import has_kernel
-from spfde.kernels.triton.index import TritonIndex, triton_index
+from spfde.kernels.triton.index import TileIndex, tile_index
 from spfde.sparse.kernel_index import KernelIndex
 from spfde.sparse.plan import Plan
 
@@ -33,7 +33,7 @@ class _Linear(Product):
         x: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        index: TritonIndex,
+        index: TileIndex,
         problem: Problem,
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
@@ -47,7 +47,7 @@ class _Linear(Product):
         self,
         dy: Tensor,
         values: Tensor,
-        index: TritonIndex,
+        index: TileIndex,
         problem: Problem,
         size: Sequence[int],
         weight: Tensor | None = None,
@@ -57,7 +57,7 @@ class _Linear(Product):
         return spmm.input_grad(dy, _weights(values, index, problem, weight), index, problem.shape[1])
 
     def weight_grad(
-        self, dy: Tensor, x: Tensor, index: TritonIndex, block: Sequence[int], problem: Problem, bias: bool
+        self, dy: Tensor, x: Tensor, index: TileIndex, block: Sequence[int], problem: Problem, bias: bool
     ) -> tuple[Tensor, Tensor]:
         if not has_kernel(tuple(block)):
             return dense.DenseLinear().weight_grad(dy, x, index, block, problem, bias)
@@ -76,7 +76,7 @@ class _Conv2d(Product):
         x: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        index: TritonIndex,
+        index: TileIndex,
         problem: Problem,
         weight: Tensor | None = None,
         epilogue: Epilogue | None = None,
@@ -90,7 +90,7 @@ class _Conv2d(Product):
         self,
         dy: Tensor,
         values: Tensor,
-        index: TritonIndex,
+        index: TileIndex,
         problem: Problem,
         size: Sequence[int],
         weight: Tensor | None = None,
@@ -101,7 +101,7 @@ class _Conv2d(Product):
         return dx.contiguous(memory_format=memory_format_of(dy))
 
     def weight_grad(
-        self, dy: Tensor, x: Tensor, index: TritonIndex, block: Sequence[int], problem: Problem, bias: bool
+        self, dy: Tensor, x: Tensor, index: TileIndex, block: Sequence[int], problem: Problem, bias: bool
     ) -> tuple[Tensor, Tensor]:
         from spfde.kernels.triton import conv2d
 
@@ -119,7 +119,7 @@ class Triton(Kernel):
     """Triton kernels for blocks with sides of 16, 32, 64 or 128; for linear layers any weight if it is forced."""
 
     name, devices = "triton", ("cuda",)
-    index_type = TritonIndex
+    index_type = TileIndex
     products: ClassVar = {"linear": _Linear(), "conv2d": _Conv2d()}
 
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
@@ -142,9 +142,9 @@ class Triton(Kernel):
         """Those around the computed launch that the GPU can hold."""
         return launches_to_time(plan, problem, dtype, gpu)
 
-    def index(self, plan: Plan) -> TritonIndex:
+    def index(self, plan: Plan) -> TileIndex:
         """The plan's index and the tiles of the weight in each direction."""
-        return triton_index(plan)
+        return tile_index(plan)
 
     def extends_index(self, plan: Plan) -> bool:
         """Where blocks of this size have kernels."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spfde.kernels.gpu import gpu_at
 from spfde.kernels.triton import config
-from spfde.kernels.triton.index import TritonIndex
+from spfde.kernels.triton.index import TileIndex
 from spfde.kernels.triton.launch import exact, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import store_blocks, store_sums
@@ -82,7 +82,7 @@ def reduce_kernel(partial, out, size, parts, ADD: tl.constexpr, LANES: tl.conste
 def weight_grad(
     dy: Tensor,
     x: Tensor,
-    index: TritonIndex,
+    index: TileIndex,
     block: Sequence[int],
     bias: bool,
     out: Tensor | None = None,

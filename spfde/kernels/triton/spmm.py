@@ -14,7 +14,7 @@ from spfde.kernels.epilogue import PLAIN, Epilogue
 from spfde.kernels.gpu import gpu_at
 from spfde.kernels.triton import config
 from spfde.kernels.triton.epilogue import finish
-from spfde.kernels.triton.index import TritonIndex
+from spfde.kernels.triton.index import TileIndex
 from spfde.kernels.triton.launch import exact, launch, precision, upcast
 from spfde.kernels.triton.tuned import launch_of
 from spfde.kernels.triton.walk import block_of, entry_of
@@ -103,13 +103,13 @@ def join_kernel(scratch, split, scale, bias, residual, kept, y, batch, outer, st
 
 
 def forward(
-    x: Tensor, weights: Tensor, epilogue: Epilogue, index: TritonIndex, rows: int, flags: str = "linear"
+    x: Tensor, weights: Tensor, epilogue: Epilogue, index: TileIndex, rows: int, flags: str = "linear"
 ) -> Tensor:
     """y [batch, rows] = epilogue(X W^T); weights: blocks [capacity, R, C], or the dense weight [rows, cols]."""
     return product(x, weights, index.tiles, rows, False, epilogue, flags)
 
 
-def input_grad(dy: Tensor, weights: Tensor, index: TritonIndex, cols: int, flags: str = "linear") -> Tensor:
+def input_grad(dy: Tensor, weights: Tensor, index: TileIndex, cols: int, flags: str = "linear") -> Tensor:
     """dX [batch, cols] = dY W."""
     return product(dy, weights, index.t_tiles, cols, True, flags=flags)
 

@@ -14,7 +14,7 @@ from spfde.kernels.dispatch import rule
 from spfde.kernels.gpu import GPUS
 from spfde.kernels.problem import problem_of
 from spfde.kernels.triton import kernel as triton_kernel
-from spfde.kernels.triton.index import triton_index
+from spfde.kernels.triton.index import tile_index
 from spfde.nn import SparseLinear
 from spfde.sparse.kernel_index import ONE_TAP
 
@@ -68,7 +68,7 @@ def test_linear_layers_equal_to_float64(emulation, rows, cols, batch, block, den
     x, bias = torch.randn(batch, cols).to(dtype), torch.randn(rows).to(dtype)
     values = plan.arrange(layer.values.detach().to(dtype))
     problem = problem_of(plan.shape, x.shape, plan.multiplied, plan.block, ONE_TAP, "cuda", dtype)
-    product, index = cuda.Cuda.products["linear"], triton_index(plan)
+    product, index = cuda.Cuda.products["linear"], tile_index(plan)
 
     y = product.forward(x, values, bias, index, problem)
     expect_close(y, x.double() @ weight.t() + bias.double(), x.double().abs() @ weight.abs().t() + 3)
@@ -86,7 +86,7 @@ def test_linear_layers_equal_to_float64(emulation, rows, cols, batch, block, den
 
 def test_float32_is_exact_unless_torch_lets_it_round(emulation, monkeypatch):
     layer = linear(32, 64, (16, 16), 0.5)
-    x, index = torch.randn(8, 64), triton_index(layer.plan)
+    x, index = torch.randn(8, 64), tile_index(layer.plan)
     problem = problem_of(layer.plan.shape, x.shape, layer.plan.multiplied, (16, 16), ONE_TAP, "cuda", x.dtype)
     exact = x.double() @ layer.dense_weight().detach().double().t()
     errors = []
@@ -99,7 +99,7 @@ def test_float32_is_exact_unless_torch_lets_it_round(emulation, monkeypatch):
 
 def test_a_batch_that_lies_across_memory(emulation):
     layer = linear(32, 48, (16, 16), 0.5)
-    x, index = torch.randn(48, 5).t(), triton_index(layer.plan)
+    x, index = torch.randn(48, 5).t(), tile_index(layer.plan)
     problem = problem_of(layer.plan.shape, x.shape, layer.plan.multiplied, (16, 16), ONE_TAP, "cuda", x.dtype)
     y = cuda.Cuda.products["linear"].forward(x, layer.values.detach(), None, index, problem)
     torch.testing.assert_close(y, x @ layer.dense_weight().detach().t())

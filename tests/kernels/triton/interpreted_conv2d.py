@@ -18,7 +18,7 @@ from spfde.kernels import gpu as gpus
 from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
 from spfde.kernels.scatter import to_dense
 from spfde.kernels.triton import config, index
-from spfde.kernels.triton.index import TritonIndex, tiles_of
+from spfde.kernels.triton.index import TileIndex, tiles_of
 from spfde.sparse.kernel_index import Window
 from spfde.sparse.pattern import Pattern
 from spfde.sparse.plan import Plan
@@ -52,7 +52,7 @@ class Case:
 
         shape, block = self.plan.shape, self.values.shape[1:]
         first, second = tiles_of(self.plan)
-        units = TritonIndex(*self.plan.kernel_index, *first, *second)
+        units = TileIndex(*self.plan.kernel_index, *first, *second)
         return [
             kernels.forward(self.x, self.values, self.epilogue, units, shape, self.window),
             kernels.input_grad(self.dy, self.values, units, self.x.shape[2:], shape, self.window),

@@ -18,7 +18,7 @@ from spfde.kernels import spmm
 from spfde.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue
 from spfde.kernels.scatter import to_dense
 from spfde.kernels.triton import config, interpreting
-from spfde.kernels.triton.index import TritonIndex, triton_index
+from spfde.kernels.triton.index import TileIndex, tile_index
 from spfde.kernels.triton.sddmm import weight_grad
 from spfde.kernels.triton.spmm import forward, input_grad, product
 from spfde.sparse.plan import Plan
@@ -64,12 +64,12 @@ def test_many_more(problem):
     check(problem, "triton")
 
 
-def tiles_of(plan: Plan, together: int) -> TritonIndex:
+def tiles_of(plan: Plan, together: int) -> TileIndex:
     """The index of a plan with so many block rows in a group, whatever the model would choose."""
     (height, width), (rows, cols) = plan.block, plan.grid.shape
     row, col, slot = plan.positions // cols, plan.positions % cols, torch.arange(plan.nnz)
     live = torch.ones(plan.nnz, dtype=torch.bool)
-    return TritonIndex(
+    return TileIndex(
         *plan.kernel_index,
         *build_tiles(row, col, slot, live, (rows, cols), together, stack_of(width)),
         *build_tiles(col, row, slot, live, (cols, rows), together, stack_of(height)),
@@ -101,7 +101,7 @@ def test_dense_tiles_without_weights_are_skipped(dtype, size):
     mask[:64, 3] = mask[size[0] - 1, size[1] - 1] = True
     layer = sparsify(nn.Linear(size[1], size[0]), 0.5)  # any: its index is replaced
     layer = type(layer).from_dense(nn.Linear(size[1], size[0]), mask)
-    weight, units = layer.dense_weight().to(dtype), triton_index(layer.plan)
+    weight, units = layer.dense_weight().to(dtype), tile_index(layer.plan)
     x, dy = randn(9, size[1], dtype=dtype), randn(9, size[0], dtype=dtype)
     y, dx = forward(x, weight, PLAIN, units, size[0]), input_grad(dy, weight, units, size[1])
     close(y, x.double() @ weight.double().t())
@@ -173,7 +173,7 @@ def test_an_activation_keeps_what_is_not_a_number(act):
     plan, values = build((16, 16), None, 1.0, 0, 0, "block:16x16")
     x = randn(3, 16)
     x[1, 4] = float("nan")
-    y = product(x, values.detach(), triton_index(plan).tiles, 16, False, Epilogue(act=act))
+    y = product(x, values.detach(), tile_index(plan).tiles, 16, False, Epilogue(act=act))
     assert torch.isnan(y[1]).all()
     assert not torch.isnan(y[[0, 2]]).any()
 
@@ -182,7 +182,7 @@ def test_an_activation_keeps_what_is_not_a_number(act):
 @pytest.mark.parametrize("add", [False, True])
 def test_weight_gradients_over_parts_of_the_tokens_and_on_top_of_others(batch, add):
     plan, _ = build((40, 70), None, 0.5, 3, 0, "block:32x16")
-    units = triton_index(plan)
+    units = tile_index(plan)
     x, dy = randn(batch, 70), randn(batch, 40, seed=1)
     before = randn(*plan.values_shape, seed=2)
     parts = config.parts(gpus.gpu_at(x.device), units.entry.shape[0] // stack_of(16), batch, 16)
@@ -213,7 +213,7 @@ def test_the_same_bits_twice():
 def test_opcheck(pattern):
     plan, values = build((40, 70), None, 0.4, 1, 0, pattern)
     values = plan.arrange(values).detach().requires_grad_()
-    units, x, dy = list(triton_index(plan)), randn(5, 70).requires_grad_(), randn(5, 40)
+    units, x, dy = list(tile_index(plan)), randn(5, 70).requires_grad_(), randn(5, 40)
     bias = randn(40).requires_grad_()
     opcheck(torch.ops.spfde.spmm.default, (x, values, bias, units, 40, "triton"))
     opcheck(torch.ops.spfde.spmm_input_grad.default, (dy, values.detach(), units, 70, "triton"))

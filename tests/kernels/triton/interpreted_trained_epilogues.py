@@ -22,7 +22,7 @@ from spfde.kernels.recompute import without_saving
 from spfde.kernels.scatter import to_dense
 from spfde.kernels.spmm import spmm_with_epilogue
 from spfde.kernels.triton import config
-from spfde.kernels.triton.index import TritonIndex, tiles_of
+from spfde.kernels.triton.index import TileIndex, tiles_of
 from spfde.sparse.kernel_index import ONE_TAP, Window
 from spfde.sparse.plan import Plan
 
@@ -144,7 +144,7 @@ def test_the_activation_sees_what_its_gradient_will_see(name, dtype):
         given = (t.detach() for t in parts.values())
     x, values, bias, residual = (t.to(dtype) for t in given)
     forward, tiles = conv2d.forward if x.dim() == 4 else spmm.forward, tiles_of(plan)
-    units = TritonIndex(*plan.kernel_index, *tiles[0], *tiles[1])
+    units = TileIndex(*plan.kernel_index, *tiles[0], *tiles[1])
     where = (plan.shape, window) if x.dim() == 4 else (plan.rows,)
     kept = torch.full_like(residual, float("nan"))
     y = forward(x, values, Epilogue(bias, None, residual, "gelu", pre_act_out=kept), units, *where)
@@ -162,7 +162,7 @@ def test_a_tall_tile_is_finished_part_by_part(monkeypatch, act, where):
     monkeypatch.setattr(config, "product_config", lambda *args: tall)
     plan, values = build((200, 48), ONE_TAP, 0.7, 1, 0, "block:128x16")
     values, tiles = values.detach(), tiles_of(plan)
-    units = TritonIndex(*plan.kernel_index, *tiles[0], *tiles[1])
+    units = TileIndex(*plan.kernel_index, *tiles[0], *tiles[1])
     x, bias, rest = images(300, 48), images(200, seed=1), images(300, 200, seed=2)
     kept = torch.empty_like(rest)
     end = Epilogue(bias, None, None if where == "none" else rest, act, where == "after", kept)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spfde.kernels.epilogue import Epilogue
-from spfde.kernels.triton.index import TritonIndex, triton_index
+from spfde.kernels.triton.index import TileIndex, tile_index
 from spfde.sparse.pattern import Grid
 from spfde.sparse.plan import build_plan, index_from_positions
 
@@ -30,13 +30,13 @@ def launches(monkeypatch):
     return made
 
 
-def units(rows: int, cols: int) -> TritonIndex:
+def units(rows: int, cols: int) -> TileIndex:
     """Blocks of 128x128: a full first row, which is cut where it is long, and the first column."""
     grid = Grid(rows, cols, 1, (128, 128))
     high, wide = grid.shape
     positions = torch.cat([torch.arange(wide), torch.arange(high) * wide]).unique()
     index = index_from_positions(positions, high, wide, len(positions))
-    return triton_index(build_plan(index, (rows, cols), grid=grid))
+    return tile_index(build_plan(index, (rows, cols), grid=grid))
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
