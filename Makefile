@@ -61,7 +61,7 @@ $(OLD)/.installed:
 # Models of other libraries and other people's trainers, each in an environment of its own that sees .venv's packages and
 # leaves them as they are. $(TORCH) once more: what they import may be made for one torch. ONLY='-k bert' tries a part.
 test-models: setup build/models/.installed
-	build/models/bin/python -m pytest tests/models_sweep/sweep.py $(PARALLEL) $(ONLY)
+	build/models/bin/python -m pytest tests/models_sweep/sweep.py tests/models_sweep/tied.py $(PARALLEL) $(ONLY)
 
 test-integrations: setup build/integrations/.installed
 	build/integrations/bin/python -m pytest tests/integrations tests/integrations/examples.py tests/integrations/typed.py $(PARALLEL) $(ONLY)

@@ -237,6 +237,6 @@ def _why_dense(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> str:
     elif reason is None and not trained:
         reason = UNTRAINED
     if reason is not None:
-        return f"not converted: {reason}{tied}"
+        return f"not converted: {reason}{'' if reason.startswith('tied') else tied}"
     problem = problem_of(entry, owners)
     return "not converted" if problem is None else f"not converted: {problem.subject} {problem.got}"

@@ -37,7 +37,8 @@ def sparsify(
     and what `spfde.convert.register` made known.
 
     Biases stay the same Parameters; weights become `values`, so build the optimizer afterwards. A layer whose weight
-    has requires_grad False (fixed, or frozen) stays dense. A bare layer is converted whatever `distribution` and
+    has requires_grad False (fixed, or frozen) stays dense, and so does one that shares its weight with something else
+    (a head tied to its embedding); they stay tied. A bare layer is converted whatever `distribution` and
     `exclude` say, and returned as a new module; one that is not trained is refused.
 
     Args:
@@ -64,9 +65,9 @@ def sparsify(
             execution ("uniform"), or instead of data ("synflow").
 
     Raises:
-        ValueError: an argument is out of range or contradicts the pattern; layers are subclasses, parametrized, hooked,
-            tied or already sparse (all named, with what to do); nothing is left to convert; the distribution names a
-            layer that is not trained; data and loss_fn are missing, in vain, or give no finite scores. The model is
+        ValueError: an argument is out of range or contradicts the pattern; layers are subclasses, parametrized, hooked
+            or already sparse (all named, with what to do); nothing is left to convert; the distribution names a layer
+            that is tied or not trained; data and loss_fn are missing, in vain, or give no finite scores. The model is
             unchanged then.
         TypeError: model is not a torch.nn.Module, sparsity no number, or `exclude` holds something else.
     """

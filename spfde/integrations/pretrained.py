@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 def save_pretrained(model: Any, directory: str | Path, **options: Any) -> None:
     """Save a sparse model as it is; `config.spfde` says which layers are sparse, how, and by how much.
 
+    `config.spfde_tied` has the names of Parameters that are one, whatever transformers would tie by its config.
+
     options: those of the model's own `save_pretrained`.
     """
     model.config.spfde = {
         name: _described(layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)
     }
+    model.config.spfde_tied = _tied(model)
     if "save_original_format" in signature(model.save_pretrained).parameters:  # it would take packed experts apart
         options.setdefault("save_original_format", False)
     model.save_pretrained(directory, **options)
@@ -49,10 +52,10 @@ def from_pretrained(kind: Any, directory: str | Path) -> Any:
             " one, or spfde.integrations.hf.save_pretrained to save a sparse one"
         )
     model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    _tie(model, config.spfde_tied)
     _convert(model, layers)
     lost, odd = model.load_state_dict(_weights(path), strict=False)
-    model.tie_weights()
-    shared = _unsaved(model)
+    shared = {name for names in _tied(model) if not {*names} <= {*lost} for name in names}
     lost = [name for name in lost if name not in shared]
     if lost or odd:
         raise ValueError(f"expected the weights of {kind.__name__} in {path}, got a difference in {(lost or odd)[:3]}")
@@ -80,10 +83,26 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(path / file).items()}
 
 
-def _unsaved(model: Any) -> set[str]:
-    """Names of parameters that are the same as others, of which a file holds one."""
-    seen: dict[int, str] = {}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name for name, p in every if seen.setdefault(id(p), name) != name} | {
-        first for name, p in model.named_parameters(remove_duplicate=False) if (first := seen[id(p)]) != name
-    }
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each Parameter that has several, of which a file holds one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _tie(model: nn.Module, groups: Iterable[Sequence[str]]) -> None:
+    """Make Parameters of a dense model one in these groups, and in no others."""
+    for _, *others in _tied(model):
+        for name in others:
+            own = model.get_parameter(name)
+            _assign(model, name, nn.Parameter(own.detach().clone(), own.requires_grad))
+    dense = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # no values of a shared sparse layer
+    for first, *others in groups:
+        for name in others if first in dense else ():
+            _assign(model, name, model.get_parameter(first))
+
+
+def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, parameter)

@@ -16,9 +16,8 @@ class GPT(nn.Module):
     No dropout. Parameters: 124,439,808 (GPT-2: dim 768, depth 12, 12 heads, vocabulary 50257, context 1024),
     10,745,088 (mini: dim 384, depth 6, 6 heads, vocabulary 65, context 256, no biases; without positions 10,646,784).
 
-    `head` shares its weight with `token` unless `tied` is False. A tied weight cannot be sparse: spfde.sparsify keeps
-    the head dense in its "uniform" distribution, elsewhere it says to exclude it. A tied `token` is not frozen with
-    the first block, it stays active with the head.
+    `head` shares its weight with `token` unless `tied` is False. A tied weight stays dense in spfde.sparsify. A tied
+    `token` is not frozen with the first block, it stays active with the head.
 
     Args:
         dim: width of a token.

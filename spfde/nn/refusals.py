@@ -19,6 +19,7 @@ from spfde.nn.weighted import Weighted
 Rule = str | type[nn.Module]
 NAMED = 3  # layers that a sentence names of those with one problem
 GROUPS = 8  # problems that a refusal tells apart
+UNTYING = "layer.weight = torch.nn.Parameter(layer.weight.detach().clone()) to untie them"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,14 @@ def problem_of(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> Problem 
         return problem("a layer that owns its weight Parameter", "with a computed weight")
     names = owners[id(weight)]
     if len(names) > 1:
-        return problem("every weight to have one owner", "tied", subject=" and ".join(names))
+        return problem("every weight to have one owner", "tied", UNTYING, subject=" and ".join(names))
     return None
+
+
+def tie_of(entry: Weighted, owners: Mapping[int, Sequence[str]]) -> str | None:
+    """What else has the weight of a layer; None if nothing has. owners: the names of each Parameter, by its id."""
+    names = [name.removesuffix(".weight") for name in owners.get(id(entry.module._parameters.get("weight")), ())]
+    return " and ".join(name for name in names if name != entry.name) or None
 
 
 def owners_of(model: nn.Module) -> dict[int, list[str]]:
@@ -175,17 +182,21 @@ def pattern_of(name: str, stay: Iterable[str]) -> str:
 
 
 def nothing_to_convert(
-    entries: Sequence[Weighted], why: Mapping[nn.Module, str], convertible: Mapping[str, Sequence[Weighted]]
+    entries: Sequence[Weighted],
+    why: Mapping[nn.Module, str],
+    convertible: Mapping[str, Sequence[Weighted]],
+    tied: Sequence[Weighted],
 ) -> ValueError:
     """What the model has, why none of it is taken, and what of all advice leads on.
 
     why: the reason of each layer that has a sparse form. convertible: by advice, the layers that it would convert.
+    tied: the layers that untying would convert.
     """
     counts = Counter(f"{e.kind} ({why.get(e.module) or _no_form(e)})" for e in entries)
     has = ", ".join(f"{count} {what}" for what, count in counts.most_common())
     got = f"got none: the model has {has or 'no weights'}"
     ways = [f"{way}, which converts {_counted(found)}" for way, found in convertible.items() if found]
-    ways = ways or [way for way in [_registering((), entries)] if way]
+    ways = ways or [way for way in [_registering((), entries), UNTYING if tied else ""] if way]
     advice = f"try {', or '.join(ways)}" if ways else f"try a model with a trained {names_of_kinds()} of its own"
     return ValueError(f"expected at least one {names_of_kinds()} to convert, {got}, {advice}")
 

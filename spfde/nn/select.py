@@ -15,7 +15,7 @@ from spfde._modules import eval_mode, run
 from spfde._names import unknown
 from spfde.nn.kinds import has_kind, sparse_form
 from spfde.nn.layer import SparseLayer
-from spfde.nn.refusals import Rule, nothing_to_convert, owners_of, problem_of, refusal
+from spfde.nn.refusals import Rule, nothing_to_convert, owners_of, problem_of, refusal, tie_of
 from spfde.nn.retired import retire
 from spfde.nn.weighted import Weighted, is_trained, note_dense, weighted
 
@@ -78,8 +78,11 @@ def select(
         for module, reason in _ends(model, entries, example_input).items():
             if has_kind(module):
                 dense.setdefault(module, reason)
-    chosen = [entry for entry in candidates if entry.module not in dense]
     owners = owners_of(model)
+    ties = {e.module: f"tied to {tie}" for e in candidates if (tie := tie_of(e, owners)) is not None}
+    if named is None and not bare:
+        dense = ties | dense
+    chosen = [entry for entry in candidates if entry.module not in dense]
     whole = [e for e in candidates if problem_of(e, owners) is None]
     ends = [e for e in whole if dense.get(e.module) in (FIRST, LAST)]
     if not chosen:
@@ -88,7 +91,8 @@ def select(
             "requires_grad_() on the weights that are to be sparse": [e for e in whole if dense[e.module] is UNTRAINED],
             "fewer exclusions": [e for e in whole if dense[e.module] is EXCLUDED],
         }
-        raise nothing_to_convert(entries, dense, convertible)
+        tied = [e for e in candidates if dense[e.module] == ties.get(e.module)]
+        raise nothing_to_convert(entries, dense, convertible, tied)
     problems = [problem for entry in chosen if (problem := problem_of(entry, owners)) is not None]
     if named is None and not bare and len(problems) < len(chosen):
         left = {problem.layer: problem.got for problem in problems if isinstance(problem.layer, LEFT_DENSE)}

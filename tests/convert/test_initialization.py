@@ -218,7 +218,7 @@ def test_attention_and_tokens(name):
     tokens, wanted = torch.randint(0, 16, (2, 8)), torch.randint(0, 16, (2, 8))
     loss_fn = lambda output, y: cross_entropy(output.flatten(0, 1), y.flatten())  # noqa: E731
     gpt = [GPT(dim=16, depth=1, heads=2, vocab_size=16, context=8) for _ in range(2)]  # head tied to the embedding
-    options = dict(sparsity=0.8, distribution="erk", exclude=["head"])
+    options = dict(sparsity=0.8, distribution="erk")
     by_data = spfde.sparsify(gpt[0], **options, init=quick(name), data=(tokens, wanted), loss_fn=loss_fn)
     assert sizes(by_data) == sizes(spfde.sparsify(gpt[1], **options))
 

@@ -166,16 +166,6 @@ def test_a_shared_module_is_converted_once_and_stays_shared():
     torch.testing.assert_close(spfde.densify(copy.deepcopy(model))(x), model(x))
 
 
-def test_tied_weights_are_refused_by_name():
-    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False))
-    model[2].weight = model[0].weight
-    before = {name: type(m) for name, m in model.named_modules()}
-    with pytest.raises(ValueError, match="expected every weight to have one owner, got 0.weight and 2.weight tied"):
-        spfde.sparsify(model, 0.5, distribution="erk")
-    assert {name: type(m) for name, m in model.named_modules()} == before
-    assert set(counts(spfde.sparsify(model, 0.5, distribution="erk", exclude=["2"]))) == {"1"}
-
-
 class MyLinear(nn.Linear):
     def forward(self, x):
         return super().forward(x) + 1

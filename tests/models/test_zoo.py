@@ -185,12 +185,9 @@ def test_depthwise_convolutions_can_be_sparse_or_excluded():
     assert isinstance(model.blocks[3].expand[0], SparseConv2d)
 
 
-def test_a_tied_head_is_refused_by_name_and_left_alone_by_default():
-    model = CASES["gpt"].make()
-    with pytest.raises(ValueError, match=r"token.weight and head.weight tied, try exclude=\('head',\)"):
-        spfde.sparsify(model, 0.5, distribution="erk")
-    spfde.sparsify(model, 0.5, distribution="erk", exclude=("head",))
-    assert model.head.weight is model.token.weight
+def test_a_tied_head_stays_dense():
+    model = spfde.sparsify(CASES["gpt"].make(), 0.5, distribution="erk")
+    assert isinstance(model.blocks[0].mlp.fc1, SparseLinear) and model.head.weight is model.token.weight
     free = models.GPT(24, 2, heads=3, vocab_size=31, context=16, tied=False)
     spfde.sparsify(free, 0.5, distribution="erk")
     assert isinstance(free.head, SparseLinear)

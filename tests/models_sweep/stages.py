@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from models_sweep.definition import Definition
@@ -31,10 +32,10 @@ from spfde.nn.packed import unpack
 SPARSITY = 0.8
 
 
-def sparse_of(definition: Definition) -> tuple[nn.Module, nn.Module]:
-    """The dense model and a sparse copy of it."""
+def sparse_of(definition: Definition, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """The dense model and a sparse copy of it. options: those of spfde.sparsify."""
     dense = unpack(definition.model()).model  # attention's projections by the names that sparse ones have
-    sparse = spfde.sparsify(copy.deepcopy(dense), SPARSITY)
+    sparse = spfde.sparsify(copy.deepcopy(dense), SPARSITY, **options)
     assert sparse_layers(sparse)
     return dense, sparse
 
