@@ -60,7 +60,7 @@ LAYERS = {
     "plain": lambda: Std(6, 8, 3, padding=1),
     "gained": lambda: Std(6, 8, 3, padding=1, gained=True, bias=False),
     "strided": lambda: Std(5, 7, (3, 2), stride=2, padding=(2, 1), dilation=(1, 2), gained=True),
-    "grouped": lambda: Std(6, 8, 3, padding=1, groups=2, gained=True),
+    "grouped": lambda: Std(8, 24, 3, padding=1, groups=2, gained=True),
     "depthwise": lambda: Std(6, 6, 3, padding=1, groups=6),
     "pointwise": lambda: Std(6, 8, 1, stride=2),
     "same mode": lambda: Std(6, 8, 3, padding="same", gained=True),
