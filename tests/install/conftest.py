@@ -33,7 +33,7 @@ def python():
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     return run
