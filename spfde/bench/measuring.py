@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
+from math import inf
 
 import torch
 
@@ -79,20 +81,47 @@ def run(
     groups: Sequence[Group],
     save: Callable[[Record], object] = lambda record: None,
     say: Callable[[int, Group], object] = lambda index, group: None,
+    passes: int = 1,
+    limit: timing.TimeLimit | None = None,
 ) -> Record:
     """Times the groups and saves what there is after each of them, so that an interruption loses one group.
 
+    passes: how many times over, everything made anew: then memory lies elsewhere, and a busy moment of the machine
+    reaches few of a row's rounds. limit: a further pass is begun only where it is expected to end in time.
     say: told a group's number and the group before it is timed.
     """
+    limit = limit or timing.TimeLimit(inf)
+    found: list[list[Row]] = [[] for _ in groups]
     save(record)
-    for index, group in enumerate(groups):
-        say(index, group)
-        with _threads(group), precision(group.dtype):
-            record = record.with_rows(measure(group, record.repeats))
-        save(record)
+    start = limit.clock()
+    for number in range(passes):
+        if number and not limit.allows((limit.clock() - start) / number):
+            break
+        for index, group in enumerate(groups):
+            say(index, group)
+            with _threads(group), precision(group.dtype):
+                rows = measure(group, record.repeats)
+            found[index] = joined(found[index], rows) if number else rows
+            record = replace(record, rows=tuple(chain.from_iterable(found)))
+            save(record)
+        record = replace(record, passes=number + 1)
     record = replace(record, finished=True)
     save(record)
     return record
+
+
+def joined(rows: Sequence[Row], more: Sequence[Row]) -> list[Row]:
+    """The rows of a group with the rounds of another pass; a part that ran in one of them alone keeps those it has."""
+    uneven = {part for old, new in zip(rows, more, strict=True) for part in old.seconds.keys() ^ new.seconds.keys()}
+    return [
+        replace(
+            old,
+            seconds={
+                part: times if part in uneven else times + new.seconds[part] for part, times in old.seconds.items()
+            },
+        )
+        for old, new in zip(rows, more, strict=True)
+    ]
 
 
 def measure(group: Group, repeats: int) -> list[Row]:

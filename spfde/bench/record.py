@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,7 +72,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """A run of `spfde bench`. finished: whether it came to its end. machine: see `spfde.env.report`."""
+    """A run of `spfde bench`. finished: whether it came to its end. machine: see `spfde.env.report`.
+
+    repeats: rounds of each pass over everything. passes: those that came to their end.
+    """
 
     machine: Mapping[str, Any]
     date: str
@@ -80,12 +83,9 @@ class Record:
     repeats: int
     rows: tuple[Row, ...] = ()
     finished: bool = False
+    passes: int = 0
     format: str = FORMAT
     version: int = VERSION
-
-    def with_rows(self, rows: Sequence[Row]) -> Record:
-        """This record and more rows."""
-        return replace(self, rows=(*self.rows, *rows))
 
     def baseline(self, row: Row, part: str) -> Row | None:
         """The fastest dense row beside a row, by its part; None where none was timed."""

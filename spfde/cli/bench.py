@@ -13,16 +13,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spfde import bench as benching
 from spfde import env
 from spfde._files import check_writable
-from spfde.bench import Group, Layer, Network, Record, changes, layers_of, load, run, workload
+from spfde.bench import Group, Layer, Network, Record, layers_of, load, workload
 from spfde.bench.measuring import check_device
-from spfde.cli.bench_text import changes_table, subject_table
+from spfde.cli.bench_run import PATIENCE, compare, conclude, measured
 from spfde.cli.device_profile import Training, write_profile
 from spfde.cli.terminal import steady
 from spfde.sparse.pattern import Pattern
@@ -38,8 +36,8 @@ LINEAR, BATCH, PATTERN, DTYPE, SPARSITIES, SECONDS = (
     (0.8, 0.9, 0.95),
     500.0,
 )
-KEPT = "rows that are done"
-WIDE, NARROW = 150, 110  # columns that all of a table, and its least part, have room in
+PASSES = 4
+WIDE = 150  # columns that all of a table has room in
 
 
 def _option(text: str, *default: object, **limits: Any) -> Any:
@@ -83,6 +81,9 @@ def bench(
         str, typer.Option(help="wall, or processor: what one thread had of the CPU, where others use it too.")
     ] = "wall",
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
+    passes: Annotated[
+        int, typer.Option(min=1, help=f"How often to make and time everything anew, if {PATIENCE:.0f} seconds suffice.")
+    ] = PASSES,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="A file that --json wrote: say what differs; exit 1 if anything got slower.")
@@ -147,10 +148,10 @@ def bench(
     console = steady(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)  # a file or a pipe has no edge
-    record = _measured(console, record, groups, json)
-    _conclude(console, record, json)
+    record = measured(console, record, groups, passes, json)
+    conclude(console, record, json)
     if before is not None:
-        _compare(console, before, record)
+        compare(console, before, record)
 
 
 def _subjects(
@@ -171,63 +172,6 @@ def _subjects(
 def _sparsities(pattern: str, given: Sequence[float] | None) -> tuple[float, ...]:
     fixed = Pattern.parse(pattern).sparsity
     return tuple(given or (SPARSITIES if fixed is None else [fixed]))
-
-
-def _measured(console: Console, record: Record, groups: Sequence[Group], json: Path | None) -> Record:
-    """The record with the groups; tables are shown as they come, and what is done is kept when it is stopped."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    task = bar.add_task("", total=len(groups))
-    shown = 0
-
-    def say(index: int, group: Group) -> None:
-        bar.update(task, completed=index, description=str(group))
-
-    def save(now: Record) -> None:
-        nonlocal record, shown
-        record = now
-        if json is not None:
-            now.save(json)
-        for title, table in subject_table(now, now.rows[shown:], console.width >= NARROW):
-            console.print(title, markup=False, soft_wrap=True)
-            console.print(table)
-        shown = len(now.rows)
-
-    try:
-        with bar:
-            return run(record, groups, save, say)
-    except KeyboardInterrupt:
-        kept = f", in {json}" if json is not None else ""
-        console.print(f"stopped; {len(record.rows)} {KEPT}{kept}", markup=False, soft_wrap=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
-
-
-def _conclude(console: Console, record: Record, json: Path | None) -> None:
-    lines = [f"not timed: {row.subject} {row.variant} {row.sparsity:g}: {part}: {why}"
-             for row in record.rows for part, why in row.absent.items()]  # fmt: skip
-    lines += [each for each in (record.noise(),) if each is not None]
-    lines += [f"timings: {json}"] if json is not None else []
-    for line in dict.fromkeys(lines):
-        console.print(line, markup=False, soft_wrap=True)
-    if not any(row.seconds for row in record.rows):
-        raise typer.Exit(1)
-
-
-def _compare(console: Console, before: Record, now: Record) -> None:
-    found = changes(before, now)
-    console.print(changes_table(found, before, now))
-    slower = [each for each in found if each.slower]
-    differs = [name for name in ("cpu", "gpu", "torch") if before.machine.get(name) != now.machine.get(name)]
-    for name in differs:
-        console.print(f"another {name}: {before.machine.get(name)}, now {now.machine.get(name)}", markup=False)
-    console.print(
-        f"{len(slower)} of {len(found)} got slower beyond noise (changes below {found[0].resolution:.0%} are none)",
-        markup=False,
-    )
-    if slower:
-        raise typer.Exit(1)
 
 
 def layer_spec(given: dict[str, Any]) -> LayerSpec:

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from spfde import bench, cli
 from spfde.bench import layer_variants, measuring
+from spfde.tuning.timing import TimeLimit
 
-TINY = "--linear 32x48 --batch 4 --repeats 2 --device cpu --sparsity 0.5"
+TINY = "--linear 32x48 --batch 4 --repeats 2 --passes 1 --device cpu --sparsity 0.5"
 
 
 def spfde(arguments, columns=200):
@@ -27,7 +28,7 @@ def told(arguments):
 def test_help_names_every_flag():
     text = re.sub(r"\s+", " ", spfde("--help").output.replace("│", " "))
     flags = "model linear conv input batch size layers pattern sparsity dtype device threads kernels compiled repeats"
-    for flag in f"{flags} json against tune table seconds".split():
+    for flag in f"{flags} passes json against tune table seconds".split():
         assert f"--{flag} " in text
 
 
@@ -47,14 +48,16 @@ def test_a_table_and_a_file(tmp_path):
 
 
 def test_a_narrow_terminal_cuts_no_figure():
-    result = spfde("--conv 16x8x3x3@4 --batch 1 --repeats 1 --device cpu --sparsity 0.95", columns=80)
+    result = spfde("--conv 16x8x3x3@4 --batch 1 --repeats 1 --passes 1 --device cpu --sparsity 0.95", columns=80)
     assert result.exit_code == 0, result.output
     assert len(re.findall(r"\d+\.\d\dx", result.output)) >= 12
 
 
 def test_a_network_and_its_layers(tmp_path):
     path = tmp_path / "net.json"
-    result = spfde(f"--model resnet20 --size 8 --batch 2 --repeats 1 --sparsity 0.9 --device cpu --json {path}")
+    result = spfde(
+        f"--model resnet20 --size 8 --batch 2 --repeats 1 --passes 1 --sparsity 0.9 --device cpu --json {path}"
+    )
     assert result.exit_code == 0, result.output
     kept = bench.load(path)
     network = [row for row in kept.rows if row.kind == "network"]
@@ -178,6 +181,51 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path, monkeypatch):
     assert result.exit_code == 130 and f"stopped; 2 rows that are done, in {path}" in result.output
     kept = bench.load(path)
     assert not kept.finished and len(kept.rows) == 2
+
+
+def test_another_pass_adds_rounds_with_everything_made_anew(monkeypatch):
+    made, makers = [], bench.Group.makers
+    monkeypatch.setattr(bench.Group, "makers", lambda group: made.append(group) or makers(group))
+    groups = [bench.Group(bench.linear("8x8", 2), (0.5,)), bench.Group(bench.linear("8x4", 2), (0.5,))]
+    saved = []
+    record = bench.run(bench.Record({}, "", "", 2), groups, saved.append, passes=3)
+    assert record.finished and record.passes == 3 and len(record.rows) == 4
+    assert all(len(times) == 6 for row in record.rows for times in row.seconds.values())
+    assert [(len(each.rows), each.passes) for each in saved] == [
+        (0, 0),
+        (2, 0),
+        (4, 0),
+        (4, 1),
+        (4, 1),
+        (4, 2),
+        (4, 2),
+        (4, 3),
+    ]
+    assert made == 3 * groups
+
+
+def test_a_pass_that_would_end_too_late_is_not_begun():
+    now = iter(range(0, 1000, 10))
+    limit = TimeLimit(25, clock=lambda: next(now))  # each look at the clock takes ten seconds
+    record = bench.run(
+        bench.Record({}, "", "", 1), [bench.Group(bench.linear("8x8", 2), (0.5,))], passes=9, limit=limit
+    )
+    assert record.finished and record.passes == 1
+
+
+def test_a_part_that_failed_in_one_pass_keeps_the_rounds_of_the_other():
+    def rows(**sparse):
+        dense = {"forward": (1.0,), "step": (3.0,)}
+        named = {"dense contiguous": dense, "auto": sparse}
+        return [bench.Row("a", "layer", name, "float32", 1, "cpu", seconds=seconds) for name, seconds in named.items()]
+
+    whole, broken = rows(forward=(2.0,), step=(4.0,)), rows(forward=(2.5,))
+    for first, second in ((whole, broken), (broken, whole)):
+        dense, sparse = measuring.joined(first, second)
+        assert dense.seconds == {"forward": (1.0, 1.0), "step": (3.0,)}
+        assert sparse.seconds == {"forward": first[1].seconds["forward"] + second[1].seconds["forward"]} | (
+            {"step": (4.0,)} if first is whole else {}
+        )
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
