@@ -98,7 +98,7 @@ def _epilogue(
     """What makes the epilogue, None where the parts must run one by one; of `rest` as FusedNormAct2d takes it."""
     if layer.dispatch_key in names() and not get(layer.dispatch_key).products[_OPS[type(layer)]].fuses_epilogue:
         return None
-    if _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None or "transform" in layer._modules:
+    if _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None or layer.detour:
         return None
     add = then if then in ADDITIONS else add
     if then in ADDITIONS or residual is not None:

@@ -125,3 +125,7 @@ class _Average:
         values = self.layer.values
         self.positions, self.factor = state["positions"].to(values.device), 1.0
         self.values = state["values"].to(values.device, values.dtype)
+
+    def harden(self, order: Tensor) -> None:
+        """Permutes as the model's layer."""
+        self.layer._lineage.harden(order)

@@ -54,11 +54,23 @@ def orders_of(plan: Plan) -> tuple[Order, Order]:
     """The order of W, and of W transposed."""
     index, (rows, cols) = plan.kernel_index, plan.shape[:2]
     height = plan.block[0]
-    first = _order(-(-rows // height), cols, height, index.row_ptr, index.col, None)
+    col, perm = index.col, None
+    if height > 1 and plan.grid.order is not None:
+        col, perm = _ascending(index.row_ptr, col, cols)
+    first = _order(-(-rows // height), cols, height, index.row_ptr, col, perm)
     if height > 1:
         empty = index.col.new_empty(0)
         return first, Order(empty, empty, empty, empty)
     return first, _order(cols, rows, 1, index.t_row_ptr, index.t_col, index.t_perm)
+
+
+def _ascending(row_ptr: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor]:
+    """The columns of units in any order, ascending within each row, and which unit each is of."""
+    live = int(row_ptr[-1])
+    row = torch.repeat_interleave(torch.arange(len(row_ptr) - 1), row_ptr.diff(), output_size=live)
+    perm = torch.arange(len(col), dtype=torch.int32)
+    perm[:live] = torch.sort(row * cols + col[:live], stable=True).indices
+    return col[perm], perm
 
 
 def _order(rows: int, cols: int, height: int, row_ptr: Tensor, col: Tensor, perm: Tensor | None) -> Order:

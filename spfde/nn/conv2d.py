@@ -83,8 +83,13 @@ class SparseConv2d(SparseLayer):
             return node
         if self._pads_or_thins:
             x = self._prepared(x)
+        if "permutation" in self._modules and (outer := self._outer()) is not None:
+            return outer(x, self.bias, self._product)
+        return self._product(x, self.bias)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         values = self.values if "transform" not in self._modules else self._effective()
-        y = conv2d(x, values, self.plan, self.bias, self._dispatch_key)
+        y = conv2d(x, values, self.plan, bias, self._dispatch_key)
         if self._grad_probe is not None:
             self._attach_probe(x, y)
         return y

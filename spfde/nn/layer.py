@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from spfde.kernels.problem import KernelChoice, problem_of
 from spfde.kernels.scatter import dense_weight
 from spfde.nn.guard import Parameters, check_reader, guarded, only_read
 from spfde.nn.indexed import Indexed, Stored
+from spfde.nn.permutation import Permutation
 from spfde.sparse.kernel_index import ONE_TAP, Window
 
 
@@ -90,6 +92,60 @@ class SparseLayer(Indexed, ABC):
         """The weights that the forward uses: `values`, through the submodule `transform` if there is one."""
         transform = self._modules.get("transform")
         return self.values if transform is None else transform(self.values)
+
+    # ---- a permutation of its inputs or outputs -------------------------------------------------------------------
+
+    @property
+    def detour(self) -> str:
+        """Why its forward is more than the product by `values`, which others could call by themselves; else empty."""
+        if "transform" in self._modules:
+            return "its weights are made anew by a transform"
+        return "" if self._outer() is None else "its inputs or outputs are permuted beside the product"
+
+    def permute(self, permutation: Permutation) -> None:
+        """Multiplies by the stored weight through a permutation from now on (see `spfde.topology.permute`)."""
+        self.permutation = permutation
+        self.register_load_state_dict_post_hook(_permuted_anew)
+        self._build_plan(self.positions())
+
+    def harden(self, order: Tensor) -> None:
+        """Makes the permutation that is learned the index `order` [n] (int64), a permutation of 0 to n - 1."""
+        positions = self.positions()
+        self.permutation.harden(order)
+        self._build_plan(positions)
+        self._lineage.hardened(order)
+
+    def _outer(self) -> Permutation | None:
+        """The permutation that is applied beside the product: one that is an index may be in the plan's."""
+        return self._modules.get("permutation") if self.grid.order is None else None
+
+    def _build_plan(self, positions: Tensor | None = None) -> None:
+        permutation = self._modules.get("permutation")
+        order = None if permutation is None else self._in_the_index(permutation)
+        if order is self.grid.order:
+            super()._build_plan(positions)
+            return
+        before, self._plan = self._plan, None  # what its kernels read may be the index: not to be written over
+        self.grid = replace(self.grid, order=order)
+        super()._build_plan(positions)
+        if self._plan is not None and before is not None:
+            self._plan.last_seen, self._plan.topology_version = before.last_seen, before.topology_version + 1
+
+    def _in_the_index(self, permutation: Permutation) -> Tensor | None:
+        """The order of the inputs, where kernels read any column: the others' blocks have neighbouring ones."""
+        free = self.grid.block[0] == 1 or len(self.shape) == 2
+        fits = permutation.hard and permutation.side == "inputs" and permutation.order.is_cpu and free
+        return permutation.order if fits else None
+
+    def as_dense(self, weight: Tensor) -> Tensor:
+        """A stored weight as torch has the layer's: a view, unless it is permuted."""
+        outer = self._outer()
+        return super().as_dense(weight if outer is None else outer.of_weight(weight.view(self.shape)))
+
+    def rows_first(self, dense: Tensor) -> Tensor:
+        """A dense weight as it is stored, the other way round."""
+        outer, weight = self._outer(), super().rows_first(dense)
+        return weight if outer is None else outer.of_stored(weight)
 
     # ---- which kernel runs ----------------------------------------------------------------------------------------
 
@@ -203,6 +259,14 @@ class SparseLayer(Indexed, ABC):
         super().__setstate__(state)
         self._settle_dispatch_key()
 
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        permutation, name = self._modules.get("permutation"), prefix + "permutation."
+        if permutation is not None:
+            if permutation.problem(state_dict.get(name + "order"), state_dict.get(name + "soft")):
+                return  # which it will tell by itself
+            permutation.stays = prefix + "weight" in state_dict and prefix + "values" not in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _traced(self, x: Any) -> Any:
         """A call of this layer in the graph that torch.fx traces, as of any layer of torch's own, else None."""
         if isinstance(x, Proxy) and isinstance(x.tracer, Tracer):
@@ -221,3 +285,8 @@ class SparseLayer(Indexed, ABC):
     def _shared_repr(self) -> str:
         stored = f"nnz={self.nnz}, sparsity={self.sparsity:.4g}, pattern={self.pattern}"
         return f"{stored}, kernel={self.kernel}, bias={self.bias is not None}"
+
+
+def _permuted_anew(layer: SparseLayer, _: Any) -> None:
+    """After a state_dict: submodules are loaded after the layer itself."""
+    layer._build_plan()

@@ -41,6 +41,9 @@ class Follower(Protocol):
     def reserve(self, capacity: int) -> None:
         """Takes over the room for `capacity` blocks that the layer now has."""
 
+    def harden(self, order: Tensor) -> None:
+        """Takes over the order [n] (int64) that the layer's learned permutation became."""
+
 
 class _Values(NamedTuple):
     """What changes when values are written."""
@@ -130,6 +133,11 @@ class Lineage:
         for follower in list(self.followers):
             follower.reserve(capacity)
 
+    def hardened(self, order: Tensor) -> None:
+        """The layer's learned permutation became an index."""
+        for follower in list(self.followers):
+            follower.harden(order)
+
     @property
     def led(self) -> bool:
         """Whether anything follows the layer, or is its copy."""
@@ -172,6 +180,13 @@ class Lineage:
         if layer is not None and not layer.row_ptr.is_meta:
             self.mend(layer)
             layer.enlarge(capacity)
+
+    def harden(self, order: Tensor) -> None:
+        """Makes the permutation of the layer the same index."""
+        layer = self.owner and self.owner()
+        if layer is not None and not layer.row_ptr.is_meta:
+            self.mend(layer)
+            layer.harden(order.to(layer.values.device))
 
     def suspect(self) -> None:
         """The origin moved away: from now on the layer's values must not be written slot by slot."""

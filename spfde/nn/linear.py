@@ -118,6 +118,11 @@ class SparseLinear(SparseLayer):
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T plus any bias: `forward`, and what a parent computes with `weight` by itself."""
+        if "permutation" in self._modules and (outer := self._outer()) is not None:
+            return outer(x, bias, self._product)
+        return self._product(x, bias)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         values = self.values if "transform" not in self._modules else self._effective()
         y = spmm(x, values, self.plan, bias, self._dispatch_key)
         if self._grad_probe is not None:

@@ -80,6 +80,8 @@ def unit_columns(index: Index, grid: Grid) -> Tensor:
     """Column [capacity * C] (int32) of every unit; one outside the weight repeats its neighbour, its value is 0."""
     channel = index.col.view(-1, 1) // grid.taps * grid.block[1]
     channel = (channel + torch.arange(grid.block[1], device=channel.device)).clamp_(max=grid.channels - 1)
+    if grid.order is not None:
+        channel = grid.order[channel]
     return (channel * grid.taps + index.col.view(-1, 1) % grid.taps).to(torch.int32).view(-1)
 
 

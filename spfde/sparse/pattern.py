@@ -7,7 +7,7 @@ for patterns of single weights that is the flat place in the dense weight.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, prod
 
 import torch
@@ -21,13 +21,15 @@ _FORMS = "'unstructured', 'block:RxC' (R outputs x C inputs), 'n:m' with n < m, 
 class Grid:
     """A weight [outputs, channels, taps] cut into blocks of R outputs x C consecutive input channels at one tap.
 
-    Block column = (channel // C) * taps + tap. Blocks at the edges may reach outside the weight.
+    Block column = (channel // C) * taps + tap. Blocks at the edges may reach outside the weight. order [channels]
+    (int64, None: as they are): the channel of the weight that is at each place when channels are counted.
     """
 
     outputs: int
     channels: int
     taps: int = 1
     block: tuple[int, int] = (1, 1)
+    order: Tensor | None = field(default=None, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,6 +59,8 @@ class Grid:
         """All blocks [size, R, C] of a dense weight, 0 where they reach outside."""
         height, width = self.block
         weight = weight.reshape(self.outputs, self.channels, self.taps)
+        if self.order is not None:
+            weight = weight.index_select(1, self.order)
         if self.ragged:
             weight = F.pad(weight, (0, 0, 0, -self.channels % width, 0, -self.outputs % height))
         split = weight.reshape(self.shape[0], height, ceil(self.channels / width), width, self.taps)
@@ -66,13 +70,16 @@ class Grid:
         """Flat places [n, R, C] (int64) in the dense weight of the blocks at `positions` [n], `weights` outside it."""
         height, width = self.block
         positions = positions.view(-1, 1, 1)
-        if self.block == (1, 1):
+        if self.block == (1, 1) and self.order is None:
             return positions
         column = positions % self.shape[1]
         output = positions // self.shape[1] * height + torch.arange(height, device=positions.device).view(-1, 1)
         channel = column // self.taps * width + torch.arange(width, device=positions.device)
+        outside = (output >= self.outputs) | (channel >= self.channels)
+        if self.order is not None:
+            channel = self.order[channel.clamp(max=self.channels - 1)]
         place = (output * self.channels + channel) * self.taps + column % self.taps
-        return place.masked_fill((output >= self.outputs) | (channel >= self.channels), self.weights)
+        return place.masked_fill(outside, self.weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -264,7 +264,7 @@ def build_plan(
     (height, width), capacity, cols = grid.block, index.col.numel(), prod(shape[1:])
     positions = positions_of(index, grid.shape[1]) if positions is None else positions
     nnz = positions.numel()
-    single = grid.block == (1, 1)
+    single = grid.block == (1, 1) and grid.order is None
     places, weights = None, nnz * height * width
     if not (single and index.col.is_cpu):  # where kernels do without, they are not made
         places = index.col.new_full((capacity, height, width), grid.weights, dtype=torch.int64)
@@ -277,7 +277,8 @@ def build_plan(
     order = outside = None
     if height == 1:
         flat = empty if places is None else places.view(-1)
-        if width > 1 and (grid.taps > 1 or grid.ragged):  # the kernels walk a row's columns in order
+        moved = grid.order is not None or (width > 1 and (grid.taps > 1 or grid.ragged))
+        if moved:  # the kernels walk a row's columns in order
             flat, order = torch.sort(flat, stable=True)
             order = order.to(short)
         unit = index if single else index_from_positions(flat[:weights], shape[0], cols, flat.numel())

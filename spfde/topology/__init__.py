@@ -28,6 +28,7 @@ from spfde.topology.methods.srigl import SRigL
 from spfde.topology.methods.topkast import TopKAST
 from spfde.topology.options import Option, option
 from spfde.topology.reparam.freezenet import FreezeNet
+from spfde.topology.reparam.permutations import Permutations, permute
 from spfde.topology.reparam.popup import EdgePopup, Piggyback
 from spfde.topology.reparam.powerprop import Powerprop, powerpropagate
 from spfde.topology.reparam.thresholds import SoftThreshold, Thresholds, learn_thresholds
@@ -59,6 +60,7 @@ __all__ = [
     "Lottery",
     "Option",
     "PGaP",
+    "Permutations",
     "Piggyback",
     "Polarization",
     "Powerprop",
@@ -75,6 +77,7 @@ __all__ = [
     "create",
     "learn_thresholds",
     "option",
+    "permute",
     "powerpropagate",
     "register",
     "register_init",

@@ -8,6 +8,7 @@ from spfde.freezing.prefix.folded import CONVOLUTIONS, Folded, Pick
 from spfde.freezing.prefix.linear import LINEARS, FoldedLinear
 from spfde.fusing.epilogue import hooked
 from spfde.models.resnet import PadShortcut
+from spfde.nn import SparseLayer
 
 FoldedLayer = Folded | FoldedLinear | Pick
 FOLDABLE = (*CONVOLUTIONS, *LINEARS)
@@ -28,4 +29,4 @@ def obstacle(layer: nn.Module) -> str:
         return "it has hooks, which would see another output"
     if "forward" in vars(layer):
         return "its forward is replaced on the instance"
-    return "its weights are made anew by a transform" if "transform" in layer._modules else ""
+    return layer.detour if isinstance(layer, SparseLayer) else ""
