@@ -86,7 +86,8 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():  # a shared module is one owner
         for key, parameter in module._parameters.items():
-            owners.setdefault(id(parameter), []).append(f"{name}.{key}".lstrip("."))
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{name}.{key}".lstrip("."))
     return owners
 
 

@@ -132,6 +132,13 @@ def test_a_tied_layer_that_is_asked_for_is_refused_and_converted_once_it_is_unti
     assert model.embedding.weight.grad is not None and model.head.values.grad is not None
 
 
+def test_layers_without_a_weight_are_not_tied_to_layers_without_a_bias():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    model[1].weight, model[1].__dict__["weight"] = None, torch.zeros(4, 4)
+    with pytest.raises(ValueError, match="'1' with a computed weight"):
+        spfde.sparsify(model, 0.5, distribution="erk")
+
+
 def test_a_model_of_nothing_but_tied_layers_is_led_on():
     model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
