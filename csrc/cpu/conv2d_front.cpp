@@ -24,6 +24,18 @@ int64_t stored(const Conv2dInputGradArgs& a) {
   return a.row_ptr[a.shape.in_channels * a.shape.stride_h * a.shape.stride_w];
 }
 
+ShiftedProductArgs product_of(const Conv2dArgs& a, const Conv2dPlan& plan) {
+  return {.geometry = plan.forward(),
+          .row_ptr = a.row_ptr,
+          .col = a.col,
+          .values = floats(a.values),
+          .bias = floats(a.bias),
+          .source = floats(a.x),
+          .target = floats(a.y),
+          .source_channels_last = a.x_channels_last,
+          .target_channels_last = a.y_channels_last};
+}
+
 ShiftedProductArgs product_of(const Conv2dInputGradArgs& a, const Conv2dPlan& plan, const Exec& exec,
                               Scratch& scratch) {
   return {.geometry = plan.input_grad(),
@@ -54,17 +66,19 @@ ShiftedCorrelationArgs correlation_of(const Conv2dWeightGradArgs& a, const Conv2
 
 void conv2d(const Conv2dArgs& a, const Conv2dPlan& plan, const Exec& exec) {
   require_float32(a.dtype);
-  const Conv2dShape& s = a.shape;
-  kernels().shifted_product({.geometry = plan.forward(),
-                             .row_ptr = a.row_ptr,
-                             .col = a.col,
-                             .values = floats(a.values),
-                             .bias = floats(a.bias),
-                             .source = floats(a.x),
-                             .target = floats(a.y),
-                             .source_channels_last = a.x_channels_last,
-                             .target_channels_last = a.y_channels_last},
-                            useful(s, a.row_ptr[s.out_channels], exec));
+  kernels().shifted_product(product_of(a, plan), useful(a.shape, a.row_ptr[a.shape.out_channels], exec));
+}
+
+void conv2d_norm_act(const Conv2dArgs& conv, const NormActArgs& norm, const Conv2dPlan& plan, const Exec& exec) {
+  require_float32(conv.dtype);
+  require_float32(norm.dtype);
+  ShiftedProductArgs product = product_of(conv, plan);
+  NormActArgs behind = norm;
+  Scratch scratch;
+  if (norm.batch_statistics && kernels().takes_moments(product))
+    behind.moments = product.moments = take<double>(scratch, 2 * norm.shape.channels);
+  kernels().shifted_product(product, useful(conv.shape, conv.row_ptr[conv.shape.out_channels], exec));
+  kernels().norm_act(behind, exec);
 }
 
 void conv2d_input_grad(const Conv2dInputGradArgs& a, const Conv2dPlan& plan, const Exec& exec) {
@@ -89,6 +103,23 @@ void conv2d_gradients(const Conv2dInputGradArgs& input, const Conv2dWeightGradAr
   const Exec worth = useful(s, stored(input), exec);
   Scratch scratch;
   kernels().shifted_gradients({product_of(input, plan, worth, scratch), correlation_of(weight, plan)}, worth);
+}
+
+bool conv2d_norm_act_grad(const NormActGradArgs& norm, const Conv2dInputGradArgs& input,
+                          const Conv2dWeightGradArgs& weight, const Conv2dPlan& plan, const Exec& exec) {
+  require_float32(norm.dtype);
+  require_float32(input.dtype);
+  require_float32(weight.dtype);
+  const Exec worth = useful(input.shape, stored(input), exec);
+  const ShiftedCorrelationArgs correlation = correlation_of(weight, plan);
+  if (!kernels().gradients_take_norm(plan.input_grad(), correlation, worth.threads)) return false;
+  Scratch scratch;
+  NormActGradArgs sums = norm;
+  sums.numbers = take<float>(scratch, 5 * norm.shape.channels);
+  const ShiftedProductArgs product = product_of(input, plan, worth, scratch);
+  kernels().norm_act_grad(sums, exec);
+  kernels().shifted_gradients({product, correlation, &sums}, worth);
+  return true;
 }
 
 void conv2d_blocks(const Conv2dBlocksArgs& a, const Conv2dPlan& plan, const Exec& exec) {

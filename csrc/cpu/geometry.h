@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "spfde/conv2d.h"
+#include "spfde/norm_act.h"
 
 namespace spfde::cpu {
 
@@ -62,6 +63,7 @@ struct ShiftedProductArgs {
   const float* source;
   float* target;
   bool source_channels_last, target_channels_last;
+  double* moments = nullptr;  // [target_channels, 2] mean and biased variance of the target, where `takes_moments`
 };
 
 // dvalues = <target, shifted source> per stored weight, dbias = sum of target: the weight gradient.
@@ -81,6 +83,7 @@ struct ShiftedCorrelationArgs {
 struct ShiftedGradientsArgs {
   ShiftedProductArgs input;
   ShiftedCorrelationArgs weight;
+  const NormActGradArgs* norm = nullptr;  // its dx, by its numbers, is read instead, where `gradients_take_norm`
 };
 
 }  // namespace spfde::cpu

@@ -22,6 +22,8 @@ struct Kernels {
   void (*shifted_product)(const ShiftedProductArgs&, const Exec&);
   void (*shifted_correlation)(const ShiftedCorrelationArgs&, const Exec&);
   void (*shifted_gradients)(const ShiftedGradientsArgs&, const Exec&);
+  bool (*takes_moments)(const ShiftedProductArgs&);
+  bool (*gradients_take_norm)(const Conv2dGeometry& input, const ShiftedCorrelationArgs& weight, int threads);
   // By shifted streams as well, whatever the window; the geometry is the forward's.
   void (*conv2d_blocks)(const Conv2dBlocksArgs&, const Conv2dGeometry&, const Exec&);
   void (*conv2d_blocks_input_grad)(const Conv2dBlocksInputGradArgs&, const Conv2dGeometry&, const Exec&);

@@ -36,6 +36,14 @@ void conv_chain(const ConvChainArgs& args, const Exec& exec);
 void norm_act(const NormActArgs& args, const Exec& exec);
 void norm_act_grad(const NormActGradArgs& args, const Exec& exec);
 
+// norm_act of what a convolution returns (norm.x is conv.y), whose statistics are taken while it is near.
+void conv2d_norm_act(const Conv2dArgs& conv, const NormActArgs& norm, const Conv2dPlan& plan, const Exec& exec);
+// The gradients of both, to the bit those of norm_act_grad and conv2d_gradients, but the gradient between the two is
+// neither written nor read: norm.dx and dy of input and weight are ignored. False, and nothing is written, where the
+// convolution does not read dy once.
+bool conv2d_norm_act_grad(const NormActGradArgs& norm, const Conv2dInputGradArgs& input,
+                          const Conv2dWeightGradArgs& weight, const Conv2dPlan& plan, const Exec& exec);
+
 void scatter(const ScatterArgs& args, const Exec& exec);
 void gather(const GatherArgs& args, const Exec& exec);
 

@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   bind_environment(m);
   bind_linear(m);
   bind_conv2d(m);
+  bind_conv2d_norm_act(m);
   bind_conv_chain(m);
   bind_norm_act(m);
   bind_scatter(m);

@@ -27,6 +27,7 @@ using release = py::call_guard<py::gil_scoped_release>;
 
 void bind_linear(py::module_& m);
 void bind_conv2d(py::module_& m);
+void bind_conv2d_norm_act(py::module_& m);
 void bind_conv_chain(py::module_& m);
 void bind_norm_act(py::module_& m);
 void bind_scatter(py::module_& m);

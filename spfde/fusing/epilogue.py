@@ -55,9 +55,13 @@ def call_with_epilogue(
     as ever.
     """
     follow = FUNCTIONS[then] if isinstance(then, str) else then
-    # On a CPU that is all: what follows takes a few microseconds.
-    if not through_dispatcher(x) and type(layer) in LAYERS and _kernels_end(x):
-        end = _epilogue(layer, x, then, *rest)
+    # On a CPU that is all but for norms in training: what follows takes a few microseconds.
+    if not through_dispatcher(x) and type(layer) in LAYERS:
+        if x.is_cpu and type(then) is FusedNormAct2d and type(layer) is SparseConv2d:
+            y = _with_norm(layer, x, then, rest, again)
+            if y is not None:
+                return y
+        end = _epilogue(layer, x, then, *rest) if _kernels_end(x) else None
         if end is not None:
             z, whole = _run(partial(layer.call_with_epilogue, epilogue=end), x, again)
             return z if whole else follow(z, *rest)
@@ -71,6 +75,24 @@ def _kernels_end(x: Tensor) -> bool:
 
 def _run(layer: Callable[[Tensor], Any], x: Tensor, again: bool | None) -> Any:
     return layer(x) if again is None else without_saving(layer, x, again)
+
+
+def _with_norm(
+    layer: SparseConv2d, x: Tensor, norm: FusedNormAct2d, rest: tuple[Any, ...], again: bool | None
+) -> Tensor | None:
+    """The norm of the layer's output as one op of a CPU, None where they run one by one."""
+    if not _alone(layer) or not _plain(norm):
+        return None
+    residual, act, recompute, add = (*rest, *(None, "none", False, "add")[len(rest) :])
+    if residual is not None and (type(residual) is not Tensor or residual.dtype != x.dtype):
+        return None
+    if add == "radd" and memory_format_of(residual) != memory_format_of(x):
+        return None  # the sum lies in memory as what is first does
+
+    def op(*vectors: Tensor | None, **options: Any) -> Tensor | None:
+        return _run(lambda x: layer.call_with_norm(x, *vectors, **options), x, again)
+
+    return norm.counting(op, residual=residual, act=act, recompute=recompute)
 
 
 def act_of(module: nn.Module) -> str:
@@ -98,7 +120,7 @@ def _epilogue(
     """What makes the epilogue, None where the parts must run one by one; of `rest` as FusedNormAct2d takes it."""
     if layer.dispatch_key in names() and not get(layer.dispatch_key).products[_OPS[type(layer)]].fuses_epilogue:
         return None
-    if _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None or layer.detour:
+    if not _alone(layer):
         return None
     add = then if then in ADDITIONS else add
     if then in ADDITIONS or residual is not None:
@@ -135,6 +157,12 @@ def _norm_epilogue(
         return Epilogue(shift, scale, residual, act)
 
     return end
+
+
+def _alone(layer: SparseLayer) -> bool:
+    """Whether nobody sees what the layer is given and returns, and its product of its values is all that it does."""
+    seen = _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None
+    return not seen and not layer.detour
 
 
 def _plain(module: nn.Module) -> bool:

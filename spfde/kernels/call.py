@@ -6,7 +6,7 @@ precisions, the kernel and what it reads. The eager route of every op then is on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,13 +20,13 @@ from spfde.kernels.dtypes import cast, compute_and_result_dtype, is_batched, pac
 from spfde.kernels.epilogue import Epilogue, act_grad, untracked
 from spfde.kernels.memory_format import check_parameters, reshaped
 from spfde.kernels.problem import Problem, problem_of
-from spfde.kernels.registry import Composite, Kernel, Product, get, names
+from spfde.kernels.registry import Composite, Gradients, Kernel, Product, get, names
 from spfde.kernels.scatter import write
 from spfde.sparse.kernel_index import KernelIndex
 from spfde.sparse.plan import Plan
 
 Shape = tuple[int, ...]
-_profiled = torch._C._autograd._profiler_enabled  # asked at every call: a name costs some microseconds
+profiled = torch._C._autograd._profiler_enabled  # asked at every call: a name costs some microseconds
 MOST = 64  # kinds of input that a plan remembers: sentences of every length must not fill the memory
 
 
@@ -157,7 +157,7 @@ def run(x: Tensor, values: Tensor, bias: Tensor | None, plan: Plan, call: Call, 
 
     x: [batch, features] or [batch, channels, height, width].
     """
-    if _profiled():
+    if profiled():
         with record_function(f"spfde::{call.problem.op} {call.kernel.name}"):
             return _cast_and_run(x, values, bias, plan, call, shape)
     return _cast_and_run(x, values, bias, plan, call, shape)
@@ -291,22 +291,40 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dy = dy.reshape(-1, plan.rows)
     if dy.dtype is not values.dtype:
         dy = dy.to(values.dtype)
-    needs = (need_x, need_values, need_bias)
+    weight = None
+    if call.needs_weight and need_x and not torch.is_grad_enabled() and not is_batched(dy):
+        weight = write(values, plan, ctx.dense_version)[0]
+    return *gradients(dy, x, values, plan, call, ctx.size, (need_x, need_values, need_bias), weight), dresidual
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor | None,
+    values: Tensor,
+    plan: Plan,
+    call: Call,
+    size: Shape,
+    needs: Sequence[bool],
+    weight: Tensor | None = None,
+) -> Gradients:
+    """The gradients of x, values and bias in a backward pass: batched, to be differentiated again, or the kernel's.
+
+    dy: in the product's shape and precision. The rest as in `Product.gradients`.
+    """
     if is_batched(dy):
-        dx, dvalues, dbias = plain.gradients(dy, x, values, plain.weight_of(plan), ctx.size, needs)
+        dx, dvalues, dbias = plain.gradients(dy, x, values, plain.weight_of(plan), size, needs)
         cut = plan.live is not None and dvalues is not None
-        return dx, plan.live.cut(dvalues) if cut else dvalues, dbias, dresidual
+        return dx, plan.live.cut(dvalues) if cut else dvalues, dbias
     if torch.is_grad_enabled():  # a graph of this backward pass is being built
-        return *second_order.gradients(dy, x, values, plan, call, ctx.size, needs), dresidual
-    weight = write(values, plan, ctx.dense_version)[0] if call.needs_weight and need_x else None
-    gradients, read = call.product.gradients, (call.index, call.problem)
-    if plan.live is not None and need_values:
-        gradients, read = partly.gradients, (plan, call)
-    gradients = clock.timed(gradients) if clock.running else gradients
-    if _profiled():
+        return second_order.gradients(dy, x, values, plan, call, size, needs)
+    run, read = call.product.gradients, (call.index, call.problem)
+    if plan.live is not None and needs[1]:
+        run, read = partly.gradients, (plan, call)
+    run = clock.timed(run) if clock.running else run
+    if profiled():
         with record_function(f"spfde::{call.problem.op} gradients {call.kernel.name}"):
-            return *gradients(dy, x, values, *read, ctx.size, needs, weight), dresidual
-    return *gradients(dy, x, values, *read, ctx.size, needs, weight), dresidual
+            return run(dy, x, values, *read, size, needs, weight)
+    return run(dy, x, values, *read, size, needs, weight)
 
 
 def _with_epilogue(

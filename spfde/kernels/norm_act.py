@@ -26,7 +26,7 @@ from spfde.kernels.memory_format import address, memory_format_of
 
 # In the order of Activation in csrc/include/spfde/epilogue.h.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
-_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 # Those that the native kernel has not: torch's own op on what it returns.
 COMPOSED: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu, "mish": F.mish, "elu": F.elu, "sigmoid": torch.sigmoid,
@@ -105,7 +105,7 @@ def norm_act(
         )  # fmt: skip
         return activation_of(act)(y)
     parts = (x, residual, running_mean, running_var, weight, bias)
-    if not _runs_native(*parts) and not cuda.runs(*parts, training):
+    if not runs_native(*parts) and not cuda.runs(*parts, training):
         if not training and frozen.runs(x, residual, running_mean, running_var, weight, bias):
             return frozen.compute(x, residual, running_mean, running_var, weight, bias, eps, act)
         return norm_act_ref(
@@ -115,7 +115,7 @@ def norm_act(
     statistics = (running_mean, running_var, training, momentum, eps)
     if not through_dispatcher(x):
         x, residual = packed(x, residual)
-        return _NormAct.apply(x, residual, weight, bias, *statistics, act, _holds(residual, act, recompute))
+        return _NormAct.apply(x, residual, weight, bias, *statistics, act, what_to_hold(residual, act, recompute))
     fixed = (None, None) if training else (running_mean, running_var)
     y, mean, var = torch.ops.spfde.norm_act(x, residual, weight, bias, *fixed, eps, act)
     if training and running_mean is not None and running_var is not None:
@@ -159,7 +159,7 @@ def _check(
         raise ValueError(f"expected eps > 0 in training and >= 0 in evaluation, got {eps}, try 1e-5")
 
 
-def _runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
+def runs_native(x: Tensor, residual: Tensor | None, *vectors: Tensor | None) -> bool:
     """Whether the native kernel takes these: float32 in a CPU's memory, some values, vectors without gaps."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or in_torch_ops():
         return False
@@ -201,17 +201,22 @@ def compute(
         weight, bias, mean, var = map(cuda.vector, (weight, bias, mean, var))
     y = torch.empty_like(x)
     rest = (
-        _CODES[act], training, eps, momentum, address(weight), address(bias), x.data_ptr(), address(residual),
+        CODES[act], training, eps, momentum, address(weight), address(bias), x.data_ptr(), address(residual),
         mean.data_ptr(), var.data_ptr(), address(running_mean), address(running_var), y.data_ptr(),
     )  # fmt: skip
     if on_gpu:
         cuda.run("norm_act", x, _native_shape(x), *rest)
     else:
         native().norm_act(*_native_shape(x), *rest, torch.get_num_threads())
-    for moved in (running_mean, running_var):
-        if moved is not None and not moved.is_inference():
-            torch.autograd.graph.increment_version(moved)  # an earlier backward that needs the old ones must notice
+    note_moved(running_mean, running_var)
     return y, mean, var
+
+
+def note_moved(*running: Tensor | None) -> None:
+    """Lets an earlier backward that needs statistics as they were notice that a kernel has changed them."""
+    for moved in running:
+        if moved is not None and not moved.is_inference():
+            torch.autograd.graph.increment_version(moved)
 
 
 @timed
@@ -235,7 +240,7 @@ def compute_grad(
     if on_gpu:
         weight, bias = map(cuda.vector, given)
     rest = (
-        _CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(), var.data_ptr(), x.data_ptr(),
+        CODES[act], training, eps, address(weight), address(bias), mean.data_ptr(), var.data_ptr(), x.data_ptr(),
         address(y), dy.data_ptr(), dx.data_ptr(), address(dresidual), dweight.data_ptr(), dbias.data_ptr(),
     )  # fmt: skip
     if on_gpu:
@@ -255,7 +260,7 @@ def packed(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
 # ---- autograd -------------------------------------------------------------------------------------------------------
 
 
-def _holds(residual: Tensor | None, act: str, recompute: bool) -> str:
+def what_to_hold(residual: Tensor | None, act: str, recompute: bool) -> str:
     """What is saved beside x to tell where a residual let the activation pass: "y", the "residual", or "" (nothing).
 
     Along a chain of residual sums every other one is kept: each of the rest is one pass away from the one before.
@@ -266,28 +271,43 @@ def _holds(residual: Tensor | None, act: str, recompute: bool) -> str:
     return "residual" if recompute and _is_ours(maker) and maker.holds == "y" else "y"
 
 
-class _NormAct(torch.autograd.Function):
+class EndsWithNormAct(torch.autograd.Function):
+    """A function whose output is norm_act's, and can be made again from what it saves."""
+
+    @staticmethod
+    def save(ctx, y, x, residual, weight, bias, mean, var, settings, holds, *more):
+        """Saves what backward needs, and `more`. x: the norm's input. settings: training, eps and act."""
+        ctx.settings, ctx.residual, ctx.holds = settings, residual is not None, holds
+        ctx.remade = ctx.unpacked = None
+        ctx.save_for_backward(x, {"y": y, "residual": residual}.get(holds), weight, bias, mean, var, *more)
+
+    @staticmethod
+    def saved(ctx):
+        """What `save` was given: x, y where a residual hides its gradient, weight, bias, mean, var, and more."""
+        x, y, *rest = _unpacked(ctx)
+        y = remake(ctx) if ctx.holds == "residual" else y
+        ctx.remade = ctx.unpacked = None
+        return x, y, *rest
+
+
+class _NormAct(EndsWithNormAct):
     """The eager route: the same computations as the registered op, without the dispatcher's overhead."""
 
     @staticmethod
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act, holds):
         y, mean, var = compute(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
-        ctx.settings, ctx.residual, ctx.holds = (training, eps, act), residual is not None, holds
-        ctx.remade = ctx.unpacked = None
-        ctx.save_for_backward(x, {"y": y, "residual": residual}.get(holds), weight, bias, mean, var)
+        _NormAct.save(ctx, y, x, residual, weight, bias, mean, var, (training, eps, act), holds)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, y, *rest = _unpacked(ctx)
-        y = remake(ctx) if ctx.holds == "residual" else y
-        ctx.remade = ctx.unpacked = None
+        x, y, *rest = _NormAct.saved(ctx)
         grads = (second.compute_grad if second.wanted(dy) else compute_grad)(dy, x, y, *rest, *ctx.settings)
         return (*wanted_grads(ctx, dy, grads), *[None] * 7)
 
 
 def _is_ours(node: Any) -> bool:
-    return isinstance(node, _NormAct._backward_cls)
+    return issubclass(getattr(type(node), "_forward_cls", object), EndsWithNormAct)
 
 
 def _unpacked(node: Any) -> tuple[Tensor | None, ...]:
@@ -306,7 +326,7 @@ def remake(node: Any) -> Tensor:
     """The output y of the call that made `node`, bit for bit, from what that call has saved."""
     if node.remade is not None:
         return node.remade
-    x, residual, weight, bias, mean, var = _unpacked(node)
+    x, residual, weight, bias, mean, var, *_ = _unpacked(node)
     _, eps, act = node.settings
     with torch.no_grad():
         y = compute(x, residual, weight, bias, mean, var, False, 0.0, eps, act)[0]

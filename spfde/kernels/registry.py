@@ -96,6 +96,51 @@ class Product(ABC):
             dbias = bias_grad(dy)
         return dx, dvalues, dbias if need_bias else None
 
+    def norms(self, problem: Problem) -> bool:
+        """Whether `conv2d_norm_act` and its gradients are there for this problem, and gain something."""
+        return False
+
+    def conv2d_norm_act(
+        self,
+        x: Tensor,
+        values: Tensor,
+        conv_bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        act: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(z, y, mean, var): z = conv2d(x), and what `norm_act` makes of it, the residual in z's memory format."""
+        raise NotImplementedError(f"{type(self).__name__} has no norm behind it")
+
+    def conv2d_norm_act_gradients(
+        self,
+        dy: Tensor,
+        z: Tensor,
+        y: Tensor | None,
+        x: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        need_conv_bias: bool,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        training: bool,
+        eps: float,
+        act: str,
+    ) -> tuple[Tensor | None, ...] | None:
+        """The gradients of x, values, conv_bias, residual (only with y), weight and bias; None: take them apart."""
+        return None
+
 
 def bias_grad(dy: Tensor) -> Tensor:
     """The sum of dY [batch, outputs, ...] over all but the outputs."""

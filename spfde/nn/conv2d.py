@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spfde.kernels.conv2d import conv2d, conv2d_with_epilogue
+from spfde.kernels.conv2d_norm_act import conv2d_norm_act
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.memory_format import memory_format_of
 from spfde.nn.indexed import Stored
@@ -99,6 +101,14 @@ class SparseConv2d(SparseLayer):
         x = self._prepared(x) if self._pads_or_thins else x
         y = conv2d_with_epilogue(x, self.values, self.plan, epilogue, self._dispatch_key)
         return (conv2d(x, self.values, self.plan, self.bias, self._dispatch_key), False) if y is None else (y, True)
+
+    def call_with_norm(self, x: Tensor, *norm: Tensor | None, **options: Any) -> Tensor | None:
+        """y of the convolution and a norm behind it, None where they must be called apart: see `conv2d_norm_act`.
+
+        For no transform and no probe.
+        """
+        x = self._prepared(x) if self._pads_or_thins else x
+        return conv2d_norm_act(x, self.values, self.plan, self.bias, self._dispatch_key, *norm, **options)
 
     def _prepared(self, x: Tensor) -> Tensor:
         """What the window is moved over: padded in another mode than with zeros, without pixels that nothing reads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,13 @@ class FusedNormAct2d(nn.BatchNorm2d):
         if residual is not None and not _in_same_passes(x, residual, add):
             return activation_of(act)(ADDITIONS[add](self(x), residual))
         self._check_input_dim(x)
+        return self.counting(partial(norm_act, x), residual=residual, act=act, recompute=recompute)
+
+    def counting(self, op: Callable[..., Any], **options: Any) -> Any:
+        """What `op` makes with this norm's parameters, as `norm_act` takes them: a batch that counts, unless None.
+
+        op: (running_mean, running_var, weight, bias, training=, momentum=, eps=, **options) -> y or None.
+        """
         track = self.training and self.track_running_stats
         batch = self.training or self.running_mean is None
         running = (self.running_mean, self.running_var) if track or not batch else (None, None)
@@ -49,11 +57,8 @@ class FusedNormAct2d(nn.BatchNorm2d):
             momentum = self.momentum
         else:  # all batches so far weigh the same
             momentum = 0.0 if counted is None else 1.0 / (float(counted) + 1.0)
-        y = norm_act(
-            x, *running, self.weight, self.bias,
-            residual=residual, act=act, training=batch, momentum=momentum, eps=self.eps, recompute=recompute,
-        )  # fmt: skip
-        if counted is not None:
+        y = op(*running, self.weight, self.bias, training=batch, momentum=momentum, eps=self.eps, **options)
+        if counted is not None and y is not None:
             counted.add_(1)  # last: what raises has not counted
         return y
 

@@ -133,16 +133,16 @@ struct Conv {
     const cpu::Conv2dPlan plan(shape);
     const spfde::Exec exec{.threads = c.threads};
     if (c.height * c.width == 1) {
-      cpu::conv2d({.shape = shape,
-                   .row_ptr = blocks.ptr.data(),
-                   .col = blocks.col.data(),
-                   .values = values.data(),
-                   .bias = bias.data(),
-                   .x = x.data(),
-                   .y = got_y.data(),
-                   .x_channels_last = x_last,
-                   .y_channels_last = y_last},
-                  plan, exec);
+      const spfde::Conv2dArgs forward{.shape = shape,
+                                      .row_ptr = blocks.ptr.data(),
+                                      .col = blocks.col.data(),
+                                      .values = values.data(),
+                                      .bias = bias.data(),
+                                      .x = x.data(),
+                                      .y = got_y.data(),
+                                      .x_channels_last = x_last,
+                                      .y_channels_last = y_last};
+      cpu::conv2d(forward, plan, exec);
       const Transposed t = transposed();
       const spfde::Conv2dInputGradArgs input{.shape = shape,
                                              .row_ptr = t.ptr.data(),
@@ -166,6 +166,9 @@ struct Conv {
       cpu::conv2d_input_grad(input, plan, exec);
       cpu::conv2d_weight_grad(weight, plan, exec);
       expect_same_together(input, weight, plan, exec);
+      for (const auto act : {spfde::Activation::none, spfde::Activation::relu, spfde::Activation::relu6})
+        for (const bool residual : {false, true})
+          expect_same_with_norm(forward, input, weight, act, residual, plan, exec);
     } else {
       const spfde::BlockIndex index{c.height, c.width, unit_ptr.data(), unit_col.data()};
       cpu::conv2d_blocks({.shape = shape,
@@ -216,6 +219,76 @@ struct Conv {
     for (int i = 0; i < 3; ++i)
       expect(std::memcmp(together[i]->data(), apart[i], together[i]->size() * sizeof(float)) == 0,
              name + ": both gradients in one call");
+  }
+
+  // With a norm behind it in one call, z is to the bit what the convolution returns and the norm's statistics are close
+  // to those of its own pass; the gradients are to the bit those of both calls, or nothing is written.
+  void expect_same_with_norm(spfde::Conv2dArgs forward, spfde::Conv2dInputGradArgs input,
+                             spfde::Conv2dWeightGradArgs weight, spfde::Activation act, bool residual,
+                             const cpu::Conv2dPlan& plan, const spfde::Exec& exec) const {
+    const int64_t size = dy.size(), count = size / std::max<int64_t>(1, c.out);
+    if (count < 2) return;
+    const float* z = static_cast<const float*>(forward.y);
+    Random random(1);
+    const Floats scale = normal(random, c.out), shift = normal(random, c.out), other = normal(random, size);
+    Floats got_z = unwritten(size), y = unwritten(size), apart_y = unwritten(size), mean = unwritten(c.out);
+    Floats var = mean, apart_mean = mean, apart_var = mean;
+    spfde::NormActArgs norm{.shape = {c.batch, c.out, shape.out_h * shape.out_w, forward.y_channels_last},
+                            .act = act,
+                            .batch_statistics = true,
+                            .eps = 1e-3,
+                            .momentum = 0.1,
+                            .weight = scale.data(),
+                            .bias = shift.data(),
+                            .x = z,
+                            .residual = residual ? other.data() : nullptr,
+                            .mean = apart_mean.data(),
+                            .var = apart_var.data(),
+                            .y = apart_y.data()};
+    cpu::norm_act(norm, exec);
+    forward.y = got_z.data();
+    norm.x = got_z.data(), norm.mean = mean.data(), norm.var = var.data(), norm.y = y.data();
+    cpu::conv2d_norm_act(forward, norm, plan, exec);
+    expect(std::memcmp(got_z.data(), z, size * sizeof(float)) == 0, name + ": z of a norm");
+    for (int64_t o = 0; o < c.out; ++o) {
+      const double spread = 1e-6 * (std::fabs(apart_mean[o]) + std::sqrt(apart_var[o]));
+      expect(std::fabs(mean[o] - apart_mean[o]) <= spread, name + ": mean of a norm");
+      expect(std::fabs(var[o] - apart_var[o]) <= 2e-6 * apart_var[o] + spread * spread, name + ": variance of a norm");
+    }
+
+    const bool keep_y = residual && act != spfde::Activation::none;
+    Floats dz = unwritten(size), results[2][6];
+    for (auto& part : results)
+      part[0] = unwritten(x.size()), part[1] = unwritten(capacity), part[2] = unwritten(c.out),
+      part[3] = unwritten(keep_y ? size : 0), part[4] = unwritten(c.out), part[5] = unwritten(c.out);
+    spfde::NormActGradArgs grad{.shape = norm.shape,
+                                .act = act,
+                                .batch_statistics = true,
+                                .eps = norm.eps,
+                                .weight = scale.data(),
+                                .bias = shift.data(),
+                                .mean = mean.data(),
+                                .var = var.data(),
+                                .x = z,
+                                .y = keep_y ? y.data() : nullptr,
+                                .dy = dy.data()};
+    const auto into = [&](Floats* part) {
+      input.dx = part[0].data(), weight.dvalues = part[1].data(), weight.dbias = part[2].data();
+      grad.dresidual = keep_y ? part[3].data() : nullptr;
+      grad.dweight = part[4].data(), grad.dbias = part[5].data();
+    };
+    into(results[0]);
+    input.dy = weight.dy = nullptr;
+    const bool done = cpu::conv2d_norm_act_grad(grad, input, weight, plan, exec);
+    if (!done) return expect(std::isnan(results[0][4][0]), name + ": nothing written of a norm");
+    into(results[1]);
+    grad.dx = dz.data();
+    cpu::norm_act_grad(grad, exec);
+    input.dy = weight.dy = dz.data();
+    cpu::conv2d_gradients(input, weight, plan, exec);
+    for (int i = 0; i < 6; ++i)
+      expect(std::memcmp(results[0][i].data(), results[1][i].data(), results[1][i].size() * sizeof(float)) == 0,
+             name + ": gradients with a norm " + std::to_string(i));
   }
 
   // The transposed index of conv2d.h: rows are (input channel, residue of the tap modulo the stride).

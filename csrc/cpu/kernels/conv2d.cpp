@@ -1,9 +1,32 @@
 #include "conv2d_grouped.h"
 #include "conv2d_products.h"
+#include "moments.h"
 #include "per_thread.h"
 #include "table.h"
 
 namespace spfde::cpu::SPFDE_ISA {
+namespace {
+
+// unpack_target of rows that are channels, and their moments: a few channels at a time, which are then near for both.
+void unpack_and_measure(const Conv2dGeometry& g, const Layout& l, const float* packed, int64_t begin, int64_t end,
+                        bool channels_last, int64_t first, int64_t images, float* y, Moments* found) {
+  const Planes& p = l.planes;
+  const int64_t together = channels_last ? kLine : l.target.span;
+  for (int64_t c = begin; c < end; c += together) {
+    const int64_t stop = min(end, c + together);
+    const float* rows = packed + (c - begin) * p.target_size;
+    for (int64_t r = c; r < stop; ++r) found[r] = moments_of(p, rows + (r - c) * p.target_size, images);
+    unpack_target(g, l, rows, c, stop, channels_last, first, images, y);
+  }
+}
+
+}  // namespace
+
+bool takes_moments(const ShiftedProductArgs& a) {
+  const Conv2dGeometry& g = a.geometry;
+  return g.batch > 0 && g.target_channels > 0 && g.h.target_length * g.w.target_length > 0 &&
+         !takes_groups(g, a.source_channels_last, a.target_channels_last) && choose_lanes(g) > 1;
+}
 
 void shifted_product(const ShiftedProductArgs& a, const Exec& exec) {
   const Conv2dGeometry& g = a.geometry;
@@ -16,6 +39,7 @@ void shifted_product(const ShiftedProductArgs& a, const Exec& exec) {
   const ChunkProduct product(a, p, rows, exec.threads, scratch);
   const PerThread<float> sources(scratch, exec.threads, p.source_size);
   const PerThread<float> targets(scratch, exec.threads, l.share * p.target_size);
+  Moments* found = a.moments ? take<Moments>(scratch, p.chunks * rows) : nullptr;
 
 #pragma omp parallel for schedule(static) collapse(2) num_threads(exec.threads)
   for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
@@ -25,8 +49,13 @@ void shifted_product(const ShiftedProductArgs& a, const Exec& exec) {
       float *source = sources.mine(), *target = targets.mine();
       pack_source(g, l, a.source, a.source_channels_last, first, images, 0, g.source_channels, source);
       product.run(begin, end, source, target);
-      unpack_target(g, l, target, begin, end, a.target_channels_last, first, images, a.target);
+      if (found)
+        unpack_and_measure(g, l, target, begin, end, a.target_channels_last, first, images, a.target,
+                           found + chunk * rows);
+      else
+        unpack_target(g, l, target, begin, end, a.target_channels_last, first, images, a.target);
     }
+  if (found) combine(g, p, found, a.moments);
 }
 
 // Per chunk of images: eight weights of a row at a time share each load of dY.

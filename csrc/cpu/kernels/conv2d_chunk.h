@@ -34,13 +34,20 @@ inline Layout lay_out(const Conv2dGeometry& g, int64_t lanes, int64_t rows, int6
   return l;
 }
 
+// Channels [begin, end) of what the source gives, into lanes.
+template <typename Source>
+inline void pack_lanes(const Conv2dGeometry& g, const Layout& l, const Source& source, bool channels_last,
+                       int64_t first, int64_t images, int64_t begin, int64_t end, float* packed) {
+  clear_padding(l.planes, l.padding, end - begin, packed);
+  move_in(l.source, l.planes.lanes, l.planes.channel_stride, begin, end, g.source_channels, channels_last, source,
+          first, images, packed);
+}
+
 // Channels [begin, end) of X.
 inline void pack_source(const Conv2dGeometry& g, const Layout& l, const float* x, bool channels_last, int64_t first,
                         int64_t images, int64_t begin, int64_t end, float* packed) {
   if (l.planes.lanes == 1) return pack_joined_source(g, l.planes, x, channels_last, begin, end, first, images, packed);
-  clear_padding(l.planes, l.padding, end - begin, packed);
-  move_lanes<true>(l.source, l.planes.lanes, l.planes.channel_stride, begin, end, g.source_channels, channels_last,
-                   x + first * g.source_channels * l.source.pixels, images, packed);
+  pack_lanes(g, l, Pixels{x}, channels_last, first, images, begin, end, packed);
 }
 
 // Rows [begin, end) of dY; one row per channel.
@@ -48,8 +55,8 @@ inline void pack_target(const Conv2dGeometry& g, const Layout& l, const float* d
                         int64_t images, int64_t begin, int64_t end, float* packed) {
   const Planes& p = l.planes;
   if (p.lanes == 1) return pack_joined_target(g, p, dy, channels_last, begin, end, first, images, packed);
-  move_lanes<true>(l.target, p.lanes, p.target_size / p.lanes, begin, end, g.target_channels, channels_last,
-                   dy + first * g.target_channels * l.target.pixels, images, packed);
+  move_in(l.target, p.lanes, p.target_size / p.lanes, begin, end, g.target_channels, channels_last, Pixels{dy}, first,
+          images, packed);
 }
 
 inline void unpack_target(const Conv2dGeometry& g, const Layout& l, const float* packed, int64_t begin, int64_t end,
@@ -58,8 +65,8 @@ inline void unpack_target(const Conv2dGeometry& g, const Layout& l, const float*
   const int64_t phases = g.h.target_phases * g.w.target_phases;
   if (p.lanes == 1)
     return unpack_joined_target(g, p, packed, begin / phases, end / phases, channels_last, first, images, y);
-  move_lanes<false>(l.target, p.lanes, p.target_size / p.lanes * phases, begin / phases, end / phases,
-                    g.target_channels, channels_last, y + first * g.target_channels * l.target.pixels, images, packed);
+  move_out(l.target, p.lanes, p.target_size / p.lanes * phases, begin / phases, end / phases, g.target_channels,
+           channels_last, packed, first, images, y);
 }
 
 // Channels [begin, end) of dX out of the source planes that gathered it.
@@ -67,9 +74,8 @@ inline void unpack_source(const Conv2dGeometry& g, const Layout& l, const float*
                           bool channels_last, int64_t first, int64_t images, float* dx) {
   const Planes& p = l.planes;
   if (p.lanes == 1) return unpack_joined_source(g, p, packed, begin, end, channels_last, first, images, dx);
-  move_lanes<false>(l.source, p.lanes, p.channel_stride, begin, end, g.source_channels, channels_last,
-                    dx + first * g.source_channels * l.source.pixels, images,
-                    packed + begin * p.channel_stride * p.lanes);
+  move_out(l.source, p.lanes, p.channel_stride, begin, end, g.source_channels, channels_last,
+           packed + begin * p.channel_stride * p.lanes, first, images, dx);
 }
 
 // Where the stream of each column of the weight begins, in the planes of a group's source channels. A table, because

@@ -2,6 +2,7 @@
 // around, and the weight gradient reads the same rows between.
 #include "conv2d_grouped.h"
 #include "conv2d_products.h"
+#include "norm_gradient.h"
 #include "per_thread.h"
 #include "table.h"
 
@@ -13,8 +14,10 @@ bool holds_all(const Axis& axis) { return axis.source_length - axis.source_first
 
 // Whether rows of dY lie in the planes of the input gradient as the weight gradient wants them, threads have chunks of
 // their own, and the planes are small enough for a chunk's dY to be near still when it is read again.
-bool packs_dy_once(const Conv2dGeometry& dx, const Conv2dGeometry& dw, int threads) {
+bool packs_dy_once(const Conv2dGeometry& dx, const ShiftedCorrelationArgs& weight, int threads) {
   constexpr int64_t kNear = 96;
+  const Conv2dGeometry& dw = weight.geometry;
+  if (takes_groups(dw, weight.source_channels_last, weight.target_channels_last)) return false;
   if (dw.batch == 0 || dw.h.grid * dw.w.grid == 0 || dx.target_channels > kNear || dw.target_channels > kNear)
     return false;
   if (!holds_all(dx.h) || !holds_all(dx.w)) return false;
@@ -25,11 +28,18 @@ bool packs_dy_once(const Conv2dGeometry& dx, const Conv2dGeometry& dw, int threa
 
 }  // namespace
 
+// Vectors must not cross channels, so tiny images would be packed value by value.
+bool gradients_take_norm(const Conv2dGeometry& input, const ShiftedCorrelationArgs& weight, int threads) {
+  const Conv2dGeometry& g = weight.geometry;
+  const int64_t together = weight.target_channels_last ? g.target_channels : g.h.target_length * g.w.target_length;
+  return together >= kWidth && packs_dy_once(input, weight, threads);
+}
+
 void shifted_gradients(const ShiftedGradientsArgs& a, const Exec& exec) {
   const ShiftedProductArgs& dx = a.input;
   const ShiftedCorrelationArgs& dw = a.weight;
   const Conv2dGeometry &gx = dx.geometry, &gw = dw.geometry;
-  if (takes_groups(gw, dw.source_channels_last, dw.target_channels_last) || !packs_dy_once(gx, gw, exec.threads)) {
+  if (!packs_dy_once(gx, dw, exec.threads)) {
     shifted_product(dx, exec);
     return shifted_correlation(dw, exec);
   }
@@ -53,7 +63,10 @@ void shifted_gradients(const ShiftedGradientsArgs& a, const Exec& exec) {
     float *dy = dys.mine(), *other = others.mine();  // dX, then X
     for (int64_t c = pw.chunks * worker / exec.threads; c < pw.chunks * (worker + 1) / exec.threads; ++c) {
       const int64_t first = c * pw.images, images = min(pw.images, gw.batch - first);
-      pack_source(gx, lx, dx.source, dx.source_channels_last, first, images, 0, rows, dy);
+      if (a.norm)
+        pack_gradient(gx, lx, *a.norm, first, images, dy);
+      else
+        pack_source(gx, lx, dx.source, dx.source_channels_last, first, images, 0, rows, dy);
       product.run(0, dx_rows, dy, other);
       unpack_target(gx, lx, other, 0, dx_rows, dx.target_channels_last, first, images, dx.target);
       pack_source(gw, lw, dw.source, dw.source_channels_last, first, images, 0, gw.source_channels, other);

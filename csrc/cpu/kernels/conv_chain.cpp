@@ -274,18 +274,17 @@ void conv_chain(const ConvChainArgs& a, const Exec& exec) {
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t first = chunk * kWidth, images = min(kWidth, a.batch - first);
-      const auto pixels = [&](int64_t v) { return first * frames[v].channels * frames[v].height * frames[v].width; };
       const auto frame = [&](int64_t v) { return mine + frames[v].at + frames[v].first() * kWidth; };
       for (int64_t v = 0; v < a.value_count; ++v)
         if (const ChainValue& value = a.values[v]; value.input)
-          move_lanes<true>(places[v], kWidth, frames[v].channel_stride, 0, value.channels, value.channels,
-                           value.channels_last, floats(value.input) + pixels(v), images, frame(v));
+          move_in(places[v], kWidth, frames[v].channel_stride, 0, value.channels, value.channels, value.channels_last,
+                  Pixels{floats(value.input)}, first, images, frame(v));
       for (int64_t i = 0; i < a.step_count; ++i) {
         run_step(a.steps[i], streams[i], frames, mine);
         const int64_t v = a.steps[i].target;
         if (const ChainValue& value = a.values[v]; value.output)
-          move_lanes<false>(places[v], kWidth, frames[v].channel_stride, 0, value.channels, value.channels,
-                            value.channels_last, floats(value.output) + pixels(v), images, frame(v));
+          move_out(places[v], kWidth, frames[v].channel_stride, 0, value.channels, value.channels, value.channels_last,
+                   frame(v), first, images, floats(value.output));
       }
     }
   }

@@ -2,8 +2,8 @@
 //
 // An operation says what to sum and what to write, for a vector of values or a single one (T), at position `at` of
 // the image tensors: before(c, numbers), term(T, numbers, at, lane), misses(sums, numbers), after(c, sums, numbers),
-// write(T, numbers, at, lane); sums() says whether the first pass is wanted, misses() whether it is wanted again with
-// the numbers that it has changed.
+// write(T, numbers, at, lane); sums() and writes() say which passes are wanted, misses() whether the first is wanted
+// again with the numbers that it has changed.
 #pragma once
 
 #include "cpu/workspace.h"
@@ -12,19 +12,6 @@
 
 namespace spfde::cpu::SPFDE_ISA {
 namespace {
-
-template <class T>
-T read(const float* p);
-template <>
-inline Vec read<Vec>(const float* p) {
-  return load(p);
-}
-template <>
-inline float read<float>(const float* p) {
-  return *p;
-}
-inline void put(float* p, Vec v) { store(p, v); }
-inline void put(float* p, float v) { *p = v; }
 
 template <class T>
 struct Pair {
@@ -64,9 +51,9 @@ typedef double DoublesUnaligned __attribute__((vector_size(kWidth * 8), aligned(
 
 inline Doubles in_double(Vec v) { return __builtin_convertvector(v, Doubles); }
 
-inline double sum_of_lanes(Doubles v) {
+inline double sum_of_lanes(Doubles v, int64_t lanes = kWidth) {
   double sum = 0.;
-  for (int i = 0; i < kWidth; ++i) sum += v[i];
+  for (int64_t i = 0; i < lanes; ++i) sum += v[i];
   return sum;
 }
 
@@ -90,9 +77,9 @@ struct Sums {
     first = second = Vec{};
     held = 0;
   }
-  Pair<double> total() {
+  Pair<double> total(int64_t lanes = kWidth) {
     empty();
-    return {rest.first + sum_of_lanes(firsts), rest.second + sum_of_lanes(seconds)};
+    return {rest.first + sum_of_lanes(firsts, lanes), rest.second + sum_of_lanes(seconds, lanes)};
   }
   template <class Op>
   void add(Op op, Shared m, int64_t at, int64_t n) {
@@ -143,6 +130,7 @@ void over_planes(const NormShape& s, int threads, Op op) {
       }
       op.after(begin + k, total, m[k].numbers);
     }
+    if (!op.writes()) continue;
     for (int64_t b = 0; b < s.batch; ++b)
       for (int64_t k = 0; k < count; ++k) write_span(op, m[k], at(b, k), s.pixels);
   }
@@ -266,7 +254,7 @@ void over_channels_last(const NormShape& s, int threads, Op op) {
       spread(c, numbers);
     }
 #pragma omp for schedule(static)
-    for (int64_t at = 0; at < values; at += wide) write_span(op, m, at, min(wide, values - at));
+    for (int64_t at = 0; at < (op.writes() ? values : 0); at += wide) write_span(op, m, at, min(wide, values - at));
   }
 }
 

@@ -6,7 +6,6 @@
 // run and the positions that fall on padding are computed in vain.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "cpu/geometry.h"
@@ -147,17 +146,32 @@ inline Padding source_padding(const Planes& p, const Places& places, Scratch& sc
   return {count, at};
 }
 
-// packed[place(i) * lanes + b] = x[b * image + i] for the i < n that have a place; lanes without an image hold zero.
-template <typename Place>
-inline void lanes_in(const float* x, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
+// What goes into lanes: the image tensor as it is. A source of another kind computes what `at` returns, a vector or a
+// single value for place `i` of the tensor, the `lane`-th after the first of what `of` was given: a channel, or with
+// channels_last the first of neighbours.
+struct Pixels {
+  static constexpr bool kByChannel = false;  // whether vectors must not cross channels in NCHW
+  const float* x;
+
+  Pixels of(int64_t, bool) const { return *this; }
+  template <class T>
+  T at(int64_t i, int64_t) const {
+    return read<T>(x + i);
+  }
+};
+
+// packed[place(i) * lanes + b] = source at from + b * image + i for the i < n that have a place; lanes without an image
+// hold zero.
+template <typename Source, typename Place>
+inline void lanes_in(Source source, int64_t from, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
                      float* packed) {
-  for (int64_t b = 0; b < lanes; b += kWidth, packed += kWidth, x += kWidth * image) {
+  for (int64_t b = 0; b < lanes; b += kWidth, packed += kWidth, from += kWidth * image) {
     const int64_t filled = min(kWidth, images - b);
     if (filled == kWidth && n >= kWidth) {
       for (int64_t next = 0; next < n; next += kWidth) {
         const int64_t i = min(next, n - kWidth);
         Vec v[kWidth];
-        for (int j = 0; j < kWidth; ++j) v[j] = load(x + j * image + i);
+        for (int j = 0; j < kWidth; ++j) v[j] = source.template at<Vec>(from + j * image + i, i);
         transpose(v);
         for (int j = 0; j < kWidth; ++j)
           if (const int64_t q = place(i + j); q >= 0) store(packed + q * lanes, v[j]);
@@ -165,7 +179,8 @@ inline void lanes_in(const float* x, int64_t image, int64_t images, int64_t lane
     } else {
       for (int64_t i = 0; i < n; ++i)
         if (const int64_t q = place(i); q >= 0)
-          for (int64_t j = 0; j < kWidth; ++j) packed[q * lanes + j] = j < filled ? x[j * image + i] : 0.f;
+          for (int64_t j = 0; j < kWidth; ++j)
+            packed[q * lanes + j] = j < filled ? source.template at<float>(from + j * image + i, i) : 0.f;
     }
   }
 }
@@ -196,36 +211,48 @@ inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_
   }
 }
 
-// Channels [begin, end) of a chunk, from memory into lanes or back. `stride` is the distance in positions between
-// channels in the planes; channels_last memory is transposed channels at a time, NCHW pixels at a time.
-template <bool kIn>
-inline void move_lanes(const Places& places, int64_t lanes, int64_t stride, int64_t begin, int64_t end,
-                       int64_t channels, bool channels_last, std::conditional_t<kIn, const float, float>* x,
-                       int64_t images, std::conditional_t<kIn, float, const float>* packed) {
-  const int64_t image = channels * places.pixels;
-  const auto move = [&](auto* pixels, int64_t n, auto place, auto* planes) {
-    if constexpr (kIn)
-      lanes_in(pixels, image, images, lanes, n, place, planes);
-    else
-      lanes_out(planes, image, images, lanes, n, place, pixels);
-  };
+constexpr int64_t kLine = 2 * kWidth;  // channels of channels_last memory at a time: whole cache lines of the image
+
+// Calls move(first channel, its place in an image, n, place, its floats in the planes) for channels [begin, end) of a
+// chunk. `stride` is the distance in positions between channels in the planes; channels_last memory is moved channels
+// at a time, NCHW pixels at a time.
+template <typename Move>
+inline void move_lanes(const Places& places, int64_t span, int64_t lanes, int64_t stride, int64_t begin, int64_t end,
+                       int64_t channels, bool channels_last, Move move) {
   if (channels_last) {
-    constexpr int64_t kLine = 2 * kWidth;  // channels at a time: whole cache lines of the image
-    for (int64_t c = begin; c < end; c += kLine) {
-      const int64_t n = min(kLine, end - c);
+    for (int64_t c = begin; c < end; c += kLine)
       for (int64_t i = 0; i < places.pixels; ++i) {
         const int64_t at = places.at[i], first = at + (c - begin) * stride;
-        move(x + i * channels + c, n, [=](int64_t j) { return at < 0 ? -1 : first + j * stride; }, packed);
+        move(c, i * channels + c, min(kLine, end - c), [=](int64_t j) { return at < 0 ? -1 : first + j * stride; }, 0);
       }
-    }
     return;
   }
-  for (int64_t c = begin; c < end; c += places.span) {
+  for (int64_t c = begin; c < end; c += span) {
     const int32_t* at = places.at;
     move(
-        x + c * places.pixels, min(places.span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
-        packed + (c - begin) * stride * lanes);
+        c, c * places.pixels, min(span, end - c) * places.pixels, [=](int64_t i) -> int64_t { return at[i]; },
+        (c - begin) * stride * lanes);
   }
+}
+
+// Channels [begin, end) of images that begin at place `first` of the source, into lanes.
+template <typename Source>
+inline void move_in(const Places& places, int64_t lanes, int64_t stride, int64_t begin, int64_t end, int64_t channels,
+                    bool channels_last, const Source& source, int64_t first, int64_t images, float* packed) {
+  const int64_t image = channels * places.pixels, span = Source::kByChannel ? 1 : places.span;
+  move_lanes(places, span, lanes, stride, begin, end, channels, channels_last,
+             [&](int64_t c, int64_t from, int64_t n, auto place, int64_t to) {
+               lanes_in(source.of(c, channels_last), first * image + from, image, images, lanes, n, place, packed + to);
+             });
+}
+
+inline void move_out(const Places& places, int64_t lanes, int64_t stride, int64_t begin, int64_t end, int64_t channels,
+                     bool channels_last, const float* packed, int64_t first, int64_t images, float* y) {
+  const int64_t image = channels * places.pixels;
+  move_lanes(places, places.span, lanes, stride, begin, end, channels, channels_last,
+             [&](int64_t, int64_t to, int64_t n, auto place, int64_t from) {
+               lanes_out(packed + from, image, images, lanes, n, place, y + first * image + to);
+             });
 }
 
 inline void clear_padding(const Planes& p, const Padding& padding, int64_t channels, float* packed) {

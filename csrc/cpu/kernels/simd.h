@@ -23,6 +23,20 @@ inline Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(
 inline void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
 inline Vec broadcast(float s) { return s - Vec{}; }
 
+// The same for a vector or a single value.
+template <class T>
+inline T read(const float* p);
+template <>
+inline Vec read<Vec>(const float* p) {
+  return load(p);
+}
+template <>
+inline float read<float>(const float* p) {
+  return *p;
+}
+inline void put(float* p, Vec v) { store(p, v); }
+inline void put(float* p, float v) { *p = v; }
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SPFDE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)

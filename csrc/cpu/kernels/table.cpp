@@ -15,6 +15,8 @@ Kernels table() {
       .shifted_product = shifted_product,
       .shifted_correlation = shifted_correlation,
       .shifted_gradients = shifted_gradients,
+      .takes_moments = takes_moments,
+      .gradients_take_norm = gradients_take_norm,
       .conv2d_blocks = conv2d_blocks,
       .conv2d_blocks_input_grad = conv2d_blocks_input_grad,
       .conv2d_blocks_weight_grad = conv2d_blocks_weight_grad,

@@ -13,6 +13,8 @@ void sddmm_blocks(const SddmmBlocksArgs& args, const Exec& exec);
 void shifted_product(const ShiftedProductArgs& args, const Exec& exec);
 void shifted_correlation(const ShiftedCorrelationArgs& args, const Exec& exec);
 void shifted_gradients(const ShiftedGradientsArgs& args, const Exec& exec);
+bool takes_moments(const ShiftedProductArgs& args);
+bool gradients_take_norm(const Conv2dGeometry& input, const ShiftedCorrelationArgs& weight, int threads);
 void conv2d_blocks(const Conv2dBlocksArgs& args, const Conv2dGeometry& geometry, const Exec& exec);
 void conv2d_blocks_input_grad(const Conv2dBlocksInputGradArgs& args, const Conv2dGeometry& geometry, const Exec& exec);
 void conv2d_blocks_weight_grad(const Conv2dBlocksWeightGradArgs& args, const Conv2dGeometry& geometry,

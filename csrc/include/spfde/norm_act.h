@@ -35,6 +35,8 @@ struct NormActArgs {
   float* running_var;            // [channels] or nullptr: towards the variance divided by n - 1
   void* y;                       // every element written
   DType dtype = DType::float32;  // of x, residual and y
+  // On a CPU, with batch_statistics: [channels, 2] mean and biased variance of x, which is then read once; or nullptr.
+  const double* moments = nullptr;
 };
 
 struct NormActGradArgs {
@@ -54,6 +56,10 @@ struct NormActGradArgs {
   float* dweight;                // [channels]
   float* dbias;                  // [channels]
   DType dtype = DType::float32;  // of x, y, dy, dx and dresidual
+  // On a CPU: [5, channels] written instead of dx, mean, scale, bias, slope and offset of every channel, or nullptr:
+  //   dx = scale * dz + slope * (x - mean) + offset, dz = dy where the activation of scale * (x - mean) + bias passed
+  //   it
+  float* numbers = nullptr;
 };
 
 }  // namespace spfde

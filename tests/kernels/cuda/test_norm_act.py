@@ -23,7 +23,7 @@ def emulation(monkeypatch, emulated):
     monkeypatch.setattr(norm_act_cuda, "native", lambda: emulated)
     monkeypatch.setattr(norm_act_cuda, "on_gpu", lambda x: True)
     monkeypatch.setattr(norm_act_cuda, "runs", lambda *_: True)
-    monkeypatch.setattr(norm, "_runs_native", lambda *_: False)
+    monkeypatch.setattr(norm, "runs_native", lambda *_: False)
 
 
 def images(shape, last, dtype):
