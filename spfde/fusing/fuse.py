@@ -10,9 +10,11 @@ from torch import nn
 
 from spfde.fusing.chains import obstacle
 from spfde.fusing.forward import FusedForward, Key, Rewritten, is_fused, rewritten_forwards
+from spfde.fusing.layers import LayerCall
 from spfde.fusing.norm_with_act import NormWithAct, act_inside, is_joined
 from spfde.fusing.residual import Added
 from spfde.fusing.stand_in import Untraceable
+from spfde.kernels.registry import get
 from spfde.kernels.triton.model import hindrance
 from spfde.nn import SparseLayer, SparseLinear
 from spfde.nn.norm import FusedNormAct2d
@@ -35,12 +37,14 @@ class NormFusing:
 class LayerFusing:
     """One sparse layer: `chain` is what is called at once ("conv+norm+add+relu"), see `spfde.fuse`.
 
-    `reason`: why that is no kernel of Triton's own even on a GPU, "" where it can be.
+    `reason`: why that is no kernel of Triton's own even on a GPU, "" where it can be. `shares_passes`: whether the norm
+    shares passes over memory with the layer's native kernel on a CPU, in training.
     """
 
     name: str
     chain: str
     reason: str = ""
+    shares_passes: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Report:
         lines = [f"{layer.name:{width}}  {layer.chain}" for layer in able]
         head = ["one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):"] if able else []
         others = Counter(layer.reason for layer in self.layers if layer.reason)
+        sharing = sum(layer.shares_passes for layer in self.layers)
+        if sharing:
+            head.insert(
+                0, f"on a CPU in training {sharing} norms share passes with the native kernel of the layer before"
+            )
         return [*head, *lines, *(f"sparse layers that Triton runs apart: {n}, {why}" for why, n in others.items())]
 
     def _norms(self) -> str:
@@ -87,7 +96,8 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
 
     A sparse layer whose only reader is such a chain, an addition (+ activation) or an activation is called with it:
     one kernel does all where the layer's kernel is Triton's. With a norm that is so where the norm is in evaluation and
-    no gradient is wanted (a frozen prefix, no_grad). Layers that become sparse later are called so after fusing again.
+    no gradient is wanted (a frozen prefix, no_grad). On a CPU a convolution in native kernels and its norm share passes
+    over memory in training. Layers that become sparse later are called so after fusing again.
 
     What a forward adds right after it has called another module, `x + self.mlp(x)`, is added inside of that one where
     its own forward ends with such a layer or norm. A module with hooks, also of later, is called as it is written.
@@ -162,12 +172,19 @@ def report(model: nn.Module) -> Report:
             )
         )
     calls = dict.fromkeys(call for forward in used for call in forward.layers)
-    return Report(tuple(rows), tuple(LayerFusing(names[c.layer], c.chain, _apart(c.layer)) for c in calls))
+    layers = (LayerFusing(names[c.layer], c.chain, _apart(c.layer), _shares_passes(c)) for c in calls)
+    return Report(tuple(rows), tuple(layers))
 
 
 def _apart(layer: SparseLayer) -> str:
     """Why Triton has no kernel for the layer, "" if it has."""
     return "" if isinstance(layer, SparseLinear) else hindrance(layer.grid.block, layer.window) or ""
+
+
+def _shares_passes(call: LayerCall) -> bool:
+    """Whether `conv2d_norm_act` has a kernel for the layer."""
+    norms = get("native").products["conv2d"].norms
+    return call.chain.startswith("conv+norm") and norms(call.layer.plan.window, call.layer.grid.block)
 
 
 fuse.report = report  # type: ignore[attr-defined]

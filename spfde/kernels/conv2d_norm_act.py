@@ -64,7 +64,7 @@ def conv2d_norm_act(
     if min(size) < 1 or x.device != values.device:
         return None
     found = call.find(x, values, plan, conv_bias, kernel)
-    if found.composite is not None or not found.as_is or not found.product.norms(found.problem):
+    if found.composite is not None or not found.as_is or not found.product.norms(window, plan.block):
         return None
     vectors = (weight, bias, running_mean, running_var)
     if not _norm_fits(x, residual, vectors, size, training, eps):

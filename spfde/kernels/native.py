@@ -131,9 +131,9 @@ class _Conv2d(Product):
         )  # fmt: skip
         return dx, dvalues, dbias
 
-    def norms(self, problem: Problem) -> bool:
+    def norms(self, window: Window, block: tuple[int, int]) -> bool:
         """For single weights in windows."""
-        return not problem.window.linear and problem.block == (1, 1)
+        return not window.linear and block == (1, 1)
 
     def conv2d_norm_act(
         self,

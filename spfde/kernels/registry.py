@@ -17,7 +17,7 @@ from spfde._names import unknown
 from spfde.kernels.epilogue import Epilogue
 from spfde.kernels.gpu import Config, Gpu
 from spfde.kernels.problem import Problem
-from spfde.sparse.kernel_index import KernelIndex
+from spfde.sparse.kernel_index import KernelIndex, Window
 from spfde.sparse.plan import Plan
 
 Programs = tuple[int, list[Config]]  # outputs of a program, and the launches that are worth timing for it
@@ -96,8 +96,8 @@ class Product(ABC):
             dbias = bias_grad(dy)
         return dx, dvalues, dbias if need_bias else None
 
-    def norms(self, problem: Problem) -> bool:
-        """Whether `conv2d_norm_act` and its gradients are there for this problem, and gain something."""
+    def norms(self, window: Window, block: tuple[int, int]) -> bool:
+        """Whether `conv2d_norm_act` and its gradients are there for such weights, and gain something."""
         return False
 
     def conv2d_norm_act(

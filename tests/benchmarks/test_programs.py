@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cache
 import cases
+import conv_norm
 import fit_cost
 import freezers
 import freezing_plan
@@ -310,3 +311,8 @@ def test_smartfrz_is_measured_beside_the_steps_it_watches(tmp_path, capsys, monk
     assert row["memory"] == pytest.approx(row["state_mb"] / row["step_mb"])
     assert row["state_mb"] > 7 * 30 * 1024 * 4 / 1e6  # windows of the stem and three blocks of two convolutions
     assert "small" in capsys.readouterr().out
+
+
+def test_a_convolution_and_its_norm_take_turns_apart_and_as_one(capsys):
+    conv_norm.main(["--pixels", "8", "--batch", "16", "--width", "0.5", "--rounds", "1"])
+    assert "apart" in (printed := capsys.readouterr().out) and "forward" in printed and "both" in printed

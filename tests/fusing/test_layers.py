@@ -10,7 +10,8 @@ from fusing.networks import NETWORKS, built, images, sparse
 from torch import nn
 
 import spfde
-from spfde.nn import FusedNormAct2d, SparseConv2d
+from spfde.kernels.registry import get
+from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer
 
 
 def chains(model):
@@ -20,6 +21,7 @@ def chains(model):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_computes_the_same_bits(name, recompute, monkeypatch):
+    monkeypatch.setattr(type(get("native").products["conv2d"]), "norms", lambda *_: False)  # other bits, see below
     apart = sparse(built(name))
     together = spfde.fuse(copy.deepcopy(apart), recompute=recompute)
     monkeypatch.setattr("spfde.fusing.forward.merge", lambda *_: [])
@@ -31,6 +33,78 @@ def test_training_computes_the_same_bits(name, recompute, monkeypatch):
         model.eval()
         results[-1].append(model(images()).detach())
     assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+
+
+def nodes(y):
+    """The names of the autograd nodes that lead to y."""
+    found, seen = [y.grad_fn], set()
+    while found:
+        node = found.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found += [parent for parent, _ in node.next_functions]
+    return [type(node).__name__ for node in seen]
+
+
+def trained(model, dtype=torch.float32):
+    """Output, gradients and buffers of one training step of a batch that fills lanes."""
+    x = torch.randn(33, 3, 12, 12, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y = model.to(dtype)(x)
+    return [y.detach(), *torch.autograd.grad(y.square().mean(), list(model.parameters())), *model.buffers()]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["resnet", "resnet20", "mobilenet", "vgg"])
+def test_convolutions_and_norms_as_one_op_are_as_close_to_float64(name, recompute):
+    apart = sparse(built(name))
+    together = spfde.fuse(copy.deepcopy(apart), recompute=recompute)
+    reference = copy.deepcopy(apart)
+    for layer in (m for m in reference.modules() if isinstance(m, SparseLayer)):
+        layer.kernel = "reference"
+    exact = trained(reference, torch.float64)
+    for got, theirs, right in zip(trained(together), trained(apart), exact, strict=True):
+        error, limit = (float((t.double() - right).norm()) for t in (got, theirs))
+        assert error <= 4 * limit + 1e-6 * float(right.double().norm())
+
+
+def test_a_convolution_and_its_norm_are_one_op_unless_someone_looks_between():
+    model = spfde.fuse(sparse(built("resnet")))
+    one = "_Conv2dNormActBackward"
+    assert nodes(model(images())).count(one) == 8  # all but the pointwise shortcut
+    for change in (model.layer1[0].conv1.register_forward_hook, model.layer1[1].bn2.register_forward_pre_hook):
+        handle = change(lambda *_: None)
+        assert nodes(model(images())).count(one) == 7
+        handle.remove()
+    model.layer1[0].conv1._grad_probe = lambda dy, x: None
+    assert nodes(model(images())).count(one) == 7
+    model.layer1[0].conv1._grad_probe = None
+    assert nodes(model.eval()(images())).count(one) == 8  # for their gradients
+    with torch.no_grad():
+        assert model(images()).grad_fn is None
+
+
+def test_a_batch_that_raises_is_not_counted():
+    model = spfde.fuse(sparse(built("resnet")))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.ones(1, 3, 1, 1))
+    assert model.layer1[0].bn1.num_batches_tracked == 0
+    model(images())
+    assert model.layer1[0].bn1.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_are_those_of_the_parts(momentum):
+    apart = sparse(built("resnet"))
+    for norm in apart.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = momentum
+    together = spfde.fuse(copy.deepcopy(apart))
+    for model in (apart, together):
+        for seed in range(3):
+            with torch.no_grad():
+                model(images(seed))
+    for got, wanted in zip(together.buffers(), apart.buffers(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_called_together_in_a_resnet():
@@ -53,7 +127,8 @@ def test_what_is_called_together_in_a_resnet():
     assert dict(sorted(chains(model).items())) == expected
     why = "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
     only = f"sparse layers that Triton runs apart: 9, {why}"
-    assert str(spfde.fuse.report(model)).endswith(f"what follows them\n{only}")
+    cpu = "on a CPU in training 8 norms share passes with the native kernel of the layer before"
+    assert str(spfde.fuse.report(model)).endswith(f"what follows them\n{cpu}\n{only}")
     assert "forward" not in vars(spfde.unfuse(model).layer2[0].downsample)
 
 

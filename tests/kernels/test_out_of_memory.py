@@ -52,6 +52,14 @@ class Norm(torch.nn.BatchNorm1d):
     def forward(self, x):
         return norm_act(x, None, None, self.weight, self.bias, training=True)
 
+class ConvNorm(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = layer(SparseConv2d, torch.nn.Conv2d(64, 64, 3, padding=1), "unstructured")
+
+    def forward(self, x):
+        return self.conv.call_with_norm(x, None, None, training=True)
+
 alive, results = [], []
 for pattern in ("unstructured", "block:4x1"):
     differentiated(layer(SparseLinear, torch.nn.Linear(65536, 16), pattern), torch.randn(64, 65536))
@@ -61,6 +69,7 @@ for pattern in ("unstructured", "block:4x1"):
         differentiated(conv, torch.randn(16, 64, 48, 48), *by)
 grouped = torch.nn.Conv2d(16, 16, 3, padding=1, groups=4)
 differentiated(layer(SparseConv2d, grouped, "unstructured"), torch.randn(1, 16, 400, 400))
+differentiated(ConvNorm(), torch.randn(16, 64, 48, 48))
 differentiated(Norm(70000), torch.randn(2, 70000, 30, 1).to(memory_format=torch.channels_last))
 wanted = [tensor.clone() for tensor in results]
 
@@ -92,7 +101,14 @@ assert all(torch.equal(got, want) for got, want in zip(results, wanted, strict=T
 
 OPS = {
     *("spmm", "spmm_blocks", "spmm_blocks_input_grad", "sddmm", "sddmm_blocks", "norm_act", "norm_act_grad"),
-    *("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "conv2d_gradients"),
+    *(
+        "conv2d",
+        "conv2d_input_grad",
+        "conv2d_weight_grad",
+        "conv2d_gradients",
+        "conv2d_norm_act",
+        "conv2d_norm_act_grad",
+    ),
     *("conv2d_blocks", "conv2d_blocks_input_grad", "conv2d_blocks_weight_grad"),
 }
 
