@@ -52,13 +52,13 @@ class Norm(torch.nn.BatchNorm1d):
     def forward(self, x):
         return norm_act(x, None, None, self.weight, self.bias, training=True)
 
-class ConvNorm(torch.nn.Module):
+class ConvNorm(torch.nn.BatchNorm2d):
     def __init__(self):
-        super().__init__()
+        super().__init__(64)
         self.conv = layer(SparseConv2d, torch.nn.Conv2d(64, 64, 3, padding=1), "unstructured")
 
     def forward(self, x):
-        return self.conv.call_with_norm(x, None, None, training=True)
+        return self.conv.call_with_norm(x, None, None, self.weight, self.bias, training=True)
 
 alive, results = [], []
 for pattern in ("unstructured", "block:4x1"):
