@@ -105,7 +105,7 @@ class SparseConv2d(SparseLayer):
     def call_with_norm(self, x: Tensor, *norm: Tensor | None, **options: Any) -> Tensor | None:
         """y of the convolution and a norm behind it, None where they must be called apart: see `conv2d_norm_act`.
 
-        For no transform and no probe.
+        For no detour and no probe.
         """
         x = self._prepared(x) if self._pads_or_thins else x
         return conv2d_norm_act(x, self.values, self.plan, self.bias, self._dispatch_key, *norm, **options)
