@@ -26,7 +26,7 @@ struct Rows {
 
   struct View {
     const Rows& of;
-    int output;
+    int output, past;
 
     struct Row {
       const T* at;
@@ -49,7 +49,7 @@ struct Rows {
       return token < of.tokens ? of.y + int64_t{token} * of.outer : nullptr;
     }
   };
-  __device__ __forceinline__ View view(int group, int outputs) const { return {*this, group * outputs}; }
+  __device__ __forceinline__ View view(int group, int outputs) const { return {*this, group * outputs, outer}; }
 };
 
 }  // namespace spfde::cuda::blocks

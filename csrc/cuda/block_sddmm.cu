@@ -20,22 +20,13 @@ __global__ void __launch_bounds__(kFinished) finish_kernel(Gradient<T> to, int p
   finish(to, parts);
 }
 
-int64_t chunks(const BlockSddmmArgs& args) { return args.tiles.entries * args.width / kInputs; }
-
-int parts(const BlockSddmmArgs& args, int multiprocessors) {
-  const int depth = args.dtype == DType::float32 ? kDepth<float> : kDepth<__half>;
-  return blocks::parts(chunks(args), args.batch, depth, multiprocessors);
-}
-
 template <typename T, bool kExact, int kOutputs>
 void run(const BlockSddmmArgs& args, int parts, float* sums, const Exec& exec) {
   using S = SampleLayout<T, kOutputs>;
   const std::string problem = "block_sddmm " + sizes(args.rows, args.cols, args.batch);
   const int tokens = count(args.batch, problem), rows = static_cast<int>(args.rows), cols = static_cast<int>(args.cols);
   const Rows<T> source = {as<const T>(args.x), nullptr, tokens, cols, rows, static_cast<int>(args.width)};
-  const Gradient<T> to = {
-      as<T>(args.dvalues), as<T>(args.dbias), sums, args.unit_count, args.capacity * args.height * args.width, rows,
-      bits(args.height),   bits(args.width)};
+  const Gradient<T> to = gradient_of<T>(args, args.rows, sums);
   const bool vectors = args.cols % kPiece<T> == 0 && args.rows % kPiece<T> == 0 && aligned(16, args.dy, args.x);
   launch(problem, exec, {dim3(chunks(args), parts), dim3(S::kThreads), kStages * sizeof(typename S::Stage)},
          block_sddmm_kernel<T, kExact, kOutputs>, as<const T>(args.dy), args.tiles.entry,
@@ -46,13 +37,12 @@ void run(const BlockSddmmArgs& args, int parts, float* sums, const Exec& exec) {
 }  // namespace
 
 int64_t block_sddmm_scratch(const BlockSddmmArgs& args, int multiprocessors) {
-  const int64_t count = parts(args, multiprocessors), size = args.capacity * args.height * args.width + args.rows;
-  return count == 1 ? 0 : count * size * static_cast<int64_t>(sizeof(float));
+  return sums_size(args, args.rows, parts_of(args, args.batch, multiprocessors));
 }
 
 void block_sddmm(const BlockSddmmArgs& args, int multiprocessors, void* scratch, const Exec& exec) {
   if (args.rows == 0) return;
-  const int count = parts(args, multiprocessors);
+  const int count = parts_of(args, args.batch, multiprocessors);
   auto* sums = count == 1 ? nullptr : static_cast<float*>(scratch);
   for_precision(args.dtype, args.tf32, [&](auto zero, auto exact) {
     for_outputs(args.tiles.together * args.height,

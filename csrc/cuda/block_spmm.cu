@@ -34,18 +34,11 @@ template <typename T, bool kExact, int kOutputs, bool kTransposed>
 void run(const BlockSpmmArgs& args, float* scratch, const Exec& exec) {
   using S = Layout<T, kOutputs, kTransposed>;
   const std::string problem = "block_spmm " + sizes(args.outer, args.inner, args.batch);
-  const int out = args.transposed ? args.width : args.height, in = args.transposed ? args.height : args.width;
-  const Weight<T> weight = {as<const T>(args.values),
-                            as<const T>(args.bias),
-                            args.tiles.entry,
-                            args.tiles.work,
-                            static_cast<int>(args.tiles.works),
-                            static_cast<int>(args.tiles.together),
-                            bits(out),
-                            bits(in)};
   const int tokens = count(args.batch, problem), outer = static_cast<int>(args.outer);
-  const Rows<T> features = {as<const T>(args.x), as<T>(args.y), tokens, static_cast<int>(args.inner), outer, in};
-  const Target target = {scratch, tokens, outer, args.outer % 2 == 0 && aligned(2 * sizeof(T), args.y),
+  const Weight<T> weight = weight_of<T>(args);
+  const Rows<T> features = {as<const T>(args.x),          as<T>(args.y), tokens,
+                            static_cast<int>(args.inner), outer,         1 << weight.in_bits};
+  const Target target = {scratch, tokens, args.outer % 2 == 0 && aligned(2 * sizeof(T), args.y),
                          args.inner % kPiece<T> == 0 && aligned(16, args.x, args.values)};
   launch(problem, exec,
          {dim3(grid(args.tiles.works, ceil_div(args.batch, kTokens), problem)), dim3(S::kThreads),
@@ -59,19 +52,13 @@ void run(const BlockSpmmArgs& args, float* scratch, const Exec& exec) {
 }  // namespace
 
 int64_t block_spmm_scratch(const BlockSpmmArgs& args) {
-  const int64_t outputs = args.tiles.together * (args.transposed ? args.width : args.height);
-  return 2 * args.tiles.splits * args.batch * outputs * static_cast<int64_t>(sizeof(float));
+  return 2 * args.tiles.splits * args.batch * outputs_of(args) * static_cast<int64_t>(sizeof(float));
 }
 
 void block_spmm(const BlockSpmmArgs& args, void* scratch, const Exec& exec) {
   if (args.outer == 0 || args.batch == 0) return;
-  for_precision(args.dtype, args.tf32, [&](auto zero, auto exact) {
-    for_outputs(args.tiles.together * (args.transposed ? args.width : args.height), [&](auto outputs) {
-      using T = decltype(zero);
-      auto* sums = static_cast<float*>(scratch);
-      args.transposed ? run<T, exact.value, outputs.value, true>(args, sums, exec)
-                      : run<T, exact.value, outputs.value, false>(args, sums, exec);
-    });
+  for_product(args, [&](auto zero, auto exact, auto outputs, auto transposed) {
+    run<decltype(zero), exact.value, outputs.value, transposed.value>(args, static_cast<float*>(scratch), exec);
   });
 }
 

@@ -5,6 +5,7 @@
 // Input gradient: pixels of one residue modulo the stride meet the same taps, and the transposed index keeps a row for
 // each residue of each channel, so each residue is a launch; `back` says which output a pixel meets. Groups are
 // launches too, as many rows of the index each.
+#include "cuda/conv2d_shape.h"
 #include "cuda/launch.h"
 #include "cuda/multiply.h"
 #include "cuda/ops.h"
@@ -32,20 +33,6 @@ __global__ void __launch_bounds__(sample::kThreads, 1)
 template <typename T>
 __global__ void __launch_bounds__(sample::kThreads) finish_kernel(sample::Gradient<T> to, int parts) {
   sample::finish(to, parts);
-}
-
-// Rows and columns are counted in 16 bits, padding and dilated taps included.
-void check(const Conv2dShape& s, const std::string& problem) {
-  const int64_t most = std::max({s.in_h, s.in_w, s.out_h * s.stride_h, s.out_w * s.stride_w, s.pad_top, s.pad_left});
-  if (most >= 1 << 15)
-    throw std::invalid_argument("expected images of fewer than 32768 rows and columns, got " + problem +
-                                "; try smaller ones, or layer.kernel = 'dense'");
-}
-
-std::string named(const char* op, const Conv2dShape& s) {
-  return std::string(op) + " [" + std::to_string(s.batch) + ", " + std::to_string(s.in_channels) + ", " +
-         std::to_string(s.in_h) + ", " + std::to_string(s.in_w) + "] to " + std::to_string(s.out_channels) +
-         " channels";
 }
 
 // Images of [channels, height, width], or with `last` [height, width, channels].

@@ -5,6 +5,7 @@
 // beside it says. Throws std::runtime_error where CUDA refuses a launch.
 #pragma once
 
+#include "spfde/block_conv2d.h"
 #include "spfde/block_sddmm.h"
 #include "spfde/block_spmm.h"
 #include "spfde/conv2d.h"
@@ -31,6 +32,13 @@ void block_spmm(const BlockSpmmArgs& args, void* scratch, const Exec& exec);
 // 4 bytes for each part, slot of dvalues and row, at most about 128 KB for each multiprocessor in all.
 int64_t block_sddmm_scratch(const BlockSddmmArgs& args, int multiprocessors);
 void block_sddmm(const BlockSddmmArgs& args, int multiprocessors, void* scratch, const Exec& exec);
+
+// The forward product and, by transposed tiles, the input gradient need no scratch memory; the weight gradient as
+// block_sddmm does.
+void block_conv2d(const BlockConv2dArgs& args, const Exec& exec);
+int64_t block_conv2d_weight_grad_scratch(const BlockConv2dWeightGradArgs& args, int multiprocessors);
+void block_conv2d_weight_grad(const BlockConv2dWeightGradArgs& args, int multiprocessors, void* scratch,
+                              const Exec& exec);
 
 void conv2d(const Conv2dArgs& args, const Exec& exec);
 void conv2d_input_grad(const Conv2dInputGradArgs& args, const Exec& exec);

@@ -8,25 +8,15 @@
 #include <string>
 
 #include "cuda/ops.h"
+#include "cuda_arguments.h"
 
 namespace {
-
-spfde::DType dtype_of(const std::string& name) {
-  return name == "float32" ? spfde::DType::float32 : name == "float16" ? spfde::DType::float16 : spfde::DType::bfloat16;
-}
 
 // Scale, shift and residual of an epilogue, and its activation.
 using End = std::array<uintptr_t, 4>;
 
 spfde::Epilogue epilogue_of(const End& end) {
   return {at{end[0]}, at{end[1]}, at{end[2]}, spfde::Activation{static_cast<int>(end[3])}};
-}
-
-// The numbers of a Conv2dShape, in its order.
-using Numbers = std::array<int64_t, 16>;
-
-spfde::Conv2dShape shape_of(const Numbers& n) {
-  return {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13], n[14], n[15]};
 }
 
 void bind_conv2d_on_cuda(py::module_& m) {

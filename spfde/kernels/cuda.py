@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spfde._native import load, native
 from spfde.kernels import cuda_blocks
+from spfde.kernels.cuda_arguments import conv2d_shape
 from spfde.kernels.dense import DenseConv2d, DenseLinear
 from spfde.kernels.dtypes import cast, name_of
 from spfde.kernels.epilogue import PLAIN, Epilogue
@@ -24,6 +25,7 @@ from spfde.kernels.problem import Problem
 from spfde.kernels.registry import Kernel, Prediction, Product, register
 from spfde.kernels.triton.config import has_kernel
 from spfde.kernels.triton.index import tile_index
+from spfde.kernels.triton.model import SIZES_ONLY
 from spfde.sparse.kernel_index import KernelIndex, slots
 from spfde.sparse.plan import Plan
 
@@ -113,7 +115,7 @@ class _Conv2d(_Ended):
         y = torch.empty((len(x), problem.shape[0], *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
         end = _readable(epilogue, memory)
         native().cuda_conv2d(
-            _numbers(x.shape, problem), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
+            conv2d_shape(x.shape, problem), index.row_ptr.data_ptr(), index.col.data_ptr(), values.data_ptr(),
             0 if bias is None else bias.data_ptr(), x.data_ptr(), y.data_ptr(), last, last, name_of(x.dtype),
             _fields(end), *queue_of(x),
         )  # fmt: skip
@@ -133,7 +135,7 @@ class _Conv2d(_Ended):
         dy, last, memory = _images(dy)
         dx = torch.empty(tuple(size), dtype=dy.dtype, device=dy.device, memory_format=memory)
         native().cuda_conv2d_input_grad(
-            _numbers(size, problem), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
+            conv2d_shape(size, problem), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(), values.data_ptr(),
             index.t_perm.data_ptr(), dy.data_ptr(), dx.data_ptr(), last, last, name_of(dy.dtype), *queue_of(dy),
         )  # fmt: skip
         return dx
@@ -147,7 +149,7 @@ class _Conv2d(_Ended):
             return DenseConv2d().weight_grad(dy, x, index, block, problem, bias)
         (dy, dy_last, _), (x, x_last, _) = _images(dy), _images(x)
         dvalues, dbias = x.new_empty(slots(index, block), *block), x.new_empty(problem.shape[0] if bias else 0)
-        shape, units = _numbers(x.shape, problem), gpu_at(x.device).units
+        shape, units = conv2d_shape(x.shape, problem), gpu_at(x.device).units
         scratch = x.new_empty(native().cuda_conv2d_weight_grad_scratch(shape, len(dvalues), units), dtype=torch.uint8)
         native().cuda_conv2d_weight_grad(
             shape, len(dvalues), index.row_ptr.data_ptr(), index.col.data_ptr(), dy.data_ptr(), x.data_ptr(), dy_last,
@@ -208,23 +210,6 @@ def _images(x: Tensor) -> tuple[Tensor, bool, torch.memory_format]:
     """Images without gaps in memory, whether they are channels_last, and their memory format."""
     memory = memory_format_of(x)
     return x.contiguous(memory_format=memory), memory is torch.channels_last, memory
-
-
-def _numbers(size: Sequence[int], problem: Problem) -> list[int]:
-    """A convolution's `Conv2dShape` (csrc/include/spfde/conv2d.h) for inputs of a size."""
-    window = problem.window
-    top, _, left, _ = window.padding
-    return [
-        *size,
-        problem.shape[0],
-        *problem.size,
-        *window.kernel,
-        *window.stride,
-        top,
-        left,
-        *window.dilation,
-        window.groups,
-    ]
 
 
 def _readable(epilogue: Epilogue | None, memory: torch.memory_format) -> Epilogue:
@@ -304,7 +289,10 @@ class Cuda(Kernel):
     """CUDA C++ kernels for single weights (patterns "unstructured" and "fan-in") and for blocks."""
 
     name, devices = "cuda", ("cuda",)
-    products: ClassVar = {"linear": _ByPattern(_LINEAR, cuda_blocks.BlockLinear()), "conv2d": _Conv2d()}
+    products: ClassVar = {
+        "linear": _ByPattern(_LINEAR, cuda_blocks.BlockLinear()),
+        "conv2d": _ByPattern(_Conv2d(), cuda_blocks.BlockConv2d()),
+    }
 
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
         """Why it cannot run for this problem on a type of device, or None."""
@@ -312,9 +300,13 @@ class Cuda(Kernel):
             return f"CUDA C++ kernels do not run on {device}"
         if dtype not in DTYPES:
             return f"CUDA C++ kernels compute float32, float16 and bfloat16, not {name_of(dtype)}"
-        if problem.block != (1, 1) and (reason := cuda_blocks.hindrance(problem, gpu_here())):
-            return reason
+        if reason := self.hindrance(problem) or (problem.block != (1, 1) and cuda_blocks.too_old(gpu_here())):
+            return f"CUDA C++ kernels: {reason}"
         return absence()
+
+    def hindrance(self, problem: Problem) -> str | None:
+        """Why it runs on no machine for this problem, None where it runs on some."""
+        return None if problem.block == (1, 1) or has_kernel(problem.block) else SIZES_ONLY
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
         """By the bounds of shared memory, for blocks by what is predicted for the Triton kernels.
@@ -333,15 +325,11 @@ class Cuda(Kernel):
 
     def index(self, plan: Plan) -> KernelIndex:
         """The plan's index, for blocks that have kernels with the tiles of the weight in each direction."""
-        return tile_index(plan) if _has_tiles(plan) else plan.kernel_index
+        return tile_index(plan) if has_kernel(plan.block) else plan.kernel_index
 
     def extends_index(self, plan: Plan) -> bool:
         """Where blocks of this size have kernels and these were built."""
-        return _has_tiles(plan) and absence() is None
-
-
-def _has_tiles(plan: Plan) -> bool:
-    return has_kernel(plan.block) and plan.window.groups == 1
+        return has_kernel(plan.block) and absence() is None
 
 
 def predicted_gain(dtype: torch.dtype, density: float, gpu: Gpu) -> float:

@@ -16,6 +16,16 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def pixels_of(x: Tensor) -> Tensor:
+    """[batch x height x width, channels] of images [batch, channels, height, width]; a view of channels_last ones."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def images_of(y: Tensor, like: Tensor) -> Tensor:
+    """The images [batch, channels, height, width] of such pixels, sized as `like`, in channels_last memory."""
+    return y.view(len(like), *like.shape[2:], y.shape[1]).permute(0, 3, 1, 2)
+
+
 def in_lanes(x: Tensor) -> bool:
     """Whether the samples of x [batch, features] are neighbours in memory, feature after feature: the lane layout."""
     return not x.is_contiguous() and x.stride() == (1, x.shape[0])

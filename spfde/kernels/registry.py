@@ -173,6 +173,10 @@ class Kernel(ABC):
     def obstacle(self, device: str, dtype: torch.dtype, problem: Problem) -> str | None:
         """Why it cannot run for this problem on a type of device, or None."""
 
+    def hindrance(self, problem: Problem) -> str | None:
+        """Why it runs on no machine for this problem, a part of `obstacle`; None where it runs on some."""
+        return None
+
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
         """What it gains where it can run and nothing was measured; never asked of one that does not skip zeros."""
         raise NotImplementedError(f"kernel {self.name!r} skips zeros and predicts no gain")

@@ -87,6 +87,7 @@ struct Case {
 
 std::vector<test::Case> linear_cases();  // spmm and sddmm
 std::vector<test::Case> block_cases();   // block_spmm and block_sddmm
+std::vector<test::Case> block_conv2d_cases();
 std::vector<test::Case> conv2d_cases();
 std::vector<test::Case> norm_act_cases();
 std::vector<test::Case> scatter_cases();

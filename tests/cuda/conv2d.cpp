@@ -1,14 +1,14 @@
 // conv2d, its input gradient and its weight gradient, in both memory formats.
 #include "cases.h"
 #include "cuda/ops.h"
+#include "images.h"
 
 namespace {
 
 using namespace test;
 namespace cuda = spfde::cuda;
 
-struct Problem {
-  int64_t batch, in, in_h, in_w, out, kernel_h, kernel_w, stride_h, stride_w, pad, dilation_h, dilation_w, groups;
+struct Problem : Convolution {
   double density;
   bool x_last, y_last;
   int multiprocessors = 1;
@@ -21,27 +21,8 @@ struct Weight {
 template <typename T>
 class Conv {
  public:
-  explicit Conv(const Problem& problem) : p_(problem) {
+  explicit Conv(const Problem& problem) : p_(problem), shape_(problem.shape()) {
     Random random(5);
-    const auto length = [&](int64_t in, int64_t kernel, int64_t stride, int64_t dilation) {
-      return (in + 2 * p_.pad - dilation * (kernel - 1) - 1) / stride + 1;
-    };
-    shape_ = {p_.batch,
-              p_.in,
-              p_.in_h,
-              p_.in_w,
-              p_.out,
-              length(p_.in_h, p_.kernel_h, p_.stride_h, p_.dilation_h),
-              length(p_.in_w, p_.kernel_w, p_.stride_w, p_.dilation_w),
-              p_.kernel_h,
-              p_.kernel_w,
-              p_.stride_h,
-              p_.stride_w,
-              p_.pad,
-              p_.pad,
-              p_.dilation_h,
-              p_.dilation_w,
-              p_.groups};
     const int64_t taps = p_.kernel_h * p_.kernel_w, group_in = p_.in / p_.groups, group_out = p_.out / p_.groups;
     mask_ = mask(random, p_.out, group_in * taps, p_.density);
     mask_.col.shrink_to_fit();
@@ -66,19 +47,15 @@ class Conv {
             y[y_at(n, o, h, w)].add(as_double(bias_[o]));
             dbias[o].add(as_double(dy_[y_at(n, o, h, w)]));
           }
-    for (size_t k = 0; k < weights_.size(); ++k)
-      for (int64_t n = 0; n < p_.batch; ++n)
-        for (int64_t h = 0; h < shape_.out_h; ++h)
-          for (int64_t w = 0; w < shape_.out_w; ++w) {
-            const Weight& weight = weights_[k];
-            const int64_t in_h = h * p_.stride_h - p_.pad + weight.i * p_.dilation_h;
-            const int64_t in_w = w * p_.stride_w - p_.pad + weight.j * p_.dilation_w;
-            if (in_h < 0 || in_h >= p_.in_h || in_w < 0 || in_w >= p_.in_w) continue;
-            const int64_t from = x_at(n, weight.channel, in_h, in_w), to = y_at(n, weight.row, h, w);
-            y[to].add(as_double(values_[k]) * as_double(x_[from]));
-            dx[from].add(as_double(values_[k]) * as_double(dy_[to]));
-            dvalues[k].add(as_double(x_[from]) * as_double(dy_[to]));
-          }
+    for (size_t k = 0; k < weights_.size(); ++k) {
+      const Weight& weight = weights_[k];
+      for_each_meeting(shape_, weight.i, weight.j, [&](int64_t n, int64_t h, int64_t w, int64_t in_h, int64_t in_w) {
+        const int64_t from = x_at(n, weight.channel, in_h, in_w), to = y_at(n, weight.row, h, w);
+        y[to].add(as_double(values_[k]) * as_double(x_[from]));
+        dx[from].add(as_double(values_[k]) * as_double(dy_[to]));
+        dvalues[k].add(as_double(x_[from]) * as_double(dy_[to]));
+      });
+    }
     auto got_y = nowhere_written<T>(y.size()), got_dx = nowhere_written<T>(dx.size());
     auto got_dvalues = nowhere_written<T>(capacity), got_dbias = nowhere_written<T>(p_.out);
     constexpr auto dtype = Stored<T>::dtype;
@@ -154,10 +131,6 @@ class Conv {
     expect_sums(name + " ended", got, y);
   }
 
-  static int64_t place(int64_t n, int64_t c, int64_t h, int64_t w, int64_t channels, int64_t height, int64_t width,
-                       bool last) {
-    return last ? ((n * height + h) * width + w) * channels + c : ((n * channels + c) * height + h) * width + w;
-  }
   int64_t x_at(int64_t n, int64_t c, int64_t h, int64_t w) const {
     return place(n, c, h, w, p_.in, p_.in_h, p_.in_w, p_.x_last);
   }

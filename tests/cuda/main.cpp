@@ -6,7 +6,7 @@
 int main(int count, char** arguments) {
   const char* only = count > 1 ? arguments[1] : "";
   std::vector<test::Case> cases = linear_cases();
-  for (const auto& more : {block_cases(), conv2d_cases(), norm_act_cases(), scatter_cases()})
+  for (const auto& more : {block_cases(), block_conv2d_cases(), conv2d_cases(), norm_act_cases(), scatter_cases()})
     cases.insert(cases.end(), more.begin(), more.end());
   const std::pair<const char*, emulator::Schedule> schedules[] = {
       {"lock-step", {emulator::Order::lock_step}},

@@ -21,6 +21,7 @@ from torch import Tensor
 from spfde.kernels.dispatch.measurement import kind_of
 from spfde.kernels.epilogue import PLAIN, Epilogue
 from spfde.kernels.gpu import gpu_at
+from spfde.kernels.memory_format import images_of, pixels_of
 from spfde.kernels.triton import config, sddmm, spmm
 from spfde.kernels.triton.epilogue import finish
 from spfde.kernels.triton.index import TileIndex
@@ -174,9 +175,9 @@ def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TileIndex, sha
     x: [batch, channels, height, width]. values: [capacity, R, C]. `pre_act_out` is in channels_last memory.
     """
     if window.linear:
-        rest, kept = (t if t is None else _pixels(t) for t in (epilogue.residual, epilogue.pre_act_out))
+        rest, kept = (t if t is None else pixels_of(t) for t in (epilogue.residual, epilogue.pre_act_out))
         epilogue = epilogue._replace(residual=rest, pre_act_out=kept)
-        return _images(spmm.forward(_pixels(x), values, epilogue, index, shape[0], "conv2d"), x)
+        return images_of(spmm.forward(pixels_of(x), values, epilogue, index, shape[0], "conv2d"), x)
     size = window.output_size(*x.shape[2:])
     return _product(x, values, index.tiles, False, (shape[0], *size), size, window, epilogue)
 
@@ -184,7 +185,7 @@ def forward(x: Tensor, values: Tensor, epilogue: Epilogue, index: TileIndex, sha
 def input_grad(dy: Tensor, values: Tensor, index: TileIndex, size: Shape, shape: Shape, window: Window) -> Tensor:
     """dX [batch, channels, *size] in channels_last memory."""
     if window.linear:
-        return _images(spmm.input_grad(_pixels(dy), values, index, shape[1], "conv2d"), dy)
+        return images_of(spmm.input_grad(pixels_of(dy), values, index, shape[1], "conv2d"), dy)
     grid = tuple(triton.cdiv(side, step) for side, step in zip(size, window.stride, strict=True))
     return _product(dy, values, index.t_tiles, True, (shape[1], *size), grid, window)
 
@@ -228,7 +229,7 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor]:
     """The weight gradient [capacity, R, C], 0 in dead slots, and the bias gradient [out] if `bias` (else empty)."""
     if window.linear:
-        return sddmm.weight_grad(_pixels(dy), _pixels(x), index, block, bias, flags="conv2d")
+        return sddmm.weight_grad(pixels_of(dy), pixels_of(x), index, block, bias, flags="conv2d")
     dy, x = _channels_last(dy), _channels_last(x)
     (height, width), tiles = block, index.tiles
     blocks, positions = index.places.numel() // (height * width), len(dy) * prod(dy.shape[2:])
@@ -261,16 +262,6 @@ def _problem(source: Tensor, result: Tensor, transposed: bool, taps: int) -> tup
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[batch x height x width, channels] of images; a view of channels_last ones."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _images(y: Tensor, like: Tensor) -> Tensor:
-    """The images [batch, channels, height, width] of those pixels, sized as `like`."""
-    return y.view(len(like), *like.shape[2:], y.shape[1]).permute(0, 3, 1, 2)
 
 
 def _places(window: Window) -> tuple[int, ...]:

@@ -56,9 +56,9 @@ def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:
     Blocks that have kernels are walked as they are stored. Any other weight, of a linear layer, is walked dense, in
     tiles of 64x64 of which those without a stored weight are left out; slots then mean nothing.
 
-    The rows of a convolution's transposed tiles are channel blocks by stride residue, in whole groups; columns are
-    output block x taps + tap. Its groups are not cut: it has pixels enough to fill a GPU, and sums of parts would need
-    room for as many.
+    The rows of a convolution's transposed tiles are channel blocks by stride residue and group of the convolution, in
+    whole groups of tiles; columns are output block x taps + tap. Groups of tiles are not cut there: a convolution has
+    pixels enough to fill a GPU, and sums of parts would need room for as many.
     """
     if not has_kernel(plan.block):
         return _occupied(plan)
@@ -68,7 +68,10 @@ def tiles_of(plan: Plan) -> tuple[Tiles, Tiles]:
     position = F.pad(plan.positions, (0, capacity - plan.nnz))
     row, col, live = position // cols, position % cols, slot < plan.nnz
     density, cut = capacity / max(1, plan.grid.size), plan.window.linear
-    forward = (rows, cols), together_of(height, width, density), stack_of(width)
+    beside, of_group = together_of(height, width, density), rows // plan.window.groups
+    while plan.window.groups > 1 and of_group % beside:  # a group of tiles is of one group of the convolution
+        beside //= 2
+    forward = (rows, cols), beside, stack_of(width)
     together, stack = together_of(width, height, density), stack_of(height)
     t_row, t_col, t_shape = col, row, (cols, rows)
     if not plan.window.linear:
@@ -87,9 +90,9 @@ def _by_residue(
     channel, tap = col // taps, col % taps
     phase_h = tap // window.kernel[1] * window.dilation[0] % window.stride[0]
     phase_w = tap % window.kernel[1] * window.dilation[1] % window.stride[1]
-    channels = -(-(cols // taps) // together) * together  # a group is of one residue
-    t_row = (phase_h * window.stride[1] + phase_w) * channels + channel
-    return t_row, row * taps + tap, (prod(window.stride) * channels, rows * taps)
+    channels = -(-(cols // taps) // together) * together  # a group of tiles is of one residue and one of the groups
+    part = (phase_h * window.stride[1] + phase_w) * window.groups + row // max(1, rows // window.groups)
+    return part * channels + channel, row * taps + tap, (prod(window.stride) * window.groups * channels, rows * taps)
 
 
 def _occupied(plan: Plan) -> tuple[Tiles, Tiles]:

@@ -126,8 +126,11 @@ class Triton(Kernel):
         """Why it cannot run for this problem on a type of device, or None."""
         if dtype == torch.float64:
             return "it computes in float32 at most, the input is float64"
-        linear = problem.op == "linear"
-        return why_not(device) or (None if linear else model.hindrance(problem.block, problem.window))
+        return why_not(device) or self.hindrance(problem)
+
+    def hindrance(self, problem: Problem) -> str | None:
+        """Why it runs on no machine for this problem, None where it runs on some."""
+        return None if problem.op == "linear" else model.hindrance(problem.block, problem.window)
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
         """By a model of this GPU (see `spfde.kernels.triton.model`)."""

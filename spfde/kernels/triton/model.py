@@ -21,6 +21,7 @@ NARROW = {16: 0.4, 32: 0.67}  # of that, for few outputs: the tokens' tile is re
 L2 = 0.75  # of its rate: puts the model where torch's own block-sparse product was measured on an A100
 MANY = 16384  # tokens
 LAUNCH = 4e-6  # seconds
+SIZES_ONLY = "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
 OLDEST = (8, 0)  # compute capability that the kernels are compiled for in tests
 MARGIN = 1.2  # predicted gain that is asked for while nothing has been measured
 
@@ -65,7 +66,9 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
     height, width = problem.block
     tokens, size = problem.positions, dtype.itemsize
     rate, stored = gpu.rate(dtype) * 1e12, problem.density * rows * cols
-    read = cols // prod(problem.window.kernel) * prod(problem.window.stride)  # activations for each output pixel
+    window = problem.window
+    channels = cols // prod(window.kernel) * window.groups
+    read = channels * prod(window.stride)  # activations for each output pixel
     activations = tokens * (rows + read) * size / (gpu.memory * 1e12)
     full = max(2 * tokens * rows * cols / rate, activations) + rows * cols * size / (gpu.memory * 1e12) + LAUNCH
     op = "linear" if problem.window.linear else "conv2d"
@@ -86,7 +89,7 @@ def gain(problem: Problem, dtype: torch.dtype, gpu: Gpu) -> float:
 def hindrance(block: tuple[int, int], window: Window) -> str | None:
     """Why a layer has no sparse kernel on a GPU, or None."""
     if not has_kernel(block):
-        return "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
+        return SIZES_ONLY
     return "no sparse kernel for groups there" if window.groups > 1 else None
 
 

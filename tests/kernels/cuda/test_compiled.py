@@ -1,6 +1,6 @@
 """What nvcc makes of the kernels for every architecture: no spills, and registers and shared memory as recorded.
 
-`python tests/kernels/cuda/test_compiled.py` writes the record anew.
+`python tests/kernels/cuda/test_compiled.py [SOURCE ...]` writes the record anew, of some sources or of all.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def test_the_record_is_of_all_kernels_and_architectures():
 
 
 if __name__ == "__main__":
-    made = {source: {arch: resources(source, arch) for arch in ARCHITECTURES} for source in SOURCES}
-    RECORD.write_text(json.dumps({"nvcc": version(), "kernels": made}, indent=1) + "\n")
-    sys.exit(0)
+    kept = json.loads(RECORD.read_text())["kernels"] if sys.argv[1:] else {}
+    made = {source: {arch: resources(source, arch) for arch in ARCHITECTURES} for source in sys.argv[1:] or SOURCES}
+    kernels = {source: each for source, each in sorted((kept | made).items()) if source in SOURCES}
+    RECORD.write_text(json.dumps({"nvcc": version(), "kernels": kernels}, indent=1) + "\n")

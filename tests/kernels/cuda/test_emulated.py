@@ -30,7 +30,18 @@ def test_every_order_of_the_threads():
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 @pytest.mark.parametrize(
     "only",
-    [SOME, "scatter", "2100x1", "2x36", *(f"conv2d {n}" for n in (2, 4, 7)), "norm_act odd", "48x80", "37x53"],
+    [
+        SOME,
+        "scatter",
+        "2100x1",
+        "2x36",
+        *(f"conv2d {n}" for n in (2, 4, 7)),
+        "norm_act odd",
+        "48x80",
+        "37x53",
+        "conv blocks 2",
+        "conv blocks 7",
+    ],
 )
 def test_sanitizers_find_nothing(sanitizer, only):
     done = run(built(f"cuda-{sanitizer}", "cuda_tests", f"-DSANITIZE={sanitizer}"), only)
@@ -40,6 +51,7 @@ def test_sanitizers_find_nothing(sanitizer, only):
 ONLY = {
     "scatter.cu": "scatter", "places.h": "conv2d 1", "moments.h": "norm_act odd", "norm_act.cu": "norm_act planes",
     "block_product.h": "48x80", "block_sample.h": "48x80", "block_places.h": "37x53",
+    "block_pixels.h": "conv blocks 7",
 }  # fmt: skip
 
 
@@ -78,6 +90,15 @@ FAULTS = [
           "heap-buffer-overflow", "address"),
     Fault("a row of the wrong lane", "block_product.h", "lane / 8 % 2 * kPiece<T>", "lane / 16 * kPiece<T>",
           "FAILED blocks"),
+    Fault("a row above the image", "block_pixels.h",
+          "static_cast<unsigned>(row.h + column.h) < static_cast<unsigned>(of.h.source)",
+          "row.h + column.h < of.h.source", "heap-buffer-overflow", "address"),
+    Fault("a channel too many", "block_pixels.h", "max(0, min(of.group_inner - in_group, kPiece<T>))", "kPiece<T>",
+          "heap-buffer-overflow", "address"),
+    Fault("the tap of another residue", "block_pixels.h", "tap * dilation - of.number", "tap * dilation",
+          "FAILED conv blocks"),
+    Fault("the channels of another group", "block_pixels.h", "outer, of_group * group_inner,", "outer, 0,",
+          "FAILED conv blocks"),
     Fault(
         "no barrier behind the copy", "multiply.h",
         "copier.copy(first, shared.panel);\n    __syncthreads();", "copier.copy(first, shared.panel);",

@@ -68,6 +68,31 @@ def test_blocks_are_equal_to_float64(dtype, pattern, rows, cols, batch):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("pattern", ["block:16x16", "block:32x64"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "groups", "size"), [((24, 40), 1, (5, 6)), ((48, 96), 3, (9, 7)), ((256, 128), 1, (28, 28))]
+)
+def test_convolutions_in_blocks_are_equal_to_float64(monkeypatch, dtype, pattern, stride, channels, groups, size):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    dense = torch.nn.Conv2d(*channels, 3, stride, 1, groups=groups)
+    layer = spfde.sparsify(dense, 0.6, pattern=pattern).to("cuda", dtype)
+    layer.kernel = "cuda"
+    x = torch.randn(3, channels[0], *size, device="cuda", dtype=dtype, requires_grad=True)
+    y = layer(x)
+    dy = torch.randn_like(y)
+    found = [y, *torch.autograd.grad(y, (x, layer.values, layer.bias), dy)]
+    leaves = [t.detach().double().requires_grad_() for t in (x, layer.dense_weight(), layer.bias)]
+    wanted = torch.nn.functional.conv2d(*leaves, stride, 1, 1, groups)
+    dx, dweight, dbias = torch.autograd.grad(wanted, leaves, dy.double())
+    places = layer.grid.places(layer.positions()).view(-1)
+    stored = torch.cat([dweight.flatten(), dweight.new_zeros(1)])[places]  # the last: outside
+    found[2] = found[2][: layer.nnz].flatten()
+    for got, exact in zip(found, (wanted, dx, stored, dbias), strict=True):
+        assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(3, 7, 5, 5), (64, 96, 28, 28)])
 @pytest.mark.parametrize("training", [True, False])
