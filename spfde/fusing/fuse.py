@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from spfde.fusing.chains import obstacle
@@ -14,9 +15,10 @@ from spfde.fusing.layers import LayerCall
 from spfde.fusing.norm_with_act import NormWithAct, act_inside, is_joined
 from spfde.fusing.residual import Added
 from spfde.fusing.stand_in import Untraceable
-from spfde.kernels.registry import get
-from spfde.kernels.triton.model import hindrance
-from spfde.nn import SparseLayer, SparseLinear
+from spfde.kernels.epilogue import ACTIVATIONS, Epilogue
+from spfde.kernels.problem import problem_of
+from spfde.kernels.registry import get, sparse_kernels
+from spfde.nn import SparseLayer
 from spfde.nn.norm import FusedNormAct2d
 
 
@@ -37,13 +39,14 @@ class NormFusing:
 class LayerFusing:
     """One sparse layer: `chain` is what is called at once ("conv+norm+add+relu"), see `spfde.fuse`.
 
-    `reason`: why that is no kernel of Triton's own even on a GPU, "" where it can be. `shares_passes`: whether the norm
-    shares passes over memory with the layer's native kernel on a CPU, in training.
+    `kernels`: those of a GPU whose product ends so, in one kernel. `reason`: why there is none, "" where there is one.
+    `shares_passes`: whether the norm shares passes over memory with the layer's native kernel on a CPU, in training.
     """
 
     name: str
     chain: str
     reason: str = ""
+    kernels: tuple[str, ...] = ()
     shares_passes: bool = False
 
 
@@ -51,7 +54,7 @@ class LayerFusing:
 class Report:
     """The norms of a model and what can be fused with them; str() is the table.
 
-    layers: the sparse layers called with what follows them; Triton's kernels do both, a norm when it is frozen.
+    layers: the sparse layers called with what follows them; a GPU's kernels do both, a norm when it is frozen.
     """
 
     rows: tuple[NormFusing, ...]
@@ -61,17 +64,19 @@ class Report:
         return "\n".join((self._norms(), *self._layers()))
 
     def _layers(self) -> list[str]:
-        able = [layer for layer in self.layers if not layer.reason]
-        width = max((len(layer.name) for layer in able), default=0)
-        lines = [f"{layer.name:{width}}  {layer.chain}" for layer in able]
-        head = ["one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):"] if able else []
+        lines = []
+        for kernels in dict.fromkeys(layer.kernels for layer in self.layers if layer.kernels):
+            able = [layer for layer in self.layers if layer.kernels == kernels]
+            width = max(len(layer.name) for layer in able)
+            named = " or ".join(map(repr, kernels))
+            lines.append(f"one kernel on a GPU, where layer.kernel is {named} (with a norm, when frozen):")
+            lines += [f"{layer.name:{width}}  {layer.chain}" for layer in able]
         others = Counter(layer.reason for layer in self.layers if layer.reason)
-        sharing = sum(layer.shares_passes for layer in self.layers)
-        if sharing:
-            head.insert(
+        if sharing := sum(layer.shares_passes for layer in self.layers):
+            lines.insert(
                 0, f"on a CPU in training {sharing} norms share passes with the native kernel of the layer before"
             )
-        return [*head, *lines, *(f"sparse layers that Triton runs apart: {n}, {why}" for why, n in others.items())]
+        return [*lines, *(f"sparse layers that run apart: {n}, {why}" for why, n in others.items())]
 
     def _norms(self) -> str:
         if not self.rows:
@@ -95,9 +100,9 @@ def fuse(model: nn.Module, *, recompute: bool = False) -> nn.Module:
     `spfde.fuse.report(model)` says what was fused, and what was not and why. Fusing twice is fusing once.
 
     A sparse layer whose only reader is such a chain, an addition (+ activation) or an activation is called with it:
-    one kernel does all where the layer's kernel is Triton's. With a norm that is so where the norm is in evaluation and
-    no gradient is wanted (a frozen prefix, no_grad). On a CPU a convolution in native kernels and its norm share passes
-    over memory in training. Layers that become sparse later are called so after fusing again.
+    one kernel does all where the layer's kernel is one of a GPU that ends so. With a norm that is so where the norm is
+    in evaluation and no gradient is wanted (a frozen prefix, no_grad). On a CPU a convolution in native kernels and its
+    norm share passes over memory in training. Layers that become sparse later are called so after fusing again.
 
     What a forward adds right after it has called another module, `x + self.mlp(x)`, is added inside of that one where
     its own forward ends with such a layer or norm. A module with hooks, also of later, is called as it is written.
@@ -172,13 +177,27 @@ def report(model: nn.Module) -> Report:
             )
         )
     calls = dict.fromkeys(call for forward in used for call in forward.layers)
-    layers = (LayerFusing(names[c.layer], c.chain, _apart(c.layer), _shares_passes(c)) for c in calls)
-    return Report(tuple(rows), tuple(layers))
+    return Report(tuple(rows), tuple(_layer_fusing(names[c.layer], c) for c in calls))
 
 
-def _apart(layer: SparseLayer) -> str:
-    """Why Triton has no kernel for the layer, "" if it has."""
-    return "" if isinstance(layer, SparseLinear) else hindrance(layer.grid.block, layer.window) or ""
+def _layer_fusing(name: str, call: LayerCall) -> LayerFusing:
+    """Which kernels of a GPU, at hand or not, end with what follows the layer, and why none does."""
+    kind, *parts = call.chain.split("+")
+    act = next((part for part in parts if part in ACTIVATIONS), "none")
+    added = torch.empty(0, dtype=torch.float16) if "add" in parts else None  # of the product's own precision
+    end = Epilogue(residual=added, act=act, residual_after_act=added is not None and act in parts[: parts.index("add")])
+    plan, op = call.layer.plan, "linear" if kind == "linear" else "conv2d"
+    problem = problem_of(plan.shape, (1, 1, 1, 1), plan.multiplied, plan.block, plan.window, "cuda", torch.float16)
+    able, reasons = [], []
+    for kernel in sparse_kernels("cuda"):
+        if reason := kernel.hindrance(problem):
+            reasons.append(reason)
+        elif op in kernel.products and kernel.products[op].fuses(end, problem, torch.float16, graph=False):
+            able.append(kernel.name)
+        else:
+            reasons.append(f"the products of kernel {kernel.name!r} do not end so")
+    why = "" if able else "; ".join(dict.fromkeys(reasons))
+    return LayerFusing(name, call.chain, why, tuple(able), _shares_passes(call))
 
 
 def _shares_passes(call: LayerCall) -> bool:

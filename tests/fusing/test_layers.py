@@ -125,10 +125,9 @@ def test_what_is_called_together_in_a_resnet():
     spfde.fuse(model)
     assert "forward" in vars(model.layer2[0].downsample)
     assert dict(sorted(chains(model).items())) == expected
-    why = "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
-    only = f"sparse layers that Triton runs apart: 9, {why}"
     cpu = "on a CPU in training 8 norms share passes with the native kernel of the layer before"
-    assert str(spfde.fuse.report(model)).endswith(f"what follows them\n{cpu}\n{only}")
+    gpu = "one kernel on a GPU, where layer.kernel is 'cuda' (with a norm, when frozen):\n"
+    assert f"what follows them\n{cpu}\n{gpu}" in str(spfde.fuse.report(model))
     assert "forward" not in vars(spfde.unfuse(model).layer2[0].downsample)
 
 
@@ -139,17 +138,29 @@ def test_layers_are_listed_where_a_gpu_has_a_kernel_for_them():
         *(nn.ReLU(), nn.Linear(32, 4)),
     )
     report = spfde.fuse.report(spfde.sparsify(model, 0.5, pattern="block:16x16"))
-    groups = "no sparse kernel for groups there"
+    groups = "the products of kernel 'cuda' do not end so; no sparse kernel for groups there"
     assert [layer.reason for layer in report.layers] == ["", groups, ""]
     assert str(report).splitlines()[-4:] == [
         "one kernel on a GPU, where layer.kernel is 'triton' (with a norm, when frozen):",
         "3   conv+norm+relu",
         "10  linear+relu",
-        f"sparse layers that Triton runs apart: 1, {groups}",
+        f"sparse layers that run apart: 1, {groups}",
     ]
-    two = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    linear = spfde.fuse.report(spfde.sparsify(two, distribution={"0": 0.5}))
-    assert [layer.reason for layer in linear.layers] == [""]
+
+
+def test_single_weights_are_listed_with_the_kernels_that_end_so():
+    model = nn.Sequential(
+        *(nn.Conv2d(8, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.GELU(), nn.Flatten()),
+        *(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU()),
+    )
+    names = {name: 0.5 for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    report = spfde.fuse.report(spfde.sparsify(model, distribution=names))
+    apart = "the products of kernel 'cuda' do not end so; "
+    apart += "only blocks with sides of 16, 32, 64 or 128 have a sparse kernel there"
+    assert [(layer.kernels, layer.reason) for layer in report.layers] == [
+        (("cuda",), ""), ((), apart), (("cuda", "triton"), ""), (("triton",), "")
+    ]  # fmt: skip
+    assert str(report).splitlines()[-2:] == ["7  linear+gelu", f"sparse layers that run apart: 1, {apart}"]
 
 
 @pytest.mark.parametrize(("name", "kinds"), [
