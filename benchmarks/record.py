@@ -12,7 +12,7 @@ from typing import Any
 from spfde.tuning.samples import Timing
 
 NOISE = 1.05  # two times this close are alike
-OURS = ("native", "triton")
+OURS = ("native", "triton", "cuda", "2:4")
 
 
 Timings = Mapping[str, Mapping[str, Timing]]  # by variant and part

@@ -1,4 +1,7 @@
-"""One training step of the smallest layers that reach every kernel, for compute-sanitizer: it makes them slow."""
+"""One training step of the smallest layers that reach every kernel, for compute-sanitizer: it makes them slow.
+
+Those of Triton, then those in CUDA C++ where they were built.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import nn
 
 import spfde
+from spfde.kernels.cuda import absence
 from spfde.models.transformer import Block
 from spfde.nn import SparseLayer
 
@@ -15,11 +19,12 @@ from spfde.nn import SparseLayer
 def main() -> None:
     """Runs them, each on an input of its own."""
     torch.manual_seed(0)
-    for model, shape in models():
-        for layer in model.modules():
-            if isinstance(layer, SparseLayer):
-                layer.kernel = "triton"
-        model.cuda()(torch.randn(shape, device="cuda", requires_grad=True)).sum().backward()
+    for kernel in ("triton", *(["cuda"] if absence() is None else [])):
+        for model, shape in models():
+            for layer in model.modules():
+                if isinstance(layer, SparseLayer):
+                    layer.kernel = kernel
+            model.cuda()(torch.randn(shape, device="cuda", requires_grad=True)).sum().backward()
     torch.cuda.synchronize()
 
 
