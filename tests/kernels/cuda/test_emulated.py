@@ -52,6 +52,7 @@ ONLY = {
     "scatter.cu": "scatter", "places.h": "conv2d 1", "moments.h": "norm_act odd", "norm_act.cu": "norm_act planes",
     "block_product.h": "48x80", "block_sample.h": "48x80", "block_places.h": "37x53",
     "block_pixels.h": "conv blocks 7",
+    "block_conv2d.cu": "conv blocks 7",
 }  # fmt: skip
 
 
@@ -95,6 +96,8 @@ FAULTS = [
           "row.h + column.h < of.h.source", "heap-buffer-overflow", "address"),
     Fault("a channel too many", "block_pixels.h", "max(0, min(of.group_inner - in_group, kPiece<T>))", "kPiece<T>",
           "heap-buffer-overflow", "address"),
+    Fault("two channels at an odd one", "block_conv2d.cu", "pixels.group_outer % 2 == 0 &&", "pixels.outer % 2 == 0 &&",
+          "misaligned address", "address"),
     Fault("the tap of another residue", "block_pixels.h", "tap * dilation - of.number", "tap * dilation",
           "FAILED conv blocks"),
     Fault("the channels of another group", "block_pixels.h", "outer, of_group * group_inner,", "outer, 0,",
