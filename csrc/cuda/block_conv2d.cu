@@ -77,7 +77,7 @@ void run(const BlockConv2dArgs& args, const Exec& exec) {
                                                 int64_t{1} << weight.out_bits, int64_t{1} << weight.in_bits);
   if (pixels.tokens == 0 || pixels.outer == 0) return;
   const Target target = {
-      nullptr, pixels.tokens, pixels.group_outer % 2 == 0 && aligned(2 * sizeof(T), args.y),
+      nullptr, pixels.tokens, pixels.outer, pixels.group_outer % 2 == 0 && aligned(2 * sizeof(T), args.y),
       pixels.inner % kPiece<T> == 0 && pixels.group_inner % kPiece<T> == 0 && aligned(16, args.x, args.values)};
   launch(problem, exec,
          {dim3(grid(args.tiles.works, ceil_div(pixels.tokens, kTokens), problem)), dim3(S::kThreads),

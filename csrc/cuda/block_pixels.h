@@ -69,12 +69,12 @@ struct Pixels {
 
   struct View {
     const Pixels& of;
-    int output, past, channel;  // channel: the first that is read
+    int output, channel;  // channel: the first that is read
     typename Side<kTransposed>::Residue h, w;
 
     struct Row {
       const T* at;
-      int h, w;
+      int place;  // row and column in 16 bits each: a thread keeps four of these in registers
     };
     struct Column {
       int64_t move;
@@ -83,7 +83,7 @@ struct Pixels {
     struct Pixel {
       int image, i, j;
     };
-    static constexpr int kFar = -(1 << 30);  // above every image, whatever the tap
+    static constexpr int kFar = -(1 << 15);  // above every image, whatever the tap
 
     __device__ __forceinline__ Pixel pixel(int token) const {
       const int image = of.by_area.quotient(token), place = token - image * of.area, i = of.by_line.quotient(place);
@@ -92,8 +92,8 @@ struct Pixels {
     __device__ __forceinline__ Row row(int token) const {
       const Pixel p = pixel(token);
       const int i = of.h.read(p.i, h), j = of.w.read(p.j, w);
-      return {of.x + ((int64_t{p.image} * of.h.source + i) * of.w.source + j) * of.inner, token < of.tokens ? i : kFar,
-              j};
+      return {of.x + ((int64_t{p.image} * of.h.source + i) * of.w.source + j) * of.inner,
+              (token < of.tokens ? i : kFar) << 16 | (j & 0xffff)};
     }
     __device__ __forceinline__ Column column(int number, int inside) const {
       const int block = of.by_taps.quotient(number), tap = number - block * of.taps;
@@ -103,9 +103,13 @@ struct Pixels {
               max(0, min(of.group_inner - in_group, kPiece<T>))};
     }
     __device__ __forceinline__ Piece<T> piece(const Row& row, const Column& column) const {
-      const bool there = static_cast<unsigned>(row.h + column.h) < static_cast<unsigned>(of.h.source) &&
-                         static_cast<unsigned>(row.w + column.w) < static_cast<unsigned>(of.w.source);
+      const int i = (row.place >> 16) + column.h, j = static_cast<int16_t>(row.place) + column.w;
+      const bool there = static_cast<unsigned>(i) < static_cast<unsigned>(of.h.source) &&
+                         static_cast<unsigned>(j) < static_cast<unsigned>(of.w.source);
       return {row.at + column.move, there ? column.count : 0};
+    }
+    __device__ __forceinline__ int past(int outer) const {
+      return kTransposed ? (output / of.group_outer + 1) * of.group_outer : outer;
     }
     __device__ __forceinline__ T* result(int token) const {
       const Pixel p = pixel(token);
@@ -116,16 +120,12 @@ struct Pixels {
   };
   __device__ __forceinline__ View view(int group, int outputs) const {
     if (!kTransposed) {
-      const int output = group * outputs, of_group = output / group_outer;
-      return {*this, output, outer, of_group * group_inner, h.residue(0), w.residue(0)};
+      const int output = group * outputs;
+      return {*this, output, output / group_outer * group_inner, h.residue(0), w.residue(0)};
     }
-    const int part = group / row_groups, of_group = part % groups, residue = part / groups;
-    return {*this,
-            of_group * group_outer + group % row_groups * outputs,
-            (of_group + 1) * group_outer,
-            0,
-            h.residue(residue / w.stride),
-            w.residue(residue % w.stride)};
+    const int part = group / row_groups, residue = part / groups;
+    const int output = part % groups * group_outer + group % row_groups * outputs;
+    return {*this, output, 0, h.residue(residue / w.stride), w.residue(residue % w.stride)};
   }
 };
 

@@ -26,7 +26,7 @@ struct Rows {
 
   struct View {
     const Rows& of;
-    int output, past;
+    int output;
 
     struct Row {
       const T* at;
@@ -45,11 +45,12 @@ struct Rows {
     __device__ __forceinline__ Piece<T> piece(const Row& row, const Column& column) const {
       return {row.at + column.feature, row.there ? column.count : 0};
     }
+    __device__ __forceinline__ int past(int outer) const { return outer; }
     __device__ __forceinline__ T* result(int token) const {
       return token < of.tokens ? of.y + int64_t{token} * of.outer : nullptr;
     }
   };
-  __device__ __forceinline__ View view(int group, int outputs) const { return {*this, group * outputs, outer}; }
+  __device__ __forceinline__ View view(int group, int outputs) const { return {*this, group * outputs}; }
 };
 
 }  // namespace spfde::cuda::blocks

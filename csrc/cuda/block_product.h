@@ -61,7 +61,7 @@ struct Weight {
 // outputs].
 struct Target {
   float* scratch;
-  int tokens;
+  int tokens, outer;
   bool pairs;    // two neighbouring outputs of Y are aligned to their size
   bool vectors;  // a piece of X and of W is
 };
@@ -220,7 +220,7 @@ __device__ __forceinline__ void product(const Weight<T>& weight, const Places& p
         *reinterpret_cast<Two<float>*>(partial + of_group) = {{values[0], values[1]}};
         continue;
       }
-      const int left = view.past - output;
+      const int left = view.past(target.outer) - output;
       if (weight.bias)
         for (int i = 0; i < 2; ++i)
           if (i < left) values[i] += to_float(weight.bias[output + i]);

@@ -38,7 +38,7 @@ void run(const BlockSpmmArgs& args, float* scratch, const Exec& exec) {
   const Weight<T> weight = weight_of<T>(args);
   const Rows<T> features = {as<const T>(args.x),          as<T>(args.y), tokens,
                             static_cast<int>(args.inner), outer,         1 << weight.in_bits};
-  const Target target = {scratch, tokens, args.outer % 2 == 0 && aligned(2 * sizeof(T), args.y),
+  const Target target = {scratch, tokens, outer, args.outer % 2 == 0 && aligned(2 * sizeof(T), args.y),
                          args.inner % kPiece<T> == 0 && aligned(16, args.x, args.values)};
   launch(problem, exec,
          {dim3(grid(args.tiles.works, ceil_div(args.batch, kTokens), problem)), dim3(S::kThreads),

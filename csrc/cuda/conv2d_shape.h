@@ -11,7 +11,8 @@ namespace spfde::cuda {
 
 // Rows and columns are counted in 16 bits, padding and dilated taps included.
 inline void check(const Conv2dShape& s, const std::string& problem) {
-  const int64_t most = std::max({s.in_h, s.in_w, s.out_h * s.stride_h, s.out_w * s.stride_w, s.pad_top, s.pad_left});
+  const int64_t most = std::max({s.in_h + s.pad_top, s.in_w + s.pad_left, s.out_h * s.stride_h, s.out_w * s.stride_w,
+                                 (s.kernel_h - 1) * s.dilation_h, (s.kernel_w - 1) * s.dilation_w});
   if (most >= 1 << 15)
     throw std::invalid_argument("expected images of fewer than 32768 rows and columns, got " + problem +
                                 "; try smaller ones, or layer.kernel = 'dense'");
