@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fusing.networks import NETWORKS, built, images, sparse
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import spfde
 from spfde.kernels.registry import get
@@ -81,6 +83,37 @@ def test_a_convolution_and_its_norm_are_one_op_unless_someone_looks_between():
     assert nodes(model.eval()(images())).count(one) == 8  # for their gradients
     with torch.no_grad():
         assert model(images()).grad_fn is None
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_inside_a_checkpoint_gradients_are_the_same_bits(recompute, reentrant):
+    model, found = spfde.fuse(sparse(built("resnet")), recompute=recompute), []
+    for run in (lambda block, x: block(x), partial(checkpoint, use_reentrant=reentrant)):
+        x = torch.randn(33, 8, 12, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = run(model.layer1, x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad.clone() for p in model.layer1.parameters())])
+        model.zero_grad()
+    assert all(map(torch.equal, *found))
+
+
+def test_under_autocast_the_parts_run():
+    model = spfde.fuse(sparse(built("resnet")))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Conv2dNormActBackward" not in nodes(model(images()))
+
+
+def test_where_weights_are_frozen_one_by_one_their_gradient_is_zero():
+    apart = sparse(built("resnet"))
+    spfde.freezing.freeze_weights(apart.layer1[0].conv1, [0, 3])
+    together = spfde.fuse(copy.deepcopy(apart))
+    for got, wanted in zip(trained(together), trained(apart), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+    values = together.layer1[0].conv1.values
+    y = together(images())
+    assert "_Conv2dNormActBackward" in nodes(y)
+    assert 0 < torch.autograd.grad(y.sum(), values)[0].count_nonzero() < values.numel()
 
 
 def test_a_batch_that_raises_is_not_counted():
