@@ -21,7 +21,7 @@ from spfde.kernels.recompute import without_saving
 from spfde.kernels.registry import get, names
 from spfde.kernels.triton import why_not
 from spfde.nn import FusedNormAct2d, SparseConv2d, SparseLayer, SparseLinear
-from spfde.nn.norm import ADDITIONS
+from spfde.nn.norm import ADDITIONS, counted
 
 _OPS: dict[type[nn.Module], str] = {SparseConv2d: "conv2d", SparseLinear: "linear"}
 LAYERS = tuple(_OPS)  # these very types: a subclass may do something else
@@ -92,7 +92,7 @@ def _with_norm(
     def op(*vectors: Tensor | None, **options: Any) -> Tensor | None:
         return _run(lambda x: layer.call_with_norm(x, *vectors, **options), x, again)
 
-    return norm.counting(op, residual=residual, act=act, recompute=recompute)
+    return counted(norm, op, residual=residual, act=act, recompute=recompute)
 
 
 def act_of(module: nn.Module) -> str:

@@ -42,25 +42,25 @@ class FusedNormAct2d(nn.BatchNorm2d):
         if residual is not None and not _in_same_passes(x, residual, add):
             return activation_of(act)(ADDITIONS[add](self(x), residual))
         self._check_input_dim(x)
-        return self.counting(partial(norm_act, x), residual=residual, act=act, recompute=recompute)
+        return counted(self, partial(norm_act, x), residual=residual, act=act, recompute=recompute)
 
-    def counting(self, op: Callable[..., Any], **options: Any) -> Any:
-        """What `op` makes with this norm's parameters, as `norm_act` takes them: a batch that counts, unless None.
 
-        op: (running_mean, running_var, weight, bias, training=, momentum=, eps=, **options) -> y or None.
-        """
-        track = self.training and self.track_running_stats
-        batch = self.training or self.running_mean is None
-        running = (self.running_mean, self.running_var) if track or not batch else (None, None)
-        counted = self.num_batches_tracked if track else None
-        if self.momentum is not None:
-            momentum = self.momentum
-        else:  # all batches so far weigh the same
-            momentum = 0.0 if counted is None else 1.0 / (float(counted) + 1.0)
-        y = op(*running, self.weight, self.bias, training=batch, momentum=momentum, eps=self.eps, **options)
-        if counted is not None and y is not None:
-            counted.add_(1)  # last: what raises has not counted
-        return y
+def counted(norm: nn.BatchNorm2d, op: Callable[..., Any], **options: Any) -> Any:
+    """What `op` makes with the norm's parameters, as `norm_act` takes them: a batch that counts, unless None.
+
+    op: (running_mean, running_var, weight, bias, training=, momentum=, eps=, **options) -> y or None.
+    """
+    track = norm.training and norm.track_running_stats
+    batch = norm.training or norm.running_mean is None
+    running = (norm.running_mean, norm.running_var) if track or not batch else (None, None)
+    count = norm.num_batches_tracked if track else None
+    momentum = norm.momentum
+    if momentum is None:  # all batches so far weigh the same
+        momentum = 0.0 if count is None else 1.0 / (float(count) + 1.0)
+    y = op(*running, norm.weight, norm.bias, training=batch, momentum=momentum, eps=norm.eps, **options)
+    if count is not None and y is not None:
+        count.add_(1)  # last: what raises has not counted
+    return y
 
 
 def _in_same_passes(x: Tensor, residual: Any, add: str) -> bool:

@@ -22,8 +22,9 @@ def test_instruction_sets_share_no_symbol_that_the_linker_could_merge(root):
         listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
         rows = [line[17:].split(" ", 1) for line in listing.splitlines()]
         [isa] = [part[6:-4] for part in path.parts if part.startswith("spfde_") and part.endswith(".dir")]
-        own = f"spfde::cpu::{isa}::"
+        own, mangled = f"spfde::cpu::{isa}::", f"_ZN5spfde3cpu{len(isa)}{isa}"
         assert any(kind == "T" and own in name for kind, name in rows)  # the listing is what is read here
         weak = {name for kind, name in rows if kind in "WVu"}
-        # The pointer to the C++ exception handler holds no code.
-        assert {name for name in weak if own not in name} <= {"DW.ref.__gxx_personality_v0"}
+        # nm leaves the names of lambdas inside lambdas as they are; the pointer to the exception handler holds no code.
+        others = {name for name in weak if own not in name and not name.startswith(mangled)}
+        assert others <= {"DW.ref.__gxx_personality_v0"}
