@@ -85,6 +85,8 @@ def _imported(name: str, batch: int, shape: str | None) -> Workload:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected {name} to return an nn.Module, got {type(model).__name__}, try another callable")
+    if inputs is not None and shape is not None:
+        raise ValueError(f"expected no --input with {name}, which returns its batch, got {shape}, try without it")
     if inputs is None and shape is None:
         raise ValueError(f"expected a batch with {name}, got none, try --input 3x224x224, or return (model, batch)")
     if inputs is None:

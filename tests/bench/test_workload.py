@@ -1,5 +1,6 @@
 """Networks by name, with inputs that fit them, and the layers that are timed of them."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -19,6 +20,16 @@ def test_any_output_has_a_loss():
     load = workload("torch.nn:Identity", 2, shape="3")
     for output in ({"a": torch.ones(2, requires_grad=True)}, (torch.ones(2, requires_grad=True), torch.ones(1).long())):
         assert load.loss_fn(output).requires_grad
+
+
+def test_a_shape_beside_a_batch_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "with_a_batch.py").write_text(
+        "import torch\nmade = lambda: (torch.nn.Linear(3, 2), torch.ones(5, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert workload("with_a_batch:made", 64).batch == 5
+    with pytest.raises(ValueError, match="expected no --input with with_a_batch:made, which returns its batch, got 3,"):
+        workload("with_a_batch:made", 64, shape="3")
 
 
 def test_layers_are_the_different_ones_that_are_converted():
