@@ -30,8 +30,10 @@ from spfde.data import load
 from spfde.topology import Permutations, RigL, permute
 
 DENSE, SINGLE = "dense", "unstructured"
-PERMUTED = ("none", "drawn", "learned")
-PATTERNS = ("block:4x1", "block:16x16", "2:4")
+FIRST = "drawn for fc1"  # whose inputs are the residual stream's, not a hidden layer's
+PERMUTED = ("none", "drawn", FIRST, "learned")
+TWICE = "block:16x16"  # groups hidden units as outputs of one layer and as inputs of the next
+PATTERNS = ("block:4x1", TWICE, "2:4")
 SPARSITIES = (0.9, 0.95)
 
 
@@ -95,7 +97,8 @@ def cases(seeds: int, sparsities: Sequence[float], patterns: Sequence[str]) -> l
         found += [Case(SINGLE, sparsity, "none", seed) for sparsity in dict.fromkeys((0.5, *sparsities))]
         for pattern in patterns:
             shares = (0.5,) if pattern == "2:4" else sparsities
-            found += [Case(pattern, share, permuted, seed) for share in shares for permuted in PERMUTED]
+            ways = [permuted for permuted in PERMUTED if permuted != FIRST or pattern == TWICE]
+            found += [Case(pattern, share, permuted, seed) for share in shares for permuted in ways]
     return found
 
 
@@ -121,7 +124,9 @@ def network(case: Case, setting: Setting) -> nn.Module:
     if case.pattern != DENSE:
         sparsity = None if case.pattern == "2:4" else case.sparsity
         spfde.sparsify(model, sparsity, pattern=case.pattern, seed=case.seed)
-    return permute(model, seed=case.seed) if case.permuted == "drawn" else model
+    if not case.permuted.startswith("drawn"):
+        return model
+    return permute(model, seed=case.seed, exclude=("*.fc2",) if case.permuted == FIRST else ())
 
 
 def train(case: Case, setting: Setting) -> Run:

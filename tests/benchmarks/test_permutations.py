@@ -42,7 +42,8 @@ def test_runs_of_a_seed_start_from_the_same_weights_and_masks():
     for plain, *others in zip(*layers, strict=True):
         assert all(torch.equal(plain.values, other.values) for other in others)
         assert all(torch.equal(plain.positions(), other.positions()) for other in others)
-    assert ["permutation" in layer._modules for layer, *_ in layers] == [False, True, False]
+    assert ["permutation" in first._modules for first, _ in layers] == [False, True, True, False]
+    assert ["permutation" in second._modules for _, second in layers] == [False, True, False, False]
 
 
 def test_the_table_has_means_over_seeds():

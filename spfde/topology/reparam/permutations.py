@@ -53,8 +53,8 @@ class Permutations:
         total_steps: optimizer steps of the whole training.
         end: share of the training after which every permutation is an index, in (0, 1].
         tolerance: softness (0 of a permutation, nearly 1 of an even M) at which a layer's is made an index.
-        pressure: weight of the penalty at `end`, in units of the root mean square of dL/dM; it grows linearly from 0.
-        rate: step size of log M for a gradient of that size; None: 20 / (steps until `end`).
+        pressure: weight of the penalty at `end`, in units of the root mean square of dL/dM; it grows from 0 as a cube.
+        rate: step size of log M for a gradient of that size; None: 100 / (steps until `end`).
         start: share of a drawn permutation in the first M; the rest is even.
         seed: of the drawn ones.
         exclude: as in `permute`.
@@ -75,7 +75,7 @@ class Permutations:
         tolerance: float = 0.05,
         pressure: float = 1.0,
         rate: float | None = None,
-        start: float = 0.5,
+        start: float = 0.2,
         seed: int = 0,
         exclude: Rule | Iterable[Rule] = (),
         process_group: Any = None,
@@ -86,7 +86,7 @@ class Permutations:
         if pressure < 0 or (rate is not None and rate < 0):
             raise ValueError(f"expected pressure and rate of 0 or more, got {pressure} and {rate}")
         self.total_steps, self.end, self.tolerance, self.pressure = total_steps, end, tolerance, pressure
-        self.rate = 20 / max(1, round(end * total_steps)) if rate is None else rate
+        self.rate = 100 / max(1, round(end * total_steps)) if rate is None else rate
         self.steps_done, self.reason = 0, "no step yet"
         self._ranks = Ranks(process_group)
         generator = torch.Generator().manual_seed(seed)
@@ -158,7 +158,7 @@ class Permutations:
         gradient = torch.where(gradient.isfinite().all(), gradient, 0)
         now = gradient.square().mean()
         square.copy_(torch.where(square > 0, torch.lerp(square, now, 0.1), now))
-        pressure = self.pressure * min(1.0, self.steps_done / (self.end * self.total_steps))
+        pressure = self.pressure * min(1.0, self.steps_done / (self.end * self.total_steps)) ** 3
         slope = gradient / square.sqrt().clamp(min=1e-20) + pressure * sharpening(soft)
         soft.copy_(descend(soft, slope, self.rate))
         soft.grad = None
