@@ -58,7 +58,11 @@ def test_the_rule_finds_both_kernels_where_both_can_win():
 
 def test_the_more_a_block_holds_the_higher_the_density_at_which_it_pays():
     singles, tall = (kernels(PROBLEMS[name]).count("native") for name in ("linear", "4x1"))
-    assert singles < tall < EMPTY + 1
+    assert singles <= tall < EMPTY + 1
+    for isa in cost.COSTS:
+        costs = cost.constants("linear", isa)
+        single, block = (PROBLEMS[name]._replace(bucket=bucket_of(1, 2)) for name in ("linear", "4x1"))
+        assert cost.ratio(block, costs) < cost.ratio(single, costs), isa
 
 
 def test_an_instruction_set_without_timings_takes_the_measured_ones():

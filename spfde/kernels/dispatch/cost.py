@@ -41,7 +41,12 @@ AVX2 = {
     "linear": Cost(multiply=1.71, power=0.84, copy=1.13, constant=0.0645, tall=1.32),
     "conv2d": Cost(multiply=1.13, power=0.8, copy=2.89, constant=0.187, tall=0.996),
 }
-COSTS = {"avx2": AVX2}  # an instruction set that was not measured takes AVX2's: the dense product grows with it too
+AVX512 = {
+    "linear": Cost(multiply=1.22, power=0.858, copy=18.9, constant=0.0117, tall=1.23),
+    "conv2d": Cost(multiply=1.06, power=0.828, copy=3.98, constant=0.194, tall=0.959),
+}
+# An instruction set that was not measured takes AVX2's: the dense product grows with it too.
+COSTS = {"avx2": AVX2, "avx512": AVX512}
 LANES = 64  # lanes of a full strip; fewer leave the multiply-add units waiting
 TIE = 1.05  # closer than the model can tell: the sparse kernel, which needs no dense buffer
 MASKED = Masked(linear=1.02, conv2d=1.12, copy=7.97, call=0.864e6)
