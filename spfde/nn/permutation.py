@@ -49,6 +49,30 @@ class Permutation(nn.Module):
         self.register_buffer("_rank", order.argsort(), persistent=False)
         if soft is not None:
             self.soft = soft.detach().requires_grad_()
+        self._note()
+
+    def _note(self) -> None:
+        """Remembers the order, to tell when others write another one."""
+        self._kept, self._version = self.order.detach().clone(), _version(self.order)
+
+    def follow(self) -> bool:
+        """Takes over an order that others wrote in place (a broadcast); whether it is another one.
+
+        Raises:
+            ValueError: what they wrote is no permutation (an average of buffers).
+        """
+        if _version(self.order) == self._version:
+            return False
+        same = torch.equal(self._kept.to(self.order.device), self.order)
+        if not same:
+            problem = self.problem(self.order, None)
+            if problem:
+                raise ValueError(
+                    f"{problem}, written in place, try AveragedModel without use_buffers, or load_state_dict"
+                )
+            self._rank = self.order.argsort()
+        self._note()
+        return not same
 
     @property
     def hard(self) -> bool:
@@ -101,6 +125,7 @@ class Permutation(nn.Module):
         """Makes it the index `order` [n], a permutation of 0 to n - 1."""
         self.order.copy_(order)
         self._rank, self.soft = self.order.argsort(), None
+        self._note()
 
     # ---- torch.nn.Module ------------------------------------------------------------------------------------------
 
@@ -109,6 +134,7 @@ class Permutation(nn.Module):
         super()._apply(fn, recurse)
         if soft is not None:
             self.soft = fn(soft.detach()).detach().requires_grad_()
+        self._note()
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
@@ -124,6 +150,7 @@ class Permutation(nn.Module):
             self.soft = None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         self._rank = self.order.argsort()
+        self._note()
 
     def problem(self, order: Any, soft: Any) -> str | None:
         """What is wrong with what is about to be loaded, or None."""
@@ -144,3 +171,8 @@ class Permutation(nn.Module):
     def extra_repr(self) -> str:
         """What repr() shows."""
         return f"{self.side}, {self.order.numel()}, {'an index' if self.hard else 'soft'}"
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written in place, None where nobody counts."""
+    return None if tensor.is_inference() else tensor._version

@@ -280,6 +280,36 @@ def test_an_average_is_permuted_as_its_model(pattern, average):
     assert all(layer.permutation.hard for layer in (model[2], ema.module[2]))
 
 
+@pytest.mark.parametrize("kind", ["wide", "3x3"])
+@pytest.mark.parametrize("pattern", ["block:4x3", "2:4", "block:4x1"])
+def test_an_order_that_others_write_is_followed(pattern, kind):
+    """As dist.broadcast does; another layer that loads the same state says what is right."""
+    (mine, x), (theirs, _) = (layer_of(pattern, kind) for _ in range(2))
+    for layer in (mine, theirs):
+        permute(layer, seed=0)
+    mine(x)
+    order = torch.randperm(mine.permutation.order.numel())
+    theirs.load_state_dict({**mine.state_dict(), "permutation.order": order})
+    mine.permutation.order.copy_(order)
+    assert torch.equal(mine(x), theirs(x)) and torch.equal(mine.dense_weight(), theirs.dense_weight())
+    mine.permutation.order.fill_(3)
+    with pytest.raises(ValueError, match="expected order to be a permutation of .* written in place"):
+        mine(x)
+
+
+def test_averaged_buffers_are_refused():
+    model = net("block:2x2")
+    permute(model, seed=0)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, avg_fn=lambda mine, theirs, _: (mine + theirs.roll(1)) // 2 if mine.dtype == torch.int64 else mine,
+        use_buffers=True,
+    )  # fmt: skip
+    for _ in range(2):
+        average.update_parameters(model)
+    with pytest.raises(ValueError, match="expected"):
+        average(torch.randn(3, 6))
+
+
 def test_permutations_are_learned():
     """A stored row of ones in four of eight inputs is to reach the four that the targets are the sum of."""
     linear = nn.Linear(8, 1, bias=False)
@@ -378,7 +408,7 @@ def train_on_a_rank(rank, folder):
 
 
 def test_ranks_learn_what_one_process_does(tmp_path):
-    launch(train_on_a_rank, 2, str(tmp_path), start="fork")
+    launch(train_on_a_rank, 2, str(tmp_path))
     model = net("block:2x2")
     lever = Permutations(model, total_steps=6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
