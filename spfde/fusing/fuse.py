@@ -202,8 +202,10 @@ def _layer_fusing(name: str, call: LayerCall) -> LayerFusing:
 
 def _shares_passes(call: LayerCall) -> bool:
     """Whether `conv2d_norm_act` has a kernel for the layer."""
-    norms = get("native").products["conv2d"].norms
-    return call.chain.startswith("conv+norm") and norms(call.layer.plan.window, call.layer.grid.block)
+    if not call.chain.startswith("conv+norm"):
+        return False
+    normed = get("native").products["conv2d"].normed
+    return normed is not None and normed.applies(call.layer.plan.window, call.layer.grid.block)
 
 
 fuse.report = report  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """conv2d_norm_act: y = act(batch_norm(conv2d(x)) + residual) and its gradients, in fewer passes over memory than both.
 
 The convolution takes the statistics of its output while it writes it, and reads the gradient of its output as it is
-computed from the norm's: that gradient is never in memory. For kernels that say so (`Product.norms`), eagerly.
+computed from the norm's: that gradient is never in memory. For kernels that say so (`Product.normed`), eagerly.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def conv2d_norm_act(
     if min(size) < 1 or x.device != values.device:
         return None
     found = call.find(x, values, plan, conv_bias, kernel)
-    if found.composite is not None or not found.as_is or not found.product.norms(window, plan.block):
+    normed = found.product.normed
+    if normed is None or not normed.applies(window, plan.block) or found.composite is not None or not found.as_is:
         return None
     vectors = (weight, bias, running_mean, running_var)
     if not _norm_fits(x, residual, vectors, size, training, eps):
@@ -112,7 +113,8 @@ class _Conv2dNormAct(EndsWithNormAct):
         ctx, x, residual, weight, bias, values, conv_bias, running_mean, running_var, plan, found, settings, holds
     ):
         ctx.plan, ctx.call, ctx.topology_version = plan, found, plan.topology_version
-        run = clock.timed(found.product.conv2d_norm_act) if clock.running else found.product.conv2d_norm_act
+        run = found.product.normed.forward
+        run = clock.timed(run) if clock.running else run
         parts = (x, values, conv_bias, found.index, found.problem, residual, weight, bias, running_mean, running_var)
         if call.profiled():
             with record_function(f"spfde::conv2d_norm_act {found.kernel.name}"):
@@ -138,7 +140,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     norm = (weight, bias, mean, var, *settings)
     again, grads = second.wanted(dy), None
     if not again and plan.live is None and needs[0] and needs[1]:
-        run = found.product.conv2d_norm_act_gradients
+        run = found.product.normed.gradients
         run = clock.timed(run) if clock.running else run
         parts = (dy, z, y, x, values, found.index, found.problem, needs[2], *norm)
         if call.profiled():

@@ -22,13 +22,93 @@ from spfde.kernels.native_linear import Linear, correlate, multiply, multiply_tr
 from spfde.kernels.norm_act import CODES, note_moved
 from spfde.kernels.panel_order import NativeIndex, native_index
 from spfde.kernels.problem import Problem
-from spfde.kernels.registry import Composite, Gradients, Kernel, Prediction, Product, register
+from spfde.kernels.registry import Composite, Gradients, Kernel, NormedConv2d, Prediction, Product, register
 from spfde.sparse.kernel_index import KernelIndex, Window, slots
 from spfde.sparse.plan import Plan
 
 
+class _NormedConv2d(NormedConv2d):
+    """For single weights in windows."""
+
+    def applies(self, window: Window, block: tuple[int, int]) -> bool:
+        return not window.linear and block == (1, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        conv_bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        act: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The statistics are taken of z while it is written."""
+        memory, channels = memory_format_of(x), problem.shape[0]
+        x = x.contiguous(memory_format=memory)
+        z = torch.empty((len(x), channels, *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
+        y = torch.empty_like(z)
+        if training:
+            mean, var = x.new_empty(channels), x.new_empty(channels)
+        else:
+            mean, var, running_mean, running_var = running_mean, running_var, None, None
+        native().conv2d_norm_act(
+            _plan(x.shape, problem.shape, problem.window), index.row_ptr.data_ptr(), index.col.data_ptr(),
+            values.data_ptr(), address(conv_bias), x.data_ptr(), z.data_ptr(), memory is torch.channels_last,
+            CODES[act], training, eps, momentum, address(weight), address(bias), address(residual), mean.data_ptr(),
+            var.data_ptr(), address(running_mean), address(running_var), y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        note_moved(running_mean, running_var)
+        return z, y, mean, var
+
+    def gradients(
+        self,
+        dy: Tensor,
+        z: Tensor,
+        y: Tensor | None,
+        x: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        need_conv_bias: bool,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        training: bool,
+        eps: float,
+        act: str,
+    ) -> tuple[Tensor | None, ...] | None:
+        """Where one copy of dz is packed for both gradients: it is computed then, and never written to memory."""
+        memory, x_memory = memory_format_of(z), memory_format_of(x)
+        dy, x = dy.contiguous(memory_format=memory), x.contiguous(memory_format=x_memory)
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory)
+        dvalues = x.new_empty(slots(index, values.shape[1:]), *values.shape[1:])
+        dconv_bias = x.new_empty(problem.shape[0]) if need_conv_bias else None
+        dresidual = None if y is None else torch.empty_like(z)
+        dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
+        done = native().conv2d_norm_act_grad(
+            _plan(x.shape, problem.shape, problem.window), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(),
+            values.data_ptr(), index.t_perm.data_ptr(), dx.data_ptr(), len(dvalues), index.row_ptr.data_ptr(),
+            index.col.data_ptr(), x.data_ptr(), x_memory is torch.channels_last, dvalues.data_ptr(),
+            address(dconv_bias), memory is torch.channels_last, CODES[act], training, eps, address(weight),
+            address(bias), mean.data_ptr(), var.data_ptr(), z.data_ptr(), address(y), dy.data_ptr(),
+            address(dresidual), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return (dx, dvalues, dconv_bias, dresidual, dweight, dbias) if done else None
+
+
 class _Conv2d(Product):
     """A pointwise convolution is a linear layer over pixels where both of its activations have one memory format."""
+
+    normed: ClassVar[NormedConv2d | None] = _NormedConv2d()
 
     def forward(
         self,
@@ -130,81 +210,6 @@ class _Conv2d(Product):
             dvalues.data_ptr(), 0 if dbias is None else dbias.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return dx, dvalues, dbias
-
-    def norms(self, window: Window, block: tuple[int, int]) -> bool:
-        """For single weights in windows."""
-        return not window.linear and block == (1, 1)
-
-    def conv2d_norm_act(
-        self,
-        x: Tensor,
-        values: Tensor,
-        conv_bias: Tensor | None,
-        index: KernelIndex,
-        problem: Problem,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        act: str,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The statistics are taken of z while it is written."""
-        memory, channels = memory_format_of(x), problem.shape[0]
-        x = x.contiguous(memory_format=memory)
-        z = torch.empty((len(x), channels, *problem.size), dtype=x.dtype, device=x.device, memory_format=memory)
-        y = torch.empty_like(z)
-        if training:
-            mean, var = x.new_empty(channels), x.new_empty(channels)
-        else:
-            mean, var, running_mean, running_var = running_mean, running_var, None, None
-        native().conv2d_norm_act(
-            _plan(x.shape, problem.shape, problem.window), index.row_ptr.data_ptr(), index.col.data_ptr(),
-            values.data_ptr(), address(conv_bias), x.data_ptr(), z.data_ptr(), memory is torch.channels_last,
-            CODES[act], training, eps, momentum, address(weight), address(bias), address(residual), mean.data_ptr(),
-            var.data_ptr(), address(running_mean), address(running_var), y.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
-        note_moved(running_mean, running_var)
-        return z, y, mean, var
-
-    def conv2d_norm_act_gradients(
-        self,
-        dy: Tensor,
-        z: Tensor,
-        y: Tensor | None,
-        x: Tensor,
-        values: Tensor,
-        index: KernelIndex,
-        problem: Problem,
-        need_conv_bias: bool,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        training: bool,
-        eps: float,
-        act: str,
-    ) -> tuple[Tensor | None, ...] | None:
-        """Where one copy of dz is packed for both gradients: it is computed then, and never written to memory."""
-        memory, x_memory = memory_format_of(z), memory_format_of(x)
-        dy, x = dy.contiguous(memory_format=memory), x.contiguous(memory_format=x_memory)
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory)
-        dvalues = x.new_empty(slots(index, values.shape[1:]), *values.shape[1:])
-        dconv_bias = x.new_empty(problem.shape[0]) if need_conv_bias else None
-        dresidual = None if y is None else torch.empty_like(z)
-        dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
-        done = native().conv2d_norm_act_grad(
-            _plan(x.shape, problem.shape, problem.window), index.t_row_ptr.data_ptr(), index.t_col.data_ptr(),
-            values.data_ptr(), index.t_perm.data_ptr(), dx.data_ptr(), len(dvalues), index.row_ptr.data_ptr(),
-            index.col.data_ptr(), x.data_ptr(), x_memory is torch.channels_last, dvalues.data_ptr(),
-            address(dconv_bias), memory is torch.channels_last, CODES[act], training, eps, address(weight),
-            address(bias), mean.data_ptr(), var.data_ptr(), z.data_ptr(), address(y), dy.data_ptr(),
-            address(dresidual), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
-        return (dx, dvalues, dconv_bias, dresidual, dweight, dbias) if done else None
 
 
 def _pixels(x: Tensor, last: bool) -> tuple[int, int]:

@@ -27,10 +27,59 @@ Composite = Callable[[Tensor, Tensor, Tensor | None, Plan], Tensor]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+class NormedConv2d(ABC):
+    """A convolution and the norm behind it in fewer passes over memory, see `conv2d_norm_act`."""
+
+    @abstractmethod
+    def applies(self, window: Window, block: tuple[int, int]) -> bool:
+        """Whether it is there for such weights, and gains something."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        conv_bias: Tensor | None,
+        index: KernelIndex,
+        problem: Problem,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        act: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(z, y, mean, var): z = conv2d(x), and what `norm_act` makes of it, the residual in z's memory format."""
+
+    @abstractmethod
+    def gradients(
+        self,
+        dy: Tensor,
+        z: Tensor,
+        y: Tensor | None,
+        x: Tensor,
+        values: Tensor,
+        index: KernelIndex,
+        problem: Problem,
+        need_conv_bias: bool,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        training: bool,
+        eps: float,
+        act: str,
+    ) -> tuple[Tensor | None, ...] | None:
+        """The gradients of x, values, conv_bias, residual (only with y), weight and bias; None: take them apart."""
+
+
 class Product(ABC):
     """The three products of one op ("linear" or "conv2d") by one kernel, outside autograd.
 
-    fuses_epilogue: its forward takes an `Epilogue`, if `fuses` says so.
+    fuses_epilogue: its forward takes an `Epilogue`, if `fuses` says so. normed: what computes a norm behind it as well.
 
     values: [units, 1, 1] or [capacity, R, C], as `Plan.arrange` gives them. index: as `Kernel.index` gives it. Linear
     activations are [batch, features], images [batch, channels, height, width]. weight: the dense one, where
@@ -38,6 +87,7 @@ class Product(ABC):
     """
 
     fuses_epilogue: ClassVar[bool] = False
+    normed: ClassVar[NormedConv2d | None] = None
 
     def fuses(self, epilogue: Epilogue, problem: Problem, dtype: torch.dtype, graph: bool) -> bool:
         """Whether `forward` takes this one. dtype: of x and values. graph: a backward pass may follow."""
@@ -95,51 +145,6 @@ class Product(ABC):
         elif need_bias:
             dbias = bias_grad(dy)
         return dx, dvalues, dbias if need_bias else None
-
-    def norms(self, window: Window, block: tuple[int, int]) -> bool:
-        """Whether `conv2d_norm_act` and its gradients are there for such weights, and gain something."""
-        return False
-
-    def conv2d_norm_act(
-        self,
-        x: Tensor,
-        values: Tensor,
-        conv_bias: Tensor | None,
-        index: KernelIndex,
-        problem: Problem,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        act: str,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(z, y, mean, var): z = conv2d(x), and what `norm_act` makes of it, the residual in z's memory format."""
-        raise NotImplementedError(f"{type(self).__name__} has no norm behind it")
-
-    def conv2d_norm_act_gradients(
-        self,
-        dy: Tensor,
-        z: Tensor,
-        y: Tensor | None,
-        x: Tensor,
-        values: Tensor,
-        index: KernelIndex,
-        problem: Problem,
-        need_conv_bias: bool,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        training: bool,
-        eps: float,
-        act: str,
-    ) -> tuple[Tensor | None, ...] | None:
-        """The gradients of x, values, conv_bias, residual (only with y), weight and bias; None: take them apart."""
-        return None
 
 
 def bias_grad(dy: Tensor) -> Tensor:
