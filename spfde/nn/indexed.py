@@ -97,13 +97,12 @@ class Indexed(nn.Module):
         # Once while a graph is traced: later the registered ops look.
         if torch.compiler.is_compiling() or plan.written.stale(plan.index):
             plan.follow()
-        permuted = self._modules.get("permutation")
-        if permuted is not None and not torch.compiler.is_compiling() and permuted.follow():
-            self._build_plan(plan.positions)
-            plan = self._plan
         buffers, index = self._buffers, plan.index
         if buffers["row_ptr"] is not index.row_ptr or buffers["col"] is not index.col:
             self._take_over(Index(buffers["row_ptr"], buffers["col"]))
+        permuted = self._modules.get("permutation")
+        if permuted is not None and not torch.compiler.is_compiling() and permuted.follow():
+            self._build_plan(self._plan.positions)
         return self._plan
 
     def _take_over(self, index: Index) -> None:

@@ -53,22 +53,22 @@ class Permutation(nn.Module):
 
     def _note(self) -> None:
         """Remembers the order, to tell when others write another one."""
-        self._kept, self._version = self.order.detach().clone(), _version(self.order)
+        self._noted, self._version, self._kept = self.order, _version(self.order), self.order.detach().clone()
 
     def follow(self) -> bool:
-        """Takes over an order that others wrote in place (a broadcast); whether it is another one.
+        """Takes over an order that others wrote in place (a broadcast) or exchanged; whether it is another one.
 
         Raises:
-            ValueError: what they wrote is no permutation (an average of buffers).
+            ValueError: it is no permutation (an average of buffers).
         """
-        if _version(self.order) == self._version:
+        if self.order is self._noted and _version(self.order) == self._version:
             return False
         same = torch.equal(self._kept.to(self.order.device), self.order)
         if not same:
             problem = self.problem(self.order, None)
             if problem:
                 raise ValueError(
-                    f"{problem}, written in place, try AveragedModel without use_buffers, or load_state_dict"
+                    f"{problem}, written by others, try AveragedModel without use_buffers, or load_state_dict"
                 )
             self._rank = self.order.argsort()
         self._note()

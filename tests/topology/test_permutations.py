@@ -292,8 +292,14 @@ def test_an_order_that_others_write_is_followed(pattern, kind):
     theirs.load_state_dict({**mine.state_dict(), "permutation.order": order})
     mine.permutation.order.copy_(order)
     assert torch.equal(mine(x), theirs(x)) and torch.equal(mine.dense_weight(), theirs.dense_weight())
+    assert not mine.permutation.follow()
+    exchanged = {"permutation.order": torch.arange(len(order))}  # torch.func, or a hand that sets another buffer
+    theirs.load_state_dict({**mine.state_dict(), **exchanged})
+    assert torch.equal(torch.func.functional_call(mine, exchanged, (x,)), theirs(x))
+    theirs.load_state_dict(mine.state_dict())
+    assert torch.equal(mine(x), theirs(x))
     mine.permutation.order.fill_(3)
-    with pytest.raises(ValueError, match="expected order to be a permutation of .* written in place"):
+    with pytest.raises(ValueError, match="expected order to be a permutation of .* written by others"):
         mine(x)
 
 
