@@ -82,8 +82,9 @@ def bench(
     ] = "wall",
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
     passes: Annotated[
-        int, typer.Option(min=1, help=f"How often to make and time everything anew, if {PATIENCE:.0f} seconds suffice.")
-    ] = PASSES,
+        int | None,
+        _option(f"How often to make and time everything anew, if {PATIENCE:.0f} seconds suffice.", PASSES, min=1),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="A file that --json wrote: say what differs; exit 1 if anything got slower.")
@@ -116,7 +117,15 @@ def bench(
     if threads is not None and device == "cuda":
         raise ValueError("expected --threads on a CPU, got it on cuda, try --device cpu")
     if tune:
-        _refuse("without --tune", "leaving it out", model=model, sparsity=sparsity, json=json, against=against)
+        _refuse(
+            "without --tune",
+            "leaving it out",
+            model=model,
+            sparsity=sparsity,
+            json=json,
+            against=against,
+            passes=passes,
+        )
         spec = {"linear": linear, "conv": conv, "batch": batch, "pattern": pattern, "dtype": dtype}
         for count in threads or []:
             torch.set_num_threads(count)
@@ -124,7 +133,7 @@ def bench(
         return
     _refuse("with --tune", "adding --tune", table=table)
     if device_profile is not None:
-        _refuse("without --device-profile", "leaving it out", linear=linear, conv=conv, json=json)
+        _refuse("without --device-profile", "leaving it out", linear=linear, conv=conv, json=json, passes=passes)
         for count in threads or []:
             torch.set_num_threads(count)
         given = {"model": model, "batch": batch, "sparsity": sparsity, "pattern": pattern, "dtype": dtype}
@@ -148,7 +157,7 @@ def bench(
     console = steady(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)  # a file or a pipe has no edge
-    record = measured(console, record, groups, passes, json)
+    record = measured(console, record, groups, passes or PASSES, json)
     conclude(console, record, json)
     if before is not None:
         compare(console, before, record)
@@ -163,6 +172,10 @@ def _subjects(
     found: list[Layer | Network] = []
     for name in models:
         made = workload(name, batch or BATCH, size, shape)
+        if batch is not None and made.batch != batch:
+            raise ValueError(
+                f"expected no --batch with {name!r}, which has its own batch of {made.batch}, got {batch}, try without"
+            )
         found += [Network(made), *(layers_of(made) if layers else [])]
     found += [benching.linear(text, batch or BATCH) for text in linears]
     found += [benching.conv(text, batch or BATCH) for text in convs]

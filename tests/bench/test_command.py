@@ -106,6 +106,8 @@ def test_a_network_of_anybody(tmp_path, monkeypatch):
         ("--against nowhere.json --device cpu", "nowhere.json"),
         ("--tune --sparsity 0.5", "--sparsity"),
         ("--tune --json x.json", "--json"),
+        ("--tune --passes 2", "--passes"),
+        ("--device-profile x --passes 2 --device cpu", "--passes"),
         ("--tune --model resnet20", "--model"),
         ("--tune --device tpu", "device"),
         ("--tune --linear 8x8 --dtype bfloat16 --device cpu", "dtype"),
@@ -129,6 +131,14 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_timed(tmp_path
     (tmp_path / "file").touch()
     told(f"{TINY} --json {tmp_path / 'file' / 'bench.json'}")
     assert str(tmp_path) in told(f"{TINY} --json {tmp_path}")
+
+
+def test_a_batch_beside_one_that_a_model_has_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "own_batch.py").write_text("import torch\nmade = lambda: (torch.nn.Linear(3, 2), torch.ones(5, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    assert "expected no --batch with 'own_batch:made', which has its own batch of 5, got 4" in told(
+        "--model own_batch:made --batch 4 --device cpu"
+    )
 
 
 OUT_OF_MEMORY = {"MemoryError": MemoryError(), "can't allocate": RuntimeError("can't allocate memory")}
