@@ -19,7 +19,7 @@ from spfde import models
 from spfde._modules import batch_size, tensors
 
 IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
-CLASSES = 10
+CLASSES, USUAL = 10, 64
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Workload:
         return batch_size(self.inputs)
 
 
-def workload(name: str, batch: int, size: int | None = None, shape: str | None = None) -> Workload:
+def workload(
+    name: str, batch: int | None = None, size: int | None = None, shape: str | None = None, usual: int = USUAL
+) -> Workload:
     """The network that a name stands for, on random data.
 
-    name: one of the zoo, or "module:callable" of a function that returns a network, or a network and its batch. size:
-    pixels a side, or tokens, of the zoo's; None: as the network was published. shape: of one sample, "3x224x224",
-    for a network that comes without a batch.
+    name: one of the zoo, or "module:callable" of a function that returns a network, or a network and its batch. batch:
+    samples; None: `usual`, or as many as come with the network. size: pixels a side, or tokens, of the zoo's; None: as
+    the network was published. shape: of one sample, "3x224x224", for a network that comes without a batch.
 
     Raises:
         ValueError: the name or the size does not fit.
@@ -51,9 +53,10 @@ def workload(name: str, batch: int, size: int | None = None, shape: str | None =
     if ":" in name:
         if size is not None:
             raise ValueError(f"expected no --size with {name!r}, got {size}, try --input 3x{size}x{size}")
-        return _imported(name, batch, shape)
+        return _imported(name, batch, shape, usual)
     if shape is not None:
         raise ValueError(f"expected --input only with module:callable, got it with {name!r}, try --size")
+    batch = batch or usual
     known = models.options(name)
     if "context" in known:
         tokens = torch.randint(CLASSES, (2, batch, size or TOKENS))
@@ -73,7 +76,7 @@ def _usual_size(network: nn.Module) -> int:
     return LARGE_IMAGE if last.out_features > 100 else IMAGE
 
 
-def _imported(name: str, batch: int, shape: str | None) -> Workload:
+def _imported(name: str, batch: int | None, shape: str | None, usual: int) -> Workload:
     module, _, attribute = name.partition(":")
     with _current_directory():
         found = import_module(module)
@@ -90,8 +93,13 @@ def _imported(name: str, batch: int, shape: str | None) -> Workload:
     if inputs is None and shape is None:
         raise ValueError(f"expected a batch with {name}, got none, try --input 3x224x224, or return (model, batch)")
     if inputs is None:
-        inputs = torch.randn(batch, *sides(shape))
-    return Workload(attribute, model, inputs, mean_square)
+        inputs = torch.randn(batch or usual, *sides(shape))
+    load = Workload(attribute, model, inputs, mean_square)
+    if batch is not None and load.batch != batch:
+        raise ValueError(
+            f"expected no --batch with {name!r}, which has its own batch of {load.batch}, got {batch}, try without it"
+        )
+    return load
 
 
 @contextmanager

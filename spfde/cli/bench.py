@@ -22,6 +22,7 @@ from spfde.bench import Group, Layer, Network, Record, layers_of, load, workload
 from spfde.bench.measuring import check_device
 from spfde.cli.bench_run import PATIENCE, compare, conclude, measured
 from spfde.cli.device_profile import Training, write_profile
+from spfde.cli.options import option, refuse
 from spfde.cli.terminal import steady
 from spfde.sparse.pattern import Pattern
 from spfde.train.energy import SECONDS as WINDOW
@@ -36,14 +37,8 @@ LINEAR, BATCH, PATTERN, DTYPE, SPARSITIES, SECONDS = (
     (0.8, 0.9, 0.95),
     500.0,
 )
-PASSES = 4
+PASSES, CLOCK = 4, "wall"
 WIDE = 150  # columns that all of a table has room in
-
-
-def _option(text: str, *default: object, **limits: Any) -> Any:
-    """An option whose help names its default; None stays what it is, to tell whether it was given."""
-    shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in default)
-    return typer.Option(help=f"{text} {escape(f'[default: {shown}]')}", **limits)  # else rich takes it for a style
 
 
 MANY = " May be given again."
@@ -53,11 +48,11 @@ def bench(
     model: Annotated[
         list[str] | None, typer.Option(help=f"Network of the zoo, or module:callable that returns one.{MANY}")
     ] = None,
-    linear: Annotated[list[str] | None, _option(f"OUTxIN of a linear layer.{MANY}", LINEAR)] = None,
+    linear: Annotated[list[str] | None, option(f"OUTxIN of a linear layer.{MANY}", LINEAR)] = None,
     conv: Annotated[
         list[str] | None, typer.Option(help=escape(f"OUTxINxKHxKW@SIZE[/STRIDE][gGROUPS] of a convolution.{MANY}"))
     ] = None,
-    batch: Annotated[int | None, _option("Samples; of a linear layer: rows.", BATCH, min=1)] = None,
+    batch: Annotated[int | None, option("Samples; of a linear layer: rows.", BATCH, min=1)] = None,
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Pixels a side, or tokens, of a network of the zoo."),
@@ -67,23 +62,23 @@ def bench(
     ] = None,
     layers: Annotated[bool, typer.Option(help="Also the different layers of a network, alone.")] = True,
     pattern: Annotated[
-        list[str] | None, _option(f"Pattern of the zeros, as spfde.sparsify takes it.{MANY}", PATTERN)
+        list[str] | None, option(f"Pattern of the zeros, as spfde.sparsify takes it.{MANY}", PATTERN)
     ] = None,
-    sparsity: Annotated[list[float] | None, _option(f"Fraction of zeros.{MANY}", *SPARSITIES)] = None,
-    dtype: Annotated[list[str] | None, _option(f"{', '.join(DTYPES)}.{MANY}", DTYPE)] = None,
-    device: Annotated[str | None, _option("cpu or cuda.", "cuda where there is one")] = None,
-    threads: Annotated[list[int] | None, _option(f"Threads of the CPU.{MANY}", "torch's", min=1)] = None,
+    sparsity: Annotated[list[float] | None, option(f"Fraction of zeros.{MANY}", *SPARSITIES)] = None,
+    dtype: Annotated[list[str] | None, option(f"{', '.join(DTYPES)}.{MANY}", DTYPE)] = None,
+    device: Annotated[str | None, option("cpu or cuda.", "cuda where there is one")] = None,
+    threads: Annotated[list[int] | None, option(f"Threads of the CPU.{MANY}", "torch's", min=1)] = None,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Every kernel of a layer, not the chosen one alone.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compiled", help="torch.compile as one more dense baseline.")] = False,
     clock: Annotated[
-        str, typer.Option(help="wall, or processor: what one thread had of the CPU, where others use it too.")
-    ] = "wall",
+        str | None, option("wall, or processor: what one thread had of the CPU, where others use it too.", CLOCK)
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timings of each variant, taken in turns; medians count.")] = 9,
     passes: Annotated[
         int | None,
-        _option(f"How often to make and time everything anew, if {PATIENCE:.0f} seconds suffice.", PASSES, min=1),
+        option(f"How often to make and time everything anew, if {PATIENCE:.0f} seconds suffice.", PASSES, min=1),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write every timing and the machine to this file.")] = None,
     against: Annotated[
@@ -94,7 +89,7 @@ def bench(
         typer.Option("--tune", help="Measure kernels and launches of this layer, or of usual ones, into a table."),
     ] = False,
     table: Annotated[
-        Path | None, _option("With --tune: the file to fill, or to go on with.", "named after the machine")
+        Path | None, option("With --tune: the file to fill, or to go on with.", "named after the machine")
     ] = None,
     device_profile: Annotated[
         Path | None,
@@ -105,10 +100,10 @@ def bench(
     ] = None,
     window: Annotated[
         float | None,
-        _option("With --device-profile: seconds of each window of training; 0: none.", WINDOW, min=0),
+        option("With --device-profile: seconds of each window of training; 0: none.", WINDOW, min=0),
     ] = None,
     seconds: Annotated[
-        float | None, _option("With --tune or --device-profile: the time it may take.", SECONDS, min=0)
+        float | None, option("With --tune or --device-profile: the time it may take.", SECONDS, min=0)
     ] = None,
 ) -> None:
     """Time networks and layers, sparse beside dense: forward, gradients, whole steps, steps with half of it frozen."""
@@ -116,39 +111,44 @@ def bench(
     check_device(device)
     if threads is not None and device == "cuda":
         raise ValueError("expected --threads on a CPU, got it on cuda, try --device cpu")
+    of_tables = {
+        "size": size, "input": input_shape, "no_layers": not layers, "kernels": kernels, "compiled": compiled,
+        "json": json, "against": against, "passes": passes,
+    }  # fmt: skip
     if tune:
-        _refuse(
-            "without --tune",
-            "leaving it out",
-            model=model,
-            sparsity=sparsity,
-            json=json,
-            against=against,
-            passes=passes,
-        )
+        refuse(
+            "without --tune", "leaving it out", model=model, sparsity=sparsity, clock=clock,
+            device_profile=device_profile, window=window, **of_tables,
+        )  # fmt: skip
         spec = {"linear": linear, "conv": conv, "batch": batch, "pattern": pattern, "dtype": dtype}
-        for count in threads or []:
-            torch.set_num_threads(count)
+        _set_threads("--tune", threads)
         _tune(device, spec, table, SECONDS if seconds is None else seconds, repeats)
         return
-    _refuse("with --tune", "adding --tune", table=table)
+    refuse("with --tune", "adding --tune", table=table)
     if device_profile is not None:
-        _refuse("without --device-profile", "leaving it out", linear=linear, conv=conv, json=json, passes=passes)
-        for count in threads or []:
-            torch.set_num_threads(count)
+        refuse("without --device-profile", "leaving it out", linear=linear, conv=conv, **of_tables)
+        _set_threads("--device-profile", threads)
         given = {"model": model, "batch": batch, "sparsity": sparsity, "pattern": pattern, "dtype": dtype}
-        _device_profile(device_profile, device, given, seconds, window, repeats, clock)
+        if window == 0:
+            refuse("with windows of training", "leaving out --window 0", **given)
+        _device_profile(device_profile, device, given, seconds, window, repeats, clock or CLOCK)
         return
-    _refuse("with --tune or --device-profile", "adding one", seconds=seconds)
-    _refuse("with --device-profile", "adding it", window=window)
-    for path in (each for each in (json,) if each is not None):  # told before anything is timed
-        check_writable(path)
+    refuse("with --tune or --device-profile", "adding one", seconds=seconds)
+    refuse("with --device-profile", "adding it", window=window)
+    if not model:
+        refuse("with --model", "--conv 64x64x3x3@32 for a layer", size=size, input=input_shape, no_layers=not layers)
+    elif not (layers or linear or conv):
+        refuse("of layers", "leaving out --no-layers", kernels=kernels)
+    if json is not None:
+        check_writable(json)  # told before anything is timed
     before = load(against) if against else None
     torch.manual_seed(0)
     subjects = _subjects(model or [], linear or [], conv or [], batch, size, input_shape, layers)
     how = product(subjects, pattern or [PATTERN], dtype or [DTYPE], threads or [torch.get_num_threads()])
     groups = [
-        Group(subject, _sparsities(pattern, sparsity), pattern, dtype, threads, device, compiled, kernels, clock)
+        Group(
+            subject, _sparsities(pattern, sparsity), pattern, dtype, threads, device, compiled, kernels, clock or CLOCK
+        )
         for subject, pattern, dtype, threads in how
     ]
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -167,15 +167,9 @@ def _subjects(
     models: Sequence[str], linears: Sequence[str], convs: Sequence[str], batch: int | None, size: int | None,
     shape: str | None, layers: bool,
 ) -> list[Layer | Network]:  # fmt: skip
-    if (size or shape) and not models:
-        raise ValueError("expected --size and --input with --model, got none, try --conv 64x64x3x3@32 for a layer")
     found: list[Layer | Network] = []
     for name in models:
-        made = workload(name, batch or BATCH, size, shape)
-        if batch is not None and made.batch != batch:
-            raise ValueError(
-                f"expected no --batch with {name!r}, which has its own batch of {made.batch}, got {batch}, try without"
-            )
+        made = workload(name, batch, size, shape, usual=BATCH)
         found += [Network(made), *(layers_of(made) if layers else [])]
     found += [benching.linear(text, batch or BATCH) for text in linears]
     found += [benching.conv(text, batch or BATCH) for text in convs]
@@ -209,7 +203,7 @@ def layer_spec(given: dict[str, Any]) -> LayerSpec:
 def _tune(device: str, given: dict[str, Any], path: Path | None, seconds: float, repeats: int) -> None:
     named = given["linear"] or given["conv"]
     if not named:
-        _refuse("with --linear or --conv", "adding --linear", **given)
+        refuse("with --linear or --conv", "adding --linear", **given)
     layers = [layer_spec(given)] if named else usual_layers(device)
     console = steady(highlight=False)
 
@@ -247,6 +241,12 @@ def _device_profile(
         raise typer.Exit(128 + signal.SIGINT) from None
 
 
+def _set_threads(where: str, threads: list[int] | None) -> None:
+    count = _one_of_each(where, {"threads": threads})["threads"]
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def _one_of_each(where: str, given: dict[str, Any]) -> dict[str, Any]:
     """Options that may be given again, each taken once.
 
@@ -261,11 +261,3 @@ def _one_of_each(where: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _command() -> str:
     return shlex.join(["spfde", *sys.argv[1:]])
-
-
-def _refuse(where: str, instead: str, **options: Any) -> None:
-    """Raises ValueError if one of the options was given."""
-    for name in [name for name, value in options.items() if value is not None]:
-        given = options[name] if isinstance(options[name], list) else [options[name]]
-        got = " ".join(f"--{name} {value}" for value in given)
-        raise ValueError(f"expected --{name} only {where}, got {got}, try {instead}")

@@ -11,8 +11,9 @@ import typer
 from torch import nn
 
 from spfde._files import check_writable
-from spfde.bench import workload
+from spfde.bench.workload import USUAL, workload
 from spfde.cli.display import say
+from spfde.cli.options import option, refuse
 from spfde.cli.terminal import steady
 from spfde.convert import sparsify
 from spfde.planning import StepsToLoss, steps_to_loss
@@ -21,10 +22,12 @@ from spfde.planning.check import ALLOWED, check
 from spfde.train import Recipe
 from spfde.train.recipe.toml import read
 
+REPEATS, CLOCK = 5, "wall"
+
 
 def plan(
     model: Annotated[str, typer.Option(help="Network of the zoo, or module:callable that returns one.")] = "resnet32",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 64,
+    batch: Annotated[int | None, option("Samples in a step.", USUAL, min=1)] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Pixels a side, or tokens, of a network of the zoo.")] = None,
     input_shape: Annotated[
         str | None, typer.Option("--input", help="Of a sample of module:callable: 3x224x224.", metavar="SHAPE")
@@ -42,8 +45,8 @@ def plan(
     measured: Annotated[
         bool, typer.Option("--check", help="Also measure the steps, and say how far off it is.")
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="With --check: steps that are timed, in turn.")] = 5,
-    clock: Annotated[str, typer.Option(help="With --check: wall, or processor (of one thread).")] = "wall",
+    repeats: Annotated[int | None, option("With --check: steps that are timed, in turn.", REPEATS, min=1)] = None,
+    clock: Annotated[str | None, option("With --check: wall, or processor (of one thread).", CLOCK)] = None,
     to_loss: Annotated[
         float | None, typer.Option(help="Also predict the steps of SGD in which fine-tuning gets to this loss.")
     ] = None,
@@ -55,6 +58,8 @@ def plan(
     json: Annotated[Path | None, typer.Option(help="Also write the plan to this file.")] = None,
 ) -> None:
     """Predict a training before it begins: kernels, seconds of a step, what each lever saves, what to do about it."""
+    if not measured:
+        refuse("with --check", "adding it", repeats=repeats, clock=clock)
     if json is not None:
         check_writable(json)
     if threads is not None:
@@ -63,7 +68,10 @@ def plan(
     given = {"sparsity": sparsity, "pattern": pattern, "freeze": freeze, "sieve": sieve, "fuse": fused, "lr": lr}
     fields = read(recipe) if recipe else {}
     chosen = Recipe(**{**fields, **{name: value for name, value in given.items() if value is not None}})
-    _check_fine_tuning(to_loss, weights, samples, chosen)
+    if to_loss is None:
+        refuse("with --to-loss", "--to-loss 0.1", weights=weights, samples=samples, lr=lr)
+    else:
+        _check_fine_tuning(weights, samples, chosen)
     load = workload(model, batch, size, input_shape)
     made = planned(load.model, load.inputs, chosen, device=device)
     console = steady()
@@ -72,10 +80,10 @@ def plan(
         say(console, f"plan: {made.save(json)}")
     if to_loss is not None:
         found = _fine_tuning(load.model, to_loss, weights, samples, chosen)
-        seconds = "" if found.steps is None else f", {found.steps * made.mean:.3g} s at {batch} samples a step"
+        seconds = "" if found.steps is None else f", {found.steps * made.mean:.3g} s at {load.batch} samples a step"
         say(console, f"to a loss of {to_loss:g}, {found}{seconds}")
     if measured:
-        misses = check(made, load, repeats, clock)
+        misses = check(made, load, repeats or REPEATS, clock or CLOCK)
         for miss in misses:
             verdict = "" if abs(miss.off) <= ALLOWED else f", beyond {ALLOWED:.0%}"
             say(console, f"{miss.name}: planned {miss.planned * 1e3:.3g} ms, measured {miss.measured * 1e3:.3g} ms, "
@@ -84,16 +92,12 @@ def plan(
             raise typer.Exit(1)
 
 
-def _check_fine_tuning(to_loss: float | None, weights: Path | None, samples: Path | None, recipe: Recipe) -> None:
+def _check_fine_tuning(weights: Path | None, samples: Path | None, recipe: Recipe) -> None:
     """What a prediction of steps needs.
 
     Raises:
-        ValueError: something is missing, was given in vain, or is no constant SGD.
+        ValueError: something is missing, or is no constant SGD.
     """
-    if to_loss is None:
-        if weights is not None or samples is not None:
-            raise ValueError("expected --to-loss with --weights and --samples, got none, try --to-loss 0.1")
-        return
     if weights is None or samples is None or recipe.lr is None:
         raise ValueError(
             "expected --weights, --samples and --lr with --to-loss, got fewer: steps are predicted from pretrained "

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spfde.cli.display import say
+from spfde.cli.options import option, refuse
 from spfde.cli.terminal import steady
 from spfde.freezing.smartfrz.labels import LEVEL
 from spfde.freezing.smartfrz.learning import Samples, Scores, baselines, fit_predictor, folds, probabilities
@@ -39,6 +40,7 @@ class Settings:
     level: float
 
 
+IMAGES = 1536
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Directory of Fashion-MNIST's IDX files; without it only the digits are trained on."),
@@ -51,7 +53,7 @@ def train(
     data_dir: DataDir = None,
     runs: Annotated[int | None, typer.Option(min=4, help="Reference trainings (12 of each data set).")] = None,
     epochs: Annotated[int, typer.Option(min=3, help="Epochs of a reference training.")] = 20,
-    images: Annotated[int, typer.Option(min=960, help="Training images of Fashion-MNIST.")] = 1536,
+    images: Annotated[int | None, option("With --data-dir: training images of Fashion-MNIST.", IMAGES, min=960)] = None,
     form: Annotated[str, typer.Option(help=f"What the predictor is shown: {', '.join(FORMS)}.")] = "quantiles",
     layers: Annotated[int, typer.Option(min=1, help="Most layers of a network to learn from.")] = 8,
     fit_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a predictor's training.")] = 6,
@@ -61,6 +63,8 @@ def train(
 
     Each finished training and fit is kept in --out: the same command goes on from there.
     """
+    if data_dir is None:
+        refuse("with --data-dir", "adding it", images=images)
     console = steady()
     settings = Settings(form, layers, fit_epochs, level)
     (out / "runs").mkdir(parents=True, exist_ok=True)
@@ -69,7 +73,7 @@ def train(
     try:
         with locked(out):
             wanted = references(runs or 12 * len(datasets), datasets)
-            records = [recorded(console, each, out, data_dir, images, epochs) for each in wanted]
+            records = [recorded(console, each, out, data_dir, images or IMAGES, epochs) for each in wanted]
             log = learned(console, records, out, settings)
             command = shlex.join(["spfde", *sys.argv[1:]])
             write_json(out / "predictor.json", {"command": command, **dataclasses.asdict(settings), **log})

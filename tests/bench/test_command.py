@@ -109,6 +109,23 @@ def test_a_network_of_anybody(tmp_path, monkeypatch):
         ("--tune --passes 2", "--passes"),
         ("--device-profile x --passes 2 --device cpu", "--passes"),
         ("--tune --model resnet20", "--model"),
+        ("--tune --size 8", "--size"),
+        ("--tune --input 8", "--input"),
+        ("--tune --no-layers", "--no-layers"),
+        ("--tune --kernels", "--kernels"),
+        ("--tune --compiled", "--compiled"),
+        ("--tune --clock processor", "--clock"),
+        ("--tune --device-profile x", "--device-profile"),
+        ("--tune --threads 1 --threads 2 --device cpu", "--threads"),
+        ("--device-profile x --size 8", "--size"),
+        ("--device-profile x --against y", "--against"),
+        ("--device-profile x --kernels", "--kernels"),
+        ("--device-profile x --compiled", "--compiled"),
+        ("--device-profile x --no-layers", "--no-layers"),
+        ("--device-profile x --window 0 --model resnet20", "--model"),
+        ("--device-profile x --threads 1 --threads 2 --device cpu", "--threads"),
+        ("--linear 8x8 --no-layers", "--no-layers"),
+        ("--model resnet20 --no-layers --kernels", "--kernels"),
         ("--tune --device tpu", "device"),
         ("--tune --linear 8x8 --dtype bfloat16 --device cpu", "dtype"),
         ("--tune --linear 8x8 --linear 9x9 --device cpu", "--linear"),
@@ -131,14 +148,6 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_timed(tmp_path
     (tmp_path / "file").touch()
     told(f"{TINY} --json {tmp_path / 'file' / 'bench.json'}")
     assert str(tmp_path) in told(f"{TINY} --json {tmp_path}")
-
-
-def test_a_batch_beside_one_that_a_model_has_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "own_batch.py").write_text("import torch\nmade = lambda: (torch.nn.Linear(3, 2), torch.ones(5, 3))\n")
-    monkeypatch.chdir(tmp_path)
-    assert "expected no --batch with 'own_batch:made', which has its own batch of 5, got 4" in told(
-        "--model own_batch:made --batch 4 --device cpu"
-    )
 
 
 OUT_OF_MEMORY = {"MemoryError": MemoryError(), "can't allocate": RuntimeError("can't allocate memory")}

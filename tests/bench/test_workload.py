@@ -12,6 +12,7 @@ def test_inputs_are_those_of_the_network():
     assert workload("vit_tiny_cifar", 2).inputs.shape == (2, 3, 32, 32)
     assert workload("vit_tiny_cifar", 2, 16).inputs.shape == (2, 3, 16, 16)
     assert workload("mobilenet_v2", 1).inputs.shape == (1, 3, 224, 224)
+    assert workload("torch.nn:Identity", shape="3", usual=7).inputs.shape == (7, 3)
     load = workload("gpt_mini", 2, 8)
     assert load.inputs.shape == (2, 8) and load.loss_fn(load.model(load.inputs)).dim() == 0
 
@@ -22,14 +23,16 @@ def test_any_output_has_a_loss():
         assert load.loss_fn(output).requires_grad
 
 
-def test_a_shape_beside_a_batch_is_refused(tmp_path, monkeypatch):
+def test_a_shape_or_a_batch_beside_those_of_a_network_is_refused(tmp_path, monkeypatch):
     (tmp_path / "with_a_batch.py").write_text(
         "import torch\nmade = lambda: (torch.nn.Linear(3, 2), torch.ones(5, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert workload("with_a_batch:made", 64).batch == 5
+    assert workload("with_a_batch:made").batch == workload("with_a_batch:made", 5).batch == 5
+    with pytest.raises(ValueError, match="no --batch with 'with_a_batch:made', which has its own batch of 5, got 4,"):
+        workload("with_a_batch:made", 4)
     with pytest.raises(ValueError, match="expected no --input with with_a_batch:made, which returns its batch, got 3,"):
-        workload("with_a_batch:made", 64, shape="3")
+        workload("with_a_batch:made", shape="3")
 
 
 def test_layers_are_the_different_ones_that_are_converted():

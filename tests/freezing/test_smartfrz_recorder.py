@@ -139,3 +139,5 @@ def test_the_command_goes_on_where_it_stopped_and_logs_what_it_found(tmp_path, m
     assert run().exit_code == 0
     other = CliRunner().invoke(cli.build("smartfrz"), f"smartfrz train --out {tmp_path} --epochs 5".split())
     assert isinstance(other.exception, ValueError) and "expected 5 epochs in" in str(other.exception)
+    alone = CliRunner().invoke(cli.build("smartfrz"), f"smartfrz train --out {tmp_path} --images 1000".split())
+    assert isinstance(alone.exception, ValueError) and "--images only with --data-dir" in str(alone.exception)

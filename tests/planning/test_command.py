@@ -53,7 +53,8 @@ def test_steps_to_a_loss(tmp_path, monkeypatch):
     ("flags", "named"),
     [
         ("--to-loss 0.1", "--weights, --samples and --lr"),
-        ("--weights a.pt", "--to-loss with --weights"),
+        ("--weights a.pt", "--weights only with --to-loss"),
+        ("--samples a.pt", "--samples only with --to-loss"),
         ("--to-loss 0.1 --weights a.pt --samples b.pt --lr 0.1 --recipe {recipe}", "optimizer sgd"),
     ],
 )
@@ -81,11 +82,27 @@ def test_a_check_says_how_far_off_it_is(tmp_path):
         ("--sparsity 1.5", "sparsity"),
         ("--pattern nonsense", "pattern"),
         ("--recipe nowhere.toml", "nowhere.toml"),
+        ("--repeats 2", "--repeats only with --check"),
+        ("--clock processor", "--clock only with --check"),
+        ("--lr 0.1", "--lr only with --to-loss"),
     ],
 )
 def test_bad_input_is_named(flags, named):
     result = spfde(f"--batch 2 {flags}")
     assert isinstance(result.exception, ValueError | OSError) and named in str(result.exception)
+
+
+OWN_BATCH = "import torch\nmade = lambda: (torch.nn.Linear(3, 2), torch.ones(5, 3))\n"
+
+
+@pytest.mark.parametrize("command", ["plan", "bench", "profile"])
+def test_a_batch_beside_the_networks_own_is_refused(command, tmp_path, monkeypatch):
+    (tmp_path / "own_batch.py").write_text(OWN_BATCH)
+    monkeypatch.chdir(tmp_path)
+    arguments = [command, "--model", "own_batch:made", "--batch", "4"]
+    result = CliRunner().invoke(cli.build(command), arguments)
+    told = "expected no --batch with 'own_batch:made', which has its own batch of 5, got 4"
+    assert isinstance(result.exception, ValueError) and told in str(result.exception)
 
 
 def test_a_corrupt_profile_and_a_file_that_cannot_be_written(tmp_path):

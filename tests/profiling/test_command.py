@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from spfde import cli
+from spfde.cli import profile as command
 
 
 def spfde(arguments):
@@ -45,9 +46,49 @@ def test_a_dense_network_is_profiled_alone(tmp_path):
         ("--model resnet21", "expected a model to be one of"),
         ("--sparsity 1.5", "expected sparsity in [0, 1]"),
         ("--pattern blok:4x1", "expected"),
+        ("--sparsity 0 --pattern block:4x1", "expected --pattern only of a sparse network"),
+        ("--input 3x8x8", "--input only with module:callable"),
         ("--recompute --no-fuse", "expected --recompute with fused norms"),
     ],
 )
 def test_what_does_not_fit_is_told(flags, said):
     result = spfde(f"--batch 2 --rounds 1 {flags}")
     assert isinstance(result.exception, ValueError) and said in str(result.exception)
+
+
+TWO = """import torch
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Linear(8, 16)
+        self.two = torch.nn.Linear(16, 16)
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, a, b):
+        return self.head(self.two(self.one(a) + self.one(b)))
+
+def pair():
+    return Two(), (torch.ones(5, 8), torch.ones(5, 8))
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.Linear(16, 4))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"), [("two_inputs:pair", [[5, 8], [5, 8]]), ("two_inputs:net --input 8 --batch 3", [3, 8])]
+)
+def test_a_network_of_anybody(flags, size, tmp_path, monkeypatch):
+    (tmp_path / "two_inputs.py").write_text(TWO)
+    monkeypatch.chdir(tmp_path)
+    result = spfde(f"--model {flags} --rounds 1 --threads 1 --out {tmp_path / 'out'}")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "profile.json").read_text())["size"] == size
+
+
+def test_a_directory_that_cannot_be_written_is_told_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "profile_step", None)
+    (tmp_path / "file").touch()
+    result = spfde(f"--model resnet20 --out {tmp_path / 'file'}")
+    assert isinstance(result.exception, OSError) and "file" in str(result.exception)
