@@ -322,7 +322,7 @@ def topology(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe,
         return None
     options = {own: getattr(recipe, name) for name, own in OPTION_FIELDS.items() if getattr(recipe, name) is not None}
     if recipe.topology == "gmp":
-        options["sparsity"] = recipe.sparsity
+        options |= {"sparsity": recipe.sparsity, "distribution": recipe.distribution}
     return create(
         recipe.topology,
         model,

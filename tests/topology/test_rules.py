@@ -161,6 +161,19 @@ def test_gmp_opens_a_sparse_layer():
     assert layer.positions().tolist() == [0, 2]
 
 
+def test_gmp_ends_at_the_densities_of_erk():
+    """8x8 and 2x8 weights have densities k 16/64 and k 10/16, 26 k in all; 40 of 80 stay: k = 40/26, 24.6 and 15.4."""
+    model = sparsify(
+        nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 2, bias=False)), distribution={"0": 0, "1": 0}
+    )
+    topology = GMP(model, still(model), total_steps=4, every=1, sparsity=0.5, distribution="erk")
+    for _ in range(4):
+        topology.step()
+    assert [layer.nnz for layer in model] == [25, 15]
+    with pytest.raises(ValueError, match="expected sparsity with distribution='erk', got None"):
+        GMP(model, still(model), total_steps=4, distribution="erk")
+
+
 def test_gap_opens_one_partition_at_a_time():
     model = nn.Sequential(layer_of([[1.0, 2, 0, 0]]).requires_grad_(), layer_of([[3.0], [0], [0], [4]]))
     topology = GaP(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=8, every=2, partitions=2, end=0.75)

@@ -69,6 +69,12 @@ def test_gradual_pruning_starts_from_the_networks_own_weights(task):
     assert torch.equal(sparse.dense_weight(), dense) and sparse.mask().all()
 
 
+def test_gradual_pruning_ends_at_the_recipes_densities(task):
+    fields = {**FIELDS, "distribution": "erk", "sparsity": 0.7}
+    ends = [task.fit(recipe(topology=name, **fields)).epochs[-1].layers for name in ("gmp", "rigl")]
+    assert ends[0] == ends[1] and len(set(ends[0].values())) > 2
+
+
 def test_no_drop_fraction_means_fixed_masks(task):
     for options in ({"topology": "rigl", "drop_fraction": 0.0}, {"topology": "static"}):
         result = task.fit(recipe(**FIELDS, **options))
@@ -86,7 +92,8 @@ def test_no_drop_fraction_means_fixed_masks(task):
         ({"method": "dense", "topology": "rigl"}, "topology"),
         ({"method": "dense", "init": "snip"}, "init"),
         ({"topology": "gmp", "init": "snip"}, "init"),
-        ({"topology": "gmp", "distribution": "erk"}, "distribution"),
+        ({"topology": "gmp", "distribution": "global"}, "distribution 'uniform' or 'erk'"),
+        ({"topology": "gmp", "topology_options": {"distribution": "erk"}}, "topology_options"),
         ({"topology": "dstee"}, "topology .*, try 'dst-ee'$"),
         ({"init": "iter_snip"}, "init .*, try 'iter-snip'$"),
         ({"pattern": "block"}, "pattern"),

@@ -55,7 +55,7 @@ def topology_options(name: str | None) -> dict[str, Option]:
     """Map the options of a topology method that have no field of their own in a recipe."""
     if name not in METHODS:
         return {}
-    shown = ("sparsity", *OPTION_FIELDS.values())
+    shown = ("sparsity", "distribution", *OPTION_FIELDS.values())
     return {option: each for option, each in METHODS[name].options().items() if option not in shown}
 
 

@@ -221,11 +221,11 @@ class Recipe:
         self._check_cache()
         if self.nesterov and not self.momentum:
             raise ValueError("expected momentum > 0 with nesterov=True, got 0, try momentum=0.9")
-        for name, only in (("init", "random"), ("distribution", "uniform")):
-            if self.topology == "gmp" and getattr(self, name) != only:
+        for name, allowed in (("init", ("random",)), ("distribution", ("uniform", "erk"))):
+            if self.topology == "gmp" and getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"expected {name} {only!r} with topology='gmp', which starts dense and prunes every layer alike,"
-                    f" got {getattr(self, name)!r}, try leaving it out"
+                    f"expected {name} {' or '.join(map(repr, allowed))} with topology='gmp', which starts dense and has"
+                    f" no ranking to go by, got {getattr(self, name)!r}, try leaving it out"
                 )
         if self.method == "dense" and self.dense_lr is not None:
             raise ValueError(
