@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("user_script.py")
+# Pyright would ask the first python on PATH where torch is, whichever runs it.
+COMMANDS = {"mypy": ["mypy", "user_script.py"], "pyright": ["basedpyright", "--pythonpath", sys.executable]}
 
 
 @pytest.fixture
@@ -25,15 +27,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [["mypy", "user_script.py"], ["basedpyright"]], ids=["mypy", "pyright"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_user_s_script_is_clean(command, folder):
-    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *COMMANDS[command]], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("command", [["mypy", "user_script.py"], ["basedpyright"]], ids=["mypy", "pyright"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_type_is_found(command, folder):
     with (folder / "user_script.py").open("a") as script:
         script.write("wrong: int = layer.mask()\n")
-    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *COMMANDS[command]], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1 and '"Tensor"' in done.stdout and '"int"' in done.stdout
