@@ -10,11 +10,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from spfde.convert import sparsify
 from spfde.nn import SparseLayer
-from spfde.topology import reserve
+from spfde.topology import permute, reserve
 
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 
@@ -25,9 +25,15 @@ def save_pretrained(model: Any, directory: str | Path, **options: Any) -> None:
     `config.spfde_tied` has the names of Parameters that are one, whatever transformers would tie by its config.
 
     options: those of the model's own `save_pretrained`.
+
+    Raises:
+        TypeError: it is no model of transformers.
+        ValueError: weights of a layer are more than what it stores: a transform, or a permutation that is learned.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"expected a model of transformers, got {type(model).__name__}, try its module inside")
     model.config.spfde = {
-        name: _described(layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)
+        name: _described(name, layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)
     }
     model.config.spfde_tied = _tied(model)
     if "save_original_format" in signature(model.save_pretrained).parameters:  # it would take packed experts apart
@@ -41,8 +47,11 @@ def from_pretrained(kind: Any, directory: str | Path) -> Any:
     kind: the model's class, or an auto class such as `transformers.AutoModelForSequenceClassification`.
 
     Raises:
+        TypeError: kind is no class.
         ValueError: its config does not say what is sparse, or the files do not hold the model.
     """
+    if not isinstance(kind, type):
+        raise TypeError(f"expected a class of models, got a {type(kind).__name__}, try type(model)")
     path = Path(directory)
     config = AutoConfig.from_pretrained(path)
     layers = getattr(config, "spfde", None)
@@ -51,27 +60,40 @@ def from_pretrained(kind: Any, directory: str | Path) -> Any:
             f"expected config.spfde in {path}, got a model without it, try {kind.__name__}.from_pretrained for a dense"
             " one, or spfde.integrations.hf.save_pretrained to save a sparse one"
         )
-    model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    model = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(config)  # in the config's dtype
     _tie(model, config.spfde_tied)
     _convert(model, layers)
     lost, odd = model.load_state_dict(_weights(path), strict=False)
     shared = {name for names in _tied(model) if not {*names} <= {*lost} for name in names}
     lost = [name for name in lost if name not in shared]
     if lost or odd:
-        raise ValueError(f"expected the weights of {kind.__name__} in {path}, got a difference in {(lost or odd)[:3]}")
+        raise ValueError(
+            f"expected the weights of the sparse {type(model).__name__} of config.spfde in {path}, got a difference in "
+            f"{(lost or odd)[:3]}, try {kind.__name__}.from_pretrained if it was made dense before it was saved"
+        )
     return model.eval()
 
 
-def _described(layer: SparseLayer) -> dict[str, Any]:
+def _described(name: str, layer: SparseLayer) -> dict[str, Any]:
     """What makes such a layer of a dense one; room: blocks that its values have slots for."""
+    permutation, transform = (layer._modules.get(part) for part in ("permutation", "transform"))
+    if transform is not None or not (permutation is None or permutation.hard):
+        raise ValueError(
+            f"expected layers that are what they store, got {transform or permutation} in {name!r}, try "
+            "spfde.densify(model).save_pretrained(path), or torch.save(model.state_dict(), path) to go on later"
+        )
     sparsity = 1 - layer.nnz / layer.grid.size
-    return {"sparsity": sparsity, "pattern": str(layer.pattern), "room": layer.values.shape[0]}
+    own = {"sparsity": sparsity, "pattern": str(layer.pattern), "room": layer.values.shape[0]}
+    return own if permutation is None else own | {"permuted": True}
 
 
 def _convert(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
     for pattern in dict.fromkeys(each["pattern"] for each in layers.values()):
         own = {name: each["sparsity"] for name, each in layers.items() if each["pattern"] == pattern}
-        sparsify(model, pattern=pattern, distribution=own)
+        sparsify(model, pattern=pattern, distribution=own, exclude=SparseLayer)
+    straight = [name for name, each in layers.items() if "permuted" not in each]
+    if len(straight) < len(layers):
+        permute(model, exclude=straight)
     for name, each in layers.items():
         reserve(model.get_submodule(name), each["room"])
 

@@ -126,22 +126,81 @@ def test_what_a_trainer_cannot_do_is_refused(tmp_path):
         hf.SpfdeCallback(3)
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "block:4x4", "2:4"])
-def test_a_sparse_model_is_saved_and_loaded(tmp_path, pattern):
+def gpt2() -> torch.nn.Module:
     config = transformers.GPT2Config(vocab_size=40, n_positions=8, n_embd=16, n_layer=2, n_head=2)
-    model = transformers.GPT2LMHeadModel(config).eval()
-    spfde.sparsify(model, None if pattern == "2:4" else 0.75, pattern=pattern)
-    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
-    if pattern == "unstructured":
-        spfde.topology.reserve(layers[0], layers[0].nnz + 7)
-    hf.save_pretrained(model, tmp_path)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def assert_comes_back(model: torch.nn.Module, folder) -> None:
+    """Saved and loaded by a class and an auto class: the same bits, outputs, patterns and tied weights."""
+    hf.save_pretrained(model, folder)
     for kind in (transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel):
-        loaded = hf.from_pretrained(kind, tmp_path)
+        loaded = hf.from_pretrained(kind, folder)
         ours, theirs = model.state_dict(), loaded.state_dict()
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert patterns_of(loaded) == patterns_of(model)
         words = torch.arange(8)[None]
         assert torch.equal(model(words).logits, loaded(words).logits)
         assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+def patterns_of(model: torch.nn.Module) -> dict[str, str]:
+    return {name: str(m.pattern) for name, m in model.named_modules() if isinstance(m, SparseLayer)}
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x4", "2:4"])
+def test_a_sparse_model_is_saved_and_loaded(tmp_path, pattern):
+    model = spfde.sparsify(gpt2(), None if pattern == "2:4" else 0.75, pattern=pattern)
+    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
+    if pattern == "unstructured":
+        spfde.topology.reserve(layers[0], layers[0].nnz + 7)
+    assert_comes_back(model, tmp_path)
+    assert_comes_back(model.to(torch.bfloat16), tmp_path / "bf16")
+
+
+def test_patterns_and_distributions_in_one_model_are_saved_and_loaded(tmp_path):
+    model, sparse = gpt2(), SparseLayer
+    spfde.sparsify(model, pattern="2:4", exclude=("*.mlp.*", "*.1.*"))
+    spfde.sparsify(model, 0.75, pattern="block:4x4", exclude=(sparse, "*.0.*", "*.mlp.*"))
+    spfde.topology.permute(model, exclude="*.1.attn.c_proj")
+    spfde.sparsify(model, pattern="fan-in", distribution={"transformer.h.0.mlp.c_fc": 0.6}, exclude=sparse)
+    spfde.sparsify(model, 0.7, distribution="erk", exclude=sparse)
+    assert_comes_back(model, tmp_path)
+    again = hf.from_pretrained(transformers.GPT2LMHeadModel, tmp_path)  # sparse when it is saved once more
+    optimizer = torch.optim.SGD(again.parameters(), 0.1)
+    topology = spfde.topology.SET(again, optimizer, total_steps=100, every=1)
+    again(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    assert topology.step()
+    assert set(patterns_of(again).values()) == {"2:4", "block:4x4", "fan-in", "unstructured"}
+    assert_comes_back(again, tmp_path / "moved")
+
+
+def test_what_cannot_be_saved_or_loaded_is_told(tmp_path):
+    with pytest.raises(TypeError, match="expected a model of transformers, got Sequential, try its module"):
+        hf.save_pretrained(torch.nn.Sequential(gpt2()), tmp_path)
+    made = spfde.topology.powerpropagate(spfde.sparsify(gpt2(), 0.5))
+    with pytest.raises(ValueError, match=r"got Powerprop.* in 'transformer.h.0.attn.c_attn', try spfde.densify"):
+        hf.save_pretrained(made, tmp_path)
+    learned = spfde.sparsify(gpt2(), 0.5, pattern="block:4x4")
+    spfde.topology.Permutations(learned, total_steps=10)
+    with pytest.raises(ValueError, match=r"what they store, got Permutation\(inputs, 16, soft\) in"):
+        hf.save_pretrained(learned, tmp_path)
+    assert not any(tmp_path.iterdir())
+    model = spfde.sparsify(gpt2(), 0.5)
+    hf.save_pretrained(model, tmp_path)
+    with pytest.raises(TypeError, match=r"expected a class of models, got a GPT2LMHeadModel, try type\(model\)"):
+        hf.from_pretrained(model, tmp_path)
+    other = gpt2()
+    other.config.spfde, other.config.spfde_tied = model.config.spfde, model.config.spfde_tied
+    other.save_pretrained(tmp_path / "dense")
+    with pytest.raises(RuntimeError, match="expected a dense weight with 384 nonzeros, got 768"):
+        hf.from_pretrained(transformers.GPT2LMHeadModel, tmp_path / "dense")
+    other.config.spfde = {"transformer.h.0.attn.c_attn": {"sparsity": 0.5, "pattern": "unstructured", "room": 384}}
+    model.config.spfde = other.config.spfde
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="sparse GPT2LMHeadModel of config.spfde .* try GPT2LMHeadModel.from_pre"):
+        hf.from_pretrained(transformers.GPT2LMHeadModel, tmp_path)
 
 
 @pytest.mark.skipif(int(transformers.__version__.partition(".")[0]) < 5, reason="its experts are layers")
