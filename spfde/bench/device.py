@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,18 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spfde._modules import run
 from spfde._version import __version__
+from spfde.bench.device_ops import NETWORKS, measure_ops
 from spfde.bench.measuring import Group, measure
-from spfde.bench.network_variants import step_on
 from spfde.bench.record import Row
-from spfde.bench.subject import Layer, Network, conv, linear
-from spfde.bench.workload import workload
-from spfde.convert.sparsify import sparsify
-from spfde.fusing import fuse
+from spfde.bench.subject import Layer, conv, linear
 from spfde.tuning import device_profile, timing
-from spfde.tuning.device_profile import TORCH, TORCH_LAST, DeviceProfile, LayerSeconds, OpSeconds
-from spfde.tuning.ops import OpLog, summarised
+from spfde.tuning.device_profile import TORCH, TORCH_LAST, DeviceProfile, LayerSeconds
 from spfde.tuning.samples import summarise
 from spfde.tuning.this_device import this_device
 
@@ -47,11 +41,6 @@ LAYERS = (
     ("2304x768", 512), ("3072x768", 512), ("768x3072", 512), ("1152x384", 1040), ("1536x384", 1040), ("384x1536", 1040),
     ("1000x2048", 16), ("10x64", 64), ("4096x4096", 16), ("65x384", 1024), ("256x192", 1024),
 )  # fmt: skip
-# Networks whose other ops are timed, at two batches: (name, batch, size, whether sparse and fused as well).
-NETWORKS = (
-    ("resnet20", 64, None, True), ("resnet18_cifar", 16, None, False), ("vit_tiny_cifar", 16, None, True),
-    ("gpt_micro", 16, 64, False), ("mobilenet_v2_cifar", 32, None, True), ("resnet18", 4, 128, False),
-)  # fmt: skip
 Say = Callable[[str], object]
 
 
@@ -67,7 +56,7 @@ def fill(
     limit: timing.TimeLimit,
     *,
     layers: Sequence[Layer] | None = None,
-    networks: Sequence[tuple[str, int, int | None, bool]] = NETWORKS,
+    networks: Sequence[tuple[str, int, int | None]] = NETWORKS,
     repeats: int = 5,
     clock: str = "wall",
     say: Say = lambda text: None,
@@ -89,7 +78,7 @@ def fill(
         say("roofline")
         profile = roofline(device, command, clock)
         profile.save(path)
-    if kind == "cpu" and not profile.ops:
+    if kind == "cpu" and networks and not profile.ops:
         say("ops of " + ", ".join(name for name, *_ in networks))
         profile = replace(profile, ops=tuple(measure_ops(networks, timing.CLOCKS[clock])))
         profile.save(path)
@@ -162,27 +151,3 @@ def roofline(device: device_profile.Device, command: str, clock: str = "wall") -
         replace(device, facts=facts), software, date, command, {"float32": 2 * 1024**3 / best["peak"]},
         2 * source.numel() * 4 / best["copy"], best["call"],
     )  # fmt: skip
-
-
-def measure_ops(
-    networks: Sequence[tuple[str, int, int | None, bool]], clock: timing.Clock, repeats: int = 2
-) -> list[OpSeconds]:
-    """Seconds of the ops of whole steps on this CPU by how much there is of them, and of the optimizer."""
-    ops, optimizers = [], []
-    for name, batch, size, sparse in networks:
-        for samples in (batch, max(1, batch // 8)):
-            load = workload(name, samples, size)
-            models = [deepcopy(load.model), *([fuse(sparsify(deepcopy(load.model), 0.9))] if sparse else [])]
-            for model in models:
-                step = step_on(Network(load), model, "cpu", "float32")
-                step()
-                for _ in range(repeats):
-                    with OpLog(clock) as log:
-                        step.loss_fn(run(step.model, step.data())).backward()
-                    ops += log.ops
-                    optimizers.append((sum(p.numel() * p.element_size() for p in model.parameters()), step.optimizer))
-    rows = summarised(ops)
-    for size, optimizer in {size: optimizer for size, optimizer in optimizers}.items():
-        seconds = min(timing.seconds_of(optimizer.step, clock) for _ in range(5))
-        rows.append(OpSeconds("optimizer", size, seconds))
-    return rows

@@ -16,9 +16,7 @@ from spfde import freezing
 from spfde._modules import map_tensors
 from spfde.bench.subject import Network
 from spfde.bench.variant import Maker, Variant, bytes_of, compiled_form, dense_names
-from spfde.convert.sparsify import sparsify
 from spfde.freezing.prefix import Prefix
-from spfde.fusing import fuse
 from spfde.kernels import registry
 from spfde.nn import SparseLayer
 from spfde.profiling.dense_baseline import CHANNELS_LAST, Step, dense_step, step_of, takes_images
@@ -71,7 +69,7 @@ def _dense_network(network: Network, name: str, dtype: str, device: str, clock: 
 
 
 def _sparse_network(network: Network, pattern: str, sparsity: float, dtype: str, device: str, clock: Clock) -> Variant:
-    model = fuse(sparsify(deepcopy(network.load.model), sparsity, pattern=pattern))
+    model = network.sparse(sparsity, pattern)
     made = step_on(network, model, device, dtype)
     found = _of_step("auto", made, made, clock, lambda: _peak(made))
     made()

@@ -16,6 +16,7 @@ from spfde._modules import eval_mode, run, tensors
 from spfde.bench.workload import Workload
 from spfde.convert.sparsify import sparsify
 from spfde.flops import layer_work
+from spfde.fusing import fuse
 from spfde.nn import SparseLayer
 from spfde.tuning.layer import DTYPES
 
@@ -67,9 +68,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Network:
-    """A network on a batch."""
+    """A network on a batch. fused, distribution: how it is made sparse."""
 
     load: Workload
+    fused: bool = True
+    distribution: str = "uniform"
 
     kind, of, count = "network", "", 1
 
@@ -82,6 +85,11 @@ class Network:
         work = layer_work(self.load.model, self.load.inputs).values()
         forward, backward = (self.load.batch * sum(getattr(w, part) for w in work) for part in ("forward", "backward"))
         return {"forward": forward, "backward": backward, "step": forward + backward, "frozen": forward + backward}
+
+    def sparse(self, sparsity: float, pattern: str) -> nn.Module:
+        """A sparse copy of the network."""
+        model = sparsify(deepcopy(self.load.model), sparsity, pattern=pattern, distribution=self.distribution)
+        return fuse(model) if self.fused else model
 
 
 def linear(text: str, batch: int) -> Layer:

@@ -30,13 +30,14 @@ class Miss:
 
 
 def check(plan: Plan, load: Workload, repeats: int = 5, clock: str = "wall") -> list[Miss]:
-    """Measures the steps of a plan of the same workload on this machine: dense, sparse, half frozen.
+    """Measures the steps of a plan of the same workload on this machine: dense, sparse as planned, half frozen.
 
     Raises:
         ValueError: a step does not run here; says why.
     """
     sparsity, pattern = plan.recipe.get("sparsity"), plan.recipe.get("pattern", "unstructured")
-    group = Group(Network(load), (sparsity,) if sparsity else (), pattern, threads=torch.get_num_threads(), clock=clock)
+    network = Network(load, plan.recipe.get("fuse", True), plan.recipe.get("distribution", "uniform"))
+    group = Group(network, (sparsity,) if sparsity else (), pattern, threads=torch.get_num_threads(), clock=clock)
     rows = measure(group, repeats)
     dense = [row for row in rows if row.dense and row.seconds.get("step")]
     found = [Miss("dense step", plan.dense, min(row.median("step") or 0.0 for row in dense))] if dense else []

@@ -11,7 +11,7 @@ from functools import cached_property
 from math import prod
 
 from spfde.tuning.device_profile import PARTS, TORCH, TORCH_LAST, DeviceProfile, LayerSeconds
-from spfde.tuning.ops import curve
+from spfde.tuning.ops import LAST, curve
 
 MEASURED, BETWEEN, ROOFLINE = "measured", "interpolated", "roofline"
 NEAR, NEIGHBOURS = 0.02, 4  # a distance that is none; how many measurements a figure between them leans on
@@ -138,9 +138,9 @@ class Estimator:
         """Seconds of an op that multiplies no weight, and where they are from.
 
         Between amounts that were measured the seconds are interpolated in logarithms; above them they grow in
-        proportion, below they stay.
+        proportion, below they stay. An op on channels_last images that was not measured takes what others take.
         """
-        points = self._curves.get(name)
+        points = self._curves.get(name) or self._curves.get(name.removesuffix(LAST))
         if not points:
             bytes_per_second = self.profile.bandwidth
             return amount / bytes_per_second + self.profile.overhead / 10, ROOFLINE

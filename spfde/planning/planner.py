@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spfde._modules import batch_size
+from spfde._modules import batch_size, map_tensors
 from spfde.bench.device import roofline
 from spfde.convert.sparsify import sparsify
 from spfde.freezing import blocks as blocks_of
@@ -28,6 +28,7 @@ from spfde.planning.advice import advice
 from spfde.planning.estimate import ROOFLINE, Estimator, Seconds, Shape
 from spfde.planning.values import LayerPlan, Lever, Plan
 from spfde.planning.work import BACKWARD, FORWARD, LayerUse, StepWork, step_work
+from spfde.profiling.dense_baseline import takes_images
 from spfde.profiling.memory import size_of
 from spfde.sparse.pattern import Pattern
 from spfde.train.build import freezer
@@ -104,12 +105,18 @@ class _Planner:
         self.dense_model, self.sparse_model, self.inputs = dense, sparse, inputs
         self.batch = batch_size(inputs)
         self.estimator = Estimator(profile)
-        self.dense_work, self.sparse_work = step_work(dense, inputs), step_work(sparse, inputs)
+        # Dense in each memory format, and with the kernels of the layers in it.
+        self.dense_works = {TORCH: step_work(dense, inputs)}
+        if takes_images(inputs):
+            last = torch.channels_last
+            images = map_tensors(lambda x: x.contiguous(memory_format=last) if x.dim() == 4 else x, inputs)
+            self.dense_works[TORCH_LAST] = step_work(deepcopy(dense).to(memory_format=last), images)
+        self.dense_work, self.sparse_work = self.dense_works[TORCH], step_work(sparse, inputs)
         self.guessed = 0.0
 
     def plan(self) -> Plan:
-        best = min((TORCH, TORCH_LAST), key=self._torch_total)
-        dense = self._torch_total(best) + self._around(self.dense_work)
+        totals = {kernel: self._torch_total(kernel) + self._around(work) for kernel, work in self.dense_works.items()}
+        best, dense = min(totals.items(), key=lambda each: each[1])
         rows = [self._row(use, best) for use in self.sparse_work.layers]
         around = self._around(self.sparse_work)
         sparse = sum(row.planned for row in rows) + around

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from spfde._modules import batch_size, map_tensors, random_state_restored, run, 
 from spfde.bench.workload import mean_square
 from spfde.nn import SparseLayer
 from spfde.planning.estimate import Shape
-from spfde.tuning.ops import Op, OpLog
+from spfde.tuning.ops import Op, OpLog, eager
 
 SAMPLES = 4  # that a step is taken with, to see what it does
 FORWARD, BACKWARD = "forward", "backward"
@@ -51,14 +51,28 @@ def step_work(model: nn.Module, example_input: Any) -> StepWork:
     batch = batch_size(example_input)
     few = min(SAMPLES, batch)
     model = deepcopy(model).train()
-    inputs = map_tensors(lambda x: x[:few].clone() if x.dim() and x.shape[0] == batch else x, example_input)
+    made = _look(model, _first(example_input, batch, few), batch / few)
+    if batch > few > 1:  # what does not grow with the samples is told by fewer of them
+        less = _look(model, _first(example_input, batch, few // 2), 1.0).ops
+        ops = {phase: _extrapolated(made.ops[phase], less[phase], few, few // 2, batch) for phase in made.ops}
+        made = replace(made, ops=ops)
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return replace(made, parameters=size)
+
+
+def _first(inputs: Any, batch: int, few: int) -> Any:
+    return map_tensors(lambda x: x[:few].clone() if x.dim() and x.shape[0] == batch else x, inputs)
+
+
+def _look(model: nn.Module, inputs: Any, factor: float) -> StepWork:
+    """What a step does: layers and bytes kept at so many times these samples, ops as they are."""
     with random_state_restored(model), torch.enable_grad():
         mean_square(run(model, inputs)).backward()  # what is made once, such as kernels' plans, is no step's
     layers: list[LayerUse] = []
 
     def see(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            layers.append(_use(name, module, next(tensors(args)), output, batch / few, not layers))
+            layers.append(_use(name, module, next(tensors(args)), output, factor, not layers))
 
         return hook
 
@@ -77,23 +91,28 @@ def step_work(model: nn.Module, example_input: Any) -> StepWork:
         with random_state_restored(model), torch.enable_grad():
             with OpLog() as log, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = mean_square(run(model, inputs))
-            phases[FORWARD] = _scaled(log, batch / few)
+            phases[FORWARD] = tuple(eager(log.ops))
             with OpLog() as log:
                 loss.backward()
-            phases[BACKWARD] = _scaled(log, batch / few)
+            phases[BACKWARD] = tuple(eager(log.ops))
     finally:
         for hook in hooks:
             hook.remove()
-    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return StepWork(tuple(layers), phases, round(sum(held.values()) * batch / few), size)
+    return StepWork(tuple(layers), phases, round(sum(held.values()) * factor), 0)
+
+
+def _extrapolated(ops: Sequence[Op], less: Sequence[Op], few: int, fewer: int, batch: int) -> tuple[Op, ...]:
+    """The ops at `batch` samples, from those at `few` and at `fewer`; in proportion, where these are other ones."""
+    if [op.name for op in ops] != [op.name for op in less]:
+        return tuple(op._replace(amount=round(op.amount * batch / few)) for op in ops)
+    growth = [(op.amount - other.amount) / (few - fewer) for op, other in zip(ops, less, strict=True)]
+    return tuple(
+        op._replace(amount=round(op.amount + each * (batch - few))) for op, each in zip(ops, growth, strict=True)
+    )
 
 
 def _weighted(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.modules.conv._ConvNd | SparseLayer)
-
-
-def _scaled(log: OpLog, factor: float) -> tuple[Op, ...]:
-    return tuple(op._replace(amount=round(op.amount * factor)) for op in log.ops)
 
 
 def _use(name: str, module: nn.Module, x: Tensor, y: Tensor, factor: float, first: bool) -> LayerUse:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from statistics import median
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +19,9 @@ PRODUCTS = (
     "aten::convolution", "aten::convolution_backward", "aten::addmm", "aten::mm", "spfde::spmm", "spfde::sddmm",
     "spfde::conv2d",
 )  # fmt: skip
+NORM, NORM_GRAD = "spfde::norm_act", "spfde::norm_act_grad"
+STATISTICS = ("aten::lerp_", "aten::mul_", "aten::add_")  # what the registered norm_act leaves to torch, in this order
+LAST = " channels_last"  # behind the name of an op on images in that memory format
 
 
 class Op(NamedTuple):
@@ -46,8 +50,25 @@ class OpLog(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         seconds = self._clock() - start
         if not name.startswith(PRODUCTS) and not _is_view(name, args, result):
-            self.ops.append(Op(name, amount_of(name, args, result), seconds))
+            mark = LAST if any(map(_is_last, (*tensors(args), *tensors(result)))) else ""
+            self.ops.append(Op(name + mark, amount_of(name, args, result), seconds))
         return result
+
+
+def eager(ops: Sequence[Op]) -> list[Op]:
+    """The ops of a step that nobody looks at: there norm_act moves its statistics itself, in the same call."""
+    kept: list[Op] = []
+    due: list[str] = []
+    for op in ops:
+        if op.name == NORM_GRAD:  # torch makes gradients of its statistics, which nobody reads
+            while kept and kept[-1].name == "aten::zeros":
+                kept.pop()
+        if due and op.name == due[0]:
+            due.pop(0)
+            continue
+        due = list(STATISTICS) if op.name == NORM else []
+        kept.append(op)
+    return kept
 
 
 def amount_of(name: str, args: Any, result: Any) -> int:
@@ -68,6 +89,11 @@ def _is_view(name: str, args: Any, result: Any) -> bool:
         return False
     mine = result.untyped_storage().data_ptr()
     return any(t.untyped_storage().data_ptr() == mine for t in tensors(args)) or prod(result.shape) == 0
+
+
+def _is_last(tensor: Tensor) -> bool:
+    last = torch.channels_last
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
 
 
 def summarised(ops: list[Op]) -> list[OpSeconds]:

@@ -14,6 +14,7 @@ from spfde.planning import load
 from spfde.planning.check import Miss, check
 from spfde.planning.work import step_work
 from spfde.train import Recipe
+from spfde.tuning.device_profile import OpSeconds
 
 RECIPE = Recipe(sparsity=0.9, freeze=0.1, sieve=0.2, epochs=20, interval=1, fuse=False)
 KERNELS = (("torch", 1.0, 1e-2), ("native", 0.1, 2e-3), ("native", 0.5, 2e-2))
@@ -115,7 +116,52 @@ def test_work_is_scaled_to_the_batch():
     assert [use.shape.batch for use in many.layers] == [40, 40] and many.layers[0].shape.size == (3, 3)
     assert (many.layers[0].first, many.layers[1].first) == (True, False)
     assert many.kept == 10 * few.kept and many.parameters == sum(4 * p.numel() for p in model.parameters())
-    assert [op.amount for op in many.ops["forward"]] == [10 * op.amount for op in few.ops["forward"]]
+    assert [work.ops["forward"][0].amount for work in (few, many)] == [2 * 4 * n * 36 for n in (4, 40)]
+
+
+def test_what_does_not_grow_with_the_samples_is_not_scaled():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(50, 6))
+
+        def forward(self, x):
+            return x.exp() * self.table.exp().mean()
+
+    ops = step_work(Mean(), torch.randn(40, 7)).ops["forward"]
+    amounts = [op.amount for op in ops if op.name == "aten::exp"]
+    assert amounts == [2 * 4 * 40 * 7, 2 * 4 * 50 * 6]
+
+
+def test_a_step_with_other_ops_for_fewer_samples_is_scaled_as_it_is():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(x).exp() if len(x) > 2 else self.layer(x)
+
+    ops = step_work(Odd(), torch.randn(40, 3)).ops["forward"]
+    assert [op.amount for op in ops if op.name == "aten::exp"] == [2 * 4 * 40 * 3]
+
+
+def test_dense_in_channels_last_goes_by_ops_in_channels_last(model, images):
+    rows = [
+        OpSeconds("aten::native_batch_norm", 1000, 10.0),
+        OpSeconds("aten::native_batch_norm channels_last", 1000, 1e-6),
+    ]
+    slow, fast = (spfde.plan(model, images, RECIPE, device=replace(SLOW, ops=tuple(rows[:n]))).dense for n in (1, 2))
+    assert slow > 190 and fast < 1, "19 norms"
+
+
+def test_a_check_is_of_the_plan(model, images, monkeypatch):
+    load = Workload("net", model, images, lambda y: y.square().mean())
+    seen = []
+    monkeypatch.setattr("spfde.bench.subject.fuse", lambda model: seen.append(model) or model)
+    for fused in (False, True):
+        check(spfde.plan(model, images, replace(RECIPE, fuse=fused), device=SLOW), load, repeats=1)
+        assert len(seen) == fused
 
 
 def test_a_check_measures_the_same_steps(model, images):

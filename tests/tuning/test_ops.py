@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from spfde.tuning.ops import Op, OpLog, curve, summarised
+from spfde.nn import FusedNormAct2d
+from spfde.tuning.ops import LAST, NORM, NORM_GRAD, Op, OpLog, curve, eager, summarised
 
 
 def test_products_and_views_are_left_out():
@@ -40,3 +41,27 @@ def test_amounts_within_an_octave_are_one_point():
     ops = [Op("a", 8, 1.0), Op("a", 12, 3.0), Op("a", 16, 5.0), Op("b", 0, 1.0)]
     rows = tuple(summarised(ops))
     assert curve(rows, "a") == [(10, 2.0), (16, 5.0)] and curve(rows, "b") == [(0, 1.0)] and curve(rows, "c") == []
+
+
+def test_the_memory_format_of_images_is_part_of_the_name():
+    x = torch.randn(2, 3, 4, 5)
+    with OpLog() as log:
+        x.exp()
+        x.contiguous(memory_format=torch.channels_last).exp()
+        x.flatten(1).exp()
+    assert [op.name for op in log.ops if "exp" in op.name] == ["aten::exp", "aten::exp" + LAST, "aten::exp"]
+
+
+def test_what_a_registered_op_leaves_to_torch_is_no_eager_steps():
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    norm, count = FusedNormAct2d(3).train(), torch.zeros(3)
+    with OpLog() as log:
+        y = norm(x, None, "relu")
+        count.mul_(2).add_(1)
+        y.sum().backward()
+    names = [op.name for op in eager(log.ops)]
+    assert {"aten::lerp_", "aten::zeros"} <= {op.name for op in log.ops} and not {"aten::lerp_", "aten::zeros"} & {
+        *names
+    }
+    assert names.count(NORM) == names.count(NORM_GRAD) == 1
+    assert names.count("aten::mul_") == 1 and names.count("aten::add_") == 2, "of the count, and of the batches"
