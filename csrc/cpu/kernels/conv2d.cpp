@@ -58,7 +58,7 @@ void shifted_product(const ShiftedProductArgs& a, const Exec& exec) {
   if (found) combine(g, p, found, a.moments);
 }
 
-// Per chunk of images: eight weights of a row at a time share each load of dY.
+// Per chunk of images, strip and panel: every row keeps its dY in registers.
 void shifted_correlation(const ShiftedCorrelationArgs& a, const Exec& exec) {
   const Conv2dGeometry& g = a.geometry;
   if (takes_groups(g, a.source_channels_last, a.target_channels_last)) return grouped_correlation(a, exec);

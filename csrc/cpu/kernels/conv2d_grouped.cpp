@@ -69,13 +69,14 @@ void grouped_product(const ShiftedProductArgs& a, const Exec& exec) {
         for (int64_t s = 0; s < strips; ++s) {
           const int64_t v = vectors * s / strips, v_end = vectors * (s + 1) / strips;
           float* sums = target + run * p.target_run + v * kWidth;
-          axpy_panel(v_end - v, {group.rows,
-                                 {segment, segment + 1},
-                                 a.values,
-                                 offset,
-                                 p.lanes,
-                                 source + run * p.source_run + v * kWidth,
-                                 {nullptr, 0, sums, p.target_size, a.bias ? a.bias + begin : nullptr, group.rows}});
+          axpy_panel(1, v_end - v,
+                     {group.rows,
+                      {segment, segment + 1},
+                      a.values,
+                      offset,
+                      p.lanes,
+                      source + run * p.source_run + v * kWidth,
+                      {nullptr, 0, sums, p.target_size, a.bias ? a.bias + begin : nullptr, group.rows}});
         }
       unpack_target(g, l, target, begin, begin + group.rows, false, first, images, a.target);
     }

@@ -33,13 +33,14 @@ inline void few_product(const SpmmArgs& a, const float* all_values, const float*
     for (int64_t begin = 0; begin < a.rows; begin += kFewRows) {
       const int64_t end = min(a.rows, begin + kFewRows);
       float* sums = target + begin * l.lanes;
-      axpy_panel(l.lanes / kWidth, {end - begin,
-                                    {a.row_ptr + begin, a.row_ptr + begin + 1},
-                                    values,
-                                    a.col,
-                                    l.lanes,
-                                    source,
-                                    {nullptr, l.lanes, sums, l.lanes, bias ? bias + begin : nullptr, end - begin}});
+      axpy_panel(1, l.lanes / kWidth,
+                 {end - begin,
+                  {a.row_ptr + begin, a.row_ptr + begin + 1},
+                  values,
+                  a.col,
+                  l.lanes,
+                  source,
+                  {nullptr, l.lanes, sums, l.lanes, bias ? bias + begin : nullptr, end - begin}});
       unpack_lanes(l, 0, 1, begin, end, sums, 0, y, a.rows);
     }
   }

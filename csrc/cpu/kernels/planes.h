@@ -32,10 +32,11 @@ struct Planes {
   }
 };
 
-// Lanes enough for a row of the output to fill a strip, unless the batch is too small to fill them.
+// Lanes enough for a row of the output to fill its part of a strip, unless the batch is too small to fill them.
 inline int64_t choose_lanes(const Conv2dGeometry& g) {
   constexpr double kFull = 0.6;  // share of the lanes in use below which joining the images is faster
-  const int64_t wanted = round_up(ceil_div(kStrip, g.w.grid), kWidth);
+  const int64_t part = g.h.grid > 1 ? kRunVectors * kWidth : kStrip;
+  const int64_t wanted = round_up(ceil_div(part, g.w.grid), kWidth);
   const int64_t lanes = min(wanted, round_up(g.batch, kWidth));
   const int64_t chunks = ceil_div(g.batch, lanes);
   return g.batch >= kFull * static_cast<double>(chunks * lanes) ? lanes : 1;

@@ -5,12 +5,56 @@
 // enough to stay close to the core while every row uses it.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace spfde::cpu::SPFDE_ISA {
 
 constexpr int kStreamVectors = 8;  // accumulators of a full strip; enough chains to hide the latency of an FMA
 constexpr int kStrip = kStreamVectors * kWidth;
+constexpr int kRunVectors = kStreamVectors / 2;  // of each run, where a strip is of two runs
+
+// Calls body(integral constant V) for strips of `vectors` vectors, 1 <= vectors <= kStreamVectors.
+template <typename Body>
+inline void with_vectors(int64_t vectors, Body body) {
+  switch (vectors) {
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    case 5:
+      return body(std::integral_constant<int, 5>{});
+    case 6:
+      return body(std::integral_constant<int, 6>{});
+    case 7:
+      return body(std::integral_constant<int, 7>{});
+    default:
+      return body(std::integral_constant<int, 8>{});
+  }
+}
+
+// Calls body(integral constants R, V) for strips of one run, or of two runs of at most kRunVectors vectors each.
+template <typename Body>
+inline void with_strip(int64_t runs, int64_t vectors, Body body) {
+  constexpr std::integral_constant<int, 1> kOne;
+  constexpr std::integral_constant<int, 2> kTwo;
+  if (runs == 1) return with_vectors(vectors, [&](auto v) { body(kOne, v); });
+  switch (vectors) {
+    case 1:
+      return body(kTwo, std::integral_constant<int, 1>{});
+    case 2:
+      return body(kTwo, std::integral_constant<int, 2>{});
+    case 3:
+      return body(kTwo, std::integral_constant<int, 3>{});
+    default:
+      return body(kTwo, std::integral_constant<int, kRunVectors>{});
+  }
+}
 
 // Which stored weights of each row lie in a panel.
 struct Segments {
@@ -26,6 +70,7 @@ struct Sum {
   int64_t to_pitch;
   const float* bias;  // [rows] or nullptr
   int64_t rows;       // rows that exist
+  int64_t run = 0;    // floats between the runs of a strip
 };
 
 struct AxpyPanel {
@@ -36,62 +81,45 @@ struct AxpyPanel {
   int64_t pitch;
   const float* source;
   Sum sum;
+  int64_t source_run = 0;  // floats between the runs of a strip
 };
 
-// sum.to[r, 0 : V * kWidth] = sum.from[r] (or bias[r]) + sum over the row's weights of value * stream.
-template <int V>
+// sum.to[r] = sum.from[r] (or bias[r]) + sum over the row's weights of value * stream, in a strip of R runs of V
+// vectors.
+template <int R, int V>
 void axpy_panel(const AxpyPanel& panel) {
-  constexpr int kChains = V <= 2 ? 4 : V <= 4 ? 2 : 1;  // weights in flight, so that short strips have chains enough
+  constexpr int N = R * V, kChains = N <= 2 ? 4 : N <= 4 ? 2 : 1;  // weights in flight: short strips need chains enough
   const AxpyPanel a = panel;
+  const auto add = [&](Vec(&acc)[N], int64_t k) __attribute__((always_inline)) {
+    const Vec w = broadcast(a.values[k]);
+    const float* s = a.source + a.offset[k] * a.pitch;
+    for (int i = 0; i < N; ++i) acc[i] += w * load(s + i / V * a.source_run + i % V * kWidth);
+  };
   for (int64_t r = 0; r < a.rows; ++r) {
     int64_t k = a.weights.begin[r];
     const int64_t end = a.weights.end[r];
     if (k == end && a.sum.from == a.sum.to) continue;
-    Vec acc[kChains][V];
-    for (int i = 0; i < V; ++i)
-      acc[0][i] = a.sum.from   ? load(a.sum.from + r * a.sum.from_pitch + i * kWidth)
+    const float* from = a.sum.from ? a.sum.from + r * a.sum.from_pitch : nullptr;
+    Vec acc[kChains][N];
+    for (int i = 0; i < N; ++i)
+      acc[0][i] = from         ? load(from + i / V * a.sum.run + i % V * kWidth)
                   : a.sum.bias ? broadcast(a.sum.bias[r])
                                : Vec{};
     for (int c = 1; c < kChains; ++c)
-      for (int i = 0; i < V; ++i) acc[c][i] = Vec{};
+      for (int i = 0; i < N; ++i) acc[c][i] = Vec{};
     for (; k + kChains <= end; k += kChains)
-      for (int c = 0; c < kChains; ++c) {
-        const Vec w = broadcast(a.values[k + c]);
-        const float* s = a.source + a.offset[k + c] * a.pitch;
-        for (int i = 0; i < V; ++i) acc[c][i] += w * load(s + i * kWidth);
-      }
-    for (; k < end; ++k) {
-      const Vec w = broadcast(a.values[k]);
-      const float* s = a.source + a.offset[k] * a.pitch;
-      for (int i = 0; i < V; ++i) acc[0][i] += w * load(s + i * kWidth);
-    }
+      for (int c = 0; c < kChains; ++c) add(acc[c], k + c);
+    for (; k < end; ++k) add(acc[0], k);
     for (int c = 1; c < kChains; ++c)
-      for (int i = 0; i < V; ++i) acc[0][i] += acc[c][i];
+      for (int i = 0; i < N; ++i) acc[0][i] += acc[c][i];
     float* to = a.sum.to + r * a.sum.to_pitch;
-    for (int i = 0; i < V; ++i) store(to + i * kWidth, acc[0][i]);
+    for (int i = 0; i < N; ++i) store(to + i / V * a.sum.run + i % V * kWidth, acc[0][i]);
   }
 }
 
-// The loop above for strips of `vectors` vectors, 1 <= vectors <= kStreamVectors.
-inline void axpy_panel(int64_t vectors, const AxpyPanel& panel) {
-  switch (vectors) {
-    case 1:
-      return axpy_panel<1>(panel);
-    case 2:
-      return axpy_panel<2>(panel);
-    case 3:
-      return axpy_panel<3>(panel);
-    case 4:
-      return axpy_panel<4>(panel);
-    case 5:
-      return axpy_panel<5>(panel);
-    case 6:
-      return axpy_panel<6>(panel);
-    case 7:
-      return axpy_panel<7>(panel);
-    default:
-      return axpy_panel<8>(panel);
-  }
+// The loop above for strips of `runs` runs of `vectors` vectors each (see with_strip).
+inline void axpy_panel(int64_t runs, int64_t vectors, const AxpyPanel& panel) {
+  with_strip(runs, vectors, [&](auto r, auto v) { axpy_panel<r(), v()>(panel); });
 }
 
 struct DotPanel {
@@ -182,6 +210,60 @@ inline void dot_panel(const DotPanel& panel) {
     else if (end > k)
       dot_four(d, target, d.offset + k, end - k, d.result + k);
   }
+}
+
+// acc[g] = the dot products of a target that is in registers with G streams.
+template <int R, int V, int G>
+[[gnu::always_inline]] inline void dot_kept(const DotPanel& d, const Vec (&target)[R * V], const int32_t* offset,
+                                            Vec (&acc)[4]) {
+  const float* s[G];
+  for (int g = 0; g < G; ++g) s[g] = d.source + offset[g] * d.pitch;
+  for (int i = 0; i < R * V; ++i)
+    for (int g = 0; g < G; ++g) {
+      const Vec stream = load(s[g] + i / V * d.source_run + i % V * kWidth);
+      acc[g] = i ? acc[g] + target[i] * stream : target[i] * stream;
+    }
+}
+
+// result[k] += dot(target[r], stream k) for the weights k of every row r, whose target of R runs of V vectors is loaded
+// once and kept.
+template <int R, int V>
+void dot_strip(const DotPanel& panel) {
+  const DotPanel d = panel;
+  for (int64_t r = 0; r < d.rows; ++r) {
+    int64_t k = d.weights.begin[r];
+    const int64_t end = d.weights.end[r];
+    if (k == end) continue;
+    const float* row = d.target + r * d.target_pitch;
+    Vec target[R * V];
+    for (int i = 0; i < R * V; ++i) target[i] = load(row + i / V * d.target_run + i % V * kWidth);
+    for (; k + 4 <= end; k += 4) {
+      Vec acc[4];
+      dot_kept<R, V, 4>(d, target, d.offset + k, acc);
+      store_quad(d.result + k, load_quad(d.result + k) + sum_each(acc[0], acc[1], acc[2], acc[3]));
+    }
+    Vec acc[4] = {};
+    switch (end - k) {
+      case 1:
+        dot_kept<R, V, 1>(d, target, d.offset + k, acc);
+        break;
+      case 2:
+        dot_kept<R, V, 2>(d, target, d.offset + k, acc);
+        break;
+      case 3:
+        dot_kept<R, V, 3>(d, target, d.offset + k, acc);
+        break;
+      default:
+        continue;
+    }
+    const Quad sums = sum_each(acc[0], acc[1], acc[2], acc[3]);
+    for (int g = 0; k < end; ++k, ++g) d.result[k] += sums[g];
+  }
+}
+
+// The loop above for strips of d.runs runs of d.length floats each (see with_strip).
+inline void dot_strip(const DotPanel& d) {
+  with_strip(d.runs, d.length / kWidth, [&](auto r, auto v) { dot_strip<r(), v()>(d); });
 }
 
 // Streams in a panel, each occupying `bytes`: an L1 cache, or up to four times as much (so L2) where a row has so few

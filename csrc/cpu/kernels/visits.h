@@ -82,29 +82,6 @@ inline void with_rest(int64_t weights, Body body) {
   }
 }
 
-// Calls body(integral constant V) for strips of `vectors` vectors, 1 <= vectors <= kStreamVectors.
-template <typename Body>
-inline void with_vectors(int64_t vectors, Body body) {
-  switch (vectors) {
-    case 1:
-      return body(std::integral_constant<int, 1>{});
-    case 2:
-      return body(std::integral_constant<int, 2>{});
-    case 3:
-      return body(std::integral_constant<int, 3>{});
-    case 4:
-      return body(std::integral_constant<int, 4>{});
-    case 5:
-      return body(std::integral_constant<int, 5>{});
-    case 6:
-      return body(std::integral_constant<int, 6>{});
-    case 7:
-      return body(std::integral_constant<int, 7>{});
-    default:
-      return body(std::integral_constant<int, 8>{});
-  }
-}
-
 // Rows come in no order that a prefetcher could follow: the one after the next of visit i is asked for by hand.
 template <int V, int kWrite>
 inline void prefetch_row(const Visits& v, int64_t i, const float* rows, int64_t pitch) {
