@@ -55,6 +55,7 @@ ARMS = (
     Arm("immediate, frozen", freezes=True),
     Arm("lazy, frozen", 0, True),
     Arm("immediate, sparse", sparse=True),
+    Arm("immediate, frozen, sparse", freezes=True, sparse=True),
     Arm("lazy, frozen, sparse", 0, True, True),
 )
 
@@ -174,9 +175,7 @@ def run(arm: Arm, model: nn.Module, arriving: Iterator[tuple], seed: int, meter:
             held = []
             if freezer is not None:
                 freezer.begin_epoch(rounds)
-            for chosen in (
-                torch.randperm(len(xs), generator=generator)[: STEPS * BATCH].repeat(STEPS).split(BATCH)[:STEPS]
-            ):
+            for chosen in round_of(len(xs), generator):
                 optimizer.zero_grad()
                 F.cross_entropy(model(xs[chosen]), ys[chosen]).backward()
                 if freezer is not None:
@@ -213,14 +212,14 @@ def measure(seeds: list[int], arrivals: int, sparsity: float, count: int, epochs
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The printed table: means over seeds, seconds over immediate."""
-    yield f"{'':24}{'accuracy':>9}{'seconds':>9}{'of imm.':>9}{'rounds':>8}{'frozen':>8}  joules"
+    yield f"{'':27}{'accuracy':>9}{'seconds':>9}{'of imm.':>9}{'rounds':>8}{'frozen':>8}  joules"
     whole = mean(row.seconds for row in rows if row.arm == ARMS[0].name)
     for arm in ARMS:
         own = [row for row in rows if row.arm == arm.name]
         right, seconds = mean(row.accuracy for row in own), mean(row.seconds for row in own)
         told = own[0].why or f"{mean(row.joules or 0.0 for row in own):.1f}"
         yield (
-            f"{arm.name:24}{right:9.1%}{seconds:9.2f}{seconds / whole:9.0%}{mean(row.rounds for row in own):8.0f}"
+            f"{arm.name:27}{right:9.1%}{seconds:9.2f}{seconds / whole:9.0%}{mean(row.rounds for row in own):8.0f}"
             f"{mean(row.frozen for row in own):8.0%}  {told}"
         )
 

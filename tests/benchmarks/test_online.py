@@ -3,6 +3,7 @@
 import json
 
 import online
+import torch
 
 
 def test_lazy_waits_longer_while_nothing_rises_and_not_at_all_after_a_fall():
@@ -10,6 +11,15 @@ def test_lazy_waits_longer_while_nothing_rises_and_not_at_all_after_a_fall():
     assert [(lazy.note(a), lazy.wait) for a in (0.5, 0.5, 0.6, 0.55, 0.3, 0.3)] == [
         (False, 2), (False, 4), (False, 1), (False, 2), (True, 1), (False, 2),
     ]  # fmt: skip
+
+
+def test_a_round_draws_none_twice_before_all_were_drawn():
+    for count in (24, 32, 256):
+        batches = list(online.round_of(count, torch.Generator().manual_seed(0)))
+        drawn = torch.cat(batches)
+        assert [len(batch) for batch in batches] == [online.BATCH] * online.STEPS
+        firsts = drawn[: min(count, len(drawn))]
+        assert firsts.unique().numel() == len(firsts) and int(drawn.max()) < count
 
 
 def test_measures_every_arm(tmp_path, capsys, monkeypatch):
