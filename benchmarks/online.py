@@ -26,6 +26,7 @@ from statistics import mean
 import timing
 import torch
 import torch.nn.functional as F
+from study import spread
 from torch import Tensor, nn
 
 import spfde
@@ -210,18 +211,25 @@ def measure(seeds: list[int], arrivals: int, sparsity: float, count: int, epochs
                 yield run(arm, model, stream(train, test, arrivals, seed), seed, meter)
 
 
-def table(rows: list[Row]) -> Iterator[str]:
-    """The printed table: means over seeds, seconds over immediate."""
-    yield f"{'':27}{'accuracy':>9}{'seconds':>9}{'of imm.':>9}{'rounds':>8}{'frozen':>8}  joules"
-    whole = mean(row.seconds for row in rows if row.arm == ARMS[0].name)
+def table(rows: list[Row]) -> str:
+    """By arm, as Markdown: mean ± standard deviation over seeds, and beside immediate seed by seed."""
+    first = {row.seed: row for row in rows if row.arm == ARMS[0].name}
+    lines = [
+        "| fine-tuning | accuracy | over immediate | seconds | of immediate | rounds | blocks frozen | joules |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for arm in ARMS:
         own = [row for row in rows if row.arm == arm.name]
-        right, seconds = mean(row.accuracy for row in own), mean(row.seconds for row in own)
-        told = own[0].why or f"{mean(row.joules or 0.0 for row in own):.1f}"
-        yield (
-            f"{arm.name:27}{right:9.1%}{seconds:9.2f}{seconds / whole:9.0%}{mean(row.rounds for row in own):8.0f}"
-            f"{mean(row.frozen for row in own):8.0%}  {told}"
+        right = spread([100 * row.accuracy for row in own], 1)
+        gained = spread([100 * (row.accuracy - first[row.seed].accuracy) for row in own], 1) if arm != ARMS[0] else "-"
+        seconds = spread([row.seconds for row in own], 2)
+        share = spread([100 * row.seconds / first[row.seed].seconds for row in own], 0) + "%" if arm != ARMS[0] else "-"
+        told = [row.joules for row in own if row.joules is not None]
+        lines.append(
+            f"| {arm.name} | {right} | {gained} | {seconds} | {share} | {mean(row.rounds for row in own):.0f} |"
+            f" {mean(row.frozen for row in own):.0%} | {spread(told, 1) if told else '-'} |"
         )
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -240,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row in measure(given.seeds, given.arrivals, given.sparsity, given.images, given.epochs):
         print(row, flush=True)
         rows.append(row)
-    print("\n".join(table(rows)))
+    print(table(rows))
+    print("\n".join(f"no joules: {why}" for why in {row.why for row in rows if row.why}))
     if given.json:
         record = {"machine": about, "command": timing.command(), "clock": "processor"}
         given.json.parent.mkdir(parents=True, exist_ok=True)

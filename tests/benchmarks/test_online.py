@@ -31,4 +31,17 @@ def test_measures_every_arm(tmp_path, capsys, monkeypatch):
     assert [row["rounds"] for row in rows[:2]] == [2, 1]
     assert all(0 <= row["accuracy"] <= 1 and row["seconds"] > 0 for row in rows)
     assert all((row["joules"] is None) == bool(row["why"]) for row in rows)
-    assert "immediate" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert online.table([online.Row(**row) for row in rows]) in printed
+    assert all(f"no joules: {row['why']}" in printed for row in rows if row["why"])
+
+
+def test_the_table_compares_within_a_seed():
+    rows = [
+        online.Row(arm.name, seed, right - number / 10, 4.0 / (number + 1), 80, number / 10, 2.0 * (seed + 1), "")
+        for number, arm in enumerate(online.ARMS)
+        for seed, right in enumerate((0.8, 0.9))
+    ]
+    first, second = online.table(rows).splitlines()[2:4]
+    assert first == "| immediate | 85.0 ± 7.1 | - | 4.00 ± 0.00 | - | 80 | 0% | 3.0 ± 1.4 |"
+    assert second == "| every second | 75.0 ± 7.1 | -10.0 ± 0.0 | 2.00 ± 0.00 | 50 ± 0% | 80 | 10% | 3.0 ± 1.4 |"
