@@ -20,18 +20,28 @@ def python(*arguments: str, interpret: bool) -> None:
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
 
 
-FILES = {
-    "tests/gpu/on_fake_cuda.py": "",
-    "tests/gpu/test_layers.py": "",
-    "tests/train/on_fake_cuda.py": "",
-    "tests/kernels/triton/test_gpu.py": "",
-    "tests/kernels/triton/test_gpu_fusing.py": "frozen_chain or trained_transformer_block and not 900",  # small
-}
+# Written for a GPU: every test with a part of its cases, in one process, since torch and Triton take seconds to import.
+FILES = ("tests/gpu/test_layers.py", "tests/kernels/triton/test_gpu.py", "tests/kernels/triton/test_gpu_fusing.py")
+PART = (
+    "16x16 or two_runs or no_races or asks_the_device or same_tiles or run_dense or (frozen_chain and contiguous)"
+    " or (trained_transformer_block and float32 and not 900)"
+)
+ON_FAKE = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "fake_cuda")
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", ["tests/gpu/on_fake_cuda.py", "tests/train/on_fake_cuda.py"])
 def test_on_fake_cuda(file):
-    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "fake_cuda", "-k", FILES[file], file, interpret=True)
+    python(*ON_FAKE, file, interpret=True)
+
+
+def test_what_is_written_for_a_gpu_runs_on_fake_cuda():
+    python(*ON_FAKE, "-k", PART, *FILES, interpret=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("file", "part"), [(FILES[0], ""), (FILES[1], ""), (FILES[2], "not 900")])
+def test_all_of_it_runs_on_fake_cuda(file, part):
+    python(*ON_FAKE, "-k", part, file, interpret=True)
 
 
 EVERY_KERNEL = """
