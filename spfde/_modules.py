@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 from torch.nn.parallel import DistributedDataParallel
+
+
+def any_global_hook() -> bool:
+    """Whether hooks are registered for every module there is: torch 2.6 has no name for the question."""
+    return bool(
+        hooks._global_backward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_forward_hooks
+    )
 
 
 @contextmanager

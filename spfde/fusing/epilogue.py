@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from spfde._modules import any_global_hook
 from spfde.kernels import norm_act_frozen
 from spfde.kernels.cuda import absence
 from spfde.kernels.dtypes import compute_and_result_dtype, through_dispatcher
@@ -161,7 +161,7 @@ def _norm_epilogue(
 
 def _alone(layer: SparseLayer) -> bool:
     """Whether nobody sees what the layer is given and returns, and its product of its values is all that it does."""
-    seen = _has_any_global_hook() or not _plain(layer) or layer._grad_probe is not None
+    seen = any_global_hook() or not _plain(layer) or layer._grad_probe is not None
     return not seen and not layer.detour
 
 

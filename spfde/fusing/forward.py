@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from spfde._modules import any_global_hook
 from spfde.fusing import residual
 from spfde.fusing.chains import Call, rewrite
 from spfde.fusing.epilogue import FUNCTIONS, hooked
@@ -92,7 +92,7 @@ def plus(module: nn.Module, function: str, other: Any, *args: Any) -> Any:
     """
     if not torch.compiler.is_compiling() and isinstance(other, Tensor) and is_fused(module):
         adding = module.forward.functions.get((module.training, function))
-        if adding is not None and not (hooked(module) or module._compiled_call_impl or _has_any_global_hook()):
+        if adding is not None and not (hooked(module) or module._compiled_call_impl or any_global_hook()):
             unchanged, add = adding
             if holds(unchanged, module):
                 return add(module, other, *args)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from spfde._modules import any_global_hook
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.cache import ActivationCache
 from spfde.freezing.checks import check_blocks, check_whole
@@ -94,8 +94,8 @@ class Prefix:
         if self._active:
             raise RuntimeError("expected one `with prefix()` at a time, got one inside of another, try the outer alone")
         self.follow()
-        forwards: Forwards = {} if _has_any_global_hook() else self._front.forwards
-        if self._recall is not None and indices is not None and not _has_any_global_hook():
+        forwards: Forwards = {} if any_global_hook() else self._front.forwards
+        if self._recall is not None and indices is not None and not any_global_hook():
             forwards = {**forwards, self.model: FromCache(self._recall, forwards, indices, variant)}
         self._active = True
         try:
