@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spfde import analysis, freezing, fusing, nn, profiling, sieving, topology
+from spfde._heap import keep_memory
 from spfde._version import __version__
 from spfde.convert.sparsify import densify, sparsify
 from spfde.fusing import fuse, unfuse
@@ -31,6 +32,7 @@ __all__ = [
     "fuse",
     "fusing",
     "integrations",
+    "keep_memory",
     "memory",
     "models",
     "nn",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spfde import models
-from spfde._modules import batch_size, tensors
+from spfde._modules import batch_size, eval_mode, random_state_restored, tensors
 
 IMAGE, LARGE_IMAGE, TOKENS = 32, 224, 64
 CLASSES, USUAL = 10, 64
@@ -60,10 +60,12 @@ def workload(
     known = models.options(name)
     if "context" in known:
         tokens = torch.randint(CLASSES, (2, batch, size or TOKENS))
-        return Workload(name, models.create(name), tokens[0], _cross_entropy(tokens[1].flatten()))
+        load = Workload(name, models.create(name), tokens[0], _cross_entropy(tokens[1].flatten()))
+        return _tried(load, "--size")
     network = models.create(name, **({"image_size": size} if size and "image_size" in known else {}))
     images = torch.randn(batch, 3, *([size or _usual_size(network)] * 2))
-    return Workload(name, network, images, _cross_entropy(torch.randint(CLASSES, (batch,))))
+    load = Workload(name, network, images, _cross_entropy(torch.randint(CLASSES, (batch,))))
+    return _tried(load, "--size")
 
 
 def _cross_entropy(targets: Tensor) -> Callable[[Tensor], Tensor]:
@@ -93,12 +95,29 @@ def _imported(name: str, batch: int | None, shape: str | None, usual: int) -> Wo
     if inputs is None and shape is None:
         raise ValueError(f"expected a batch with {name}, got none, try --input 3x224x224, or return (model, batch)")
     if inputs is None:
-        inputs = torch.randn(batch or usual, *sides(shape))
+        return _tried(Workload(attribute, model, torch.randn(batch or usual, *sides(shape)), mean_square), "--input")
     load = Workload(attribute, model, inputs, mean_square)
     if batch is not None and load.batch != batch:
         raise ValueError(
             f"expected no --batch with {name!r}, which has its own batch of {load.batch}, got {batch}, try without it"
         )
+    return load
+
+
+def _tried(load: Workload, option: str) -> Workload:
+    """The workload, whose network takes a sample of that shape.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        with torch.no_grad(), random_state_restored(load.model), eval_mode(load.model):
+            load.model(load.inputs[:1])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape, why = "x".join(map(str, load.inputs.shape[1:])), " ".join(str(error).split())
+        raise ValueError(
+            f"expected samples that {load.name} takes, got {shape} ({why}), try another {option}"
+        ) from error
     return load
 
 

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from spfde._heap import keep_memory
 from spfde._names import printable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def build(command: str | None) -> typer.Typer:
 
 def main() -> None:
     """Runs the command line; what the user can mend is told in one line."""
+    keep_memory()
     command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     try:
         build(command)(prog_name="spfde")

@@ -35,6 +35,23 @@ def test_a_shape_or_a_batch_beside_those_of_a_network_is_refused(tmp_path, monke
         workload("with_a_batch:made", shape="3")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("torch.nn:Identity", 2, None, "3x0"), "sizes"),
+        (("narrow:net", 2, None, "1x8x8"), "expected samples that net takes, got 1x8x8 .*3 channels.*another --input"),
+        (("narrow:net", 2, None, "8"), "expected samples that net takes, got 8 "),
+        (("vgg19_bn_cifar", 2, 8), "expected samples that vgg19_bn_cifar takes, got 3x8x8 .*another --size"),
+        (("gpt_micro", 2, 4096), "4096"),
+    ],
+)
+def test_an_impossible_shape_is_told(arguments, named, tmp_path, monkeypatch):
+    (tmp_path / "narrow.py").write_text("import torch\nnet = lambda: torch.nn.Conv2d(3, 4, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=named):
+        workload(*arguments)
+
+
 def test_layers_are_the_different_ones_that_are_converted():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3),
