@@ -241,8 +241,8 @@ class SparseLayer(Indexed, ABC):
     def __getattr__(self, name: str) -> Any:
         """Options of the dense layer that others may ask for, such as `stride` or a Conv1D's `nf`."""
         shell = self.__dict__.get("_shell")
-        if shell is not None and not name.startswith("_") and name in vars(shell):
-            return vars(shell)[name]
+        if shell is not None and not name.startswith("_") and name in shell.__dict__:  # torch 2.6 compiles no vars()
+            return shell.__dict__[name]
         return super().__getattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
