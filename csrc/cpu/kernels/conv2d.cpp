@@ -63,32 +63,35 @@ void shifted_correlation(const ShiftedCorrelationArgs& a, const Exec& exec) {
   const Conv2dGeometry& g = a.geometry;
   if (takes_groups(g, a.source_channels_last, a.target_channels_last)) return grouped_correlation(a, exec);
   const int64_t rows = g.target_channels;
+  if (g.batch == 0 || g.h.grid * g.w.grid == 0) {
+    clear(a.dvalues, a.capacity);
+    if (a.dbias) clear(a.dbias, rows);
+    return;
+  }
   Scratch scratch;
   const PrivateSums sums(a, exec.threads, scratch);
-  if (g.batch > 0 && g.h.grid * g.w.grid > 0) {
-    const Layout l = lay_out(g, choose_lanes(g), rows, 1, exec.threads, scratch);
-    const Planes& p = l.planes;
-    const ChunkCorrelation correlation(a, p, exec.threads, scratch);
-    const PerThread<float> sources(scratch, exec.threads, p.source_size);
-    const PerThread<float> targets(scratch, exec.threads, l.share * p.target_size);
-    const int64_t tasks = p.chunks * l.shares;
+  const Layout l = lay_out(g, choose_lanes(g), rows, 1, exec.threads, scratch);
+  const Planes& p = l.planes;
+  const ChunkCorrelation correlation(a, p, exec.threads, scratch);
+  const PerThread<float> sources(scratch, exec.threads, p.source_size);
+  const PerThread<float> targets(scratch, exec.threads, l.share * p.target_size);
+  const int64_t tasks = p.chunks * l.shares;
 #pragma omp parallel for schedule(static, 1) num_threads(exec.threads)
-    for (int64_t worker = 0; worker < exec.threads; ++worker) {
-      double* dbias = sums.dbias + worker * rows;
-      for (int64_t task = tasks * worker / exec.threads; task < tasks * (worker + 1) / exec.threads; ++task) {
-        const int64_t begin = task % l.shares * l.share, end = min(rows, begin + l.share);
-        const int64_t first = task / l.shares * p.images, images = min(p.images, g.batch - first);
-        float *source = sources.mine(), *target = targets.mine();
-        pack_source(g, l, a.source, a.source_channels_last, first, images, 0, g.source_channels, source);
-        pack_target(g, l, a.target, a.target_channels_last, first, images, begin, end, target);
-        if (a.dbias)
-          for (int64_t r = begin; r < end; ++r)
-            dbias[r] += sum_in_double(target + (r - begin) * p.target_size, p.target_size);
-        correlation.run(begin, end, source, target, p.target_run, p.target_size, sums.dvalues + worker * sums.weights);
-      }
+  for (int64_t worker = 0; worker < exec.threads; ++worker) {
+    double* dbias = sums.dbias + worker * rows;
+    for (int64_t task = tasks * worker / exec.threads; task < tasks * (worker + 1) / exec.threads; ++task) {
+      const int64_t begin = task % l.shares * l.share, end = min(rows, begin + l.share);
+      const int64_t first = task / l.shares * p.images, images = min(p.images, g.batch - first);
+      float *source = sources.mine(), *target = targets.mine();
+      pack_source(g, l, a.source, a.source_channels_last, first, images, 0, g.source_channels, source);
+      pack_target(g, l, a.target, a.target_channels_last, first, images, begin, end, target);
+      if (a.dbias)
+        for (int64_t r = begin; r < end; ++r)
+          dbias[r] += sum_in_double(target + (r - begin) * p.target_size, p.target_size);
+      correlation.run(begin, end, source, target, p.target_run, p.target_size, sums.dvalues + worker * sums.weights);
     }
   }
-  sums.add(a);
+  sums.add(a, correlation.streams);
 }
 
 }  // namespace spfde::cpu::SPFDE_ISA

@@ -75,7 +75,7 @@ void shifted_gradients(const ShiftedGradientsArgs& a, const Exec& exec) {
       correlation.run(0, rows, other, dy + dy_first, px.source_run, dy_pitch, sums.dvalues + worker * sums.weights);
     }
   }
-  sums.add(dw);
+  sums.add(dw, correlation.streams);
 }
 
 }  // namespace spfde::cpu::SPFDE_ISA

@@ -35,7 +35,7 @@ struct Planes {
 // Lanes enough for a row of the output to fill its part of a strip, unless the batch is too small to fill them.
 inline int64_t choose_lanes(const Conv2dGeometry& g) {
   constexpr double kFull = 0.6;  // share of the lanes in use below which joining the images is faster
-  const int64_t part = g.h.grid > 1 ? kRunVectors * kWidth : kStrip;
+  const int64_t part = g.h.grid > 1 ? kStrip / 2 : kStrip;
   const int64_t wanted = round_up(ceil_div(part, g.w.grid), kWidth);
   const int64_t lanes = min(wanted, round_up(g.batch, kWidth));
   const int64_t chunks = ceil_div(g.batch, lanes);
@@ -162,10 +162,10 @@ struct Pixels {
 };
 
 // packed[place(i) * lanes + b] = source at from + b * image + i for the i < n that have a place; lanes without an image
-// hold zero.
+// hold zero. A function of its own, as is the way back, so that what is transposed stays in registers.
 template <typename Source, typename Place>
-inline void lanes_in(Source source, int64_t from, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
-                     float* packed) {
+[[gnu::noinline]] void lanes_in(Source source, int64_t from, int64_t image, int64_t images, int64_t lanes, int64_t n,
+                                Place place, float* packed) {
   for (int64_t b = 0; b < lanes; b += kWidth, packed += kWidth, from += kWidth * image) {
     const int64_t filled = min(kWidth, images - b);
     if (filled == kWidth && n >= kWidth) {
@@ -188,8 +188,8 @@ inline void lanes_in(Source source, int64_t from, int64_t image, int64_t images,
 
 // y[b * image + i] = packed[place(i) * lanes + b] for i < n, 0 where i has no place.
 template <typename Place>
-inline void lanes_out(const float* packed, int64_t image, int64_t images, int64_t lanes, int64_t n, Place place,
-                      float* y) {
+[[gnu::noinline]] void lanes_out(const float* packed, int64_t image, int64_t images, int64_t lanes, int64_t n,
+                                 Place place, float* y) {
   for (int64_t b = 0; b < images; b += kWidth, packed += kWidth, y += kWidth * image) {
     const int64_t filled = min(kWidth, images - b);
     if (filled == kWidth && n >= kWidth) {

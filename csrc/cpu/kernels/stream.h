@@ -266,14 +266,18 @@ inline void dot_strip(const DotPanel& d) {
   with_strip(d.runs, d.length / kWidth, [&](auto r, auto v) { dot_strip<r(), v()>(d); });
 }
 
-// Streams in a panel, each occupying `bytes`: an L1 cache, or up to four times as much (so L2) where a row has so few
-// weights that a visit to it would cost more than the weights it finds there.
-inline int64_t panel_streams(int64_t bytes, double density) {
-  constexpr int64_t kNear = 32 * 1024, kFar = 128 * 1024;
+// Bytes of a panel: an L1 cache, or up to `far` (so L2) where a row has so few weights that a visit to it would cost
+// more than the weights it finds there.
+struct PanelBytes {
+  int64_t near = 32 * 1024, far = 128 * 1024;
+};
+
+// Streams in a panel, each occupying `bytes`.
+inline int64_t panel_streams(int64_t bytes, double density, PanelBytes panel = {}) {
   constexpr double kWorthVisiting = 15;
-  int64_t panel = kNear;
-  while (panel < kFar && panel / bytes * density < kWorthVisiting) panel *= 2;
-  return max(1, panel / bytes);
+  int64_t size = panel.near;
+  while (size < panel.far && size / bytes * density < kWorthVisiting) size = min(panel.far, 2 * size);
+  return max(1, size / bytes);
 }
 
 // segment[p * rows + r] = first stored weight of row r with col >= p * width - shift, for p in [0, panels]: where each
