@@ -108,10 +108,13 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/layers.py --json runs/bench/layers.json
 	$(BIN)/python benchmarks/plot.py runs/bench/layers.json
 
-# One thread, by the processor's time: others on the machine count little. AGAINST=FILE compares with a record of your own.
+# One thread, by the processor's time: others on the machine count little. The committed record is one of the same
+# instruction set where there is one. AGAINST=FILE compares with a record of your own.
 COMPARED := --model resnet20 --no-layers --linear 1024x1024 --linear 768x192 --conv 64x64x3x3@16 --conv 16x16x3x3@32 \
   --conv 256x256x3x3@8 --conv 256x64x1x1@16 --conv 64x32x3x3@16/2 --batch 32 --sparsity 0.9 --sparsity 0.95
-AGAINST := benchmarks/results/bench-amd-epyc-avx2-1t-2026-11-29.json
+ISA = $(shell $(BIN)/python -c 'from spfde._native import native; print(native().isa())')
+RECORDS = benchmarks/results/bench-amd-epyc-$(1)-1t-*.json
+AGAINST = $(lastword $(sort $(or $(wildcard $(call RECORDS,$(ISA))),$(wildcard $(call RECORDS,avx2)))))
 
 bench-compare: setup
 	$(BIN)/spfde bench $(COMPARED) --device cpu --threads 1 --clock processor --json runs/bench/compare.json \

@@ -55,8 +55,13 @@ class Shape:
     @property
     def activations(self) -> int:
         """Numbers read and written: the input without its border, and the output."""
+        return sum(self.ends)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The numbers of the input without its border, and of the output."""
         rows, cols = self.shape[:2]
-        return self.positions * (cols * self.groups * self.stride**2 + rows)
+        return self.positions * cols * self.groups * self.stride**2, self.positions * rows
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,14 @@ class Estimator:
             mean = sum(w * each for w, each in zip(weights, logs, strict=True)) / sum(weights)
             parts[part] *= math.exp(mean)
         return Seconds(**parts, source=source)
+
+    def copies(self, shape: Shape, first: bool) -> float:
+        """Seconds of turning channels_last images round for a kernel that takes the other format, and back.
+
+        Each product of a step reads or writes the input and the output; first: there is no input gradient.
+        """
+        once = sum(self.op("aten::clone", 2 * BYTES * numbers)[0] for numbers in shape.ends)
+        return (2 if first else 3) * once
 
     def _nearest(self, shape: Shape, kernel: str, density: float) -> list[tuple[float, Shape, LayerSeconds]]:
         found = []

@@ -175,18 +175,23 @@ class _Planner:
     def _row(self, use: LayerUse, best: str) -> LayerPlan:
         dense = self._torch(use.shape, best)
         if use.sparse is None:
-            reason = "stays dense"
+            planned = self._torch(use.shape, TORCH)  # the sparse step's images are contiguous
             return LayerPlan(
-                use.name, use.kind, use.shape.shape, 0.0, "dense", reason, _of_step(dense, use), _of_step(dense, use),
-                None, dense.source,
+                use.name, use.kind, use.shape.shape, 0.0, "dense", "stays dense", _of_step(dense, use),
+                _of_step(planned, use), None, planned.source,
             )  # fmt: skip
         kernel, reason, problem = self._choice(use.sparse, use.shape, use.density)
         planned = self._sparse(use.shape, kernel, use.density, problem)
         source = ROOFLINE if ROOFLINE in (dense.source, planned.source) else planned.source
+        copies = self._copies(use) if skips_zeros(kernel) else 0.0
         return LayerPlan(
             use.name, use.kind, use.shape.shape, 1 - use.density, kernel, reason, _of_step(dense, use),
-            _of_step(planned, use), self._break_even(use, problem, _of_step(dense, use)), source,
+            _of_step(planned, use) + copies, self._break_even(use, problem, _of_step(dense, use)), source,
         )  # fmt: skip
+
+    def _copies(self, use: LayerUse) -> float:
+        """A CPU's sparse kernels take contiguous images alone."""
+        return self.estimator.copies(use.shape, use.first) if use.last and self.profile.device.kind == "cpu" else 0.0
 
     def _choice(self, layer: SparseLayer, shape: Shape, density: float) -> tuple[str, str, Problem]:
         """The kernel at the full batch: dispatch's on this machine, the fastest by the profile on another."""
@@ -206,7 +211,7 @@ class _Planner:
         fixed = Pattern.parse(self.recipe.pattern).sparsity
         for sparsity in GRID if fixed is None else [fixed]:
             for kernel in kernels:
-                if _of_step(self._sparse(use.shape, kernel, 1 - sparsity, problem), use) < dense:
+                if _of_step(self._sparse(use.shape, kernel, 1 - sparsity, problem), use) + self._copies(use) < dense:
                     return sparsity
         return None
 

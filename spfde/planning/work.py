@@ -15,7 +15,7 @@ from spfde._modules import batch_size, map_tensors, random_state_restored, run, 
 from spfde.bench.workload import mean_square
 from spfde.nn import SparseLayer
 from spfde.planning.estimate import Shape
-from spfde.tuning.ops import Op, OpLog, eager
+from spfde.tuning.ops import Op, OpLog, eager, is_last
 
 SAMPLES = 4  # that a step is taken with, to see what it does
 FORWARD, BACKWARD = "forward", "backward"
@@ -23,7 +23,7 @@ FORWARD, BACKWARD = "forward", "backward"
 
 @dataclass(frozen=True)
 class LayerUse:
-    """A layer with a weight, as a step uses it. first: whether its input needs no gradient."""
+    """A layer with a weight, as a step uses it. first: whether its input needs no gradient. last: in channels_last."""
 
     name: str
     kind: str
@@ -31,6 +31,7 @@ class LayerUse:
     density: float
     first: bool
     sparse: SparseLayer | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,4 @@ def _use(name: str, module: nn.Module, x: Tensor, y: Tensor, factor: float, firs
         taps = (*shape[2:], 1)[:2]
         size = (*y.shape[2:], 1)[:2]
         use = Shape((*shape[:2], *taps), max(1, round(x.shape[0] * factor)), size, stride, groups)
-    return LayerUse(name, type(module).__name__, use, density, first, sparse)
+    return LayerUse(name, type(module).__name__, use, density, first, sparse, is_last(x))

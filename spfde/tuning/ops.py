@@ -50,7 +50,7 @@ class OpLog(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         seconds = self._clock() - start
         if not name.startswith(PRODUCTS) and not _is_view(name, args, result):
-            mark = LAST if any(map(_is_last, (*tensors(args), *tensors(result)))) else ""
+            mark = LAST if any(map(is_last, (*tensors(args), *tensors(result)))) else ""
             self.ops.append(Op(name + mark, amount_of(name, args, result), seconds))
         return result
 
@@ -91,7 +91,8 @@ def _is_view(name: str, args: Any, result: Any) -> bool:
     return any(t.untyped_storage().data_ptr() == mine for t in tensors(args)) or prod(result.shape) == 0
 
 
-def _is_last(tensor: Tensor) -> bool:
+def is_last(tensor: Tensor) -> bool:
+    """Whether it holds images in channels_last memory, and in no other."""
     last = torch.channels_last
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
 

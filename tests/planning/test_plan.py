@@ -1,6 +1,7 @@
 """Plans by a profile made by hand: what is summed, what levers save, advice, the file, and the check of a plan."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ import spfde
 from spfde.bench import Workload
 from spfde.planning import load
 from spfde.planning.check import Miss, check
+from spfde.planning.estimate import Estimator
 from spfde.planning.work import step_work
 from spfde.train import Recipe
 from spfde.tuning.device_profile import OpSeconds
@@ -153,6 +155,30 @@ def test_dense_in_channels_last_goes_by_ops_in_channels_last(model, images):
     ]
     slow, fast = (spfde.plan(model, images, RECIPE, device=replace(SLOW, ops=tuple(rows[:n]))).dense for n in (1, 2))
     assert slow > 190 and fast < 1, "19 norms"
+
+
+def test_a_sparse_layer_on_channels_last_images_turns_them_round(model, images):
+    copy = OpSeconds("aten::clone", 1, 1e-3)
+    used = {use.name: use for use in step_work(spfde.sparsify(deepcopy(model), 0.9), images).layers}["layer1.0.conv1"]
+    assert not used.last and used.shape.ends == (8 * 16 * 64, 8 * 16 * 64)
+    last = spfde.sparsify(deepcopy(model), 0.9).to(memory_format=torch.channels_last)
+    found = step_work(last, images.contiguous(memory_format=torch.channels_last)).layers
+    assert all(use.last for use in found if use.name == "layer1.0.conv1")
+    made = Estimator(replace(SLOW, ops=(copy,)))
+    once = 2 * 2 * 4 * 8 * 16 * 64 * 1e-3  # there and back, in proportion above what was measured
+    assert made.copies(used.shape, first=False) == pytest.approx(3 * once)
+    assert made.copies(used.shape, first=True) == pytest.approx(2 * once)
+
+
+def test_a_layer_that_stays_dense_is_contiguous_in_a_sparse_step(model, images):
+    rows = [
+        row((16, 3, 3, 3), 8, (8, 8), kernel, 1.0, seconds)
+        for kernel, seconds in (("torch", 2e-2), ("torch channels_last", 1e-4))
+    ]
+    quick = [row((16, 16, 3, 3), 8, (8, 8), "torch channels_last", 1.0, 1e-4)]
+    first = spfde.plan(model, images, RECIPE, device=replace(SLOW, layers=(*CONV, *rows, *quick))).layers[0]
+    assert first.name == "conv1" and first.dense == pytest.approx(4e-4, rel=0.01)
+    assert first.planned == pytest.approx(8e-2, rel=0.01)
 
 
 def test_a_check_is_of_the_plan(model, images, monkeypatch):
