@@ -76,8 +76,8 @@ def fill(
     device = this_device(kind)
     if path.exists():
         profile = device_profile.load(path)
-        if profile.device.label != device.label:
-            raise ValueError(f"expected a profile of {device.label} in {path}, got one of {profile.device.label}")
+        if _what(profile.device) != _what(device):
+            raise ValueError(f"expected a profile of {_what(device)} in {path}, got one of {_what(profile.device)}")
     else:
         say("roofline")
         profile = roofline(device, command, clock)
@@ -100,6 +100,11 @@ def fill(
         profile.save(path)
         longest = max(longest, start - limit.left)
     return profile
+
+
+def _what(device: device_profile.Device) -> str:
+    """A virtual machine's CPU may be any of its maker's, so the instruction set counts."""
+    return ", ".join(filter(None, (device.label, device.facts.get("isa"))))
 
 
 def key_of(row: LayerSeconds) -> tuple[object, ...]:

@@ -50,11 +50,12 @@ def test_what_there_is_no_time_for_is_left(tmp_path):
     assert not made.layers and made.ops and "out of time" in said[-1]
 
 
-def test_another_device_is_refused(tmp_path):
+@pytest.mark.parametrize("other", [{"name": "an abacus"}, {"facts": {"isa": "an abacus's"}}])
+def test_another_device_is_refused(other, tmp_path):
     path = tmp_path / "device.json"
     made = filled(path, [])
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "device": {**values["device"], "name": "an abacus"}}))
+    path.write_text(json.dumps({**values, "device": {**values["device"], **other}}))
     with pytest.raises(ValueError, match="an abacus"):
         filled(path, [])
     assert made.device.name != "an abacus"
