@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spfde.bench import Group, Record, changes, run
 from spfde.cli.bench_text import changes_table, subject_table
+from spfde.energy.rails import Rails, rails_of
+from spfde.tuning.this_device import gpu_uuid
 from spfde.tuning.timing import TimeLimit
 
 PATIENCE = 150.0  # seconds after which no further pass is begun that would end later
@@ -62,11 +64,20 @@ def conclude(console: Console, record: Record, json: Path | None) -> None:
     lines = [f"not timed: {row.subject} {row.variant} {row.sparsity:g}: {part}: {why}"
              for row in record.rows for part, why in row.absent.items()]  # fmt: skip
     lines += [each for each in (record.noise(),) if each is not None]
+    on_gpu = any(row.device == "cuda" for row in record.rows)
+    lines += [energy(rails_of(Path("/"), gpu_uuid() if on_gpu else ""))]
     lines += [f"timings: {json}"] if json is not None else []
     for line in dict.fromkeys(lines):
         console.print(line, markup=False, soft_wrap=True)
     if not any(row.seconds for row in record.rows):
         raise typer.Exit(1)
+
+
+def energy(rails: Rails) -> str:
+    """Where the joules of a step are to be had: a sensor is slower than these steps, windows of training are not."""
+    if rails.why_not:
+        return f"energy not available: {rails.why_not}"
+    return f"energy ({rails.covers}): spfde bench --device-profile FILE has the joules of a step"
 
 
 def compare(console: Console, before: Record, now: Record) -> None:

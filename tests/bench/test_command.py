@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from spfde import bench, cli
 from spfde.bench import layer_variants, measuring
+from spfde.cli.bench_run import energy
+from spfde.energy.rails import Rails
 from spfde.tuning.timing import TimeLimit
 
 TINY = "--linear 32x48 --batch 4 --repeats 2 --passes 1 --device cpu --sparsity 0.5"
@@ -45,6 +47,13 @@ def test_a_table_and_a_file(tmp_path):
     assert list(row.seconds) == ["forward", "input_grad", "weight_grad", "step"] and len(row.seconds["step"]) == 2
     assert row.flops["step"] == 3 * 2 * 4 * 32 * 48 and row.density == 0.5 and row.size > 0
     assert kept.speedup(row).value > 0 and row.effective("forward") > 0
+
+
+def test_energy_is_told_or_why_not():
+    nobody, sensor = Rails((), (), "", {"board": "no monitor"}), Rails((), ("gpu",), "GPU")
+    assert energy(nobody) == "energy not available: board: no monitor"
+    assert energy(sensor) == "energy (GPU): spfde bench --device-profile FILE has the joules of a step"
+    assert re.search(r"^energy ", spfde(TINY).output, re.M)
 
 
 def test_a_narrow_terminal_cuts_no_figure():
