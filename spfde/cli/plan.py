@@ -71,7 +71,7 @@ def plan(
     if to_loss is None:
         refuse("with --to-loss", "--to-loss 0.1", weights=weights, samples=samples, lr=lr)
     else:
-        _check_fine_tuning(weights, samples, chosen)
+        _check_fine_tuning(weights, samples, chosen, lr is not None or "lr" in fields)
     load = workload(model, batch, size, input_shape)
     made = planned(load.model, load.inputs, chosen, device=device)
     console = steady()
@@ -81,7 +81,8 @@ def plan(
     if to_loss is not None:
         found = _fine_tuning(load.model, to_loss, weights, samples, chosen)
         seconds = "" if found.steps is None else f", {found.steps * made.mean:.3g} s at {load.batch} samples a step"
-        say(console, f"to a loss of {to_loss:g}, {found}{seconds}")
+        rule = f"SGD at {chosen.lr:g} all along, momentum {chosen.momentum:g}, no weight decay"
+        say(console, f"to a loss of {to_loss:g}, {found}{seconds} ({rule})")
     if measured:
         misses = check(made, load, repeats or REPEATS, clock or CLOCK)
         for miss in misses:
@@ -92,19 +93,25 @@ def plan(
             raise typer.Exit(1)
 
 
-def _check_fine_tuning(weights: Path | None, samples: Path | None, recipe: Recipe) -> None:
+def _check_fine_tuning(weights: Path | None, samples: Path | None, recipe: Recipe, has_rate: bool) -> None:
     """What a prediction of steps needs.
 
     Raises:
-        ValueError: something is missing, or is no constant SGD.
+        ValueError: something is missing, or the steps are no plain SGD's.
     """
-    if weights is None or samples is None or recipe.lr is None:
+    if weights is None or samples is None or not has_rate:
         raise ValueError(
             "expected --weights, --samples and --lr with --to-loss, got fewer: steps are predicted from pretrained "
             "weights on the samples themselves, not from scratch"
         )
     if recipe.optimizer != "sgd":
         raise ValueError(f"expected optimizer sgd with --to-loss, got {recipe.optimizer}, whose steps are not linear")
+    for name in ("nesterov", "clip", "label_smoothing"):
+        if getattr(recipe, name):
+            raise ValueError(
+                f"expected no {name} with --to-loss, which predicts plain SGD, got {getattr(recipe, name)}, try a "
+                "recipe without"
+            )
 
 
 def _fine_tuning(model: nn.Module, to_loss: float, weights: Path, samples: Path, recipe: Recipe) -> StepsToLoss:

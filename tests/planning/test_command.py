@@ -46,7 +46,8 @@ def test_steps_to_a_loss(tmp_path, monkeypatch):
     result = spfde(f"{plan} --to-loss 1.05 {files} --lr 0.02")
     assert result.exit_code == 0, result.output
     assert f"to a loss of 1.05, {found.steps} steps: the loss falls" in result.output
-    assert "s at 4 samples a step" in " ".join(result.output.split())
+    told = " ".join(result.output.split())
+    assert "s at 4 samples a step (SGD at 0.02 all along, momentum 0.9, no weight decay)" in told
 
 
 @pytest.mark.parametrize(
@@ -55,13 +56,23 @@ def test_steps_to_a_loss(tmp_path, monkeypatch):
         ("--to-loss 0.1", "--weights, --samples and --lr"),
         ("--weights a.pt", "--weights only with --to-loss"),
         ("--samples a.pt", "--samples only with --to-loss"),
-        ("--to-loss 0.1 --weights a.pt --samples b.pt --lr 0.1 --recipe {recipe}", "optimizer sgd"),
+        ("--to-loss 0.1 --weights a.pt --samples b.pt", "--weights, --samples and --lr"),
+        ("--to-loss 0.1 --weights a.pt --samples b.pt --lr 0.1 --recipe {adamw}", "optimizer sgd"),
+        ("--to-loss 0.1 --weights a.pt --samples b.pt --recipe {clip}", "no clip with --to-loss"),
+        ("--to-loss 0.1 --weights a.pt --samples b.pt --recipe {smooth}", "no label_smoothing with --to-loss"),
+        ("--to-loss 0.1 --weights a.pt --samples b.pt --recipe {nesterov}", "no nesterov with --to-loss"),
     ],
 )
 def test_steps_to_a_loss_need_more(flags, named, tmp_path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text('optimizer = "adamw"\n')
-    result = spfde(f"{TINY} {flags.format(recipe=recipe)}")
+    recipes = {
+        "adamw": 'optimizer = "adamw"',
+        "clip": "lr = 0.1\nclip = 1.0",
+        "smooth": "lr = 0.1\nlabel_smoothing = 0.1",
+        "nesterov": "lr = 0.1\nnesterov = true",
+    }
+    for name, text in recipes.items():
+        (tmp_path / name).write_text(text)
+    result = spfde(f"{TINY} {flags.format(**{name: tmp_path / name for name in recipes})}")
     assert result.exit_code != 0 and named in str(result.exception)
 
 
