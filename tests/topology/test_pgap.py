@@ -1,5 +1,7 @@
 """P-GaP in two processes: partitions dense in turn apart, put together by hand, and one model in the end."""
 
+import copy
+
 import pytest
 import torch
 from launched import launch
@@ -73,6 +75,37 @@ def replicas(rank):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("work", [by_hand, replicas])
+def resumed(rank):
+    """Stopped while a partition is dense (4) and after the end of growing (10), each process goes on with its own."""
+    torch.distributed.init_process_group("gloo")
+
+    def start():
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return model, optimizer, PGaP(model, optimizer, total_steps=14, every=3, end=0.6)
+
+    def go_on(parts, first, last):
+        model, optimizer, topology = parts
+        for step in range(first, last):
+            x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(2 * step + rank))
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            optimizer.step()
+            topology.step()
+
+    whole = start()
+    go_on(whole, 0, 14)
+    for stop in (4, 10):
+        parts, rest = start(), start()
+        go_on(parts, 0, stop)
+        for part, other in zip(parts, rest, strict=True):
+            other.load_state_dict(copy.deepcopy(part.state_dict()))
+        go_on(rest, stop, 14)
+        for key, value in whole[0].state_dict().items():
+            assert torch.equal(value, rest[0].state_dict()[key]), (stop, key)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("work", [by_hand, replicas, resumed])
 def test_partitions_in_two_processes(work):
     launch(work, 2, start="fork")

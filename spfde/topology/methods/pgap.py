@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,12 @@ class PGaP(GaP):
         trimmed = super().finish()
         self._combine()
         return trimmed
+
+    def own_state(self) -> dict[str, Any]:
+        return {"growing": self._growing}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._growing = state["growing"]
 
     @torch.no_grad()
     def _combine(self) -> None:
