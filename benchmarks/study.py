@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import replicas
 import torch
 from timing import command, machine, parts
 from torch.nn import functional
@@ -42,13 +43,17 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "MEST EM&S": {**ERK, "topology": "mest", "soft": True},
 }
 # Dense at first: recorded apart.
-BY_OPTIMIZATION: Mapping[str, Mapping[str, Any]] = {
+FROM_DENSE: Mapping[str, Mapping[str, Any]] = {
+    "GMP": {**ERK, "topology": "gmp"},
+    "GaP": {**ERK, "topology": "gap"},
+    "P-GaP x 2": {**ERK, "topology": "p-gap"},
     "constrained L0": {**ERK, "topology": "constrained-l0"},
     "compressed sensing": {**ERK, "topology": "compressed-sensing"},
     "directional pruning": {**ERK, "topology": "directional-pruning"},
     "polarization": {**ERK, "topology": "polarization"},
 }
-ALL = {**METHODS, **BY_OPTIMIZATION}
+ALL = {**METHODS, **FROM_DENSE}
+PROCESSES = {"P-GaP x 2": 2}  # that train a replica each
 SPARSITIES = (0.9, 0.95, 0.98)
 
 
@@ -77,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to: accuracies as fractions, seconds of processor time, training FLOPs."""
+    """What a run came to: accuracies as fractions, seconds of processor time, training FLOPs; of all its processes."""
 
     case: Case
     test_accuracy: float
@@ -133,6 +138,9 @@ def train(case: Case, setting: Setting) -> Run:
     train_set, test_set = digits(setting)
     torch.manual_seed(case.seed)
     model = ResNet(setting.depth, 10, in_channels=1, width=setting.width)
+    if case.method in PROCESSES:
+        trained = replicas.train(recipe(case, setting), model, train_set, test_set, PROCESSES[case.method])
+        return Run(case, **asdict(trained))
     start = time.process_time()
     result = fit(recipe(case, setting), model=model, train_set=train_set, test_set=test_set)
     seconds = time.process_time() - start

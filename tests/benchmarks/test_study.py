@@ -88,3 +88,11 @@ def test_the_program_trains_and_prints_the_table(tmp_path, capsys):
     with pytest.raises(SystemExit):
         study.main([str(path), "--methods", "RigLet"])
     assert "got RigLet" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_replicas_in_two_processes_end_as_one_sparse_model():
+    setting = replace(TINY, epochs=3)
+    dense, pair = (study.train(Case(*case, 0), setting) for case in ((DENSE, 0.0), ("P-GaP x 2", 0.8)))
+    assert pair.sparsity == pytest.approx(0.8, abs=0.01) and 0 <= pair.test_accuracy <= 1 and pair.cpu_seconds > 0
+    assert dense.flops < pair.flops < 2 * dense.flops  # both replicas', each with half of its layers dense

@@ -10,16 +10,16 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
 
 
+ALL = (list(study.METHODS), study.SPARSITIES)
 RECORDS = {
-    "study-amd-epyc-avx2-2026-11-21.jsonl": study.Setting(),
-    "study-resnet20-amd-epyc-avx2-2026-11-21.jsonl": study.Setting(depth=20, epochs=15),
+    "study-amd-epyc-avx2-2026-11-21.jsonl": (study.Setting(), *ALL),
+    "study-resnet20-amd-epyc-avx2-2026-11-21.jsonl": (study.Setting(depth=20, epochs=15), *ALL),
+    "study-optimization-amd-epyc-avx512-2026-11-30.jsonl": (
+        study.Setting(),
+        [study.DENSE, "RigL", "DST-EE", *study.FROM_DENSE],
+        (0.9, 0.95),
+    ),
 }
-
-# Runs go seed by seed, so that one cut short has whole tables of fewer seeds.
-CUT_SHORT = {
-    "study-optimization-amd-epyc-avx512-2026-11-30.jsonl": [study.DENSE, "RigL", "DST-EE", *study.BY_OPTIMIZATION],
-}
-RECORDS |= dict.fromkeys(CUT_SHORT, study.Setting())
 
 
 def test_the_page_names_every_record():
@@ -28,9 +28,7 @@ def test_the_page_names_every_record():
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_the_table_is_the_records(name):
-    runs = study.read(ROOT / "benchmarks" / "results" / name, RECORDS[name])
+    setting, methods, sparsities = RECORDS[name]
+    runs = study.read(ROOT / "benchmarks" / "results" / name, setting)
     assert study.table(runs) in PAGE
-    if name in CUT_SHORT:
-        assert [run.case for run in runs] == study.cases(3, (0.9, 0.95), CUT_SHORT[name])[: len(runs)]
-        return
-    assert {run.case for run in runs} == set(study.cases(3, study.SPARSITIES, list(study.METHODS)))
+    assert {run.case for run in runs} == set(study.cases(3, sparsities, methods))
