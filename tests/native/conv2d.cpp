@@ -287,7 +287,8 @@ struct Conv {
     input.dy = weight.dy = dz.data();
     cpu::conv2d_gradients(input, weight, plan, exec);
     for (int i = 0; i < 6; ++i)
-      expect(std::memcmp(results[0][i].data(), results[1][i].data(), results[1][i].size() * sizeof(float)) == 0,
+      expect(results[1][i].empty() ||  // memcmp takes no null pointer
+                 std::memcmp(results[0][i].data(), results[1][i].data(), results[1][i].size() * sizeof(float)) == 0,
              name + ": gradients with a norm " + std::to_string(i));
   }
 
