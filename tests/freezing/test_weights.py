@@ -392,7 +392,7 @@ def test_second_derivatives_leave_them_out(make):
         return torch.autograd.grad(total, [x, one.values])
 
     for got, want in zip(penalty(single, x), penalty(layer, x.double()), strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+        assert float((got - want).norm()) <= 1e-5 * float(want.norm())
     assert not penalty(single, x)[1][single.plan.live.held].any()
 
 
