@@ -43,7 +43,7 @@ struct Fiber {
   uint32_t mask, in, out;
   int from;
   Words words;
-  Copies copies;
+  std::unique_ptr<Copies> copies;
   void* tsan = nullptr;
 };
 
@@ -52,6 +52,7 @@ struct Launch {
   void* argument;
   // Of each block so far: memory used again would be a race between blocks, since nothing orders them.
   std::vector<std::unique_ptr<unsigned char[]>> shared, stacks;
+  std::vector<std::unique_ptr<Copies>> copies;
 };
 
 Schedule next_schedule;
@@ -98,7 +99,7 @@ void first_call() {
   if (__sanitizer_finish_switch_fiber)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
   running.kernel(running.argument);
-  if (!fibers[current].copies.pending.empty()) fail("a thread ends before it has waited for its copies");
+  if (!fibers[current].copies->pending.empty()) fail("a thread ends before it has waited for its copies");
   release(&grid_order);
   to_scheduler(State::done);
 }
@@ -107,8 +108,8 @@ void prepare(int thread) {
   Fiber& fiber = fibers[thread];
   const dim3 size = blockDim;
   fiber.state = State::ready;
-  fiber.copies = {};
-  fiber.copies.at_once = next_schedule.order == Order::warp_greedy;
+  fiber.copies.reset(new Copies);
+  fiber.copies->at_once = next_schedule.order == Order::warp_greedy;
   fiber.thread = dim3(thread % size.x, thread / size.x % size.y, thread / (size.x * size.y));
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -208,6 +209,7 @@ void run_block(Order order, std::mt19937& random) {
     __tsan_destroy_fiber(fibers[t].tsan);
     running.stacks.emplace_back(new unsigned char[kStack]);
     running.stacks.back().swap(fibers[t].stack);
+    running.copies.push_back(std::move(fibers[t].copies));
   }
 }
 
@@ -221,7 +223,7 @@ void run_block(Order order, std::mt19937& random) {
 void schedule(Schedule next) { next_schedule = next; }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* argument) {
-  running = {kernel, argument, {}, {}};
+  running = {kernel, argument, {}, {}, {}};
   gridDim = grid;
   blockDim = block;
   threads = static_cast<int>(block.x * block.y * block.z);
@@ -240,6 +242,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), v
   acquire(&grid_order);
   running.shared.clear();
   running.stacks.clear();
+  running.copies.clear();
 }
 
 int lane() { return current % kWarp; }
@@ -251,7 +254,7 @@ void synchronize_block() {
   acquire(&block_order);
 }
 
-Copies& copies_of_thread() { return fibers[current].copies; }
+Copies& copies_of_thread() { return *fibers[current].copies; }
 
 const Words* warp_exchange(const Words& mine) {
   fibers[current].words = mine;
