@@ -166,7 +166,7 @@ def test_whatever_the_guess_is_taken_from_is_as_close_to_float64_as_torch(place,
         )
         rights = case.run(exact, torch.float64)
         sizes = [right.abs().max() for right in rights]
-        sizes[DVALUES] = (rights[DX] * x).abs().sum((0, 2, 3)).max()  # it is 0 where x has two values: its terms are not
+        sizes[DVALUES] = (rights[DX] * x).abs().sum((0, 2, 3)).max()  # 0 where x has two values; its terms are not
         for got, theirs, right, size in zip(case.run(), torchs, rights, sizes, strict=True):
             error, limit = ((t - right).abs().max() / size for t in (got, theirs))
             assert error <= 6 * max(limit, 1e-7)
