@@ -6,8 +6,9 @@ import ctypes
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def report() -> dict[str, Any]:
         "openmp": openmp,
         "warnings": openmp_warnings(openmp["torch"], openmp["spfde"]),
     }
+
+
+def portable(facts: Any) -> Any:
+    """Facts of `report` for a file that others read: of a path of this machine its last part alone."""
+    if isinstance(facts, Mapping):
+        return {name: portable(value) for name, value in facts.items()}
+    if isinstance(facts, list):
+        return [portable(value) for value in facts]
+    return re.sub(r"(?<!\S)/\S*/(?=\S)", "", facts) if isinstance(facts, str) else facts
 
 
 def openmp_runtimes(maps: Path) -> list[str]:

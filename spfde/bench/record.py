@@ -72,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """A run of `spfde bench`. finished: whether it came to its end. machine: see `spfde.env.report`.
+    """A run of `spfde bench`. finished: whether it came to its end. machine: see `spfde.env.report`, `portable`.
 
     repeats: rounds of each pass over everything. passes: those that came to their end.
     """

@@ -153,7 +153,7 @@ def bench(
     ]
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    record = Record({**env.report(), "gpu": gpu}, date, _command(), repeats)
+    record = Record({**env.portable(env.report()), "gpu": gpu}, date, _command(), repeats)
     console = steady(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)  # a file or a pipe has no edge

@@ -66,7 +66,7 @@ def profile(
         given = {"model": model, "sparsity": sparsity, "pattern": pattern, "fuse": fused, "recompute": recompute}
         sizes = [list(each.shape) for each in tensors(x)]
         size_of = sizes[0] if len(sizes) == 1 else sizes
-        kept = {"environment": environment.report(), **given, "size": size_of, **found.to_dict()}
+        kept = {"environment": environment.portable(environment.report()), **given, "size": size_of, **found.to_dict()}
         (out / "profile.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         found.save_plot(out / "profile.png")
         console.print(f"profile: {out / 'profile.json'}, {out / 'profile.png'}", markup=False, highlight=False)

@@ -28,6 +28,16 @@ def test_the_report_is_json_and_states_versions_threads_and_instruction_sets(fac
     assert set(native["runnable"]) <= set(native["compiled"])
 
 
+def test_what_others_read_has_no_directories():
+    told = "torch is bound to {}libomp.so, spfde to {}x.so; try"
+    facts = [
+        {"path": f"{a}_C.so", "mapped": [f"{b}libgomp.so.1"], "threads": {"cpus": 2}, "warnings": [told.format(a, b)]}
+        for a, b in (("/home/me/a/", "/usr/lib/"), ("", ""))
+    ]
+    assert env.portable(facts[0]) == facts[1]
+    assert env.portable({"platform": "Linux-6.1/glibc"}) == {"platform": "Linux-6.1/glibc"}
+
+
 def test_torch_and_the_core_share_one_openmp_runtime(facts):
     openmp = facts["openmp"]
     assert os.path.realpath(openmp["spfde"]) == os.path.realpath(openmp["torch"])
