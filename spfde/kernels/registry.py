@@ -183,8 +183,8 @@ class Kernel(ABC):
         return None
 
     def predict(self, dtype: torch.dtype, problem: Problem) -> Prediction:
-        """What it gains where it can run and nothing was measured; never asked of one that does not skip zeros."""
-        raise NotImplementedError(f"kernel {self.name!r} skips zeros and predicts no gain")
+        """What it gains where it can run and nothing was measured: nothing, unless it skips zeros and says more."""
+        return Prediction(1.0, False, f"{self.name} multiplies zeros as well")
 
     def launches(self, plan: Plan, problem: Problem, dtype: torch.dtype, gpu: Gpu) -> Mapping[str, Programs]:
         """What the tuner may choose among on a GPU, by op ("forward", "input_grad", "weight_grad"); {}: nothing."""
