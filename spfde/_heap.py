@@ -7,10 +7,7 @@ import os
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 KEPT = 2**31 - 1  # bytes that stay at the top of the heap
-MAPPED = (
-    2**30,
-    2**25,
-)  # the least bytes that are mapped by themselves; glibc before 2.35 takes no more than the second
+MAPPED = (2**30, 2**25)  # least bytes that are mapped by themselves; glibc before 2.35 takes no more than the second
 OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # what glibc reads when a process begins
 
 

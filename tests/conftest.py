@@ -1,14 +1,11 @@
 """Shared by all tests: one thread, the same random numbers in every run, and patience where the machine is busy."""
 
-import os
 import signal
 import zlib
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-os.environ.setdefault("GLIBC_TUNABLES", "")  # the command would have this process keep what other tests give back
 
 settings.register_profile("spfde", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("spfde")

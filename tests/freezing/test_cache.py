@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spfde import keep_memory
 from spfde.freezing import ActivationCache
 from spfde.freezing.cache import budget as budgets
 from spfde.freezing.cache import opening
@@ -183,20 +184,32 @@ def test_a_buffer_is_read_into_again():
 
 
 def test_memory_is_taken_as_rows_are_written_and_given_back():
+    keep_memory()  # which holds for malloc's memory, as in the command
+
     def resident():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 
+    rows = torch.ones(128, 2**15)
     before = resident()
     cache = ActivationCache(budget=2**40)  # of which a store takes what its samples can need
     cache.open("front", 4096, (2**15,), torch.float32)
     assert resident() - before < 2**23
-    cache.write(torch.arange(128), torch.ones(128, 2**15))
+    cache.write(torch.arange(128), rows)
     assert resident() - before >= 2**24
     assert cache.stats.bytes == 128 * (2**17 + INDEX)
     cache.drop()
     gc.collect()
     assert resident() - before < 2**23
+
+
+def test_memory_that_is_not_to_be_had_is_told(monkeypatch):
+    def none(*args, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", none)
+    with pytest.raises(MemoryError, match="expected room for 16384 bytes of frozen activations"):
+        ActivationCache(budget=2**40).open("front", 4, (2**10,), torch.float32)
 
 
 def test_auto_is_half_of_what_is_free(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -18,9 +20,8 @@ class Memory:
     """
 
     def __init__(self, row: Row, capacity: int) -> None:
-        # torch.empty and numpy.zeros of this size are untouched pages: the system gives them when they are written.
-        self.codes = torch.empty(capacity, *row.physical, dtype=row.stored)
-        self.scales = torch.empty(capacity, 2, row.channels) if row.channels else None
+        self.codes = _untouched((capacity, *row.physical), row.stored)
+        self.scales = _untouched((capacity, 2, row.channels), torch.float32) if row.channels else None
         self.holders = np.zeros(capacity, np.int64)
 
     def put(self, slots: Sequence[int], keys: Sequence[int], codes: Tensor, scales: Tensor | None) -> None:
@@ -43,3 +44,15 @@ class Memory:
         """Lets go of the memory."""
         self.codes, self.scales = self.codes[:0].clone(), None
         self.holders = self.holders[:0].copy()
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in pages of their own: taken when they are written, given back with the tensor, whatever malloc keeps."""
+    size = prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"expected room for {size} bytes of frozen activations, got none, try a budget") from error
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
