@@ -10,7 +10,6 @@ again. Runs of a seed share initial dense weights and the order of the data. Sec
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import run_file
 import torch
 from study import spread
-from timing import command, machine, parts
+from timing import parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -167,20 +167,12 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def read(path: Path, setting: Setting) -> list[Run]:
-    """The finished runs in a file, [] if there is none; a last line that was cut short is left out.
+    """The finished runs in a file, [] if there is none.
 
     Raises:
         ValueError: they are of another setting.
     """
-    head, *runs = _lines(path) or [{"setting": asdict(setting)}]
-    if head["setting"] != asdict(setting):
-        raise ValueError(f"expected runs of {asdict(setting)} in {path}, got {head['setting']}, try another file")
-    return [Run.from_dict(run) for run in runs]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return [Run.from_dict(run) for run in run_file.read(path, setting)]
 
 
 def study(path: Path, wanted: Iterable[Case], setting: Setting) -> Iterator[Run]:
@@ -189,15 +181,11 @@ def study(path: Path, wanted: Iterable[Case], setting: Setting) -> Iterator[Run]
     Raises:
         ValueError: the file holds runs of another setting.
     """
-    done = {run.case for run in read(path, setting)}
-    lines = _lines(path) or [{"machine": machine(), "command": command(), "setting": asdict(setting)}]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    done = {Run.from_dict(run).case for run in run_file.begin(path, setting)}
     for case in wanted:
         if case not in done:
             run = train(case, setting)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(run)) + "\n")
+            run_file.add(path, asdict(run))
             yield run
 
 

@@ -17,7 +17,6 @@ in turn with the dense training, and wants the machine alone; so does `--whole`.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import time
@@ -26,11 +25,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import run_file
 import torch
 from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, TUNED, Setting, fresh, halves, recipe
 from proof_table import Row, rows, table
 from proof_timing import Phase, phases
-from timing import command, machine
+from timing import machine
 
 from spfde.train import fit
 from spfde.train.run_dir import checkpoints
@@ -117,34 +117,6 @@ def train(case: Case, setting: Setting, out: Path, deadline: float) -> dict[str,
     return {**asdict(case), "metric": result.task.metric, "figure": result.figure, "epochs": epochs}
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, [] if there is none; a last one that was cut short is left out."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def begin(path: Path, setting: Setting) -> list[dict[str, Any]]:
-    """The lines of a file, which is begun where there is none.
-
-    Raises:
-        ValueError: they are of another setting.
-    """
-    kept = lines(path) or [{"machine": machine(), "command": command(), "setting": asdict(setting)}]
-    if Setting(**kept[0]["setting"]) != setting:
-        raise ValueError(f"expected runs of {asdict(setting)} in {path}, got {kept[0]['setting']}, try another file")
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # not while another process adds to it
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return kept
-
-
-def add(path: Path, line: Mapping[str, Any]) -> None:
-    """Write one more line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def prove(path: Path, wanted: Iterable[Case], setting: Setting, minutes: float) -> Iterator[str]:
     """Run what the file does not have yet; say what each came to once its line is written.
 
@@ -152,7 +124,7 @@ def prove(path: Path, wanted: Iterable[Case], setting: Setting, minutes: float) 
         ValueError: the file holds runs of another setting.
     """
     deadline = time.monotonic() + 60 * minutes
-    done = {(line["run"]["arm"], line["run"]["seed"]) for line in begin(path, setting) if "run" in line}
+    done = {(line["run"]["arm"], line["run"]["seed"]) for line in run_file.begin(path, setting) if "run" in line}
     for case in wanted:
         if (case.arm, case.seed) in done:
             continue
@@ -166,7 +138,7 @@ def prove(path: Path, wanted: Iterable[Case], setting: Setting, minutes: float) 
             yield f"out of time ({end}): the same command continues"
             return
         about = machine()
-        add(path, {"run": run, "cpu": about["cpu"], "load": about["load"], "date": about["date"]})
+        run_file.add(path, {"run": run, "cpu": about["cpu"], "load": about["load"], "date": about["date"]})
         shutil.rmtree(out)
         took = time.process_time() - start
         yield f"{case.arm}, seed {case.seed}: {run['figure']:.4f}, {took:.0f} s of processor time in this process"
@@ -178,12 +150,14 @@ def clock(path: Path, names: Sequence[str], setting: Setting, rounds: int, steps
     Raises:
         ValueError: the file holds runs of another setting.
     """
-    begin(path, setting)
+    run_file.begin(path, setting)
     timed = [name for name in names if name != DENSE and ARMS[name].share == ARMS[name].rate == 1]
     for _ in range(rounds):
         for name in timed:
             own = phases(name, setting, steps)
-            add(path, {"timing": {"arm": name, "phases": [asdict(phase) for phase in own]}, "machine": machine()})
+            run_file.add(
+                path, {"timing": {"arm": name, "phases": [asdict(phase) for phase in own]}, "machine": machine()}
+            )
             yield f"{name}: " + ", ".join(f"{phase.dense_step / phase.step:.2f}x" for phase in own)
 
 
@@ -193,34 +167,34 @@ def whole(path: Path, names: Sequence[str], setting: Setting) -> Iterator[str]:
     Raises:
         ValueError: the file holds runs of another setting.
     """
-    begin(path, setting)
+    run_file.begin(path, setting)
     sets = halves(setting)
     for name in names:
         wanted = recipe(name, setting, seed=0)
         result = fit(wanted, model=fresh(wanted, sets), train_set=sets.train, test_set=sets.test)
-        add(path, {"whole": {"arm": name, "seconds": result.training_seconds}, "machine": machine()})
+        run_file.add(path, {"whole": {"arm": name, "seconds": result.training_seconds}, "machine": machine()})
         yield f"{name}: {result.training_seconds:.1f} s in one piece"
 
 
 def read(path: Path) -> tuple[list[Row], str]:
     """What a file's runs and timings come to, and the figure that judges: of the test half, or of held-out samples."""
-    head, *kept = lines(path)
-    runs = [line["run"] for line in kept if "run" in line]
+    head, *kept = run_file.lines(path)
+    trained = [line["run"] for line in kept if "run" in line]
     timings = [line["timing"] for line in kept if "timing" in line]
     timed = {
         name: [[Phase(**phase) for phase in each["phases"]] for each in timings if each["arm"] == name]
         for name in dict.fromkeys(each["arm"] for each in timings)
     }
-    metric = runs[0]["metric"] if runs else "test figure"
+    metric = trained[0]["metric"] if trained else "test figure"
     judged = metric.replace("test", "held-out") if head["setting"]["held_out"] else metric
-    return rows(runs, timed, head["setting"]["batch_size"]), judged
+    return rows(trained, timed, head["setting"]["batch_size"]), judged
 
 
 def checks(path: Path, found: Sequence[Row]) -> list[str]:
     """What arms took in one piece, beside what is put together of their phases."""
     together = {row.arm: row.seconds for row in found}
     told = []
-    for line in (line["whole"] for line in lines(path) if "whole" in line):
+    for line in (line["whole"] for line in run_file.lines(path) if "whole" in line):
         parts = f"{together[line['arm']]:.1f} s" if together.get(line["arm"]) else "nothing yet"
         told.append(f"{line['arm']}: {line['seconds']:.1f} s in one piece, {parts} put together")
     return told

@@ -10,6 +10,7 @@ import proof_arms
 import proof_plot
 import proof_table
 import pytest
+import run_file
 import torch
 from proof import Case
 from proof_arms import ARMS, DENSE, FINAL, Setting
@@ -106,14 +107,14 @@ def test_the_program_trains_times_goes_on_and_tells(tiny, tmp_path, capsys):
     assert "out of time (before Case" in capsys.readouterr().out
     proof.main([str(path), *arms, *options])
     proof.main([str(path), *arms, *options, "--timing", "1", "--steps", "2"])
-    head, *runs, timing = proof.lines(path)
+    head, *runs, timing = run_file.lines(path)
     assert {"machine", "command", "setting"} == set(head) and not list(path.with_suffix(".runs").iterdir())
     assert [line["run"]["arm"] for line in runs] == [DENSE, "dense, 50% of the epochs"]
     assert timing["timing"]["arm"] == "dense, fused" and len(timing["timing"]["phases"]) == 2
     told = capsys.readouterr().out
     assert "| arm | held-out accuracy |" in told and "dense, fused | 0." in told and "| 0.500 |" in told
     proof.main([str(path), "--arms", DENSE, *options, "--whole"])
-    took = proof.lines(path)[-1]["whole"]["seconds"]
+    took = run_file.lines(path)[-1]["whole"]["seconds"]
     assert took > 0 and f"dense: {took:.1f} s in one piece, " in capsys.readouterr().out.splitlines()[-1]
     before = path.read_bytes()
     proof.main([str(path), *arms, *options])
@@ -218,15 +219,15 @@ def test_processes_share_the_runs_out_and_rewrite_nothing(tiny, tmp_path, monkey
     names = [(case.arm, case.seed) for case in trained]
     assert names[:3] == [("DST-EE 90%", 0), ("dense", 1), ("InfoBatch", 1)] and len(set(names)) == 6
     inode = path.stat().st_ino, path.stat().st_mtime_ns
-    proof.begin(path, tiny)
+    run_file.begin(path, tiny)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == inode
 
 
 def test_a_line_that_was_cut_short_is_left_out(tiny, tmp_path):
     path = tmp_path / "proof.jsonl"
-    proof.begin(path, tiny)
-    proof.add(path, {"run": run(DENSE, 0.5, 1)})
+    run_file.begin(path, tiny)
+    run_file.add(path, {"run": run(DENSE, 0.5, 1)})
     with path.open("a") as file:
         file.write('{"run": {"arm": "den')
-    assert len(proof.begin(path, tiny)) == 2
-    assert [json.loads(line) for line in path.read_text().splitlines()] == proof.lines(path)
+    assert len(run_file.begin(path, tiny)) == 2
+    assert [json.loads(line) for line in path.read_text().splitlines()] == run_file.lines(path)
