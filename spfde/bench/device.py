@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
@@ -15,8 +17,11 @@ from spfde.bench.device_ops import NETWORKS, measure_ops
 from spfde.bench.measuring import Group, measure
 from spfde.bench.record import Row
 from spfde.bench.subject import Layer, conv, linear
+from spfde.fusing.epilogue import call_with_epilogue
+from spfde.nn import FusedNormAct2d
 from spfde.tuning import device_profile, timing
-from spfde.tuning.device_profile import TORCH, TORCH_LAST, DeviceProfile, LayerSeconds
+from spfde.tuning.device_profile import PARTS, TORCH, TORCH_LAST, DeviceProfile, LayerSeconds
+from spfde.tuning.layer import step
 from spfde.tuning.samples import summarise
 from spfde.tuning.this_device import this_device
 
@@ -44,6 +49,10 @@ LAYERS = (
     ("16x16x3x3@32", 4), ("32x32x3x3@16", 4), ("64x64x3x3@8", 4), ("256x256x3x3@8", 4), ("512x512x3x3@4", 4),
     ("512x512x3x3@2", 4), ("576x192", 260), ("192x192", 260), ("768x192", 260), ("192x768", 260), ("80x1x7x7@20g80", 2),
     ("576x96x1x1@7", 4), ("4096x4096", 2), ("3072x768", 32), ("768x3072", 32),
+    ("16x16x3x3@32", 1), ("64x64x3x3@8", 1), ("512x512x3x3@4", 1), ("64x32x3x3@16/2", 4), ("40x1x7x7@40g40", 2),
+    ("320x1x7x7@5g320", 2), ("160x80x2x2@20/2", 2), ("384x384", 197), ("1536x384", 197), ("384x1536", 197),
+    # A single row: bound by reading the weights, and by writing their gradient.
+    ("4096x4096", 1), ("4096x8192", 1), ("1000x2048", 1),
 )  # fmt: skip
 Say = Callable[[str], object]
 
@@ -86,7 +95,7 @@ def fill(
         say("ops of " + ", ".join(name for name, *_ in networks))
         profile = replace(profile, ops=tuple(measure_ops(networks, timing.CLOCKS[clock])))
         profile.save(path)
-    known, longest = {key_of(row) for row in profile.layers}, 0.0
+    known, longest = {row.key for row in profile.layers}, 0.0
     for layer in usual_layers() if layers is None else layers:
         if _dense_key(layer) in known:
             continue
@@ -96,7 +105,8 @@ def fill(
             break
         say(str(layer))
         rows = measure(Group(layer, SPARSITIES, threads=torch.get_num_threads(), device=kind, clock=clock), repeats)
-        profile = replace(profile, layers=(*profile.layers, *_layer_seconds(layer, rows)))
+        normed = _normed(layer, repeats, kind, timing.CLOCKS[clock])
+        profile = replace(profile, layers=(*profile.layers, *_layer_seconds(layer, rows, normed)))
         profile.save(path)
         longest = max(longest, start - limit.left)
     return profile
@@ -105,11 +115,6 @@ def fill(
 def _what(device: device_profile.Device) -> str:
     """A virtual machine's CPU may be any of its maker's, so the instruction set counts."""
     return ", ".join(filter(None, (device.label, device.facts.get("isa"))))
-
-
-def key_of(row: LayerSeconds) -> tuple[object, ...]:
-    """What makes two rows the same measurement."""
-    return row.shape, row.batch, row.size, row.stride, row.groups, row.dtype, row.pattern, row.density, row.kernel
 
 
 def _dense_key(layer: Layer) -> tuple[object, ...]:
@@ -126,16 +131,34 @@ def _geometry(layer: Layer) -> tuple[tuple[int, ...], tuple[int, int], int, int]
     return shape, (height, width), layer.module.stride[0], layer.module.groups
 
 
-def _layer_seconds(layer: Layer, rows: Sequence[Row]) -> list[LayerSeconds]:
+def _normed(layer: Layer, repeats: int, device: str, clock: timing.Clock) -> dict[float, float]:
+    """Median seconds of a training step of the layer with a norm and a ReLU behind it, by sparsity.
+
+    Of those that are one op on a CPU, see `conv2d_norm_act`; nothing where they are called apart.
+    """
+    calls = {}
+    for sparsity in SPARSITIES if device == "cpu" and isinstance(layer.module, nn.Conv2d) else ():
+        sparse, x = layer.sparse(sparsity, "unstructured", device, "float32"), layer.input(device, "float32")
+        run = partial(call_with_epilogue, sparse, then=FusedNormAct2d(sparse.out_channels), rest=(None, "relu"))
+        live = x.requires_grad_()
+        if run(live).grad_fn.name() == "_Conv2dNormActBackward":
+            calls[sparsity] = step(run, live, [live, *sparse.parameters()])
+    return {key: median(found) for key, found in timing.cold(calls, repeats, device, clock).items()} if calls else {}
+
+
+def _layer_seconds(layer: Layer, rows: Sequence[Row], normed: Mapping[float, float]) -> list[LayerSeconds]:
     shape, size, stride, groups = _geometry(layer)
     found = []
     for row in rows:
-        parts = {part: summarise(row.seconds[part]) for part in device_profile.PARTS if row.seconds.get(part)}
-        if len(parts) == len(device_profile.PARTS):
-            seconds = {part: timing_.median for part, timing_ in parts.items()}
-            spread = max(timing_.spread for timing_ in parts.values())
+        parts = {part: summarise(row.seconds[part]) for part in (*PARTS, "step") if row.seconds.get(part)}
+        if len(parts) == len(PARTS) + 1:
+            seconds = {part: parts[part].median for part in PARTS}
+            spread = max(parts[part].spread for part in PARTS)
             how = (row.dtype, row.pattern, row.density, TORCHS.get(row.variant, row.kernel))
-            found.append(LayerSeconds(shape, layer.shape[0], size, stride, groups, *how, **seconds, spread=spread))
+            more = {"training": parts["step"].median, "normed": None if row.dense else normed.get(row.sparsity)}
+            found.append(
+                LayerSeconds(shape, layer.shape[0], size, stride, groups, *how, **seconds, spread=spread, **more)
+            )
     return found
 
 

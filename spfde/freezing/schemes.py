@@ -15,6 +15,14 @@ PERIODS = (4, 2)  # of the front blocks and of the middle ones: epochs of which 
 ROUNDING = 1e-12  # a target met exactly must not fail by rounding
 
 
+class Unreachable(ValueError):
+    """No schedule saves so much. most: the share that one does save, 0 where none saves anything."""
+
+    def __init__(self, text: str, most: float) -> None:
+        super().__init__(text)
+        self.most = most
+
+
 def to_freeze(blocks: int, fraction: float) -> int:
     """How many of the blocks `fraction` means: rounded to a whole number, at least one."""
     return max(1, math.floor(fraction * blocks + 0.5))
@@ -222,11 +230,12 @@ def _turns(groups: Sequence[Sequence[str]], delay: int, epochs: int) -> list[Cha
     ]
 
 
-def _unreachable(wanted: float, reachable: float, what: str) -> ValueError:
+def _unreachable(wanted: float, reachable: float, what: str) -> Unreachable:
     most = math.floor(reachable * 1e4) / 1e4
-    return ValueError(
+    return Unreachable(
         f"expected flops_reduction <= {most:.4f}, the most that freezing {what} saves, got {wanted}; try that, a "
-        "larger fraction or more epochs"
+        "larger fraction or more epochs",
+        max(0.0, most),
     )
 
 

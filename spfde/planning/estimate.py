@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -17,6 +17,7 @@ MEASURED, BETWEEN, ROOFLINE = "measured", "interpolated", "roofline"
 NEAR, NEIGHBOURS = 0.02, 4  # a distance that is none; how many measurements a figure between them leans on
 FAR = math.log(16)  # of the nearest measurement: further away it says nothing
 BYTES = 4
+Near = tuple[float, "Shape", LayerSeconds]  # a measurement, and how far away it is
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,13 @@ class Shape:
 
     @property
     def point(self) -> tuple[float, ...]:
-        """Where it lies among others: logarithms of positions, outputs, inputs of a group, taps."""
+        """Where it lies among others: logarithms of positions, outputs, inputs of a group, taps, and half of a side.
+
+        As many positions in few large images are other work than in many small ones: those have more of a border.
+        """
         rows, cols, *taps = self.shape
-        return math.log(self.positions), math.log(rows), math.log(cols), math.log(prod(taps))
+        side = math.log(prod(self.size)) / 2
+        return math.log(self.positions), math.log(rows), math.log(cols), math.log(prod(taps)), side / 2
 
     @property
     def activations(self) -> int:
@@ -66,21 +71,29 @@ class Shape:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds of the three products of a layer, and where they are from."""
+    """Seconds of a layer: of its three products alone, of all in a step, and where they are from.
+
+    norm: what a norm and a ReLU behind it add to a step where they are one op with it; None where nobody measured.
+    """
 
     forward: float
     input_grad: float
     weight_grad: float
+    step: float
     source: str
+    norm: float | None = None
 
-    @property
-    def step(self) -> float:
-        """All three."""
-        return self.forward + self.input_grad + self.weight_grad
+    def needing(self, input_grad: bool, weight_grad: bool) -> float:
+        """Of a step with these gradients: less by the share that the others have of the three products."""
+        if not (input_grad or weight_grad):
+            return self.forward
+        spared = (not input_grad) * self.input_grad + (not weight_grad) * self.weight_grad
+        return self.step * (1 - spared / (self.forward + self.input_grad + self.weight_grad))
 
     def scaled(self, factor: float) -> Seconds:
         """That many times as long."""
-        return Seconds(*(getattr(self, part) * factor for part in PARTS), self.source)
+        parts = {part: getattr(self, part) * factor for part in (*PARTS, "step")}
+        return replace(self, **parts)
 
 
 class Estimator:
@@ -104,19 +117,22 @@ class Estimator:
         """Seconds of a layer by a kernel, at a share of stored weights.
 
         Between measurements the ratio to the roofline is interpolated, in the logarithms of positions, outputs, inputs,
-        taps and density, from the nearest of the same kind; of another kernel size or stride where there is none.
+        taps, sides and density, from the nearest of the same kind; of another kernel size or stride where none is.
         """
-        parts = {part: self._roofline(shape, density) for part in PARTS}
-        near = self._nearest(shape, kernel, density)
+        near, floor = self._nearest(shape, kernel, density), self._roofline(shape, density)
         if not near or near[0][0] > FAR:
-            return Seconds(**parts, source=ROOFLINE)
-        source = MEASURED if near[0][0] < NEAR else BETWEEN
+            return Seconds(floor, floor, floor, 3 * floor, ROOFLINE)
+        parts = {part: floor * self._over(near, part) for part in PARTS}
+        step = 3 * floor * self._over(near, "step", 3)
+        rows = [each for each in near if each[2].normed is not None]
+        norm = max(0.0, 3 * floor * (self._over(rows, "normed", 3) - self._over(rows, "step", 3))) if rows else None
+        return Seconds(**parts, step=step, source=MEASURED if near[0][0] < NEAR else BETWEEN, norm=norm)
+
+    def _over(self, near: Sequence[Near], name: str, products: int = 1) -> float:
+        """How many times the roofline of so many products the measurements take, the nearer the more they count."""
         weights = [1 / max(distance, NEAR) ** 3 for distance, _, _ in near]
-        for part in PARTS:
-            logs = [math.log(getattr(row, part) / self._roofline(other, row.density)) for _, other, row in near]
-            mean = sum(w * each for w, each in zip(weights, logs, strict=True)) / sum(weights)
-            parts[part] *= math.exp(mean)
-        return Seconds(**parts, source=source)
+        logs = [math.log(getattr(row, name) / products / self._roofline(other, row.density)) for _, other, row in near]
+        return math.exp(sum(w * each for w, each in zip(weights, logs, strict=True)) / sum(weights))
 
     def copies(self, shape: Shape, first: bool) -> float:
         """Seconds of turning channels_last images round for a kernel that takes the other format, and back.
@@ -126,7 +142,7 @@ class Estimator:
         once = sum(self.op("aten::clone", 2 * BYTES * numbers)[0] for numbers in shape.ends)
         return (2 if first else 3) * once
 
-    def _nearest(self, shape: Shape, kernel: str, density: float) -> list[tuple[float, Shape, LayerSeconds]]:
+    def _nearest(self, shape: Shape, kernel: str, density: float) -> list[Near]:
         found = []
         for other, row in self._layers.get((kernel, shape.dtype), ()):
             gaps = [a - b for a, b in zip(shape.point, other.point, strict=True)]

@@ -18,6 +18,7 @@ from spfde.convert.sparsify import sparsify
 from spfde.freezing import blocks as blocks_of
 from spfde.freezing.block import FreezeBlock
 from spfde.freezing.costs import training_flops
+from spfde.freezing.schemes import Unreachable
 from spfde.fusing import fuse
 from spfde.kernels.dispatch import rule
 from spfde.kernels.dispatch.cost import constants, masked, ratio
@@ -25,7 +26,7 @@ from spfde.kernels.problem import Problem, bucket_of, problem_of
 from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer
 from spfde.planning.advice import advice
-from spfde.planning.estimate import ROOFLINE, Estimator, Seconds, Shape
+from spfde.planning.estimate import BYTES, ROOFLINE, Estimator, Seconds, Shape
 from spfde.planning.values import LayerPlan, Lever, Plan
 from spfde.planning.work import BACKWARD, FORWARD, LayerUse, StepWork, step_work
 from spfde.profiling.dense_baseline import takes_images
@@ -35,10 +36,12 @@ from spfde.train.build import freezer
 from spfde.train.recipe import Recipe
 from spfde.tuning import device_profile
 from spfde.tuning.device_profile import TORCH, TORCH_LAST, Device, DeviceProfile
+from spfde.tuning.ops import NORM, NORM_GRAD
 from spfde.tuning.this_device import this_device
 
 GRID = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # where a break-even is looked for
-NORMS = ("norm", "relu", "threshold", "clamp", "hardtanh", "add", "gelu", "silu")  # ops that a folded front leaves out
+FOLDABLE = ("batch_norm", "norm_act")  # norms that a frozen convolution takes in, with what else follows it:
+FOLDED = (*FOLDABLE, "relu", "clamp", "hardtanh", "add")
 MOMENTS = {"sgd": 1, "adamw": 2}  # tensors of the optimizer's state by parameter
 SHOWN = ("sparsity", "pattern", "distribution", "fuse", "epochs", "interval", "freeze", "freeze_by", "sieve", "prefix")
 
@@ -112,17 +115,17 @@ class _Planner:
             images = map_tensors(lambda x: x.contiguous(memory_format=last) if x.dim() == 4 else x, inputs)
             self.dense_works[TORCH_LAST] = step_work(deepcopy(dense).to(memory_format=last), images)
         self.dense_work, self.sparse_work = self.dense_works[TORCH], step_work(sparse, inputs)
-        self.guessed = 0.0
+        self.used: dict[str, Seconds] = {}  # seconds of the layers of the sparse step, by name
 
     def plan(self) -> Plan:
         totals = {kernel: self._torch_total(kernel) + self._around(work) for kernel, work in self.dense_works.items()}
         best, dense = min(totals.items(), key=lambda each: each[1])
         rows = [self._row(use, best) for use in self.sparse_work.layers]
-        around = self._around(self.sparse_work)
-        sparse = sum(row.planned for row in rows) + around
+        sparse = sum(row.planned for row in rows) + self._around(self.sparse_work)
         guessed = sum(row.planned for row in rows if row.source == ROOFLINE) + self._guessed_ops()
-        found, schedule = self._blocks()
-        stages = self._stages(found, rows, sparse)
+        found, schedule, unreachable = self._blocks()
+        stages = [self._stage(found, front) for front in range(1, len(found) + 1)]
+        stages.insert(0, sparse)
         fronts = self._fronts(found, schedule)
         mean = sum(stages[front] for front in fronts) / len(fronts) if fronts else sparse
         most = max(fronts, default=0) or len(found) // 2
@@ -133,7 +136,7 @@ class _Planner:
             stages[most] if found else None, tuple(stages), mean, kept,
             self._levers(found, fronts, stages, dense, sparse, mean, kept), self._parts(rows), guessed / sparse, (),
         )  # fmt: skip
-        return replace(made, advice=advice(made))
+        return replace(made, advice=(*unreachable, *advice(made)))
 
     # ---- seconds ----------------------------------------------------------------------------------------------------
 
@@ -166,7 +169,16 @@ class _Planner:
     def _around(self, work: StepWork) -> float:
         """Seconds of a step beside its layers."""
         ops = sum(self.estimator.op(op.name, op.amount)[0] for phase in work.ops.values() for op in phase)
-        return ops + self.estimator.op("optimizer", work.parameters)[0]
+        return ops + self._shared(work.layers) + self.estimator.op("optimizer", work.parameters)[0]
+
+    def _shared(self, uses: Sequence[LayerUse]) -> float:
+        """What the norms add that are one op with one of these layers; where nobody measured that, as ops alone."""
+        seconds = 0.0
+        for use in (use for use in uses if use.normed):
+            known, size = self.used[use.name].norm, BYTES * use.shape.ends[1]
+            apart = ((NORM, 2 * size), (NORM_GRAD, 3 * size)) if known is None else ()  # tensors read and written
+            seconds += (known or 0.0) + sum(self.estimator.op(*op)[0] for op in apart)
+        return seconds
 
     def _guessed_ops(self) -> float:
         found = [self.estimator.op(op.name, op.amount) for phase in self.sparse_work.ops.values() for op in phase]
@@ -175,7 +187,7 @@ class _Planner:
     def _row(self, use: LayerUse, best: str) -> LayerPlan:
         dense = self._torch(use.shape, best)
         if use.sparse is None:
-            planned = self._torch(use.shape, TORCH)  # the sparse step's images are contiguous
+            planned = self.used[use.name] = self._torch(use.shape, TORCH)  # the sparse step's images are contiguous
             return LayerPlan(
                 use.name, use.kind, use.shape.shape, 0.0, "dense", "stays dense", _of_step(dense, use),
                 _of_step(planned, use), None, planned.source,
@@ -184,6 +196,7 @@ class _Planner:
         planned = self._sparse(use.shape, kernel, use.density, problem)
         source = ROOFLINE if ROOFLINE in (dense.source, planned.source) else planned.source
         copies = self._copies(use) if skips_zeros(kernel) else 0.0
+        self.used[use.name] = planned.scaled(1 + copies / planned.step)
         return LayerPlan(
             use.name, use.kind, use.shape.shape, 1 - use.density, kernel, reason, _of_step(dense, use),
             _of_step(planned, use) + copies, self._break_even(use, problem, _of_step(dense, use)), source,
@@ -217,15 +230,27 @@ class _Planner:
 
     # ---- freezing ---------------------------------------------------------------------------------------------------
 
-    def _blocks(self) -> tuple[list[FreezeBlock], Any]:
-        """The blocks, and the recipe's freezer; nothing where the model has none."""
+    def _blocks(self) -> tuple[list[FreezeBlock], Any, tuple[str, ...]]:
+        """The blocks, the recipe's freezer, and why it saves less than was asked; nothing if there are no blocks."""
         try:
             found = blocks_of(self.sparse_model, self.inputs)
         except (ValueError, TypeError):
             if self.recipe.freeze:
                 raise
-            return [], None
-        return found, freezer(self.sparse_model, tuple(found), self.recipe, None) if self.recipe.freeze else None
+            return [], None, ()
+        if not self.recipe.freeze:
+            return found, None, ()
+        try:
+            return found, freezer(self.sparse_model, tuple(found), self.recipe, None), ()
+        except ValueError as error:
+            if not isinstance(error.__cause__, Unreachable):
+                raise
+            wanted, most = self.recipe.freeze, error.__cause__.most
+            self.recipe = replace(self.recipe, freeze=most)
+            how = f"planned with freeze {most:g}" if most else "planned without freezing"
+            told = f"freeze {wanted:g} is out of reach, {how}: {error.__cause__}"
+        made = freezer(self.sparse_model, tuple(found), self.recipe, None) if most else None
+        return found, made, (told,)
 
     def _fronts(self, found: Sequence[FreezeBlock], schedule: Any) -> list[int]:
         """How many blocks are frozen in each epoch; nothing where that is decided as the training goes."""
@@ -237,32 +262,29 @@ class _Planner:
             fronts.append(count)
         return fronts
 
-    def _stages(self, found: Sequence[FreezeBlock], rows: Sequence[LayerPlan], sparse: float) -> list[float]:
-        """Seconds of a step with the first 0, 1, ... blocks frozen: no backward, and a folded front's forward."""
-        stages, seconds = [sparse], sparse
-        uses = {use.name: use for use in self.sparse_work.layers}
-        planned = {row.name: row for row in rows}
-        ops = self.sparse_work.ops
-        total = sum(self.estimator.op(op.name, op.amount)[0] for op in ops[BACKWARD])
-        front = [self.estimator.op(op.name, op.amount)[0] for op in ops[FORWARD]]
-        foldable = sum(s for s, op in zip(front, ops[FORWARD], strict=True) if any(n in op.name for n in NORMS))
-        whole = sum(use.shape.positions * use.shape.shape[0] for use in uses.values()) or 1
-        for index, block in enumerate(found):
-            stem = [layer for layer in block.rest if layer.fixed_at == 1] if index == 0 else []
-            mine = [layer.traced.name for layer in (*block.layers, *stem)]
-            share = sum(uses[n].shape.positions * uses[n].shape.shape[0] for n in mine if n in uses) / whole
-            saved = share * total + (share * foldable if self.recipe.prefix else 0.0)
-            for name in mine:
-                if name in planned:
-                    saved += planned[name].planned * self._backward_share(uses[name], planned[name])
-            seconds -= saved
-            stages.append(max(seconds, 0.0))
-        return stages
-
-    def _backward_share(self, use: LayerUse, row: LayerPlan) -> float:
-        kernel = row.kernel if use.sparse is not None and skips_zeros(row.kernel) else TORCH
-        found = self.estimator.layer(use.shape, kernel, use.density if kernel != TORCH else 1.0)
-        return 1 - found.forward / _of_step(found, use)
+    def _stage(self, found: Sequence[FreezeBlock], front: int) -> float:
+        """Seconds of a step with so many blocks frozen: less backward, less for the optimizer, a folded forward."""
+        work, ops = self.sparse_work, self.sparse_work.ops
+        traced = {each.traced.name: each for block in found for each in block.layers}
+        traced.update({each.traced.name: each for each in found[0].rest})
+        seconds, active, frozen = 0.0, [], 0.0
+        for use in work.layers:
+            layer = traced.get(use.name)
+            input_grad = not use.first and (layer is None or front < layer.cut_at)
+            weight_grad = layer is None or front < layer.fixed_at
+            seconds += self.used[use.name].needing(input_grad, weight_grad)
+            if weight_grad:
+                active.append(use)
+            else:
+                frozen += BYTES * use.density * prod(use.shape.shape)
+        begin = min((use.before for use in active), default=len(ops[FORWARD]))
+        end = max((use.after for use in active), default=0)
+        inference = ops[FORWARD][:begin]
+        if self.recipe.prefix and any(name in op.name for op in inference for name in FOLDABLE):
+            inference = tuple(op for op in inference if not any(name in op.name for name in FOLDED))
+        left = (*inference, *ops[FORWARD][begin:], *ops[BACKWARD][:end])
+        optimizer = self.estimator.op("optimizer", max(0, round(work.parameters - frozen)))[0]
+        return seconds + sum(self.estimator.op(op.name, op.amount)[0] for op in left) + self._shared(active) + optimizer
 
     # ---- what it saves ----------------------------------------------------------------------------------------------
 
@@ -301,12 +323,14 @@ class _Planner:
         for op in (op for phase in self.sparse_work.ops.values() for op in phase):
             kind = _kind(op.name)
             parts[kind] = parts.get(kind, 0.0) + self.estimator.op(op.name, op.amount)[0]
+        if norms := self._shared(self.sparse_work.layers):
+            parts["norms"] = parts.get("norms", 0.0) + norms
         parts["optimizer"] = self.estimator.op("optimizer", self.sparse_work.parameters)[0]
         return dict(sorted(parts.items(), key=lambda each: -each[1]))
 
 
 def _of_step(seconds: Seconds, use: LayerUse) -> float:
-    return seconds.step - (seconds.input_grad if use.first else 0.0)
+    return seconds.needing(not use.first, True)
 
 
 def _input_size(shape: Shape) -> tuple[int, ...]:

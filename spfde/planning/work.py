@@ -15,15 +15,20 @@ from spfde._modules import batch_size, map_tensors, random_state_restored, run, 
 from spfde.bench.workload import mean_square
 from spfde.nn import SparseLayer
 from spfde.planning.estimate import Shape
-from spfde.tuning.ops import Op, OpLog, eager, is_last
+from spfde.tuning.ops import NORM, NORM_GRAD, Op, OpLog, eager, is_last
 
 SAMPLES = 4  # that a step is taken with, to see what it does
 FORWARD, BACKWARD = "forward", "backward"
+MARK = "a layer"  # among ops: here the layer of that number has its output, or the gradient of it
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """A layer with a weight, as a step uses it. first: whether its input needs no gradient. last: in channels_last."""
+    """A layer with a weight, as a step uses it.
+
+    first: whether its input needs no gradient. last: in channels_last. normed: it is one op with the norm behind it.
+    before: where the forward ops behind it begin. after: where the backward ops in front of it begin.
+    """
 
     name: str
     kind: str
@@ -32,11 +37,18 @@ class LayerUse:
     first: bool
     sparse: SparseLayer | None = None
     last: bool = False
+    normed: bool = False
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """What a step does at the full batch. ops: calls by phase. kept: bytes for the backward pass. parameters: bytes."""
+    """What a step does at the full batch.
+
+    ops: calls by phase, without the norms that are one op with a layer. kept: bytes for the backward pass. parameters:
+    bytes.
+    """
 
     layers: tuple[LayerUse, ...]
     ops: Mapping[str, tuple[Op, ...]]
@@ -68,12 +80,20 @@ def _first(inputs: Any, batch: int, few: int) -> Any:
 def _look(model: nn.Module, inputs: Any, factor: float) -> StepWork:
     """What a step does: layers and bytes kept at so many times these samples, ops as they are."""
     with random_state_restored(model), torch.enable_grad():
-        mean_square(run(model, inputs)).backward()  # what is made once, such as kernels' plans, is no step's
+        loss = mean_square(run(model, inputs))  # what is made once, such as kernels' plans, is no step's
+        normed = _normed(loss)
+        loss.backward()
+    model.zero_grad()  # as a step does: gradients are then given, not added
     layers: list[LayerUse] = []
 
     def see(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            layers.append(_use(name, module, next(tensors(args)), output, factor, not layers))
+            use = _use(name, module, next(tensors(args)), output, factor, not layers)
+            at = len(layers)
+            layers.append(replace(use, normed=use.sparse is not None and id(use.sparse.plan) in normed))
+            log.ops.append(Op(MARK, at))
+            if output.requires_grad:
+                output.register_hook(lambda grad: log.ops.append(Op(MARK, at)))
 
         return hook
 
@@ -88,18 +108,65 @@ def _look(model: nn.Module, inputs: Any, factor: float) -> StepWork:
         return tensor
 
     phases: dict[str, tuple[Op, ...]] = {}
+    places: dict[str, dict[int, int]] = {}
+    log = OpLog()
     try:
         with random_state_restored(model), torch.enable_grad():
-            with OpLog() as log, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with log, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = mean_square(run(model, inputs))
-            phases[FORWARD] = tuple(eager(log.ops))
-            with OpLog() as log:
+            shared = {at for at, use in enumerate(layers) if use.normed}
+            phases[FORWARD], places[FORWARD] = _placed(_without(eager(log.ops), shared, NORM))
+            log.ops.clear()
+            with log:
                 loss.backward()
-            phases[BACKWARD] = tuple(eager(log.ops))
+            left = _without(eager(log.ops)[::-1], shared, NORM_GRAD)[::-1]
+            phases[BACKWARD], places[BACKWARD] = _placed(left)
     finally:
         for hook in hooks:
             hook.remove()
-    return StepWork(tuple(layers), phases, round(sum(held.values()) * factor), 0)
+    found = [
+        replace(use, before=places[FORWARD][at], after=places[BACKWARD].get(at, len(phases[BACKWARD])))
+        for at, use in enumerate(layers)
+    ]
+    return StepWork(tuple(found), phases, round(sum(held.values()) * factor), 0)
+
+
+def _normed(loss: Tensor) -> set[int]:
+    """The plans (by id) of layers that ran as one op with the norm behind them."""
+    nodes, seen, found = [loss.grad_fn], set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "_Conv2dNormActBackward":
+            found.add(id(node.plan))
+        nodes += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def _without(ops: Sequence[Op], shared: set[int], norm: str) -> list[Op]:
+    """The ops, in a forward pass's order, without the norms that are one op with the layer in front of them."""
+    due, kept = 0, []
+    for op in ops:
+        due += op.name == MARK and op.amount in shared
+        if op.name == norm and due:
+            due -= 1
+        else:
+            kept.append(op)
+    return kept
+
+
+def _placed(ops: Sequence[Op]) -> tuple[tuple[Op, ...], dict[int, int]]:
+    """The ops without marks, and by layer how many of them its mark comes behind."""
+    kept: list[Op] = []
+    places: dict[int, int] = {}
+    for op in ops:
+        if op.name == MARK:
+            places[op.amount] = len(kept)
+        else:
+            kept.append(op)
+    return tuple(kept), places
 
 
 def _extrapolated(ops: Sequence[Op], less: Sequence[Op], few: int, fewer: int, batch: int) -> tuple[Op, ...]:

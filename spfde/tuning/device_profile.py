@@ -59,6 +59,8 @@ class LayerSeconds:
     kernel: "torch" or "torch channels_last" of the dense layer, whose density is 1; else that of a sparse layer, of
     which "dense" is the masked dense product. density: share of the weights that is stored. spread: the largest of
     the three (see `samples.Timing`). joules: of the three together, above the idle device; None where nobody tells.
+    training: seconds of forward and both gradients in one call, as a training step makes it. normed: of that with a
+    norm and a ReLU behind the layer, in the same op; None where they are ops of their own, or nobody measured.
     """
 
     shape: tuple[int, ...]
@@ -75,16 +77,31 @@ class LayerSeconds:
     weight_grad: float
     spread: float
     joules: float | None = None
+    training: float | None = None
+    normed: float | None = None
 
     @property
     def step(self) -> float:
-        """Seconds of all three."""
-        return self.forward + self.input_grad + self.weight_grad
+        """Seconds of all three: in one call, if that was measured, else one by one."""
+        return self.training or self.forward + self.input_grad + self.weight_grad
 
     @property
     def multiply_adds(self) -> int:
         """Those of the dense forward product."""
         return self.batch * prod(self.size) * prod(self.shape)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two rows the same measurement."""
+        how = (self.stride, self.groups, self.dtype, self.pattern, self.density, self.kernel)
+        return self.shape, self.batch, self.size, *how
+
+    def least(self, other: LayerSeconds) -> LayerSeconds:
+        """The lesser figures of two of the same measurement."""
+        found = {name: (getattr(self, name), getattr(other, name)) for name in (*PARTS, "training", "normed")}
+        return replace(
+            self, **{name: min((s for s in two if s is not None), default=None) for name, two in found.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,8 @@ class DeviceProfile:
         if self.device.kind not in KINDS:
             raise ValueError(f"expected a device of kind {' or '.join(KINDS)}, got {self.device.kind!r}")
         for row in self.layers:
-            if len(row.shape) not in (2, 4) or not all(getattr(row, part) > 0 for part in PARTS) or row.density <= 0:
+            seconds = [getattr(row, part) for part in PARTS] + [s for s in (row.training, row.normed) if s is not None]
+            if len(row.shape) not in (2, 4) or not all(each > 0 for each in seconds) or row.density <= 0:
                 raise ValueError(f"expected a layer with positive seconds and density, got {row}, try measuring again")
         for row in self.ops:
             if row.amount < 0 or row.seconds <= 0:
@@ -147,6 +165,20 @@ class DeviceProfile:
         """Writes JSON, whole or not at all."""
         write_json(Path(path), self.to_dict())
         return Path(path)
+
+    def least(self, other: DeviceProfile) -> DeviceProfile:
+        """This profile with the lesser figures of another of the same device, and what that has beside.
+
+        A virtual machine is slow for seconds at a time, by what its host does: that is in one of two runs, seldom both.
+        """
+        layers = {row.key: row for row in self.layers}
+        for row in other.layers:
+            layers[row.key] = row.least(layers[row.key]) if row.key in layers else row
+        ops = {(row.op, row.amount): row for row in self.ops}
+        for op in other.ops:
+            at = op.op, op.amount
+            ops[at] = min(op, ops.get(at, op), key=lambda each: each.seconds)
+        return replace(self, layers=tuple(layers.values()), ops=tuple(ops.values()))
 
     def joined(self, other: DeviceProfile) -> DeviceProfile:
         """This profile with the layers and ops of another of the same device added."""

@@ -1,5 +1,7 @@
 """Seconds from a profile made by hand: what was measured, what lies between, and what is only a roofline."""
 
+from dataclasses import replace
+
 import pytest
 
 from spfde.planning.estimate import BETWEEN, MEASURED, ROOFLINE, Estimator, Shape
@@ -32,6 +34,23 @@ def test_what_was_measured_is_told_as_it_is():
     assert (found.forward, found.input_grad, found.weight_grad) == pytest.approx((2e-4, 4e-4, 6e-4), rel=1e-3)
     assert found.step == pytest.approx(1.2e-3, rel=1e-3) and found.scaled(2).step == pytest.approx(2.4e-3, rel=1e-3)
     assert ESTIMATOR.kernels == ("native",)
+
+
+def test_a_step_is_what_was_measured_in_one_call():
+    whole = replace(ROWS[0], training=5e-3, normed=6e-3)
+    found = Estimator(replace(PROFILE, layers=(whole,))).layer(Shape((64, 64), 128), "torch")
+    assert (found.forward, found.step, found.norm) == pytest.approx((1e-3, 5e-3, 1e-3), rel=1e-3)
+    assert found.needing(True, True) == found.step and found.needing(False, False) == found.forward
+    assert (
+        found.needing(False, True) == pytest.approx(5e-3 * 4 / 6)
+        and ESTIMATOR.layer(Shape((64, 64), 128), "torch").norm is None
+    )
+
+
+def test_as_many_positions_in_images_of_another_size_are_not_that_measurement():
+    small = Estimator(replace(PROFILE, layers=(row((8, 8, 3, 3), 16, (2, 2), "torch", 1.0, 1e-3),)))
+    found = [small.layer(Shape((8, 8, 3, 3), batch, (side, side)), "torch").source for batch, side in ((16, 2), (1, 8))]
+    assert found == [MEASURED, BETWEEN]
 
 
 def test_between_two_measurements_the_ratio_to_the_roofline_is_kept():

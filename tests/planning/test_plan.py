@@ -17,6 +17,7 @@ from spfde.planning.estimate import Estimator
 from spfde.planning.work import step_work
 from spfde.train import Recipe
 from spfde.tuning.device_profile import OpSeconds
+from spfde.tuning.ops import NORM, NORM_GRAD
 
 RECIPE = Recipe(sparsity=0.9, freeze=0.1, sieve=0.2, epochs=20, interval=1, fuse=False)
 KERNELS = (("torch", 1.0, 1e-2), ("native", 0.1, 2e-3), ("native", 0.5, 2e-2))
@@ -196,3 +197,52 @@ def test_a_check_measures_the_same_steps(model, images):
     names = [miss.name for miss in check(made, load, repeats=1)]
     assert names == ["dense step", "sparse step", "half frozen step"]
     assert Miss("a step", 1.2, 1.0).off == pytest.approx(0.2)
+
+
+def test_a_step_gives_gradients_and_adds_none():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    ops = step_work(model, torch.randn(8, 3)).ops["backward"]
+    assert not [op for op in ops if op.name == "aten::add_"]
+
+
+def test_a_norm_that_is_one_op_with_its_convolution_is_planned_as_one(model, images):
+    work = step_work(spfde.fuse(spfde.sparsify(deepcopy(model), 0.9)), images)
+    normed = [use.name for use in work.layers if use.normed]
+    left = [[op.name for op in ops].count(name) for ops, name in zip(work.ops.values(), (NORM, NORM_GRAD), strict=True)]
+    assert len(normed) == 18 and "conv1" not in normed and left == [1, 1]
+    norms = (OpSeconds(NORM, 1, 1e-6), OpSeconds(NORM_GRAD, 1, 1e-6))
+    recipe = replace(RECIPE, fuse=True, freeze=0.0)
+    layers = [(CONV[0], replace(CONV[1], training=3e-3, normed=seconds), CONV[2]) for seconds in (None, 3.1e-3)]
+    apart, one = (spfde.plan(model, images, recipe, device=replace(SLOW, layers=x, ops=norms)) for x in layers)
+    inner = [{row.name: row for row in each.layers}["layer1.0.conv1"].planned for each in (apart, one)]
+    assert inner == pytest.approx([3e-3, 3e-3], rel=0.01), "the norm is not the layer's"
+    assert apart.parts["norms"] > 19 * 4 * 5 * 8 * 16 * 16 * 1e-6 > one.parts["norms"] > 6e-4
+    assert one.sparse == pytest.approx(sum(one.parts.values())) and one.stages[-1] < one.sparse
+
+
+def test_frozen_norms_fold_into_convolutions_alone(model, images):
+    def saved(model, inputs, op):
+        slow = replace(SLOW, ops=(OpSeconds(op, 1, 1e-9), OpSeconds(op, 10**9, 1.0)))
+        return spfde.plan(model, inputs, replace(RECIPE, freeze=0.0), device=slow).stages
+
+    whole, *_, last = saved(model, images, "aten::native_batch_norm")
+    assert whole - last > 0.9 * 19 * 8 * 16 * 64 * 8 * 1e-9
+    parts = [nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)) for _ in range(4)]
+    x = torch.randn(8, 64)
+    norms, none = (saved(nn.Sequential(*parts), x, f"aten::native_{op}") for op in ("layer_norm", "nothing"))
+    added = [a - b for a, b in zip(norms, none, strict=True)]
+    assert len(added) > 1 and added[0] > 0 and added == pytest.approx(added[:1] * len(added)), (
+        "those of LayerNorms stay"
+    )
+
+
+def test_freezing_that_cannot_be_reached_is_planned_as_far_as_it_can(model, images):
+    made = spfde.plan(model, images, replace(RECIPE, freeze=0.5), device=SLOW)
+    assert 0.1 < made.recipe["freeze"] < 0.5
+    assert f"freeze 0.5 is out of reach, planned with freeze {made.recipe['freeze']:g}: expected" in made.advice[0]
+    assert "larger fraction or more epochs" in str(made)
+    assert {lever.name: lever for lever in made.levers}["layer freezing"].flops >= made.recipe["freeze"]
+    none = spfde.plan(model, images, replace(RECIPE, epochs=2000, interval=1999), device=SLOW)
+    assert "planned without freezing" in none.advice[0] and none.mean == none.sparse
+    with pytest.raises(ValueError, match="freeze_fraction"):
+        spfde.plan(model, images, replace(RECIPE, freeze_fraction=0.95, interval=1, epochs=40), device=SLOW)

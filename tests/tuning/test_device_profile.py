@@ -29,6 +29,15 @@ def test_profiles_of_a_device_join():
     assert PROFILE.joined(replace(PROFILE, layers=(LAYER, LAYER), ops=())).layers == (LAYER,) * 3
 
 
+def test_the_least_of_two_runs():
+    slow = replace(LAYER, forward=5e-3, weight_grad=1e-3, training=4e-3)
+    other = replace(LAYER, batch=4)
+    ops = OpSeconds("relu", 1024, 2e-6), OpSeconds("relu", 8, 1e-7)
+    made = PROFILE.least(replace(PROFILE, layers=(slow, other), ops=ops))
+    assert made.layers == (replace(LAYER, weight_grad=1e-3, training=4e-3), other)
+    assert made.layers[0].step == 4e-3 and made.ops == (*PROFILE.ops, ops[1])
+
+
 @pytest.mark.parametrize(
     ("change", "named_"),
     [
@@ -39,6 +48,7 @@ def test_profiles_of_a_device_join():
         ({"peak": {}}, "peak"),
         ({"layers": [{"shape": [1, 2]}]}, "layers"),
         ({"layers": [{**json.loads(json.dumps(PROFILE.to_dict()))["layers"][0], "forward": -1.0}]}, "positive seconds"),
+        ({"layers": [{**json.loads(json.dumps(PROFILE.to_dict()))["layers"][0], "normed": 0.0}]}, "positive seconds"),
         ({"ops": [{"op": "relu", "amount": 4, "seconds": 0.0}]}, "positive seconds"),
         ({"device": {"name": "x"}}, "kind"),
         ({"device": {"name": "x", "kind": "tpu", "units": 1, "memory": 1}}, "tpu"),
