@@ -28,7 +28,7 @@ from typing import Any
 import run_file
 import torch
 from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, TUNED, Setting, fresh, halves, recipe
-from proof_table import Row, rows, table
+from proof_table import Row, is_plain, rows, table
 from proof_timing import Phase, phases
 from timing import machine
 
@@ -151,7 +151,7 @@ def clock(path: Path, names: Sequence[str], setting: Setting, rounds: int, steps
         ValueError: the file holds runs of another setting.
     """
     run_file.begin(path, setting)
-    timed = [name for name in names if name != DENSE and ARMS[name].share == ARMS[name].rate == 1]
+    timed = [name for name in names if not is_plain(name) and ARMS[name].rate == 1]
     for _ in range(rounds):
         for name in timed:
             own = phases(name, setting, steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -92,8 +92,9 @@ class Lane:
 
 def phases(name: str, setting: Setting, steps: int, seed: int = 0) -> list[Phase]:
     """Time every epoch of an arm's schedule, each right after one of the dense training."""
+    as_long = replace(setting, epochs=recipe(name, setting, seed).epochs)  # whatever the arm's share of the epochs
     with isolated():
-        lanes = [Lane(each, setting, steps, seed) for each in (DENSE, name)]
+        lanes = [Lane(DENSE, as_long, steps, seed), Lane(name, setting, steps, seed)]
         timed = []
         for number in range(lanes[1].loop.session.recipe.epochs):
             dense, own = (lane.epoch(number) for lane in lanes)
