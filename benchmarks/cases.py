@@ -129,6 +129,8 @@ OCCUPIED = (0.2, 0.1, 0.4)  # share of the tiles that store any
 BIG, WIDE = (Layer("linear", 16384, shape, bias=False) for shape in ((4096, 4096), (1024, 4096)))
 # The layers of ViT-L's MLP at the batch that torch's 2:4 training was timed at: 1.25x over dense on an A100, float16.
 VIT_MLP = [Layer("linear", 44160, shape, bias=False) for shape in ((1024, 4096), (4096, 1024))]
+# Where single weights are to pay on a GPU: against a dense product that is exact, and in 16 bits when few are left.
+SINGLE = Layer("linear", 4096, (4096, 4096), bias=False)
 # ResNet-50 on 224-pixel images: its 3x3 convolutions with at least 256 channels.
 RESNET = [
     conv(64, (channels, channels), size, 3, stride, bias=False)
@@ -153,6 +155,7 @@ def gpu_layers(first: Sequence[Case] = ()) -> list[Case]:
     return list(dict.fromkeys([
         *first,
         *(replace(clustered, sparsity=round(1 - share, 10)) for share in OCCUPIED),
+        *(Case(SINGLE, sparsity=sparsity, dtype=dtype) for dtype in ("tf32", "float32") for sparsity in SPARSITIES[1:]),
         *_blocks(BIG, "bfloat16", BLOCKS[:1]), *some(BIG, "bfloat16", BLOCKS), *some(BIG, "tf32", BLOCKS[:1]),
         *(case for layer in VIT_MLP for case in (in_blocks(layer, 64, 0.1, "float16"), two_of_four(layer))),
         *_blocks(WIDE, "bfloat16", BLOCKS[:1]), *_resnet("tf32", BLOCKS[:1]), *_resnet("bfloat16", BLOCKS),

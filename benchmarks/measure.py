@@ -115,7 +115,7 @@ def _network(case: NetworkCase, rounds: int, device: str) -> Cell:
         given = networks.pair(case, device)
     except Exception as error:
         return replace(cell, failed={"all of it": _named(error)})
-    for name in networks.VARIANTS:
+    for name in networks.variants():
         try:
             calls[name] = networks.calls(given, name)
         except Exception as error:

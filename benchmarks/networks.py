@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spfde
+from spfde.kernels import triton
 from spfde.nn import SparseLayer
 
 DENSE = ("contiguous", "channels_last", "compiled")
@@ -137,7 +138,12 @@ def cases(name: str, sparsities: list[float]) -> list[Sparse]:
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
 
 PARTS = ("step", "half frozen step", "frozen forward")
-VARIANTS = ("triton", "triton unfused", "auto", "dense channels_last")  # every layer by Triton, fused or not, ...
+
+
+def variants() -> tuple[str, ...]:
+    """What is timed: every layer by Triton, or where it is missing in CUDA C++, fused or not, and the rest."""
+    ours = "triton" if triton.available() else "cuda"
+    return ours, f"{ours} unfused", "auto", "dense channels_last"
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def pair(case: NetworkCase, device: str = "cuda") -> Pair:
 
 
 def calls(given: Pair, name: str) -> dict[str, Callable[[], Tensor]]:
-    """What to time of one of VARIANTS, by part; all have run once.
+    """What to time of one of `variants`, by part; all have run once.
 
     Raises:
         ValueError: a result is not finite.
@@ -189,11 +195,11 @@ def calls(given: Pair, name: str) -> dict[str, Callable[[], Tensor]]:
 
     def model() -> nn.Module:
         made = deepcopy(given.dense if name.startswith("dense") else given.sparse)
-        if name == "triton unfused":
+        if name.endswith(" unfused"):
             spfde.unfuse(made)
         for layer in made.modules():
-            if isinstance(layer, SparseLayer) and name.startswith("triton"):
-                layer.kernel = "triton"
+            if isinstance(layer, SparseLayer) and name.startswith(("triton", "cuda")):
+                layer.kernel = name.split()[0]
         return made.to(given.x.device, memory_format=torch.channels_last)
 
     half, whole = model(), spfde.freezing.freeze(model())

@@ -12,7 +12,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from cases import BIG, RESNET, SPARSITIES, VIT_MLP, Case, in_blocks
+from cases import BIG, RESNET, SINGLE, SPARSITIES, VIT_MLP, Case, in_blocks
 from networks import PARTS as NETWORK_PARTS
 from record import NOISE, Cell, Record, times
 from variants import PARTS
@@ -49,7 +49,8 @@ def cpu_verdicts(cell: Cell) -> Iterator[tuple[str, float | None, float]]:
 
 HEAD = ("target", "case", "asked", "measured", "met")
 COLUMNS = dict.fromkeys((*PARTS, *NETWORK_PARTS))
-PEERS = ("torch bsr", "torch 2:4")
+PEERS = ("torch bsr", "torch csr", "torch 2:4")
+SINGLES = "training step, single weights"
 GAIN = 1.1  # a gain beyond what two runs differ by
 STOCK = 1.25  # what torch's 2:4 training of that MLP gains on an A100 (torchao, pull request 184)
 AUTO = 0.9  # speed-up that "auto" is to have at least, wherever there is a case
@@ -82,6 +83,9 @@ GPU_TARGETS = (
     Target("frozen, no gradient wanted below, over a dense step", _big(64, 0.1), "frozen prefix", 3.0, over="step"),
     *(Target("training step, ResNet-50 layer", in_blocks(layer, 64, 0.2), "step", GAIN) for layer in RESNET),
     *(Target("training step, ViT-L MLP", in_blocks(layer, 64, 0.1, "float16"), "step", STOCK) for layer in VIT_MLP),
+    *(Target(f"{SINGLES}, float32", Case(SINGLE, sparsity=s), "step", x) for s, x in ((0.8, 1.5), (0.9, 3.0))),
+    *(Target(f"{SINGLES}, ResNet-50 layer", Case(layer), "step", GAIN) for layer in RESNET),
+    Target(f"{SINGLES}, 16 bits", Case(SINGLE, sparsity=0.98, dtype="bfloat16"), "step", GAIN),
 )
 
 

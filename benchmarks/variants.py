@@ -16,6 +16,7 @@ from cases import Case, Layer
 from torch import Tensor, nn
 
 import spfde
+from spfde.kernels import triton
 
 # The kernel of a variant; "2:4" is torch's product for the weights that a layer of ours stores.
 KERNELS = {
@@ -106,11 +107,15 @@ def names(case: Case, device: str, compiled: bool = True) -> list[str]:
         if case.pattern == "2:4":
             return [*dense, "2:4", "masked", "torch 2:4"]
         peers = ["torch bsr"] if case.pattern.startswith("block") and linear else []
+        if plain:  # torch has cuSPARSE's products, of which the sampled one knows no 16 bits
+            exact = linear and case.dtype in ("float32", "tf32")
+            return [*dense, "cuda", "masked", *(["torch csr"] if exact else [])]
+        ours = OURS[device] if triton.available() else ("cuda", "masked")
         # 2:4 knows one density and, here, no TF32; the block of a case does not matter to it.
         some = case.pattern == "block:64x64" and case.dtype == "bfloat16"
         peers += ["torch 2:4"] if some and case.sparsity == 0.9 else []
-        cuda = ["cuda"] if some and case.sparsity in (0.8, 0.9) else []  # where Triton runs, only to compare
-        return [*dense, *OURS[device], *cuda, *(peers if linear else [])]
+        cuda = ["cuda"] if some and case.sparsity in (0.8, 0.9) and "cuda" not in ours else []  # only to compare
+        return [*dense, *ours, *cuda, *(peers if linear else [])]
     peers = ["torch csr", "sparseprop"] if linear else ["sparseprop"]
     return [*dense, *(f"{name} compiled" for name in dense if compiled), *OURS[device], *(peers if plain else ())]
 

@@ -69,7 +69,8 @@ def test_what_is_wrong_fails_and_what_cannot_run_is_absent(monkeypatch, capfd):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
-def test_peers_of_a_gpu_have_a_forward_pass_alone():
+def test_peers_of_a_gpu_have_a_forward_pass_alone(monkeypatch):
+    monkeypatch.setattr(variants.triton, "available", lambda: True)
     case = Case(Layer("linear", 8, (64, 64), bias=False), "block:16x16", 0.5)
     made = variant(case, "torch bsr", sparse_layer(case))
     assert list(made.parts()) == ["forward"]
@@ -77,6 +78,16 @@ def test_peers_of_a_gpu_have_a_forward_pass_alone():
     assert int((peers._two_of_four(torch.ones(4, 8)) != 0).sum()) == 16
     assert names(case, "cuda") == ["dense", "triton", "masked", "torch bsr"]
     assert "torch 2:4" in names(Case(LINEAR, "block:64x64", 0.9, "bfloat16"), "cuda")
+
+
+def test_on_a_gpu_cuda_multiplies_single_weights_and_blocks_without_triton(monkeypatch):
+    assert names(Case(LINEAR), "cuda") == ["dense", "cuda", "masked", "torch csr"]
+    assert names(Case(LINEAR, dtype="bfloat16"), "cuda") == ["dense", "cuda", "masked"]
+    assert names(Case(CONV), "cuda") == ["dense", "dense channels_last", "cuda", "masked"]
+    monkeypatch.setattr(variants.triton, "available", lambda: False)
+    blocks = Case(LINEAR, "block:64x64", 0.9, "bfloat16")
+    assert names(blocks, "cuda") == ["dense", "cuda", "masked", "torch bsr", "torch 2:4"]
+    assert networks.variants() == ("cuda", "cuda unfused", "auto", "dense channels_last")
 
 
 def test_a_network_on_a_gpu_is_timed_as_it_is_trained(monkeypatch):
@@ -89,6 +100,7 @@ def test_a_network_on_a_gpu_is_timed_as_it_is_trained(monkeypatch):
     case = NetworkCase(Network("vit", batch=2, size=8), Sparse("block:16x16", 0.5))
     given = networks.pair(case, "cpu")
     frozen = []
+    monkeypatch.setattr(networks.triton, "available", lambda: True)
     monkeypatch.setattr(networks, "_freeze", lambda model, name: frozen.append(name))
     assert list(networks.calls(given, "auto")) == list(networks.PARTS)
     assert frozen == list(given.front) != []
