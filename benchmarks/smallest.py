@@ -1,6 +1,6 @@
 """One training step of the smallest layers that reach every kernel, for compute-sanitizer: it makes them slow.
 
-Those of Triton, then those in CUDA C++ where they were built.
+Those of Triton where it is installed, then those in CUDA C++ where they were built.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ import torch
 from torch import nn
 
 import spfde
-from spfde.kernels.cuda import absence
+from spfde.kernels import cuda, triton
 from spfde.models.transformer import Block
 from spfde.nn import SparseLayer
 
 
 def main() -> None:
-    """Runs them, each on an input of its own."""
+    """Runs them, each on an input of its own.
+
+    Raises:
+        SystemExit: there are neither.
+    """
     torch.manual_seed(0)
-    for kernel in ("triton", *(["cuda"] if absence() is None else [])):
-        for model, shape in models():
+    missing = {"triton": triton.why_not("cuda"), "cuda": cuda.absence()}
+    if all(missing.values()):
+        raise SystemExit(f"expected Triton or CUDA C++ kernels, got neither: {'; '.join(map(str, missing.values()))}")
+    for kernel in (name for name, reason in missing.items() if reason is None):
+        for model, shape in (*models(), *(singles() if kernel == "cuda" else ())):
             for layer in model.modules():
                 if isinstance(layer, SparseLayer):
                     layer.kernel = kernel
@@ -46,6 +53,13 @@ def models() -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
     yield spfde.sparsify(nn.Conv2d(32, 32, 1), **blocks), (1, 32, 4, 4)
     for tokens in (20, 4100):
         yield spfde.fuse(spfde.sparsify(Block(64, 2), **blocks)), (1, tokens, 64)
+
+
+def singles() -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
+    """Layers for the kernels of single weights in CUDA C++, few enough of them for a sampled weight gradient."""
+    for groups in (1, 3):
+        yield spfde.sparsify(nn.Conv2d(36, 33, 3, 2, 1, groups=groups), 0.95), (1, 36, 5, 6)
+    yield spfde.sparsify(nn.Linear(130, 140), 0.97), (20, 130)
 
 
 if __name__ == "__main__":
