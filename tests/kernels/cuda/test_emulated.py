@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.full
 SOME = "130x67"  # the cases of more than one tile in every direction
 
 
-def run(folder: Path, only: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    given = [folder / "cuda_tests", *([only] if only else [])]
-    return subprocess.run(given, capture_output=True, text=True, env=os.environ | environment, timeout=1800)
+def run(program: Path, only: str = "") -> subprocess.CompletedProcess[str]:
+    given = [program, *([only] if only else [])]
+    return subprocess.run(given, capture_output=True, text=True, timeout=1800)
 
 
-def test_every_order_of_the_threads():
-    done = run(built("cuda", "cuda_tests"))
+def test_every_order_of_the_threads(tmp_path):
+    done = run(program_of(None, "", tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(order in done.stdout for order in ("lock-step", "warp-greedy", "random"))
 
@@ -43,8 +43,8 @@ def test_every_order_of_the_threads():
         "conv blocks 7",
     ],
 )
-def test_sanitizers_find_nothing(sanitizer, only):
-    done = run(built(f"cuda-{sanitizer}", "cuda_tests", f"-DSANITIZE={sanitizer}"), only)
+def test_sanitizers_find_nothing(sanitizer, only, tmp_path):
+    done = run(program_of(None, sanitizer, tmp_path), only)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
@@ -145,13 +145,14 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def planted(fault: Fault, sources: Path) -> None:
-    """Makes `sources` those of the kernels with a fault; only what changed is written, so that no more is compiled."""
+def planted(fault: Fault | None, sources: Path) -> None:
+    """Makes `sources` the kernels', with the fault if any; what did not change is left, so that no more is compiled."""
     origin = ROOT / "csrc"
     wanted = {path.relative_to(origin): path.read_text() for path in origin.rglob("*") if path.is_file()}
-    faulty = Path("cuda", fault.file)
-    assert wanted[faulty].count(fault.before) == 1
-    wanted[faulty] = wanted[faulty].replace(fault.before, fault.after)
+    if fault:
+        faulty = Path("cuda", fault.file)
+        assert wanted[faulty].count(fault.before) == 1
+        wanted[faulty] = wanted[faulty].replace(fault.before, fault.after)
     there = {path.relative_to(sources): path for path in sources.rglob("*") if path.is_file()}
     for name in there.keys() - wanted.keys():
         there[name].unlink()
@@ -161,15 +162,18 @@ def planted(fault: Fault, sources: Path) -> None:
             (sources / name).write_text(text)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_seen(fault):
-    name = f"cuda-faulty-{fault.sanitizer or 'plain'}"
+def program_of(fault: Fault | None, sanitizer: str, folder: Path) -> Path:
+    """The program in `folder`, of sources with a fault or of sound ones; all of a sanitizer are built in one place."""
+    name = f"cuda-{sanitizer or 'plain'}"
     sources = ROOT / f"build/{name}-sources"
-    with FileLock(f"{sources}.lock"):  # another process has another fault for the same folders
+    with FileLock(f"{sources}.lock"):  # another process has other sources for the same folders
         planted(fault, sources)
-        done = run(
-            built(name, "cuda_tests", f"-DSOURCES={sources}", f"-DSANITIZE={fault.sanitizer}"),
-            ONLY.get(fault.file, SOME),
-        )
+        where = built(name, "cuda_tests", f"-DSOURCES={sources}", f"-DSANITIZE={sanitizer}")
+        return Path(shutil.copy2(where / "cuda_tests", folder))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_seen(fault, tmp_path):
+    done = run(program_of(fault, fault.sanitizer, tmp_path), ONLY.get(fault.file, SOME))
     assert done.returncode != 0
     assert fault.seen in done.stdout + done.stderr
