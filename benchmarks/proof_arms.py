@@ -104,7 +104,7 @@ ARMS: Mapping[str, Arm] = {
     # More epochs than dense training has, where they still are so much faster.
     **{
         f"SpFDE 10% + 10%, {share:.0%} of the epochs": Arm({**SPARSE, "freeze": 0.1, "sieve": 0.1}, share)
-        for share in (4 / 3, 5 / 3, 11 / 6, 2)
+        for share in (4 / 3, 3 / 2, 5 / 3, 11 / 6, 2)
     },
     **{
         f"SpFDE {share:.0%} + {share:.0%}, random sieve": Arm(
