@@ -18,6 +18,7 @@ from spfde.bench.measuring import Group, measure
 from spfde.bench.record import Row
 from spfde.bench.subject import Layer, conv, linear
 from spfde.fusing.epilogue import call_with_epilogue
+from spfde.kernels.conv2d_norm_act import NODE
 from spfde.nn import FusedNormAct2d
 from spfde.tuning import device_profile, timing
 from spfde.tuning.device_profile import PARTS, TORCH, TORCH_LAST, DeviceProfile, LayerSeconds
@@ -141,7 +142,7 @@ def _normed(layer: Layer, repeats: int, device: str, clock: timing.Clock) -> dic
         sparse, x = layer.sparse(sparsity, "unstructured", device, "float32"), layer.input(device, "float32")
         run = partial(call_with_epilogue, sparse, then=FusedNormAct2d(sparse.out_channels), rest=(None, "relu"))
         live = x.requires_grad_()
-        if run(live).grad_fn.name() == "_Conv2dNormActBackward":
+        if run(live).grad_fn.name() == NODE:
             calls[sparsity] = step(run, live, [live, *sparse.parameters()])
     return {key: median(found) for key, found in timing.cold(calls, repeats, device, clock).items()} if calls else {}
 

@@ -132,6 +132,9 @@ class _Conv2dNormAct(EndsWithNormAct):
             return _backward(ctx, dy)
 
 
+NODE = f"{_Conv2dNormAct.__name__}Backward"  # what autograd calls the node of its results
+
+
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     plan, found, settings = ctx.plan, ctx.call, ctx.settings
     plan.check(ctx.topology_version)

@@ -26,9 +26,10 @@ from spfde.kernels.problem import Problem, bucket_of, problem_of
 from spfde.kernels.registry import skips_zeros
 from spfde.nn import SparseLayer
 from spfde.planning.advice import advice
-from spfde.planning.estimate import BYTES, ROOFLINE, Estimator, Seconds, Shape
+from spfde.planning.estimate import ROOFLINE, Estimator, Seconds, Shape
+from spfde.planning.step_seconds import around, frozen_step, shared_norms
 from spfde.planning.values import LayerPlan, Lever, Plan
-from spfde.planning.work import BACKWARD, FORWARD, LayerUse, StepWork, step_work
+from spfde.planning.work import LayerUse, StepWork, step_work
 from spfde.profiling.dense_baseline import takes_images
 from spfde.profiling.memory import size_of
 from spfde.sparse.pattern import Pattern
@@ -36,12 +37,9 @@ from spfde.train.build import freezer
 from spfde.train.recipe import Recipe
 from spfde.tuning import device_profile
 from spfde.tuning.device_profile import TORCH, TORCH_LAST, Device, DeviceProfile
-from spfde.tuning.ops import NORM, NORM_GRAD
 from spfde.tuning.this_device import this_device
 
 GRID = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # where a break-even is looked for
-FOLDABLE = ("batch_norm", "norm_act")  # norms that a frozen convolution takes in, with what else follows it:
-FOLDED = (*FOLDABLE, "relu", "clamp", "hardtanh", "add")
 MOMENTS = {"sgd": 1, "adamw": 2}  # tensors of the optimizer's state by parameter
 SHOWN = ("sparsity", "pattern", "distribution", "fuse", "epochs", "interval", "freeze", "freeze_by", "sieve", "prefix")
 
@@ -124,8 +122,8 @@ class _Planner:
         sparse = sum(row.planned for row in rows) + self._around(self.sparse_work)
         guessed = sum(row.planned for row in rows if row.source == ROOFLINE) + self._guessed_ops()
         found, schedule, unreachable = self._blocks()
-        stages = [self._stage(found, front) for front in range(1, len(found) + 1)]
-        stages.insert(0, sparse)
+        given = self.estimator, self.sparse_work, self.used, found
+        stages = [sparse, *(frozen_step(*given, front, self.recipe.prefix) for front in range(1, len(found) + 1))]
         fronts = self._fronts(found, schedule)
         mean = sum(stages[front] for front in fronts) / len(fronts) if fronts else sparse
         most = max(fronts, default=0) or len(found) // 2
@@ -167,18 +165,7 @@ class _Planner:
         return found.scaled(ratio(problem, cost) / ratio(problem._replace(block=(1, 1)), cost))
 
     def _around(self, work: StepWork) -> float:
-        """Seconds of a step beside its layers."""
-        ops = sum(self.estimator.op(op.name, op.amount)[0] for phase in work.ops.values() for op in phase)
-        return ops + self._shared(work.layers) + self.estimator.op("optimizer", work.parameters)[0]
-
-    def _shared(self, uses: Sequence[LayerUse]) -> float:
-        """What the norms add that are one op with one of these layers; where nobody measured that, as ops alone."""
-        seconds = 0.0
-        for use in (use for use in uses if use.normed):
-            known, size = self.used[use.name].norm, BYTES * use.shape.ends[1]
-            apart = ((NORM, 2 * size), (NORM_GRAD, 3 * size)) if known is None else ()  # tensors read and written
-            seconds += (known or 0.0) + sum(self.estimator.op(*op)[0] for op in apart)
-        return seconds
+        return around(self.estimator, work, self.used)
 
     def _guessed_ops(self) -> float:
         found = [self.estimator.op(op.name, op.amount) for phase in self.sparse_work.ops.values() for op in phase]
@@ -262,30 +249,6 @@ class _Planner:
             fronts.append(count)
         return fronts
 
-    def _stage(self, found: Sequence[FreezeBlock], front: int) -> float:
-        """Seconds of a step with so many blocks frozen: less backward, less for the optimizer, a folded forward."""
-        work, ops = self.sparse_work, self.sparse_work.ops
-        traced = {each.traced.name: each for block in found for each in block.layers}
-        traced.update({each.traced.name: each for each in found[0].rest})
-        seconds, active, frozen = 0.0, [], 0.0
-        for use in work.layers:
-            layer = traced.get(use.name)
-            input_grad = not use.first and (layer is None or front < layer.cut_at)
-            weight_grad = layer is None or front < layer.fixed_at
-            seconds += self.used[use.name].needing(input_grad, weight_grad)
-            if weight_grad:
-                active.append(use)
-            else:
-                frozen += BYTES * use.density * prod(use.shape.shape)
-        begin = min((use.before for use in active), default=len(ops[FORWARD]))
-        end = max((use.after for use in active), default=0)
-        inference = ops[FORWARD][:begin]
-        if self.recipe.prefix and any(name in op.name for op in inference for name in FOLDABLE):
-            inference = tuple(op for op in inference if not any(name in op.name for name in FOLDED))
-        left = (*inference, *ops[FORWARD][begin:], *ops[BACKWARD][:end])
-        optimizer = self.estimator.op("optimizer", max(0, round(work.parameters - frozen)))[0]
-        return seconds + sum(self.estimator.op(op.name, op.amount)[0] for op in left) + self._shared(active) + optimizer
-
     # ---- what it saves ----------------------------------------------------------------------------------------------
 
     def _levers(
@@ -323,7 +286,7 @@ class _Planner:
         for op in (op for phase in self.sparse_work.ops.values() for op in phase):
             kind = _kind(op.name)
             parts[kind] = parts.get(kind, 0.0) + self.estimator.op(op.name, op.amount)[0]
-        if norms := self._shared(self.sparse_work.layers):
+        if norms := shared_norms(self.estimator, self.sparse_work.layers, self.used):
             parts["norms"] = parts.get("norms", 0.0) + norms
         parts["optimizer"] = self.estimator.op("optimizer", self.sparse_work.parameters)[0]
         return dict(sorted(parts.items(), key=lambda each: -each[1]))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spfde._modules import batch_size, map_tensors, random_state_restored, run, tensors
 from spfde.bench.workload import mean_square
+from spfde.kernels.conv2d_norm_act import NODE
 from spfde.nn import SparseLayer
 from spfde.planning.estimate import Shape
 from spfde.tuning.ops import NORM, NORM_GRAD, Op, OpLog, eager, is_last
@@ -139,7 +140,7 @@ def _normed(loss: Tensor) -> set[int]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "_Conv2dNormActBackward":
+        if node.name() == NODE:
             found.add(id(node.plan))
         nodes += [parent for parent, _ in node.next_functions]
     return found
