@@ -16,6 +16,7 @@ NETWORKS = (("resnet20", 2, 8),)
 def small(monkeypatch):
     """Ops on little, so that they do not take long."""
     monkeypatch.setattr(device_ops, "IMAGES", ((1, 8, 4),))
+    monkeypatch.setattr(device_ops, "LARGEST", 2**10)
     monkeypatch.setattr(device_ops, "HEADS", ((1, 2, 4, 8),))
 
 
@@ -39,6 +40,9 @@ def test_a_profile_is_filled_and_gone_on_with(tmp_path):
     assert said == ["conv 8x4x3x3@6/2 on 2"] and second.layers[: len(first.layers)] == first.layers
     assert second.layers[-1].size == (3, 3) and second.layers[-1].stride == 2
     assert {row.kernel for row in second.layers} >= {"torch", "torch channels_last"}
+    assert all(row.training > 0 for row in second.layers)
+    with_norm = {(len(row.shape), row.pattern) for row in second.layers if row.normed}
+    assert with_norm == {(4, "unstructured")}, "of sparse convolutions"
     said.clear()
     filled(path, LAYERS_HERE, say=said.append)
     assert said == []
