@@ -27,7 +27,7 @@ from typing import Any
 
 import run_file
 import torch
-from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, TUNED, Setting, fresh, halves, recipe
+from proof_arms import ARMS, DENSE, FINAL, IMAGES_ONLY, LONGER, TUNED, Setting, fresh, halves, recipe
 from proof_table import Row, is_plain, rows, table
 from proof_timing import Phase, phases
 from timing import machine
@@ -62,11 +62,11 @@ def without(names: Iterable[str], words: Sequence[str]) -> tuple[str, ...]:
 
 STAGES: Mapping[str, tuple[Setting, Sequence[str]]] = {
     "tune": (Setting(), TUNED),
-    "screen": (Setting(), without(ARMS, [", rate"])),
+    "screen": (Setting(), without(ARMS, [", rate", *LONGER])),
     "final": (Setting(train=0, held_out=0, epochs=20), FINAL),
     "digits-tune": (DIGITS, (DENSE, "DST-EE 90%", "SpFDE 10% + 10%", *TUNED)),
     "digits": (replace(DIGITS, held_out=0), FINAL),
-    "text-screen": (TEXT, without(ARMS, [", rate", *IMAGES_ONLY])),
+    "text-screen": (TEXT, without(ARMS, [", rate", *LONGER, *IMAGES_ONLY])),
     "text-final": (replace(TEXT, train=12_000, held_out=0), without(FINAL, IMAGES_ONLY)),
 }
 

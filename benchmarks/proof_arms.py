@@ -57,6 +57,8 @@ class Arm:
     same_as: str | None = None
 
 
+# Shares of the dense training's epochs that SpFDE gets where it still is so much faster; not tried in screens.
+LONGER = {f"SpFDE 10% + 10%, {share:.0%} of the epochs": share for share in (4 / 3, 3 / 2, 5 / 3, 11 / 6, 2)}
 # Every arm but the dense ones runs its norms fused, as it would be used.
 OFF = {"method": "spfde", "sparsity": 0.0, "topology": "static", "freeze": 0.0, "sieve": 0.0, "fuse": True}
 SPARSE = {**OFF, "sparsity": 0.9, "topology": "dst-ee"}
@@ -101,11 +103,7 @@ ARMS: Mapping[str, Arm] = {
         f"SpFDE {share:.0%} + {share:.0%}": Arm({**SPARSE, "freeze": share, "sieve": share})
         for share in (0.1, 0.15, 0.2, 0.25)
     },
-    # More epochs than dense training has, where they still are so much faster.
-    **{
-        f"SpFDE 10% + 10%, {share:.0%} of the epochs": Arm({**SPARSE, "freeze": 0.1, "sieve": 0.1}, share)
-        for share in (4 / 3, 3 / 2, 5 / 3, 11 / 6, 2)
-    },
+    **{name: Arm({**SPARSE, "freeze": 0.1, "sieve": 0.1}, share) for name, share in LONGER.items()},
     **{
         f"SpFDE {share:.0%} + {share:.0%}, random sieve": Arm(
             {**SPARSE, "freeze": share, "sieve": share, "sieve_by": "random"}

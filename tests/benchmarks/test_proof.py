@@ -128,8 +128,8 @@ def test_the_program_trains_times_goes_on_and_tells(tiny, tmp_path, capsys):
 
 @pytest.mark.full
 def test_phases_follow_the_arms_schedule(tiny):
-    timed = phases("SpFDE 15% + 15%", replace(tiny, epochs=6), steps=2)
-    assert [phase.epoch for phase in timed] == list(range(6)) and all(phase.step > 0 for phase in timed)
+    timed = phases("SpFDE 10% + 10%, 150% of the epochs", replace(tiny, epochs=8), steps=2)
+    assert [phase.epoch for phase in timed] == list(range(12)) and all(phase.step > 0 for phase in timed)
     assert timed[0].frozen == 0 < timed[-1].frozen and len({phase.state for phase in timed}) > 2
 
 
